@@ -1,0 +1,45 @@
+# `make` lists what there is. All targets share one virtual environment, .venv, which the first of them sets up.
+
+PYTHON ?= python3.11 python3
+EXTRAS := dev,wandb,slurm
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made pictures: runs/quickstart
+	@$(PY) study.py studies/quickstart.yaml --out runs/quickstart
+
+test: $(READY) ## Run all tests, the slow ones too (a plain `pytest` runs the fast ones)
+	@$(PY) -m pytest -m "slow or not slow" -n 2 --dist worksteal
+
+lint: $(READY) ## Check style (ruff) and types (mypy)
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+
+bench: $(READY) ## Measure a training step: speed and memory
+	@PYTHONPATH=. $(PY) benchmarks/train_step.py
+
+clean: ## Remove caches and build leftovers; keeps .venv, data, weights and runs
+	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Order-only: a newer interpreter does not make the installed packages stale, newer requirements do.
+$(READY): pyproject.toml constraints.txt | $(VENV)/bin/pip
+	@echo "Installing the pinned packages into $(VENV) (the first time: about 3 GB to download, some minutes) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[$(EXTRAS)]"
+	@rm -rf build faithful_vit.egg-info
+	@touch $@
+
+$(VENV)/bin/pip:
+	@for python in $(PYTHON); do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version) ..."; exec $$python -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo "error: Python 3.11 or newer is needed; tried: $(PYTHON). Name yours: make PYTHON=/path/to/python3" >&2; exit 1

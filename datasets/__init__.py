@@ -1,0 +1,35 @@
+"""What is read: data sets by name, their transforms, and loaders that depend on (seed, epoch) alone."""
+
+from datasets.config import DataConfig, SyntheticConfig
+from datasets.loader import BatchLoader, Split, eval_loader, steps_per_epoch, train_loader
+from datasets.registry import DATASETS
+from datasets.transforms import build_transform
+from datasets.types import Batch, DatasetInfo, RawDataset, RawSample, Sample, collate
+
+__all__ = [
+    "DATASETS",
+    "Batch",
+    "BatchLoader",
+    "DataConfig",
+    "DatasetInfo",
+    "RawDataset",
+    "RawSample",
+    "Sample",
+    "Split",
+    "SyntheticConfig",
+    "build_transform",
+    "collate",
+    "eval_loader",
+    "load_split",
+    "steps_per_epoch",
+    "train_loader",
+]
+
+
+def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Split:
+    """The split "train", "val" or "test" of `config.name`; augmented if `train`, with draws from `seed`.
+
+    Raises UserError on an unknown name, an unknown split, or files that are missing or wrong.
+    """
+    raw = DATASETS[config.name](config, split)
+    return Split(raw, build_transform(config, train), train=train, seed=seed)

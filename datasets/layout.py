@@ -1,0 +1,124 @@
+"""Writing the published folder layout of CUB-200-2011 with Waterbirds inside it, for generated data sets."""
+
+import csv
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.errors import UserError
+
+CUB = "CUB_200_2011"
+WATERBIRDS = "waterbird_complete95_forest2water2"
+SPLITS = ("train", "val", "test")
+"""A split's number in metadata.csv is its position here."""
+METADATA = ("img_id", "img_filename", "y", "split", "place", "place_filename")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One picture to write, with what the index files say about it."""
+
+    image: np.ndarray
+    """[H, W, 3] uint8."""
+    mask: np.ndarray
+    """[H, W] bool, with at least one pixel set."""
+    species: int
+    """Position in the list of species."""
+    label: int
+    split: int
+    """0 train, 1 val, 2 test."""
+    place: int
+    place_name: str
+    parts: np.ndarray | None = None
+    """[P, 3] (x, y, visible), pixels."""
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `out` at the end, or vanishes on an error: never a half-written `out`.
+
+    Raises UserError if `out` exists already or cannot be made.
+    """
+    if out.exists():
+        raise UserError(f"{out} exists already; choose another folder or delete it first")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise UserError(f"cannot write beside {out}: {error.strerror}; choose another folder") from None
+    try:
+        scratch.chmod(0o755)
+        yield scratch
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_layout(
+    root: Path, entries: Iterator[Entry], species: Sequence[str], *, parts: Sequence[str] = (), cub_images: bool = True
+) -> int:
+    """Write pictures and index files into root/CUB_200_2011; the number of pictures written.
+
+    The pictures of Waterbirds are written also as CUB's own `images/` where `cub_images`. As published, Waterbirds'
+    train and val pictures are CUB's training split, its test pictures CUB's test split.
+    """
+    base = root / CUB
+    index = _Index()
+    for number, entry in enumerate(entries, start=1):
+        name = f"{entry.species + 1:03d}.{species[entry.species]}"
+        stem = f"{name}/{species[entry.species]}_{number:05d}"
+        for folder in (WATERBIRDS, "images") if cub_images else (WATERBIRDS,):
+            _save(entry.image, base / folder / f"{stem}.jpg")
+        _save(entry.mask.astype(np.uint8) * 255, base / "segmentations" / f"{stem}.png")
+        index.add(number, stem, entry)
+    index.write(base, species, parts)
+    return len(index.metadata)
+
+
+def _save(pixels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, quality=92)
+
+
+class _Index:
+    """Lines of the index files, gathered picture by picture."""
+
+    def __init__(self) -> None:
+        self.metadata: list[tuple[int | str, ...]] = []
+        self.lines: dict[str, list[str]] = {
+            "images.txt": [], "image_class_labels.txt": [], "train_test_split.txt": [], "bounding_boxes.txt": [],
+        }  # fmt: skip
+        self.part_locs: list[str] = []
+
+    def add(self, number: int, stem: str, entry: Entry) -> None:
+        rows, columns = np.flatnonzero(entry.mask.any(1)), np.flatnonzero(entry.mask.any(0))
+        box = (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)
+        row = (number, f"{stem}.jpg", entry.label, entry.split, entry.place, entry.place_name)
+        self.metadata.append(row)
+        self.lines["images.txt"].append(f"{number} {stem}.jpg")
+        self.lines["image_class_labels.txt"].append(f"{number} {entry.species + 1}")
+        self.lines["train_test_split.txt"].append(f"{number} {int(entry.split != SPLITS.index('test'))}")
+        self.lines["bounding_boxes.txt"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
+        for part, (x, y, visible) in enumerate(() if entry.parts is None else entry.parts, start=1):
+            self.part_locs.append(f"{number} {part} {x:.1f} {y:.1f} {int(visible)}")
+
+    def write(self, base: Path, species: Sequence[str], parts: Sequence[str]) -> None:
+        with open(base / WATERBIRDS / "metadata.csv", "w", newline="") as file:
+            csv.writer(file).writerows([METADATA, *self.metadata])
+        for name, lines in self.lines.items():
+            _write_lines(base / name, lines)
+        _write_lines(base / "classes.txt", [f"{i} {i:03d}.{name}" for i, name in enumerate(species, start=1)])
+        if parts:
+            _write_lines(base / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(parts, start=1)])
+            _write_lines(base / "parts" / "part_locs.txt", self.part_locs)
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,153 @@
+"""From a record to a network input: the training augmentations by name, and the one evaluation transform.
+
+Every transform is called as `transform(raw, seed) -> Sample` and is a function of those two alone. Key points mirrored
+by a flip keep their names (a left wing stays "left wing", though it now looks like a right one).
+"""
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from datasets.config import DataConfig
+from datasets.geometry import centre_crop, inside_boxes, inside_parts, resize_to_cover
+from datasets.seeds import stable_seed
+from datasets.types import RawSample, Sample
+
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a newer version
+import albumentations as A  # noqa: E402, N812
+
+Transform = Callable[[RawSample, int], Sample]
+NEAREST, BLACK = 0, 0  # OpenCV's INTER_NEAREST and BORDER_CONSTANT, and the fill value
+
+
+class RowOfPlanck(A.PlanckianJitter):
+    """Planckian jitter with one of the 25 published illuminants (3000, 3500 .. 15000 K), each equally likely."""
+
+    def get_params(self) -> dict[str, Any]:
+        """The colour temperature, kelvin."""
+        return {"temperature": 500 * self.py_random.randint(6, 30)}
+
+
+def build_transform(config: DataConfig, train: bool) -> Transform:
+    """The transform of a split: `config.augmentation` if trained on, else short side, centre crop, normalise."""
+    if train and config.augmentation == "timm":
+        return TimmTransform(config)
+    if train and config.augmentation != "none":
+        return AugmentTransform(config)
+    return EvalTransform(config)
+
+
+class EvalTransform:
+    """Short side to the image size, centre crop, normalise. Uses no randomness."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
+    def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
+        """Sample of config.size_hw; `seed` is ignored."""
+        size = self.config.size_hw
+        return finish(centre_crop(resize_to_cover(raw, size), size), self.config)
+
+
+class AugmentTransform:
+    """`flip`: the evaluation geometry, mirrored half of the time. `cub_original`: spec section 5 (`cub_steps`)."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.crop_first = config.augmentation == "flip"
+        steps = [A.HorizontalFlip(p=0.5)] if self.crop_first else cub_steps(config.size_hw)
+        boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True)
+        points = A.KeypointParams("xy", remove_invisible=False)
+        self.pipeline = A.Compose(steps, bbox_params=boxes, keypoint_params=points)
+
+    def __call__(self, raw: RawSample, seed: int) -> Sample:
+        """Sample of config.size_hw, augmented as a function of `seed`; mask, key points and boxes follow the pixels."""
+        raw = resize_to_cover(raw, self.config.size_hw)
+        if self.crop_first:
+            raw = centre_crop(raw, self.config.size_hw)
+        for position, step in enumerate(self.pipeline.transforms):
+            # One seed for all steps would give them the same draws: every mirrored picture jittered alike.
+            step.set_random_seed(stable_seed(seed, position))
+        return finish(_apply(self.pipeline, raw), self.config)
+
+
+def cub_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
+    """The steps of `cub_original` after the resize; its colour jitter has no strengths and is left out."""
+    return [
+        A.HorizontalFlip(p=0.5),
+        RowOfPlanck(mode="blackbody", p=0.8),
+        A.Affine(
+            rotate=(-90, 90), translate_percent={"x": (-0.2, 0.2), "y": (-0.2, 0.2)}, scale=(0.8, 1.2), keep_ratio=True,
+            interpolation=NEAREST, mask_interpolation=NEAREST, border_mode=BLACK, fill=BLACK, fill_mask=BLACK, p=1.0,
+        ),
+        A.RandomCrop(*size_hw, p=1.0),
+    ]  # fmt: skip
+
+
+def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
+    """Run an albumentations pipeline over a record."""
+    data: dict[str, Any] = {"image": np.ascontiguousarray(raw.image)}
+    if raw.mask is not None:
+        data["mask"] = raw.mask.astype(np.uint8)
+    data["keypoints"] = np.zeros((0, 2)) if raw.parts is None else raw.parts[:, :2].astype(np.float32)
+    data["bboxes"] = np.zeros((0, 4)) if raw.boxes is None else inside_boxes(raw.boxes, raw.image.shape[:2])
+    done = pipeline(**data)
+    parts = None if raw.parts is None else np.column_stack([done["keypoints"], raw.parts[:, 2]])
+    boxes = None if raw.boxes is None else np.asarray(done["bboxes"]).reshape(-1, 4)
+    mask = None if raw.mask is None else done["mask"] > 0
+    return replace(raw, image=done["image"], mask=mask, parts=parts, boxes=boxes)
+
+
+class TimmTransform:
+    """ImageNet policy: random resized crop, flip, RandAugment. It moves pixels only, so annotations are dropped."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.policy = create_transform(
+            (3, *config.size_hw), is_training=True, auto_augment="rand-m6-mstd0.5", interpolation="bicubic",
+            re_prob=0.0, mean=config.mean, std=config.std,
+        )  # fmt: skip
+
+    def __call__(self, raw: RawSample, seed: int) -> Sample:
+        """Sample of config.size_hw with mask, key points and boxes None."""
+        with seeded_globals(seed):
+            image = self.policy(Image.fromarray(raw.image))
+        return Sample(image=image, label=raw.label, path=raw.path, group=raw.group)
+
+
+@contextmanager
+def seeded_globals(seed: int) -> Iterator[None]:
+    """Seed `random`, NumPy and torch (CPU) for a block of code that draws from them, and put their states back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.random.default_generator.manual_seed(seed)
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def finish(raw: RawSample, config: DataConfig) -> Sample:
+    """Normalise the image; cut key points and boxes to it; arrays to tensors."""
+    size = raw.image.shape[:2]
+    image = torch.from_numpy(raw.image.transpose(2, 0, 1).astype(np.float32)).div_(255)
+    image.sub_(torch.tensor(config.mean).view(3, 1, 1)).div_(torch.tensor(config.std).view(3, 1, 1))
+    return Sample(
+        image=image,
+        label=raw.label,
+        path=raw.path,
+        group=raw.group,
+        mask=None if raw.mask is None else torch.tensor(raw.mask),
+        parts=None if raw.parts is None else torch.tensor(inside_parts(raw.parts, size), dtype=torch.float32),
+        boxes=None if raw.boxes is None else torch.tensor(inside_boxes(raw.boxes, size), dtype=torch.float32),
+    )

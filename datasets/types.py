@@ -1,0 +1,138 @@
+"""What a data set yields, and what a batch of it is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What the labels of a data set mean."""
+
+    name: str
+    class_names: tuple[str, ...]
+    group_names: tuple[str, ...] | None = None
+    """Name of each group id, or None where the data set has no groups."""
+    minority_groups: tuple[int, ...] | None = None
+    """Groups whose smallest accuracy is the paper's worst-group figure; None: the smallest class accuracy is."""
+    part_names: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One record as read from disk: pixels and annotations in the picture's own coordinates."""
+
+    image: np.ndarray
+    """[H, W, 3] uint8 RGB."""
+    label: int
+    path: str
+    group: int | None = None
+    mask: np.ndarray | None = None
+    """[H, W] bool, the object."""
+    parts: np.ndarray | None = None
+    """[P, 3] float (x, y, visible), pixels."""
+    boxes: np.ndarray | None = None
+    """[N, 4] float, xyxy pixels."""
+
+
+class RawDataset(Protocol):
+    """One split of a data set: a length, labels without reading pixels, and records by index.
+
+    `read` raises `common.errors.UserError` naming the file when a picture cannot be read.
+    """
+
+    @property
+    def info(self) -> DatasetInfo: ...
+
+    @property
+    def labels(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> RawSample: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One network input with its annotations, transformed together."""
+
+    image: Tensor
+    """[3, H, W] float32, normalised."""
+    label: int
+    path: str
+    group: int | None = None
+    mask: Tensor | None = None
+    """[H, W] bool."""
+    parts: Tensor | None = None
+    """[P, 3] float32 (x, y, visible), pixels of the transformed image."""
+    boxes: Tensor | None = None
+    """[N, 4] float32 xyxy, pixels of the transformed image."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples side by side. A field is None where the data set has no such annotation."""
+
+    image: Tensor
+    """[B, 3, H, W] float32."""
+    label: Tensor
+    """[B] int64."""
+    paths: tuple[str, ...]
+    group: Tensor | None = None
+    """[B] int64."""
+    mask: Tensor | None = None
+    """[B, H, W] bool."""
+    parts: Tensor | None = None
+    """[B, P, 3] float32."""
+    boxes: tuple[Tensor, ...] | None = None
+    """B tensors [N_i, 4]."""
+    skipped: tuple[str, ...] = ()
+    """Paths of the unreadable pictures left out of this training batch."""
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch with every tensor on `device` (asynchronously from pinned memory)."""
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **moved)
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory; a DataLoader with pin_memory=True calls this."""
+        pinned: dict[str, Any] = {
+            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **pinned)
+
+
+def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
+    """Stack samples of one data set into a Batch. Raises ValueError on an empty list."""
+    if not samples:
+        raise ValueError("cannot collate an empty list of samples")
+
+    def stack(name: str) -> Tensor | None:
+        values = [getattr(sample, name) for sample in samples]
+        return None if values[0] is None else torch.stack(values)
+
+    groups = [sample.group for sample in samples]
+    boxes = tuple(sample.boxes for sample in samples if sample.boxes is not None)
+    return Batch(
+        image=torch.stack([sample.image for sample in samples]),
+        label=torch.tensor([sample.label for sample in samples]),
+        paths=tuple(sample.path for sample in samples),
+        group=None if groups[0] is None else torch.tensor(groups),
+        mask=stack("mask"),
+        parts=stack("parts"),
+        boxes=boxes or None,
+        skipped=tuple(skipped),
+    )

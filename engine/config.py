@@ -1,0 +1,189 @@
+"""One resolved config per job: frozen dataclasses are the only schema, jsonargparse makes the command line of them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from losses.config import LossConfig
+from models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimiser, its groups and the schedule (spec section 4). Rates are per group: `lr` times the group's factor."""
+
+    name: str = "adamw"
+    """Any optimiser name of timm: adamw, adam, sgd, nadam, lamb, ..."""
+    lr: float = 2.828e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    normalise_weight_decay: bool = True
+    """Multiply the weight decay by sqrt(1 / (steps per epoch * epochs))."""
+    scratch_factor: float = 1e4
+    """Stage-1 classifier, stage-2 head and its norm; a plain ViT's head and pooling."""
+    modulation_factor: float = 1e4
+    prototype_factor: float = 1e3
+    stage_2_factor: float = 1.0
+    freeze_stage_1: bool = True
+    """Stage-1 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
+    freeze_stage_1_tokens: bool = False
+    freeze_stage_2: bool = False
+    freeze_stage_2_tokens: bool = False
+    clip: float = 2.0
+    """Largest global gradient norm; 0 = off."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step."""
+    schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
+    schedule_unit: Literal["epoch", "step"] = "epoch"
+    """When the rate moves: after every epoch (as published) or after every step."""
+    min_lr_share: float = 0.0
+    """The cosine's last rate, as a share of the first."""
+    warmup_epochs: float = 0.0
+    step_epochs: int = 10
+    step_decay: float = 0.1
+    stage_1_epochs: int = 0
+    """First so many of the epochs train stage 1 alone (two-stage model), with a schedule of their own."""
+    stage_1_lr_factor: float = 1.0
+    """Rates in those epochs are multiplied by this."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run goes."""
+
+    epochs: int = 90
+    seed: int = 42
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: str = "auto"
+    """auto (CUDA where there is one) | cpu | cuda | cuda:N"""
+    threads: int = 0
+    """CPU threads; 0 = torch's choice."""
+    ema_decay: float = 0.0
+    """Exponential moving average of the weights, used for evaluation; 0 = off. The published value is 0.9999."""
+    compile: bool = False
+    deterministic: bool = False
+    """Only deterministic kernels (slower on CUDA; an operation without one is an error)."""
+    best_metric: str = "accuracy"
+    """The validation figure that picks the best checkpoint; on a tie the later epoch wins."""
+    eval_every: int = 1
+    """Validate every so many epochs (and after the last)."""
+    watch_test: bool = False
+    """Also measure the test split whenever validation runs, for the curves alone: nothing is ever chosen by it."""
+    sheet_every: int = 10
+    """Write a contact sheet of part maps every so many epochs; 0 = only after the last."""
+    save_every_steps: int = 0
+    """Also checkpoint within epochs, every so many optimiser steps; 0 = at the end of an epoch."""
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Mirror the run to Weights & Biases (the wandb extra)."""
+
+    mode: Literal["off", "online", "offline"] = "off"
+    project: str = "faithful-vit"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a training run depends on."""
+
+    out: str = "runs/default"
+    """The run folder."""
+    resume: bool = False
+    """Continue the run in `out` exactly where it stopped."""
+    overwrite: bool = False
+    """Start afresh in a folder that already holds a run."""
+    compat: Literal["none", "reference"] = "none"
+    """reference: switch every quirk of the published code back on (see docs/compat.md)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+
+def config_parser(**kwargs: Any) -> ArgumentParser:
+    """The command line of a RunConfig: `--config FILE` and one flag per field."""
+    parser = ArgumentParser(exit_on_error=False, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
+    parser.add_class_arguments(RunConfig, None)
+    return parser
+
+
+def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
+    """Command line (or `args`) -> resolved RunConfig. Raises UserError for an unknown key or a bad value."""
+    parser = config_parser(**kwargs)
+    try:
+        return resolve(_instantiate(parser, parser.parse_args(args)))
+    except ArgumentError as error:
+        raise UserError(_one_line(error)) from None
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read one YAML file, with `overrides` by dotted key on top. Raises UserError."""
+    flags = [f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in (overrides or {}).items()]
+    if not path.is_file():
+        raise UserError(f"no such config file: {path}")
+    return parse_config([f"--config={path}", *flags])
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write every key with its resolved value."""
+    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Apply `compat` and check what types cannot say. Raises UserError naming the key."""
+    if config.compat == "reference":
+        config = _with_reference_quirks(config)
+    problems = {
+        "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
+        "model.parts.temperature must be positive": config.model.parts.temperature > 0,
+        "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
+        "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
+        "train.epochs must be at least 1": config.train.epochs >= 1,
+        "train.eval_every must be at least 1": config.train.eval_every >= 1,
+        "optim.accumulation must be at least 1": config.optim.accumulation >= 1,
+        "optim.lr must be positive": config.optim.lr > 0,
+        "data.batch_size must be at least 1": config.data.batch_size >= 1,
+        "optim.stage_1_epochs must be smaller than train.epochs": config.optim.stage_1_epochs < config.train.epochs,
+        "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
+    }
+    for problem, fine in problems.items():
+        if not fine:
+            raise UserError(problem)
+    return config
+
+
+def _with_reference_quirks(config: RunConfig) -> RunConfig:
+    parts = replace(config.model.parts, independent_draws=True, eval_noise=True, threshold_form="dot_product")
+    model = replace(config.model, parts=parts, empty_mask="prefix_only", mask_gradient="detached")
+    equivariance = replace(config.loss.equivariance, published=True, images=0)
+    return replace(config, model=model, loss=replace(config.loss, orthogonality="channels", equivariance=equivariance))
+
+
+def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
+    values = parser.instantiate_classes(namespace)
+    return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:400]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,0 +1,99 @@
+"""Run a model over a split: figures, and one record per image."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from datasets.types import Batch
+from engine.objectives import prediction_of
+from metrics.registry import MetricSet
+from metrics.types import Prediction
+
+Observer = Callable[[Batch, Prediction], None]
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """How one image was answered."""
+
+    path: str
+    label: int
+    predicted: int
+    group: int | None
+    wrong_confidence: float
+    """Probability of the most likely wrong class."""
+    kept_share: float | None
+    """Share of patches stage 2 saw."""
+
+
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    metrics: MetricSet,
+    device: torch.device,
+    precision: torch.dtype = torch.float32,
+    observers: Iterable[Observer] = (),
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, float]:
+    """The metrics over all batches; `observers` see every batch with its prediction; `options` go to the model.
+
+    Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
+    as they were. The model's mode is restored.
+    """
+    metrics.reset()
+    observers = tuple(observers)
+    with evaluation_mode(model, device, seed):
+        for batch in batches:
+            prediction = predict(model, batch.to(device), precision, **options)
+            metrics.update(batch.to(device), prediction)
+            for observe in observers:
+                observe(batch, prediction)
+    return metrics.compute()
+
+
+def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
+    """The model's answer for one batch on its device."""
+    with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
+        return prediction_of(model(batch.image, **options))
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
+    """No gradients, eval mode, seeded generators; everything restored after."""
+    was_training = model.training
+    model.eval()
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        torch.manual_seed(seed)
+        yield
+    model.train(was_training)
+
+
+class Recorder:
+    """An observer that keeps one ImageRecord per image."""
+
+    def __init__(self) -> None:
+        self.records: list[ImageRecord] = []
+
+    def __call__(self, batch: Batch, prediction: Prediction) -> None:
+        """Note every image of the batch."""
+        probability = prediction.logits.double().softmax(1).cpu()
+        predicted = probability.argmax(1)
+        wrong = probability.scatter(1, batch.label.cpu()[:, None], 0.0).amax(1)
+        kept = None if prediction.mask is None else prediction.mask.flatten(1).double().mean(1).cpu()
+        for i, path in enumerate(batch.paths):
+            self.records.append(
+                ImageRecord(
+                    path=path,
+                    label=int(batch.label[i]),
+                    predicted=int(predicted[i]),
+                    group=None if batch.group is None else int(batch.group[i]),
+                    wrong_confidence=float(wrong[i]),
+                    kept_share=None if kept is None else float(kept[i]),
+                )
+            )

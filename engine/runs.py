@@ -1,0 +1,94 @@
+"""A run's folder, machine and provenance."""
+
+import json
+import platform
+import shutil
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+from engine.config import RunConfig, load_config, save_config
+from models.registry import AnyModel
+
+CONFIG_FILE = "config.yaml"
+LAST = Path("checkpoints") / "last.safetensors"
+BEST = Path("best")
+
+
+def open_run(config: RunConfig, model: AnyModel) -> Path:
+    """Make the run folder, or check that the one there may be used. Raises UserError; loses nothing.
+
+    Writes the resolved config, and beside the best weights the JSON that `from_pretrained` rebuilds the model from.
+    """
+    out = Path(config.out)
+    used = (out / LAST).exists() or (out / BEST / "model.safetensors").exists()
+    if config.resume and not (out / LAST).exists():
+        raise UserError(f"--resume: no checkpoint at {out / LAST}; leave --resume out to start")
+    if used and not (config.resume or config.overwrite):
+        raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
+    try:
+        if config.overwrite and used:
+            shutil.rmtree(out)
+        for folder in (out / LAST.parent, out / BEST):
+            folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / CONFIG_FILE)
+        (out / BEST / "config.json").write_text(json.dumps(model._hub_mixin_config, indent=2, sort_keys=True))
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out} ({error.strerror})") from None
+    return out
+
+
+def run_config(run: Path) -> RunConfig:
+    """The resolved config a run was trained with."""
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
+    return load_config(run / CONFIG_FILE)
+
+
+def pick_device(name: str) -> torch.device:
+    """The device `train.device` names. Raises UserError where it does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"train.device: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"train.device: {name} asked for, but {torch.cuda.device_count()} CUDA devices are there")
+    return device
+
+
+def prepare_process(config: RunConfig) -> torch.device:
+    """Threads, determinism and device of this process."""
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.backends.cudnn.benchmark = not config.train.deterministic
+    return pick_device(config.train.device)
+
+
+def provenance() -> dict[str, Any]:
+    """What a figure came from: command, versions, machine, commit."""
+    packages = ("torch", "torchvision", "timm", "albumentations")
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "device": cuda or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parent.parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,136 @@
+"""Where a run's numbers go: metrics.jsonl, the terminal, and, if asked, Weights & Biases."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import UserError
+from engine.config import RunConfig
+
+Row = dict[str, Any]
+
+_COLUMNS = (
+    ("train/loss", "loss", "8.4f"),
+    ("val/accuracy", "val acc", "7.1%"),
+    ("val/worst_group_accuracy", "val worst", "9.1%"),
+    ("val/mask_iou", "val IoU", "7.3f"),
+    ("val/kept_share", "kept", "6.1%"),
+    ("test/worst_group_accuracy", "test worst", "10.1%"),
+    ("train/images_per_second", "img/s", "7.0f"),
+    ("train/seconds", "seconds", "7.1f"),
+)
+
+
+class Tracker:
+    """One row per epoch to every destination; the bar only on a terminal."""
+
+    def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
+        """`run_id` continues a Weights & Biases run."""
+        self.path = out / "metrics.jsonl"
+        self.console = Console(highlight=False)
+        self.wandb = _start_wandb(out, config, run_id)
+        self._header_shown = False
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the Weights & Biases run, to be continued on resume."""
+        return self.wandb.id if self.wandb else None
+
+    def rows(self) -> list[Row]:
+        """All rows written so far."""
+        return read_rows(self.path)
+
+    def keep_epochs(self, last: int) -> None:
+        """Drop rows of epochs after `last`: a resumed run writes them anew."""
+        rows = [row for row in self.rows() if row["epoch"] <= last]
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.path)
+
+    def log(self, row: Row) -> None:
+        """Write one epoch's row."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self._print(row)
+        if self.wandb:
+            self.wandb.log(row, step=row["epoch"])
+
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Mirror a picture of the run folder."""
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=epoch)
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        self.console.print(text, soft_wrap=True)
+
+    def finish(self, summary: Row) -> None:
+        """Close all destinations."""
+        if self.wandb:
+            self.wandb.summary.update(summary)
+            self.wandb.finish()
+
+    @contextmanager
+    def bar(self, description: str, total: int, start: int = 0) -> Iterator[Any]:
+        """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
+        progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        with progress:
+            task = progress.add_task(description, total=total, completed=start, rate="")
+            images = 0
+
+            def advance(count: int) -> None:
+                nonlocal images
+                images += count
+                elapsed = progress.tasks[0].elapsed or 0
+                progress.update(task, advance=1, rate=f"{images / elapsed:.0f} img/s" if elapsed else "")
+
+            yield advance
+
+    def _print(self, row: Row) -> None:
+        shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
+        if not self._header_shown:
+            self.console.print("epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold")
+            self._header_shown = True
+        self.console.print(f"{row['epoch']:5d}  " + "  ".join(format(value, form) for _, value, form in shown))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def _fit(title: str, form: str) -> str:
+    return title.rjust(int(form.split(".")[0]))
+
+
+def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
+    if config.wandb.mode == "off":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UserError("wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or leave it off") from None
+    return wandb.init(
+        project=config.wandb.project, entity=config.wandb.entity, name=config.wandb.name, group=config.wandb.group,
+        mode=config.wandb.mode, dir=str(out), config=asdict(config), id=run_id, resume="allow",
+    )  # fmt: skip

@@ -1,0 +1,41 @@
+"""What is minimised: part-shaping terms, the view of the equivariance term, classification losses.
+
+Everything here is meant to run in fp32: call it with `.float()` tensors inside
+`torch.autocast(device_type, enabled=False)`.
+"""
+
+from losses.classification import ClassificationLoss, Mixup
+from losses.config import ClassificationConfig, EquivarianceConfig, LossConfig, LossWeights
+from losses.equivariance import AffineView, draw_view, num_views, unwarp_maps, warp_images
+from losses.parts import (
+    border,
+    concentration,
+    enforced_presence,
+    equivariance,
+    orthogonality,
+    pixel_entropy,
+    presence,
+    total_variation,
+)
+
+__all__ = [
+    "AffineView",
+    "ClassificationConfig",
+    "ClassificationLoss",
+    "EquivarianceConfig",
+    "LossConfig",
+    "LossWeights",
+    "Mixup",
+    "border",
+    "concentration",
+    "draw_view",
+    "enforced_presence",
+    "equivariance",
+    "num_views",
+    "orthogonality",
+    "pixel_entropy",
+    "presence",
+    "total_variation",
+    "unwarp_maps",
+    "warp_images",
+]

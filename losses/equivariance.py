@@ -1,0 +1,215 @@
+"""The random affine view of the equivariance term: draw it, warp images with it, bring part maps back.
+
+Angles are degrees, clockwise; shifts are shares of the image's own width and height, right and down positive; the
+image is scaled and rotated about its centre, then shifted, which is torchvision's `affine` with the same parameters.
+
+Two forms. Default: one view per image, one bilinear inverse, and a mask of the positions that stayed in view. Published
+(iFAM, PDiscoFormer): one view for the whole batch with whole-pixel shifts, undone by two nearest-neighbour resamplings,
+positions out of view count as zeros.
+"""
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import affine
+
+from common.errors import UserError
+from losses.config import EquivarianceConfig
+
+IN_VIEW = 1 - 1e-3
+"""A warped image of ones counts as in view from here on: 1, less the rounding of the interpolation weights."""
+
+
+@dataclass(frozen=True)
+class AffineView:
+    """One affine map per image; all tensors [B]."""
+
+    angle: Tensor
+    """Degrees, clockwise."""
+    shift_x: Tensor
+    """Share of the width, right positive."""
+    shift_y: Tensor
+    """Share of the height, down positive."""
+    scale: Tensor
+    size_hw: tuple[int, int]
+    """Size in pixels of the images the view is for. Rotation happens in these pixels, also for maps of patches."""
+    padding: Literal["zeros", "reflection"] = "zeros"
+    published: bool = False
+    """One map for all images, and the published way of undoing it."""
+
+    def __len__(self) -> int:
+        return len(self.angle)
+
+
+def num_views(batch: int, config: EquivarianceConfig) -> int:
+    """How many images at the start of a batch get a second view."""
+    return min(batch, config.images) if config.images > 0 else batch
+
+
+def draw_view(
+    batch: int,
+    size_hw: tuple[int, int],
+    config: EquivarianceConfig,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
+) -> AffineView:
+    """Angle ~ U(-max_angle, max_angle), shifts ~ U(-max_shift, max_shift), scale ~ U(scale), one of each per image.
+
+    Drawn on the generator's device (without one: on `device`, CPU by default, from its global generator) and without a
+    device synchronisation. `config.published` draws once, on the CPU, in the published order; see `_draw_published`.
+    """
+    if config.published:
+        return _draw_published(batch, size_hw, config, generator)
+    where = generator.device if generator is not None else device
+    unit = torch.rand(4, batch, generator=generator, device=where)
+    low, high = config.scale
+    return AffineView(
+        angle=(2 * unit[0] - 1) * config.max_angle,
+        shift_x=(2 * unit[1] - 1) * config.max_shift,
+        shift_y=(2 * unit[2] - 1) * config.max_shift,
+        scale=low + (high - low) * unit[3],
+        size_hw=size_hw,
+        padding=config.padding,
+    )
+
+
+def _draw_published(
+    batch: int, size_hw: tuple[int, int], config: EquivarianceConfig, generator: torch.Generator | None
+) -> AffineView:
+    """One CPU draw for the whole batch, in the order angle, x shift, y shift, scale; shifts are whole pixels."""
+    if config.padding != "zeros":
+        raise UserError("loss.equivariance.padding must be zeros with loss.equivariance.published")
+    if generator is not None and generator.device.type != "cpu":
+        raise ValueError(f"a published view is drawn on the CPU, but its generator is on {generator.device}")
+
+    def uniform(low: float, high: float) -> float:
+        return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+    height, width = size_hw
+    angle = uniform(-config.max_angle, config.max_angle)
+    shift_x = round(uniform(-config.max_shift * width, config.max_shift * width)) / width
+    shift_y = round(uniform(-config.max_shift * height, config.max_shift * height)) / height
+    scale = uniform(*config.scale)
+    columns = (torch.full((batch,), value, dtype=torch.float64) for value in (angle, shift_x, shift_y, scale))
+    angle_B, shift_x_B, shift_y_B, scale_B = columns
+    return AffineView(angle_B, shift_x_B, shift_y_B, scale_B, size_hw, config.padding, published=True)
+
+
+def warp_images(images_BCHW: Tensor, view: AffineView) -> Tensor:
+    """The view of each image, bilinear, same size. Outside the image: zeros, or its reflection (`view.padding`)."""
+    _check_batch(images_BCHW, view)
+    if view.published:
+        return _warp_published(images_BCHW, view)
+    return _sample(images_BCHW, _warp_grid(images_BCHW, view), view.padding)
+
+
+def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | None]:
+    """Maps of the warped images, brought back to the patches of the original images.
+
+    Returns `(maps_back [B, K+1, h, w], valid [B, h, w] bool)`: one bilinear inverse with zeros out of view, and the
+    positions that are fully in view, measured by sending an image of ones there and back on the patch grid. With a
+    published view: two nearest-neighbour calls (shift back, then rotate and scale back), and None for `valid`. The maps
+    carry gradient.
+    """
+    _check_batch(maps_BKhw, view)
+    if view.published:
+        return _unwarp_published(maps_BKhw, view), None
+    grid_Bhw2 = _unwarp_grid(maps_BKhw, view)
+    ones_B1hw = torch.ones_like(maps_BKhw[:, :1])
+    there_B1hw = _sample(ones_B1hw, _warp_grid(ones_B1hw, view), view.padding)
+    valid_Bhw = _sample(there_B1hw, grid_Bhw2, "zeros")[:, 0] > IN_VIEW
+    return _sample(maps_BKhw, grid_Bhw2, "zeros"), valid_Bhw
+
+
+def _warp_grid(like: Tensor, view: AffineView) -> Tensor:
+    """Where each pixel of the view comes from in the image: x = R^-1 (x' - shift) / scale."""
+    x_Bhw, y_Bhw = _axes(like)
+    angle, shift_x, shift_y, scale = _columns(view, like)
+    x_Bhw, y_Bhw = _rotate(x_Bhw - 2 * shift_x, y_Bhw - 2 * shift_y, -angle, view.size_hw)
+    return torch.stack((x_Bhw / scale, y_Bhw / scale), dim=-1)
+
+
+def _unwarp_grid(like: Tensor, view: AffineView) -> Tensor:
+    """Where each patch of the image went in the view: x' = scale R x + shift."""
+    x_Bhw, y_Bhw = _axes(like)
+    angle, shift_x, shift_y, scale = _columns(view, like)
+    x_Bhw, y_Bhw = _rotate(x_Bhw, y_Bhw, angle, view.size_hw)
+    return torch.stack((x_Bhw * scale + 2 * shift_x, y_Bhw * scale + 2 * shift_y), dim=-1)
+
+
+def _axes(like: Tensor) -> tuple[Tensor, Tensor]:
+    """x [1, 1, w] and y [1, h, 1] of the cell centres; -1 and 1 are the outer edges of the image.
+
+    The grid is built from elementwise operations because `affine_grid` multiplies matrices, which bf16 autocast or TF32
+    would round to a quarter of a pixel.
+    """
+    height, width = like.shape[-2:]
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    x_w = (torch.arange(width, dtype=dtype, device=like.device) * 2 + 1) / width - 1
+    y_h = (torch.arange(height, dtype=dtype, device=like.device) * 2 + 1) / height - 1
+    return x_w.view(1, 1, -1), y_h.view(1, -1, 1)
+
+
+def _columns(view: AffineView, like: Tensor) -> list[Tensor]:
+    """Angle, shifts and scale as [B, 1, 1] beside the images; `non_blocking` keeps the device from being waited for."""
+    columns = (view.angle, view.shift_x, view.shift_y, view.scale)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    return [c.to(like.device, dtype, non_blocking=True).view(-1, 1, 1) for c in columns]
+
+
+def _rotate(x_Bhw: Tensor, y_Bhw: Tensor, angle: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Clockwise in pixels, which for an oblong image is a rotation with a change of units in [-1, 1] coordinates."""
+    cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
+    aspect = size_hw[0] / size_hw[1]
+    return cos * x_Bhw - sin * aspect * y_Bhw, sin / aspect * x_Bhw + cos * y_Bhw
+
+
+def _sample(images: Tensor, grid: Tensor, padding: Literal["zeros", "reflection"]) -> Tensor:
+    if images.requires_grad and padding == "zeros" and torch.are_deterministic_algorithms_enabled():
+        return _sample_deterministic(images, grid)
+    sampled = F.grid_sample(images.to(grid.dtype), grid, mode="bilinear", padding_mode=padding, align_corners=False)
+    return sampled.to(images.dtype)
+
+
+def _sample_deterministic(maps_BKhw: Tensor, grid_Bhw2: Tensor) -> Tensor:
+    """The same by indexing: the backward pass of `grid_sample` has no deterministic CUDA kernel; indexing has one."""
+    height, width = maps_BKhw.shape[-2:]
+    x, y = (grid_Bhw2[..., 0] + 1) * width / 2 - 0.5, (grid_Bhw2[..., 1] + 1) * height / 2 - 0.5
+    flat_BKN = maps_BKhw.flatten(2).to(grid_Bhw2.dtype)
+    image = torch.arange(len(maps_BKhw), device=maps_BKhw.device).view(-1, 1, 1)
+    result = torch.zeros((), dtype=flat_BKN.dtype, device=flat_BKN.device)
+    for column, row in product((x.floor(), x.floor() + 1), (y.floor(), y.floor() + 1)):
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
+        cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+        result = result + weight[..., None] * flat_BKN[image, :, cell.long()]
+    return result.permute(0, 3, 1, 2).to(maps_BKhw.dtype)
+
+
+def _published_parameters(view: AffineView) -> tuple[float, float, float, float]:
+    return view.angle[0].item(), view.shift_x[0].item(), view.shift_y[0].item(), view.scale[0].item()
+
+
+def _warp_published(images: Tensor, view: AffineView) -> Tensor:
+    angle, shift_x, shift_y, scale = _published_parameters(view)
+    height, width = images.shape[-2:]
+    shift = [float(round(shift_x * width)), float(round(shift_y * height))]
+    return affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+
+
+def _unwarp_published(maps: Tensor, view: AffineView) -> Tensor:
+    angle, shift_x, shift_y, scale = _published_parameters(view)
+    height, width = maps.shape[-2:]
+    shift, none = [-shift_x * width, -shift_y * height], [0.0, 0.0]
+    maps = affine(maps, 0.0, shift, 1.0, shear=none, interpolation=InterpolationMode.NEAREST)
+    return affine(maps, -angle, none, 1 / scale, shear=none, interpolation=InterpolationMode.NEAREST)
+
+
+def _check_batch(images: Tensor, view: AffineView) -> None:
+    if images.ndim != 4 or len(images) != len(view):
+        raise ValueError(f"a view of {len(view)} images cannot be applied to a tensor of shape {tuple(images.shape)}")

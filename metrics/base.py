@@ -1,0 +1,95 @@
+"""What all metrics share: states that add up exactly, on the prediction's device and across processes."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+import torchmetrics
+from torch import Tensor
+
+from datasets.types import Batch
+from metrics.types import Prediction
+
+
+class ExactMetric(torchmetrics.Metric):
+    """A metric whose results depend neither on the batch size nor on the number of processes.
+
+    Two kinds of state make that so: int64 counters, and float64 values per image, kept until `compute` adds them with a
+    correctly rounded sum. `torchmetrics.Metric` brings the reset and the gathering over processes; every process must
+    then hold different images, and all of them must call `compute`.
+    """
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A process without images sends an empty tensor of this type; gathering needs one type everywhere.
+        self.set_dtype(torch.float64)
+
+    @abstractmethod
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Count one batch."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The figures over everything counted; nan where nothing was. Reads the device once or a few times."""
+
+    def add_counter(self, name: str, *shape: int) -> None:
+        """An int64 state of zeros, summed over processes."""
+        self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def add_values(self, name: str) -> None:
+        """A list of flat float64 tensors, concatenated over processes; read it with `values`."""
+        self.add_state(name, [], dist_reduce_fx="cat")
+
+    def values(self, name: str) -> Tensor:
+        """Everything appended to a `add_values` state: [n] float64. After a gathering it is one tensor already."""
+        state: Any = getattr(self, name)
+        if isinstance(state, Tensor):
+            return state
+        return torch.cat(state) if state else torch.zeros(0, dtype=torch.float64, device=self.device)
+
+    def follow(self, prediction: Prediction) -> None:
+        """Move the states to the device of the prediction (once)."""
+        if self.device != prediction.logits.device:
+            self.to(prediction.logits.device)
+
+
+def ratio(part: float, whole: float) -> float:
+    """part / whole; nan where whole is 0."""
+    return part / whole if whole else math.nan
+
+
+def ratios(parts: Tensor, wholes: Sequence[int]) -> list[float]:
+    """`ratio` of each counter of parts [N] int64 and its whole."""
+    return [ratio(part, whole) for part, whole in zip(parts.tolist(), wholes, strict=True)]
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the values that are not nan; nan of none. Correctly rounded, so that their order does not matter."""
+    listed = [value for value in values if not math.isnan(value)]
+    return ratio(math.fsum(listed), len(listed))
+
+
+def smallest(values: Iterable[float]) -> float:
+    """The least of the values that are not nan; nan of none."""
+    return min((value for value in values if not math.isnan(value)), default=math.nan)
+
+
+def check_logits(logits: Tensor, label: Tensor, num_classes: int) -> None:
+    """Raise ValueError unless logits is [B, num_classes] and label [B]."""
+    if logits.shape != (label.shape[0], num_classes):
+        raise ValueError(f"logits have shape {tuple(logits.shape)}, expected {(label.shape[0], num_classes)}")
+
+
+def is_correct(logits: Tensor, label: Tensor, top: int = 1) -> Tensor:
+    """[B] bool: the label is among the `top` highest logits [B, C]. A row with a nan is wrong, whatever argmax says."""
+    hit = (logits.topk(top, dim=1).indices == label[:, None]).any(dim=1) if top > 1 else logits.argmax(dim=1) == label
+    return hit & ~logits.isnan().any(dim=1)
+
+
+def count_by(index: Tensor, into: Tensor, flags: Tensor | None = None) -> None:
+    """Add 1 to the counters into [N] int64 at index [B] int64, where flags [B] bool. In place, without a host sync."""
+    into.index_add_(0, index, (torch.ones_like(index) if flags is None else flags).to(torch.int64))

@@ -1,0 +1,131 @@
+"""How well the patch mask covers the object, and how much of the image it keeps."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics.base import ExactMetric, mean, ratio
+from metrics.registry import METRICS
+from metrics.types import Prediction
+
+
+def patch_overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels of intersection, prediction and truth, each [B] int64.
+
+    mask [B, h, w] bool on the patch grid, each patch standing for its block of pixels (nearest enlargement);
+    truth [B, H, W] bool. Raises ValueError unless H, W are multiples of h, w.
+    """
+    (_, h, w), (b, height, width) = mask.shape, truth.shape
+    if height % h or width % w:
+        raise ValueError(f"a true mask of {height}x{width} pixels is no multiple of the {h}x{w} patch grid")
+    true_per_patch = truth.reshape(b, h, height // h, w, width // w).sum(dim=(2, 4))
+    patch_area = (height // h) * (width // w)
+    return (true_per_patch * mask).sum(dim=(1, 2)), mask.sum(dim=(1, 2)) * patch_area, true_per_patch.sum(dim=(1, 2))
+
+
+def map_foreground(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, H, W] bool: pixels where the enlarged part maps [B, K+1, h, w] are largest in another than the last channel.
+
+    Bilinear with aligned corners, as the published evaluation does. Unlike there, K = 1 is no special case (its
+    in-place relabelling turned the one part into background).
+    """
+    enlarged = interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
+    return enlarged.argmax(dim=1) != maps.shape[1] - 1
+
+
+class MaskOverlap(ExactMetric):
+    """Keys, all in [0, 1] but for the count. Always:
+
+    - `kept_share`: mean over images of the share of patches that stage 2 saw
+    - `empty_share`: share of images where stage 1 kept nothing (`Prediction.empty`; without it, an empty mask)
+
+    Where the batches have true masks, with the patch mask enlarged to pixels:
+
+    - `mask_iou`, `mask_dice`: mean over images of the IoU and Dice. Images whose true mask is empty are left out here:
+      there is no object to find, and either convention (0 or 1) would measure the share of such images
+    - `mask_iou_dataset`: intersection and union summed over all images, then divided
+    - `miou_published`, `miou_published_background`: what the published evaluation calls mIoU, from the part maps
+      (`map_foreground`), sums over all images; only where the prediction has maps
+    - `count/masks`: images with a non-empty true mask
+    """
+
+    kept: list[Tensor]
+    iou: list[Tensor]
+    dice: list[Tensor]
+    empty: Tensor
+    images: Tensor
+    sums: Tensor
+    foreground: Tensor
+    background: Tensor
+
+    def __init__(self, info: DatasetInfo) -> None:
+        super().__init__()
+        self.info = info
+        for name in ("empty", "images"):
+            self.add_counter(name)
+        for name in ("sums", "foreground", "background"):
+            self.add_counter(name, 2)  # intersection, union
+        for name in ("kept", "iou", "dice"):
+            self.add_values(name)
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Count one batch. Raises UserError where the prediction has no mask."""
+        if prediction.mask is None:
+            raise UserError("metric 'mask': this model hands out no patch mask; drop it from --metrics")
+        self.follow(prediction)
+        mask = prediction.mask.detach() > 0
+        self._count_kept(mask, prediction.empty)
+        if batch.mask is not None:
+            self._count_overlap(mask, batch.mask)
+            if prediction.maps is not None:
+                self._count_maps(prediction.maps.detach(), batch.mask)
+
+    def _count_kept(self, mask: Tensor, empty: Tensor | None) -> None:
+        kept = mask.sum(dim=(1, 2))
+        self.kept.append(kept.to(torch.float64) / mask[0].numel())
+        self.empty += (kept == 0 if empty is None else empty).sum()
+        self.images += len(mask)
+
+    def _count_overlap(self, mask: Tensor, truth: Tensor) -> None:
+        both, predicted, true = patch_overlap(mask, truth)
+        union = predicted + true - both
+        self.sums += torch.stack([both.sum(), union.sum()])
+        # An empty true mask gives nan here and is dropped in compute: filtering now would need a host sync.
+        some = torch.where(true > 0, 1.0, torch.nan).to(torch.float64)
+        self.iou.append(some * both / union.clamp(min=1))
+        self.dice.append(some * 2 * both / (predicted + true).clamp(min=1))
+
+    def _count_maps(self, maps: Tensor, truth: Tensor) -> None:
+        found = map_foreground(maps, (truth.shape[1], truth.shape[2]))
+        self.foreground += torch.stack([(found & truth).sum(), (found | truth).sum()])
+        self.background += torch.stack([(~found & ~truth).sum(), (~found | ~truth).sum()])
+
+    def compute(self) -> dict[str, float]:
+        """The figures named in the class docstring."""
+        results = {
+            "kept_share": mean(self.values("kept").tolist()),
+            "empty_share": ratio(int(self.empty), int(self.images)),
+        }
+        if self.values("iou").numel():
+            results |= self._overlap()
+        if self.foreground[1].item() or self.background[1].item():
+            results["miou_published"] = ratio(*self.foreground.tolist())
+            results["miou_published_background"] = ratio(*self.background.tolist())
+        return results
+
+    def _overlap(self) -> dict[str, float]:
+        iou, dice = self.values("iou"), self.values("dice")
+        return {
+            "mask_iou": mean(iou.tolist()),
+            "mask_dice": mean(dice.tolist()),
+            "mask_iou_dataset": ratio(*self.sums.tolist()),
+            "count/masks": float((~iou.isnan()).sum()),
+        }
+
+
+@METRICS.register("mask")
+def mask(info: DatasetInfo) -> MaskOverlap:
+    """See `MaskOverlap`."""
+    return MaskOverlap(info)

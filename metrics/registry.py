@@ -1,0 +1,71 @@
+"""Metrics by name, and several of them as one."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+from common.errors import UserError
+from common.registry import Registry
+from datasets.types import Batch, DatasetInfo
+from metrics.base import ExactMetric
+from metrics.types import Prediction
+
+MetricFactory: TypeAlias = Callable[[DatasetInfo], ExactMetric]
+
+METRICS: Registry[MetricFactory] = Registry("metric (--metrics)")
+
+MAX_NAMED_CLASSES = 20
+"""Up to this many classes, figures per class are listed and AUROC is among the default metrics."""
+
+
+class MetricSet:
+    """Several metrics fed together; their results are one dict."""
+
+    def __init__(self, metrics: dict[str, ExactMetric]) -> None:
+        """`metrics`: by the name that a user asked for, in the order of the report."""
+        self.metrics = metrics
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Count one batch in every metric."""
+        for metric in self.metrics.values():
+            metric.update(batch, prediction)
+
+    def compute(self) -> dict[str, float]:
+        """All figures. Raises ValueError when two metrics report under one key."""
+        results: dict[str, float] = {}
+        owner: dict[str, str] = {}
+        for name, metric in self.metrics.items():
+            for key, value in metric.compute().items():
+                if key in owner:
+                    raise ValueError(f"metrics {owner[key]!r} and {name!r} both report {key!r}")
+                owner[key], results[key] = name, value
+        return results
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        for metric in self.metrics.values():
+            metric.reset()
+
+
+def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:
+    """The named metrics for a data set.
+
+    Raises UserError for an unknown name, a name given twice, or a metric that the data set cannot serve.
+    """
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise UserError(f"--metrics names {', '.join(twice)} more than once")
+    return MetricSet({name: METRICS[name](info) for name in names})
+
+
+def default_metrics(info: DatasetInfo, has_mask: bool) -> tuple[str, ...]:
+    """The metrics that fit a data set and a model, for a user who named none.
+
+    `has_mask`: the model's predictions carry a patch mask (a plain ViT's do not).
+    """
+    fits = {
+        "accuracy": True,
+        "groups": info.group_names is not None,
+        "auroc": info.num_classes <= MAX_NAMED_CLASSES,
+        "mask": has_mask,
+    }
+    return tuple(name for name, wanted in fits.items() if wanted)

@@ -1,0 +1,8 @@
+"""What computes: backbones, stage 1 (parts), stage 2 (masked ViT), the two together, and the plain ViT."""
+
+from models.baseline import PlainViT
+from models.config import ModelConfig, PartsConfig
+from models.registry import MODELS, build_model
+from models.two_stage import TwoStageModel, TwoStageOutput
+
+__all__ = ["MODELS", "ModelConfig", "PartsConfig", "PlainViT", "TwoStageModel", "TwoStageOutput", "build_model"]

@@ -1,0 +1,74 @@
+"""Any timm ViT by name, and where its weights come from.
+
+Shape legend: B images, N patches (h x w grid), P prefix tokens (class token, registers), D width.
+"""
+
+from typing import cast
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+import models.nano  # noqa: F401  (registers the small ViTs with timm)
+from common.errors import UserError
+from models.checkpoints import fit_backbone_state, load_into, read_state
+
+
+def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> VisionTransformer:
+    """Build timm's `name` without weights and without classifier, for inputs of `image_size` (height, width) pixels.
+
+    Raises UserError for an unknown name, a model that is not a VisionTransformer, one without prefix tokens (there would
+    be no class token to read), or a size that the patch size does not divide.
+    """
+    if not timm.is_model(name):
+        known = timm.list_models(f"*{name.split('.')[0]}*")[:5] or ["see timm.list_models('vit*')"]
+        raise UserError(f"model.backbone: timm has no model {name!r}; near: {', '.join(known)}")
+    try:
+        model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path)
+    except TypeError as error:
+        raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer ({error})") from None
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"model.backbone: {name!r} is a {type(model).__name__}, not a timm VisionTransformer")
+    if model.cls_token is None:
+        raise UserError(f"model.backbone: {name!r} has no class token, which both stages need")
+    patch = model.patch_embed.patch_size
+    if image_size[0] % patch[0] or image_size[1] % patch[1]:
+        raise UserError(f"data.image_size: {image_size} is not a multiple of {name}'s patch size {patch}")
+    return model
+
+
+def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> None:
+    """Fill `vit` from `source`: "none" (leave as is), "hub" (timm's download), or a weights file.
+
+    The position table is resampled to the grid of `vit`. Raises UserError with the names of missing or unexpected keys.
+    """
+    if source == "none":
+        return
+    state = _hub_state(name) if source == "hub" else read_state(source)
+    load_into(vit, fit_backbone_state(state, vit), source if source != "hub" else f"hub weights of {name}")
+
+
+def _hub_state(name: str) -> dict[str, Tensor]:
+    try:
+        return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
+    except Exception as error:  # timm and the hub raise many kinds: offline, no such weights, bad cache
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model.weights=hub: cannot get the weights of {name!r} ({reason}); give a file or model.weights=none"
+        ) from None
+
+
+def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Tokens that enter the first block: [B, 3, H, W] -> [B, P + N, D], positions added, prefix tokens in front."""
+    x = vit._pos_embed(vit.patch_embed(images))
+    return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
+
+
+def grid_of(vit: VisionTransformer) -> tuple[int, int]:
+    """(h, w): the patch grid of the backbone's input size."""
+    return cast(tuple[int, int], vit.patch_embed.grid_size)
+
+
+def patch_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+    """Patch tokens after the final norm: [B, 3, H, W] -> [B, N, D], row-major."""
+    return vit.forward_features(images)[:, vit.num_prefix_tokens :]

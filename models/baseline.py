@@ -1,0 +1,94 @@
+"""The plain ViT everything is compared with: the whole image, one classifier on the pooled tokens."""
+
+from dataclasses import asdict, dataclass
+from typing import cast
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from models.backbone import create_backbone, load_backbone_weights
+from models.config import ModelConfig, model_config_from_dict
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """A plain classifier's answer."""
+
+    logits: Tensor
+    """[B, C]."""
+
+
+class EfficientProbing(nn.Module):
+    """`ep` pooling: 32 learned queries attend to the tokens themselves; each takes one chunk of a shared projection."""
+
+    def __init__(self, width: int, queries: int = 32) -> None:
+        """`width` D must be a multiple of `queries`."""
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(queries, width) * 0.02)
+        self.values = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """[B, N, D] -> [B, D]."""
+        attn_BQN = (self.queries @ x_BND.transpose(1, 2) / x_BND.shape[-1] ** 0.5).softmax(-1)
+        chunks_BNQE = self.values(x_BND).unflatten(-1, (self.queries.shape[0], -1))
+        return torch.einsum("bqn,bnqe->bqe", attn_BQN, chunks_BNQE).flatten(1)
+
+
+class AimPooling(nn.Module):
+    """`aim` pooling: batch-normalised tokens, one learned query, 12 heads, bias-free key and value projections."""
+
+    def __init__(self, width: int, heads: int = 12) -> None:
+        """`width` D; where 12 heads do not divide it, the largest number of heads below that does."""
+        super().__init__()
+        self.heads = next(h for h in range(heads, 0, -1) if width % h == 0)
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.query = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.keys = nn.Linear(width, width, bias=False)
+        self.values = nn.Linear(width, width, bias=False)
+
+    def forward(self, x_BND: Tensor) -> Tensor:
+        """[B, N, D] -> [B, D]."""
+        x_BND = self.norm(x_BND.transpose(1, 2)).transpose(1, 2)
+
+        def split(t: Tensor) -> Tensor:
+            return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+        query = self.query.to(x_BND.dtype).expand(x_BND.shape[0], -1, -1)
+        out = nn.functional.scaled_dot_product_attention(split(query), split(self.keys(x_BND)), split(self.values(x_BND)))
+        return out.transpose(1, 2).flatten(1)
+
+
+class PlainViT(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="faithful-vit",
+    coders={ModelConfig: (asdict, model_config_from_dict)},
+):
+    """A timm ViT with class-token, average or attentive pooling and a linear classifier with bias."""
+
+    def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
+        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        super().__init__()
+        self.model_config = config = model_config
+        self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
+        width = self.backbone.embed_dim
+        pools: dict[str, type[nn.Module]] = {"ep": EfficientProbing, "aim": AimPooling}
+        self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()  # type: ignore[call-arg]
+        self.head = nn.Linear(width, num_classes, bias=config.pooling != "aim")
+        trunc_normal_(self.head.weight, std=0.02)
+        if self.head.bias is not None:
+            nn.init.zeros_(self.head.bias)
+
+    def load_pretrained_backbones(self) -> None:
+        """Fill the backbone from `config.weights`. Raises UserError."""
+        load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
+        """Images [B, 3, H, W] -> ClassifierOutput. `generator` is unused: the plain ViT draws nothing of its own."""
+        tokens = self.backbone.forward_features(images)
+        patches = tokens[:, self.backbone.num_prefix_tokens :]
+        pooling = self.model_config.pooling
+        pooled = tokens[:, 0] if pooling == "cls" else patches.mean(1) if pooling == "avg" else self.pool(patches)
+        return ClassifierOutput(cast(Tensor, self.head(pooled)))

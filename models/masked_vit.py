@@ -1,0 +1,61 @@
+"""Stage 2: a ViT that classifies from the patches it is shown, and from nothing else."""
+
+from typing import Literal, cast
+
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UserError
+from models import masked_attention
+from models.backbone import embed
+from models.selection import Selection
+
+Path = Literal["auto", "dense", "gathered", "packed"]
+
+
+class MaskedViT(nn.Module):
+    """A timm ViT, a new LayerNorm and a bias-free linear head on its class token (iFAM, section 3.2)."""
+
+    def __init__(self, backbone: VisionTransformer, num_classes: int, path: Path = "auto") -> None:
+        """`path`: how hidden patches are left out; "auto" takes the cheapest one that applies."""
+        super().__init__()
+        self.backbone = backbone
+        self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-5)
+        self.head = nn.Linear(backbone.embed_dim, num_classes, bias=False)
+        trunc_normal_(self.head.weight, std=0.02)
+        self.path: Path = path
+
+    def require_plain_blocks(self, why: str) -> None:
+        """Raise UserError unless the backbone's blocks can be taken apart."""
+        if not masked_attention.is_plain(self.backbone):
+            kind = type(self.backbone.blocks[0]).__name__
+            raise UserError(f"{why} needs a ViT of timm's plain blocks; this backbone has {kind}")
+
+    def forward(self, images: Tensor, selection: Selection, soft: bool = False) -> Tensor:
+        """Class logits [B, C] of images [B, 3, H, W] seen through `selection`.
+
+        `soft` reads the gate as the soft-mask ablation. Otherwise a gate (training, straight-through) keeps all tokens
+        in the sequence, and without one the hidden patches are dropped or masked, with the same result.
+        """
+        x_BSD = embed(self.backbone, images)
+        if selection.gate is None:
+            token = self._hard(x_BSD, selection.mask.flatten(1))
+        elif soft:
+            token = masked_attention.soft(self.backbone, x_BSD, selection.gate.flatten(1))
+        else:
+            token = masked_attention.straight_through(self.backbone, x_BSD, selection.gate.flatten(1))
+        return cast(Tensor, self.head(self.fc_norm(self.backbone.norm(token))))
+
+    def _hard(self, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
+        run = getattr(masked_attention, self.chosen_path())
+        return cast(Tensor, run(self.backbone, x_BSD, mask_BN))
+
+    def chosen_path(self) -> Path:
+        """The path a hard mask takes now. Dropout and stochastic depth act per image, which a packed row cannot tell."""
+        if self.path != "auto":
+            return self.path
+        random_depth = self.training and any(
+            getattr(module, "drop_prob", 0) or (isinstance(module, nn.Dropout) and module.p) for module in self.backbone.modules()
+        )
+        return "packed" if masked_attention.is_plain(self.backbone) and not random_depth else "gathered"

@@ -1,0 +1,156 @@
+"""Stage 1: patch tokens -> part maps -> part features -> class scores, and the logits that decide the mask.
+
+Shape legend: B images, N patches, D width, C classes, K foreground parts; channel K (the last of K+1) is background.
+Everything here runs in fp32, also under autocast: a logit is a small difference of numbers in the thousands.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers import trunc_normal_
+from torch import Tensor, nn
+
+from models.config import PartsConfig
+from models.selection import foreground_margin, without_parts
+
+
+@dataclass(frozen=True)
+class PartNoise:
+    """All randomness of one stage-1 pass; None = that noise is off. Given by hand, a pass is reproducible to the bit."""
+
+    gumbel: Tensor | None = None
+    """[B, N, K+1], added to the logits of the maps (and of the mask, unless `gumbel_mask` is given)."""
+    gumbel_mask: Tensor | None = None
+    """[B, N, K+1], the mask's own draw."""
+    keep_features: Tensor | None = None
+    """[B, K] bool: parts whose vector reaches the stage-1 classifier."""
+    keep_in_mask: Tensor | None = None
+    """[B, K] bool: parts that may keep a patch visible."""
+
+
+def draw_noise(
+    config: PartsConfig, shape: tuple[int, int], device: torch.device, training: bool, generator: torch.Generator | None = None
+) -> PartNoise:
+    """Draw a PartNoise for `shape` = (B, N) from `generator` (None: torch's global one)."""
+    batch, patches = shape
+    noisy = training or config.eval_noise
+
+    def gumbel() -> Tensor:
+        size = (batch, patches, config.num_parts + 1)
+        return -torch.empty(size, device=device).exponential_(generator=generator).log()
+
+    def keep(dropout: float) -> Tensor | None:
+        if not training or dropout == 0:
+            return None
+        return torch.rand((batch, config.num_parts), device=device, generator=generator) >= dropout
+
+    return PartNoise(
+        gumbel=gumbel() if noisy and config.gumbel else None,
+        gumbel_mask=gumbel() if noisy and config.independent_draws else None,
+        keep_features=keep(config.part_dropout),
+        keep_in_mask=keep(config.mask_dropout),
+    )
+
+
+@dataclass(frozen=True)
+class Intervention:
+    """What a user takes away at test time (spec 1.9, 1.10); ignored while training."""
+
+    thresholds: Tensor | None = None
+    """[K]: a part may only claim patches whose dot product with its prototype reaches its threshold."""
+    remove_parts: tuple[int, ...] = ()
+    """Patches of these parts (0-based) become background."""
+
+
+@dataclass(frozen=True)
+class PartOutput:
+    """Everything the part head computes for one batch."""
+
+    logits: Tensor
+    """[B, N, K+1] fp32, negative squared distances over the temperature (thresholds applied, no noise)."""
+    maps: Tensor
+    """[B, N, K+1] fp32, probabilities."""
+    noisy_logits: Tensor
+    """[B, N, K+1] fp32, with the mask's noise."""
+    mask_logits: Tensor
+    """[B, N, K+1] fp32, `noisy_logits` after part dropout and removal: what decides the mask."""
+    fallback_score: Tensor
+    """[B, N] fp32, how much each patch looks like foreground, removed parts at -inf."""
+    part_features: Tensor
+    """[B, D, K+1] fp32, modulated part vectors."""
+    part_logits: Tensor
+    """[B, C, K] fp32, class scores of each part; their mean over K are stage 1's class logits."""
+
+
+class PartHead(nn.Module):
+    """Prototypes, modulation and the shared classifier of stage 1 (iFAM, section 3.1; PDiscoFormer)."""
+
+    def __init__(self, width: int, num_classes: int, config: PartsConfig) -> None:
+        """`width` is the backbone's D."""
+        super().__init__()
+        self.config = config
+        channels = config.num_parts + 1
+        bound = width**-0.5
+        self.prototypes = nn.Parameter(torch.empty(channels, width).uniform_(-bound, bound))
+        self.modulation = nn.LayerNorm([width, channels])
+        self.classifier = nn.Linear(width, num_classes, bias=False)
+        trunc_normal_(self.classifier.weight, std=0.02)
+
+    def logits(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
+        """(l, d): negative squared distances over the temperature, and raw dot products; both [B, N, K+1] fp32."""
+        dots = x_BND @ self.prototypes.T
+        squares = self.prototypes.square().sum(-1) + x_BND.square().sum(-1, keepdim=True)
+        return (2 * dots - squares) / self.config.temperature, dots
+
+    def part_features(self, x_BND: Tensor, maps_BNK: Tensor) -> Tensor:
+        """Mean over all patches of map times token, normalised jointly over D and K+1: [B, D, K+1]."""
+        pooled = torch.einsum("bnk,bnd->bdk", maps_BNK, x_BND) / x_BND.shape[1]
+        return self.modulation(pooled)
+
+    def class_scores(self, features_BDK: Tensor, keep_BK: Tensor | None) -> Tensor:
+        """[B, C, K]: the shared classifier on each foreground vector; dropped vectors are zeros, survivors rescaled."""
+        z_BKD = features_BDK[..., : self.config.num_parts].transpose(1, 2)
+        if keep_BK is not None:
+            z_BKD = z_BKD * keep_BK.unsqueeze(-1) / (1 - self.config.part_dropout)
+        return self.classifier(z_BKD).transpose(1, 2)
+
+    def forward(self, tokens: Tensor, noise: PartNoise, intervention: Intervention | None = None) -> PartOutput:
+        """Patch tokens [B, N, D] -> PartOutput. `intervention` is ignored while training."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            x_BND = tokens.float()
+            raw, dots = self.logits(x_BND)
+            intervention = intervention if intervention and not self.training else Intervention()
+            logits = self._thresholded(raw, dots, intervention.thresholds)
+            maps = _noisy(logits, noise.gumbel).softmax(-1)
+            noisy = _noisy(logits, noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask)
+            if intervention.remove_parts and self.config.independent_draws:
+                noisy = _noisy(logits, noise.gumbel)  # published: removal rebuilds the mask from the maps' draw
+            removed = _argmax_in(maps, intervention.remove_parts)
+            features = self.part_features(x_BND, maps)
+            return PartOutput(
+                logits=logits,
+                maps=maps,
+                noisy_logits=noisy,
+                mask_logits=without_parts(noisy, noise.keep_in_mask, removed),
+                fallback_score=foreground_margin(without_parts(raw, None, removed)),
+                part_features=features,
+                part_logits=self.class_scores(features, noise.keep_features),
+            )
+
+    def _thresholded(self, logits: Tensor, dots: Tensor, thresholds: Tensor | None) -> Tensor:
+        if thresholds is None:
+            return logits
+        base = dots if self.config.threshold_form == "dot_product" else logits
+        limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background is never cut
+        return base.masked_fill(dots < limits, -torch.inf)
+
+
+def _noisy(logits: Tensor, gumbel: Tensor | None) -> Tensor:
+    return logits if gumbel is None else logits + gumbel
+
+
+def _argmax_in(maps: Tensor, parts: tuple[int, ...]) -> Tensor | None:
+    """[B, N] bool: patches whose part is one of `parts`; None for no parts."""
+    if not parts:
+        return None
+    return torch.isin(maps.argmax(-1), torch.tensor(parts, device=maps.device))

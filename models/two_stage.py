@@ -1,0 +1,168 @@
+"""The two-stage model: stage 1 finds parts and a foreground mask, stage 2 classifies from that foreground alone."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+import torch
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
+from common.errors import UserError
+from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
+from models.config import ModelConfig, model_config_from_dict
+from models.masked_vit import MaskedViT
+from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
+from models.selection import Selection, foreground_margin, keep_best_token, soft_gate, straight_through
+
+
+@dataclass(frozen=True)
+class StageOneOutput:
+    """What stage 1 says of a batch (h x w patch grid, K parts, last of K+1 = background)."""
+
+    selection: Selection
+    part_logits: Tensor
+    """[B, C, K] class scores of each part."""
+    part_features: Tensor
+    """[B, D, K+1] modulated part vectors."""
+
+    @property
+    def class_logits(self) -> Tensor:
+        """[B, C]: stage 1's own classification, the mean over parts (dropped parts count as zeros)."""
+        return self.part_logits.mean(-1)
+
+
+@dataclass(frozen=True)
+class TwoStageOutput:
+    """Both stages' answer for a batch."""
+
+    logits: Tensor
+    """[B, C], stage 2."""
+    stage_1: StageOneOutput
+
+    @property
+    def part_logits(self) -> Tensor:
+        """[B, C, K], stage-1 class scores per part."""
+        return self.stage_1.part_logits
+
+    @property
+    def part_maps(self) -> Tensor:
+        """[B, K+1, h, w], last = background."""
+        return cast(Tensor, self.stage_1.selection.maps)
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, h, w] bool: what stage 2 saw."""
+        return self.stage_1.selection.mask
+
+    @property
+    def part_features(self) -> Tensor:
+        """[B, D, K+1]."""
+        return self.stage_1.part_features
+
+
+class StageOne(nn.Module):
+    """A ViT with the part head on its patch tokens."""
+
+    def __init__(self, config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
+        """`image_size`: (height, width), pixels."""
+        super().__init__()
+        name = config.stage_1_backbone or config.backbone
+        self.backbone = create_backbone(name, image_size, config.stage_1_drop_path)
+        self.parts = PartHead(self.backbone.embed_dim, num_classes, config.parts)
+        self.config = config
+
+    def forward(
+        self,
+        images: Tensor,
+        noise: PartNoise | None = None,
+        intervention: Intervention | None = None,
+        generator: torch.Generator | None = None,
+    ) -> StageOneOutput:
+        """Images [B, 3, H, W] -> StageOneOutput. `noise` None: drawn from `generator` (None: the global one)."""
+        tokens = patch_tokens(self.backbone, images)
+        if noise is None:
+            noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator)
+        out = self.parts(tokens, noise, intervention)
+        return StageOneOutput(self._selection(out), out.part_logits, out.part_features)
+
+    def _selection(self, out: PartOutput) -> Selection:
+        grid = grid_of(self.backbone)
+        margin = foreground_margin(out.mask_logits)
+        mask = margin >= 0
+        empty = ~mask.any(1)
+        if self.config.empty_mask == "best_token":
+            mask = keep_best_token(mask, out.fallback_score)
+        gate = self._gate(out, mask, margin)
+
+        def channels_first(t: Tensor) -> Tensor:
+            return t.transpose(1, 2).unflatten(2, grid)
+
+        return Selection(
+            mask=mask.unflatten(1, grid),
+            maps=channels_first(out.maps),
+            logits=channels_first(out.logits),
+            gate=None if gate is None else gate.unflatten(1, grid),
+            empty=empty,
+        )
+
+    def _gate(self, out: PartOutput, mask: Tensor, margin: Tensor) -> Tensor | None:
+        if self.config.mask_kind == "soft":
+            return soft_gate(out.mask_logits, out.noisy_logits)
+        if self.config.mask_gradient == "straight_through" and self.training and torch.is_grad_enabled():
+            return straight_through(mask, margin)
+        return None
+
+
+class TwoStageModel(
+    nn.Module,
+    PyTorchModelHubMixin,
+    library_name="faithful-vit",
+    paper_url="https://arxiv.org/abs/2506.08915",
+    coders={ModelConfig: (asdict, model_config_from_dict)},
+):
+    """Stage 1 selects, stage 2 sees the selection only. `from_pretrained` / `save_pretrained` take a folder or a hub id."""
+
+    def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
+        """Random weights; `load_pretrained_backbones` fills the backbones from `model_config.weights`."""
+        super().__init__()
+        self.model_config = config = model_config
+        self.stage_1 = StageOne(config, num_classes, image_size)
+        self.stage_2 = MaskedViT(create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path)
+        _check(config, self)
+
+    def load_pretrained_backbones(self) -> None:
+        """Fill both backbones from `config.weights` (and `config.stage_1_weights`). Raises UserError."""
+        config = self.model_config
+        stage_1_name = config.stage_1_backbone or config.backbone
+        load_backbone_weights(self.stage_1.backbone, stage_1_name, config.stage_1_weights or config.weights)
+        load_backbone_weights(self.stage_2.backbone, config.backbone, config.weights)
+
+    def select(self, images: Tensor, **options: Any) -> StageOneOutput:
+        """Stage 1 alone; options as `StageOne.forward`."""
+        return cast(StageOneOutput, self.stage_1(images, **options))
+
+    def predict(self, images: Tensor, selection: Selection) -> Tensor:
+        """Stage 2 alone: class logits [B, C] of images seen through any Selection."""
+        return cast(Tensor, self.stage_2(images, selection, soft=self.model_config.mask_kind == "soft"))
+
+    def forward(self, images: Tensor, **options: Any) -> TwoStageOutput:
+        """Both stages: images [B, 3, H, W] -> TwoStageOutput; options as `StageOne.forward`."""
+        stage_1 = self.select(images, **options)
+        return TwoStageOutput(self.predict(images, stage_1.selection), stage_1)
+
+
+def _check(config: ModelConfig, model: TwoStageModel) -> None:
+    grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
+    if grids[0] != grids[1]:
+        raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not stage 2's {grids[1]}")
+    if config.mask_gradient == "straight_through" and config.mask_kind == "hard":
+        model.stage_2.require_plain_blocks("model.mask_gradient=straight_through")
+    if config.stage_2_path == "packed":
+        model.stage_2.require_plain_blocks("model.stage_2_path=packed")
+        if config.drop_path:
+            raise UserError("model.stage_2_path=packed cannot apply model.drop_path per image; use auto or gathered")
+
+
+def with_mask(selection: Selection, mask: Tensor) -> Selection:
+    """The same selection with another hard mask [B, h, w] bool in its place, and no gate."""
+    return replace(selection, mask=mask, gate=None)

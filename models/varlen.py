@@ -1,0 +1,68 @@
+"""Attention inside each image, for tokens of many images packed in one row.
+
+Shape legend: B images, S tokens an image before packing, T packed tokens, L the longest image, H heads, E head width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:  # torch >= 2.10, flash attention, CUDA only
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # pragma: no cover - depends on the torch build
+    varlen_attn = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where each packed token came from, and where it sits when images are padded to a common length."""
+
+    index: Tensor
+    """[T] int64: position of each packed token in the flattened [B * S] batch."""
+    bounds: Tensor
+    """[B + 1] int32: packed tokens of image b are bounds[b] .. bounds[b + 1]."""
+    starts: Tensor
+    """[B] int64: first packed token of each image, its class token."""
+    slot: Tensor
+    """[T] int64: position of each packed token in a padded [B * L] batch."""
+    valid: Tensor
+    """[B, L] bool: the slots that hold a token."""
+
+    @staticmethod
+    def of(visible_BS: Tensor) -> "Packing":
+        """Pack the tokens where `visible_BS` is True. Its first column must be (the class token is always there)."""
+        counts = visible_BS.sum(1)
+        ends = counts.cumsum(0)
+        starts = ends - counts
+        index = visible_BS.flatten().nonzero().squeeze(1)
+        image = index // visible_BS.shape[1]
+        longest = int(counts.max())
+        slot = image * longest + torch.arange(len(index), device=index.device) - starts[image]
+        valid = torch.arange(longest, device=index.device) < counts.unsqueeze(1)
+        return Packing(index, F.pad(ends, (1, 0)).int(), starts, slot, valid)
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
+    """Attention of q, k, v [1, H, T, E] within each image, [1, H, T, E]."""
+    if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
+        rows = [t[0].transpose(0, 1).contiguous() for t in (q, k, v)]
+        longest = packing.valid.shape[1]
+        out = varlen_attn(*rows, packing.bounds, packing.bounds, longest, longest, scale=scale)
+        return out.transpose(0, 1).unsqueeze(0)
+    return _padded_attention(q, k, v, scale, packing)
+
+
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
+    """The same on any device and dtype: padded for the attention product alone, the cheap part of a ViT block."""
+    batch, longest = packing.valid.shape
+
+    def pad(t: Tensor) -> Tensor:
+        rows = t.new_zeros(batch * longest, t.shape[1], t.shape[3])
+        return rows.index_copy(0, packing.slot, t[0].transpose(0, 1)).unflatten(0, (batch, longest)).transpose(1, 2)
+
+    out = F.scaled_dot_product_attention(
+        pad(q), pad(k), pad(v), attn_mask=packing.valid[:, None, None, :], scale=scale
+    )
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, packing.slot).transpose(0, 1).unsqueeze(0)

@@ -1,0 +1,222 @@
+"""Classification losses against their formulas, top-k gradients against finite differences, mixing and its seeds."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.errors import UserError
+from losses.classification import ClassificationLoss, Mixup
+from losses.config import ClassificationConfig
+
+CE = ClassificationConfig()
+BCE = ClassificationConfig(kind="bce")
+BALANCED = ClassificationConfig(kind="balanced_topk", topk=2)
+IMBALANCED = ClassificationConfig(kind="imbalanced_topk", topk=2)
+COUNTS = [50, 5, 20, 1, 9]
+
+
+def batch(size: int = 4, classes: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(size, classes, generator=generator, dtype=torch.float64)
+    return logits, torch.randint(classes, (size,), generator=generator)
+
+
+def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
+    rows = [[smoothing / classes + (1 - smoothing) * (c == y) for c in range(classes)] for y in labels.tolist()]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def slow_cross_entropy(logits: Tensor, shares: Tensor) -> float:
+    rows = [
+        -sum(q * (x - math.log(sum(map(math.exp, row)))) for q, x in zip(target, row, strict=True))
+        for row, target in zip(logits.tolist(), shares.tolist(), strict=True)
+    ]
+    return sum(rows) / len(rows)
+
+
+def slow_bce(logits: Tensor, shares: Tensor) -> float:
+    terms = [
+        -(q * math.log(1 / (1 + math.exp(-x))) + (1 - q) * math.log(1 / (1 + math.exp(x))))
+        for x, q in zip(logits.flatten().tolist(), shares.flatten().tolist(), strict=True)
+    ]
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("config", "slow"), [(CE, slow_cross_entropy), (BCE, slow_bce)])
+def test_formulas(config, slow, smoothing):
+    logits, labels = batch()
+    loss = ClassificationLoss(replace(config, label_smoothing=smoothing), 5)
+    assert loss(logits, labels).item() == pytest.approx(slow(logits, smoothed(labels, 5, smoothing)))
+    shares = logits.flip(0).softmax(1)
+    assert loss(logits, shares).item() == pytest.approx(slow(logits, shares))  # shares are not smoothed again
+
+
+def slow_topk(logits: Tensor, labels: Tensor, k: int, epsilon: float, margins: list[float]) -> float:
+    """Mean of relu(margin + noised (k+1)-th largest - score of the class), with the noise pytopk draws."""
+    noise = torch.randn(*logits.shape, 5)
+    values = []
+    for i, y in enumerate(labels.tolist()):
+        noised = [sorted((logits[i] + epsilon * noise[i, :, n]).tolist(), reverse=True)[k] for n in range(5)]
+        values.append(max(0.0, margins[y] + sum(noised) / 5 - logits[i, y].item()))
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_topk_formulas(size):
+    logits, labels = batch(size)
+    rare = [0.5 * (min(COUNTS) / count) ** 0.25 for count in COUNTS]
+    for config, margins in ((BALANCED, [1.0] * 5), (IMBALANCED, rare)):
+        loss = ClassificationLoss(config, 5, COUNTS)
+        torch.manual_seed(1)
+        value = loss(logits, labels)
+        torch.manual_seed(1)
+        assert value.item() == pytest.approx(slow_topk(logits, labels, 2, 1.0, margins), rel=1e-5)
+
+
+@pytest.mark.parametrize("config", [BALANCED, IMBALANCED])
+def test_topk_gradients(config):
+    """For one draw of the noise the loss is piecewise linear, so finite differences give its gradient exactly."""
+    logits, labels = batch()
+    loss = ClassificationLoss(config, 5, COUNTS)
+
+    def seeded(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return loss(x, labels)
+
+    # pytopk counts in fp32, hence the tolerance.
+    assert torch.autograd.gradcheck(seeded, [logits.requires_grad_()], atol=1e-5)
+    (gradient,) = torch.autograd.grad(seeded(logits), logits)
+    assert (gradient[range(4), labels] <= 0).all()
+
+
+def test_topk_without_noise_forgives_the_best_k():
+    loss = ClassificationLoss(replace(BALANCED, topk_epsilon=0.0), 5)
+    logits = torch.tensor([[5.0, 4.0, 1.0, 0.0, -1.0]])
+    assert loss(logits, torch.tensor([1])) == 0
+    assert loss(logits, torch.tensor([2])) == 1
+    assert loss(logits, torch.tensor([4])) == 3
+
+
+def test_topk_training_goes_down():
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(40, 8), torch.arange(40) % 5
+    weight = torch.zeros(8, 5, requires_grad=True)
+    loss = ClassificationLoss(BALANCED, 5)
+    optimiser = torch.optim.SGD([weight], lr=0.5)
+    values = []
+    for _ in range(60):
+        value = loss(inputs @ weight, labels)
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        values.append(value.item())
+    assert sum(values[-10:]) < 0.8 * sum(values[:10])
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        (replace(BALANCED, topk=5), "loss.classification.topk must be 1 to 4"),
+        (replace(BALANCED, topk=0), "loss.classification.topk "),
+        (replace(BALANCED, topk_epsilon=-1.0), "loss.classification.topk_epsilon"),
+        (replace(BALANCED, mixup=0.2), "loss.classification.mixup"),
+        (replace(IMBALANCED, cutmix=1.0), "loss.classification.cutmix"),
+        (replace(BALANCED, label_smoothing=0.1), "loss.classification.label_smoothing"),
+        (replace(CE, label_smoothing=1.0), "loss.classification.label_smoothing"),
+        (replace(CE, mixup=-1.0), "loss.classification.mixup"),
+        (replace(CE, kind="hinge"), "loss.classification.kind 'hinge'"),
+    ],
+)
+def test_combinations_that_mean_nothing(config, key):
+    with pytest.raises(UserError) as error:
+        ClassificationLoss(config, 5, COUNTS)
+    assert key in str(error.value)
+
+
+@pytest.mark.parametrize("counts", [None, [1, 2], [3, 0, 3, 3, 3]])
+def test_imbalanced_needs_counts(counts):
+    with pytest.raises(UserError, match="imbalanced_topk"):
+        ClassificationLoss(IMBALANCED, 5, counts)
+
+
+def test_inputs_that_mean_nothing():
+    logits, labels = batch()
+    with pytest.raises(ValueError, match="logits"):
+        ClassificationLoss(CE, 6)(logits, labels)
+    with pytest.raises(ValueError, match="float targets"):
+        ClassificationLoss(CE, 5)(logits, labels.float())
+    with pytest.raises(ValueError, match="class targets"):
+        ClassificationLoss(BALANCED, 5)(logits, logits.softmax(1))
+
+
+def test_mixup_off_changes_nothing():
+    images, labels = torch.rand(4, 3, 8, 8), torch.arange(4)
+    mix = Mixup(CE, 5)
+    state = torch.get_rng_state()
+    mixed, targets = mix(images, labels)
+    assert not mix.active
+    assert mixed is images
+    assert targets is labels
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@given(
+    st.sampled_from([(0.8, 0.0), (0.0, 1.0), (0.4, 1.0)]),
+    st.integers(1, 7),
+    st.integers(0, 99),
+    st.sampled_from([0.0, 0.1]),
+)
+def test_shares_say_what_was_mixed(alphas, size, seed, smoothing):
+    """Constant images of their own label: the mean of a mixed image is the mean label under its shares."""
+    config = replace(CE, mixup=alphas[0], cutmix=alphas[1])
+    labels = torch.arange(size)
+    images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
+    before = images.clone()
+    mixed, shares = Mixup(config, 7)(images, labels, seed)
+    assert torch.equal(images, before)  # the batch is left alone
+    assert shares.shape == (size, 7)
+    torch.testing.assert_close(shares.sum(1), torch.ones(size))
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(7.0))
+    if size % 2:
+        assert torch.equal(mixed[-1], images[-1])
+        assert shares[-1, size - 1] == 1
+    _, smooth = Mixup(replace(config, label_smoothing=smoothing), 7)(images, labels, seed)
+    torch.testing.assert_close(smooth, (1 - smoothing) * shares + smoothing / 7)
+
+
+def test_mixing_follows_its_seed_and_leaves_numpy_alone():
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 5
+    mix = Mixup(replace(CE, mixup=0.5, cutmix=0.5), 5)
+    np.random.seed(11)
+    expected = np.random.rand(3)
+    np.random.seed(11)
+    first = mix(images, labels, 4)
+    assert np.array_equal(np.random.rand(3), expected)
+    second = mix(images, labels, 4)
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+    assert not torch.equal(first[1], mix(images, labels, 5)[1])
+    torch.manual_seed(2)
+    third = mix(images, labels)
+    following = mix(images, labels)
+    torch.manual_seed(2)
+    assert torch.equal(third[1], mix(images, labels)[1])
+    assert not torch.equal(third[1], following[1])
+
+
+@pytest.mark.parametrize("config", [CE, BCE])
+def test_mixed_targets_go_into_the_loss(config):
+    config = replace(config, mixup=0.5, label_smoothing=0.1)
+    images, labels = torch.rand(5, 3, 8, 8), torch.arange(5)
+    _, shares = Mixup(config, 5)(images, labels, 0)
+    logits = torch.randn(5, 5, requires_grad=True)
+    ClassificationLoss(config, 5)(logits, shares).backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()

@@ -1,0 +1,119 @@
+"""Mask figures against pixel loops and worked examples."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import interpolate
+
+from common.errors import UserError
+from datasets.types import Batch
+from metrics import Prediction, build_metrics
+from metrics.masks import map_foreground, patch_overlap
+from tests.metrics.cases import BIRDS, feed, random_set
+
+LOGITS = torch.tensor([[1.0, 0.0]])
+
+
+def one(truth: torch.Tensor, mask: torch.Tensor, **more: torch.Tensor) -> dict[str, float]:
+    batch = Batch(torch.zeros(1, 3, 1, 1), torch.tensor([0]), ("x",), mask=truth[None])
+    return feed(build_metrics(["mask"], BIRDS), batch, Prediction(LOGITS, mask=mask[None], **more), 1)
+
+
+def slow(batch: Batch, prediction: Prediction) -> dict[str, float]:
+    """The same figures from enlarged masks, image by image."""
+    big = interpolate(prediction.mask[:, None].float(), scale_factor=4, mode="nearest")[:, 0] > 0.5
+    iou, dice, both_sum, union_sum = [], [], 0, 0
+    for found, true in zip(big.tolist(), batch.mask.tolist(), strict=True):
+        pixels = [(p, t) for row_p, row_t in zip(found, true, strict=True) for p, t in zip(row_p, row_t, strict=True)]
+        both, union = sum(p and t for p, t in pixels), sum(p or t for p, t in pixels)
+        both_sum, union_sum = both_sum + both, union_sum + union
+        if any(t for _, t in pixels):
+            iou.append(both / union)
+            dice.append(2 * both / (sum(p for p, _ in pixels) + sum(t for _, t in pixels)))
+    return {
+        "mask_iou": sum(iou) / len(iou),
+        "mask_dice": sum(dice) / len(dice),
+        "mask_iou_dataset": both_sum / union_sum,
+        "count/masks": len(iou),
+        "kept_share": prediction.mask.double().mean().item(),
+        "empty_share": (~prediction.mask.any(dim=2).any(dim=1)).double().mean().item(),
+    }
+
+
+def slow_published(batch: Batch, maps: torch.Tensor) -> tuple[float, float]:
+    parts = maps.shape[1] - 1
+    labels = interpolate(maps, size=batch.mask.shape[1:], mode="bilinear", align_corners=True).argmax(dim=1)
+    sums = {True: [0, 0], False: [0, 0]}
+    for label, true in zip(labels.flatten().tolist(), batch.mask.flatten().tolist(), strict=True):
+        for kind, (both, either) in {
+            True: (label != parts and true, label != parts or true),
+            False: (label == parts and not true, label == parts or not true),
+        }.items():
+            sums[kind][0] += both
+            sums[kind][1] += either
+    return sums[True][0] / sums[True][1], sums[False][0] / sums[False][1]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_against_pixel_loops(parts: int) -> None:
+    batch, prediction = random_set(BIRDS, n=11, parts=parts)
+    results = feed(build_metrics(["mask"], BIRDS), batch, prediction, 4)
+    published = (results.pop("miou_published"), results.pop("miou_published_background"))
+    assert published == pytest.approx(slow_published(batch, prediction.maps), abs=1e-15)
+    assert published[0] > 0  # K = 1 included
+    assert results == pytest.approx(slow(batch, prediction), abs=1e-12)
+
+
+def test_a_worked_example() -> None:
+    truth = torch.zeros(4, 4, dtype=torch.bool)
+    truth[:2, :3] = True  # 6 pixels; the mask keeps the left half: 8 pixels, 4 of them true
+    results = one(truth, torch.tensor([[True, False], [True, False]]))
+    assert results["mask_iou"] == results["mask_iou_dataset"] == 4 / 10
+    assert results["mask_dice"] == 8 / 14
+    assert results["kept_share"] == 0.5
+    assert results["empty_share"] == 0.0
+    assert "miou_published" not in results
+
+
+def test_empty_masks_on_either_side() -> None:
+    full, none = torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
+    keep, drop = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)
+    missed = one(full, drop)
+    assert (missed["mask_iou"], missed["mask_dice"], missed["empty_share"]) == (0.0, 0.0, 1.0)
+    no_object = one(none, keep)
+    assert math.isnan(no_object["mask_iou"]) and math.isnan(no_object["mask_dice"])
+    assert (no_object["count/masks"], no_object["mask_iou_dataset"]) == (0.0, 0.0)
+    assert math.isnan(one(none, drop)["mask_iou_dataset"])
+
+
+def test_empty_share_is_stage_1s_word_where_given() -> None:
+    """With a fall-back the mask that stage 2 saw is full, yet stage 1 kept nothing."""
+    keep = torch.ones(2, 2, dtype=torch.bool)
+    results = one(torch.ones(4, 4, dtype=torch.bool), keep, empty=torch.tensor([True]))
+    assert (results["empty_share"], results["kept_share"]) == (1.0, 1.0)
+
+
+def test_without_true_masks_only_the_kept_share() -> None:
+    batch, prediction = random_set(BIRDS)
+    results = feed(build_metrics(["mask"], BIRDS), replace(batch, mask=None), prediction, 64)
+    assert sorted(results) == ["empty_share", "kept_share"]
+
+
+def test_a_model_without_masks() -> None:
+    batch, prediction = random_set(BIRDS)
+    with pytest.raises(UserError, match="hands out no patch mask; drop it from --metrics"):
+        build_metrics(["mask"], BIRDS).update(batch, replace(prediction, mask=None))
+
+
+def test_sizes_must_be_multiples() -> None:
+    with pytest.raises(ValueError, match="4x5 pixels is no multiple of the 2x2 patch grid"):
+        patch_overlap(torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1, 4, 5, dtype=torch.bool))
+
+
+def test_maps_in_half_precision_and_one_part() -> None:
+    maps = torch.zeros(1, 2, 2, 2)
+    maps[0, 0, 0, 0] = maps[0, 1].fill_(0.4)[0, 0] + 0.6
+    found = map_foreground(maps.bfloat16(), (4, 4))[0]
+    assert found[0, 0] and not found[3, 3]

@@ -1,0 +1,134 @@
+"""All metrics together: batch sizes, processes, the registry, and what does not fit a data set."""
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import UserError
+from datasets.types import DatasetInfo
+from metrics import METRICS, MetricSet, build_metrics, default_metrics
+from tests.metrics.cases import BIRDS, feed, many_classes, random_set
+
+ALL = ("accuracy", "groups", "auroc", "mask")
+
+
+def test_known_names() -> None:
+    assert list(METRICS) == sorted(ALL)
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_results_do_not_depend_on_the_batch_size(size: int) -> None:
+    batch, prediction = random_set(BIRDS, n=90)
+    whole = feed(build_metrics(ALL, BIRDS), batch, prediction, 90)
+    assert feed(build_metrics(ALL, BIRDS), batch, prediction, size) == whole
+    assert len(whole) == 30
+    assert all(isinstance(value, float) for value in whole.values())
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_many_classes_do_not_depend_on_the_batch_size(size: int) -> None:
+    info = many_classes(30)
+    batch, prediction = random_set(info)
+    names = ("accuracy", "auroc")
+    assert feed(build_metrics(names, info), batch, prediction, size) == feed(
+        build_metrics(names, info), batch, prediction, 67
+    )
+
+
+def test_order_of_the_images_does_not_matter() -> None:
+    batch, prediction = random_set(BIRDS)
+    order = torch.randperm(67, generator=torch.Generator().manual_seed(1))
+    turned = replace(batch, label=batch.label[order], group=batch.group[order], mask=batch.mask[order])
+    fields = ("logits", "stage_1_logits", "mask", "maps")
+    turned_prediction = replace(prediction, **{name: getattr(prediction, name)[order] for name in fields})
+    assert feed(build_metrics(ALL, BIRDS), turned, turned_prediction, 7) == feed(
+        build_metrics(ALL, BIRDS), batch, prediction, 7
+    )
+
+
+def test_reset_and_a_second_compute() -> None:
+    batch, prediction = random_set(BIRDS)
+    metrics = build_metrics(ALL, BIRDS)
+    first = feed(metrics, batch, prediction, 64)
+    assert metrics.compute() == first
+    metrics.reset()
+    assert feed(metrics, batch, prediction, 10) == first
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_counted_is_nan(name: str) -> None:
+    results = build_metrics([name], BIRDS).compute()
+    assert all(math.isnan(value) for key, value in results.items() if not key.startswith("count/"))
+
+
+def test_inputs_are_left_alone_and_need_no_grad() -> None:
+    batch, prediction = random_set(BIRDS)
+    asking = replace(prediction, logits=prediction.logits.clone().requires_grad_(), mask=prediction.mask.float())
+    metrics = build_metrics(ALL, BIRDS)
+    assert feed(metrics, batch, asking, 64) == feed(build_metrics(ALL, BIRDS), batch, prediction, 64)
+    assert torch.equal(asking.logits, prediction.logits)
+    assert not any(value.requires_grad for value in metrics.metrics["auroc"].rows)
+
+
+def test_default_metrics_fit_the_data_set() -> None:
+    assert default_metrics(BIRDS, has_mask=True) == ALL
+    assert default_metrics(BIRDS, has_mask=False) == ALL[:3]
+    assert default_metrics(replace(BIRDS, group_names=None), has_mask=False) == ("accuracy", "auroc")
+    assert default_metrics(many_classes(100), has_mask=True) == ("accuracy", "mask")
+
+
+def test_unknown_and_repeated_names() -> None:
+    with pytest.raises(UserError, match="did you mean 'auroc'"):
+        build_metrics(["aurco"], BIRDS)
+    with pytest.raises(UserError, match="groups more than once"):
+        build_metrics(["groups", "accuracy", "groups"], BIRDS)
+
+
+def test_two_metrics_under_one_key() -> None:
+    batch, prediction = random_set(BIRDS)
+    twice = MetricSet({"one": METRICS["auroc"](BIRDS), "two": METRICS["auroc"](BIRDS)})
+    with pytest.raises(ValueError, match="'one' and 'two' both report 'auroc'"):
+        feed(twice, batch, prediction, 64)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "groups", "auroc"])
+def test_logits_of_another_label_space(name: str) -> None:
+    info = DatasetInfo("three", ("a", "b", "c"), group_names=BIRDS.group_names)
+    with pytest.raises(ValueError, match=r"\(67, 2\), expected \(67, 3\)"):
+        build_metrics([name], info).update(*random_set(BIRDS))
+
+
+WORKERS = """
+import sys
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from metrics import build_metrics
+from tests.metrics.cases import BIRDS, random_set, rows_of
+
+def work(rank, place):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=3)
+    batch, prediction = random_set(BIRDS)
+    mine = torch.arange(67) % 2 == rank  # the third process has no image
+    metrics = build_metrics(("accuracy", "groups", "auroc", "mask"), BIRDS)
+    if mine.any():
+        metrics.update(*rows_of(batch, prediction, mine))
+    torch.save(metrics.compute(), f"{place}/{rank}.pt")
+
+if __name__ == "__main__":
+    mp.start_processes(work, args=(sys.argv[1],), nprocs=3, start_method="fork")
+"""
+
+
+@pytest.mark.slow
+def test_three_processes_one_of_them_without_images(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WORKERS, str(tmp_path)], check=True, timeout=120)
+    whole = feed(build_metrics(ALL, BIRDS), *random_set(BIRDS), 67)
+    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)] == [whole] * 3
