@@ -2,8 +2,8 @@
 
     python train.py --config configs/quickstart.yaml --out runs/mine --model.parts.num_parts 8
 
-Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (a model
-for `from_pretrained`), results.json. Ctrl-C and SIGTERM finish the step and save; `--resume=true` goes on exactly there.
+Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (for
+`from_pretrained`), results.json. Ctrl-C and SIGTERM finish the step and save; `--resume=true` goes on exactly there.
 """
 
 import json

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def balanced_groups(count: int, correlation: float, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Labels and places (0 or 1) of `count` images, shuffled: classes balanced, a share `correlation` with place == label.
+    """Labels and places (0 or 1) of `count` images, shuffled: classes balanced, a share `correlation` place == label.
 
     Counts are exact up to rounding, not drawn: every seed has the same group sizes.
     """

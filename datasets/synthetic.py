@@ -4,6 +4,9 @@ Needs no download: a split is drawn in memory within seconds, from (data.seed, s
 `python -m datasets.synthetic OUT` writes it to disk in the layout of CUB-200-2011 and Waterbirds.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 
@@ -22,7 +25,7 @@ INFO = DatasetInfo(
     minority_groups=(1, 2),
     part_names=PARTS,
 )
-CHUNK_PIXELS = 256 * 96 * 96
+CHUNK_PIXELS = 32 * 96 * 96  # what a processor core's cache holds
 
 
 class SyntheticBirds:
@@ -47,10 +50,11 @@ class SyntheticBirds:
         self.part_map = np.empty((count, *config.size_hw), np.uint8)
         self.parts = np.ones((count, len(PARTS), 3), np.float32)
         step = max(1, CHUNK_PIXELS // (config.size_hw[0] * config.size_hw[1]))
-        for start in range(0, count, step):
-            chunk = slice(start, start + step)
-            drawn = _draw_chunk(label[chunk], place[chunk], config, generator)
-            self.images[chunk], self.part_map[chunk], self.parts[chunk, :, :2] = drawn
+        with _one_thread():
+            for start in range(0, count, step):
+                chunk = slice(start, start + step)
+                drawn = _draw_chunk(label[chunk], place[chunk], config, generator)
+                self.images[chunk], self.part_map[chunk], self.parts[chunk, :, :2] = drawn
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,6 +72,17 @@ class SyntheticBirds:
             parts=self.parts[index],
             boxes=np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32),
         )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: the operations are so small that two threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _image_count(config: DataConfig, split: str) -> int:

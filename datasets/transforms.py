@@ -140,10 +140,11 @@ def seeded_globals(seed: int) -> Iterator[None]:
 def finish(raw: RawSample, config: DataConfig) -> Sample:
     """Normalise the image; cut key points and boxes to it; arrays to tensors."""
     size = raw.image.shape[:2]
-    image = torch.from_numpy(raw.image.transpose(2, 0, 1).astype(np.float32)).div_(255)
-    image.sub_(torch.tensor(config.mean).view(3, 1, 1)).div_(torch.tensor(config.std).view(3, 1, 1))
+    pixels = np.ascontiguousarray(raw.image.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
+    pixels -= np.array(config.mean, np.float32).reshape(3, 1, 1)
+    pixels /= np.array(config.std, np.float32).reshape(3, 1, 1)
     return Sample(
-        image=image,
+        image=torch.from_numpy(pixels),
         label=raw.label,
         path=raw.path,
         group=raw.group,

@@ -45,7 +45,9 @@ def write_safetensors(path: Path, tensors: State, progress: dict[str, Any]) -> N
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is untouched") from None
+        raise UserError(
+            f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is untouched"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

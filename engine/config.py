@@ -132,7 +132,10 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read one YAML file, with `overrides` by dotted key on top. Raises UserError."""
-    flags = [f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}" for key, value in (overrides or {}).items()]
+    flags = [
+        f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
+        for key, value in (overrides or {}).items()
+    ]
     if not path.is_file():
         raise UserError(f"no such config file: {path}")
     return parse_config([f"--config={path}", *flags])

@@ -50,7 +50,9 @@ def plain_rules(config: OptimConfig) -> list[Rule]:
     ]
 
 
-def parameter_groups(model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float) -> list[dict[str, object]]:
+def parameter_groups(
+    model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float
+) -> list[dict[str, object]]:
     """Trainable parameters grouped by (rate, decay); frozen ones lose `requires_grad` and appear in no group.
 
     Each group keeps its own `base_lr`, which the schedule multiplies.
@@ -74,7 +76,9 @@ def normalised_weight_decay(config: OptimConfig, steps_per_epoch: int, epochs: i
     return float(config.weight_decay * (1 / max(1, steps_per_epoch * epochs)) ** 0.5)
 
 
-def build_optimizer(model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float
+) -> torch.optim.Optimizer:
     """timm's optimiser of the configured name on the model's groups. Raises UserError for an unknown name."""
     groups = parameter_groups(model, rules, config, weight_decay)
     if not groups:

@@ -88,7 +88,9 @@ def provenance() -> dict[str, Any]:
 def _commit() -> str | None:
     root = Path(__file__).parent.parent
     try:
-        done = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
     except OSError:
         return None
     return done.stdout.strip() or None

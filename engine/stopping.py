@@ -16,7 +16,9 @@ class StopRequest:
             self._previous[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -29,7 +31,7 @@ class StopRequest:
         self._previous.clear()
 
 
-class RunStopped(Exception):
+class RunStopped(Exception):  # noqa: N818 - not an error: the run did as it was told
     """The run was asked to stop and has saved itself."""
 
     def __init__(self, number: signal.Signals) -> None:

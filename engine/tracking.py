@@ -129,7 +129,9 @@ def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
     try:
         import wandb
     except ImportError:
-        raise UserError("wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or leave it off") from None
+        raise UserError(
+            "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or leave it off"
+        ) from None
     return wandb.init(
         project=config.wandb.project, entity=config.wandb.entity, name=config.wandb.name, group=config.wandb.group,
         mode=config.wandb.mode, dir=str(out), config=asdict(config), id=run_id, resume="allow",

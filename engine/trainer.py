@@ -118,7 +118,9 @@ class Trainer:
             start_batch=progress.batch, workers=config.data.workers,
         )  # fmt: skip
         self.model.train()
-        self.sums = {name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()}
+        self.sums = {
+            name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()
+        }
         started = time.perf_counter()
         with tracker.bar(f"epoch {progress.epoch + 1}/{config.train.epochs}", self.steps, progress.batch) as advance:
             for batch in loader:
@@ -231,7 +233,9 @@ class Trainer:
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             state = {name: t.detach().cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()}
             best = self.out / BEST
-            checkpointing.write_safetensors(best / "model.safetensors", state, {"epoch": self.progress.epoch, key: value})
+            checkpointing.write_safetensors(
+                best / "model.safetensors", state, {"epoch": self.progress.epoch, key: value}
+            )
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 

@@ -112,7 +112,8 @@ def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | N
     """Maps of the warped images, brought back to the patches of the original images.
 
     Returns `(maps_back [B, K+1, h, w], valid [B, h, w] bool)`: one bilinear inverse with zeros out of view, and the
-    positions that are fully in view, measured by sending an image of ones there and back on the patch grid. With a
+    positions that are fully in view, measured by sending an image of ones there and back on the patch grid with the
+    view's own padding (mirrored patches do show something, so fewer edge positions are lost than with zeros). With a
     published view: two nearest-neighbour calls (shift back, then rotate and scale back), and None for `valid`. The maps
     carry gradient.
     """
@@ -120,7 +121,7 @@ def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | N
     if view.published:
         return _unwarp_published(maps_BKhw, view), None
     grid_Bhw2 = _unwarp_grid(maps_BKhw, view)
-    ones_B1hw = torch.ones_like(maps_BKhw[:, :1])
+    ones_B1hw = torch.ones_like(maps_BKhw[:, :1], dtype=grid_Bhw2.dtype)
     there_B1hw = _sample(ones_B1hw, _warp_grid(ones_B1hw, view), view.padding)
     valid_Bhw = _sample(there_B1hw, grid_Bhw2, "zeros")[:, 0] > IN_VIEW
     return _sample(maps_BKhw, grid_Bhw2, "zeros"), valid_Bhw
@@ -199,15 +200,22 @@ def _warp_published(images: Tensor, view: AffineView) -> Tensor:
     angle, shift_x, shift_y, scale = _published_parameters(view)
     height, width = images.shape[-2:]
     shift = [float(round(shift_x * width)), float(round(shift_y * height))]
-    return affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+    return _torchvision_affine(images, angle, shift, scale, InterpolationMode.BILINEAR)
 
 
 def _unwarp_published(maps: Tensor, view: AffineView) -> Tensor:
     angle, shift_x, shift_y, scale = _published_parameters(view)
     height, width = maps.shape[-2:]
-    shift, none = [-shift_x * width, -shift_y * height], [0.0, 0.0]
-    maps = affine(maps, 0.0, shift, 1.0, shear=none, interpolation=InterpolationMode.NEAREST)
-    return affine(maps, -angle, none, 1 / scale, shear=none, interpolation=InterpolationMode.NEAREST)
+    maps = _torchvision_affine(maps, 0.0, [-shift_x * width, -shift_y * height], 1.0, InterpolationMode.NEAREST)
+    return _torchvision_affine(maps, -angle, [0.0, 0.0], 1 / scale, InterpolationMode.NEAREST)
+
+
+def _torchvision_affine(
+    images: Tensor, angle: float, shift: list[float], scale: float, interpolation: InterpolationMode
+) -> Tensor:
+    # It multiplies matrices to get its coordinates; autocast would do that in bf16.
+    with torch.autocast(images.device.type, enabled=False):
+        return affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=interpolation)
 
 
 def _check_batch(images: Tensor, view: AffineView) -> None:

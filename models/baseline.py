@@ -56,7 +56,9 @@ class AimPooling(nn.Module):
             return t.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
         query = self.query.to(x_BND.dtype).expand(x_BND.shape[0], -1, -1)
-        out = nn.functional.scaled_dot_product_attention(split(query), split(self.keys(x_BND)), split(self.values(x_BND)))
+        out = nn.functional.scaled_dot_product_attention(
+            split(query), split(self.keys(x_BND)), split(self.values(x_BND))
+        )
         return out.transpose(1, 2).flatten(1)
 
 
@@ -75,7 +77,7 @@ class PlainViT(
         self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
         width = self.backbone.embed_dim
         pools: dict[str, type[nn.Module]] = {"ep": EfficientProbing, "aim": AimPooling}
-        self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()  # type: ignore[call-arg]
+        self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()
         self.head = nn.Linear(width, num_classes, bias=config.pooling != "aim")
         trunc_normal_(self.head.weight, std=0.02)
         if self.head.bias is not None:

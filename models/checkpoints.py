@@ -100,7 +100,9 @@ def _fit_positions(table: Tensor, vit: VisionTransformer) -> Tensor:
     stored_prefix = table.shape[1] - side**2
     wanted_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
     if stored_prefix and not wanted_prefix:
-        raise UserError(f"model.weights: the position table has {stored_prefix} prefix positions, the backbone has none")
+        raise UserError(
+            f"model.weights: the position table has {stored_prefix} prefix positions, the backbone has none"
+        )
     if wanted_prefix and stored_prefix != wanted_prefix:
         raise UserError(f"model.weights: position table of {table.shape[1]} entries does not fit the backbone's prefix")
     grid = tuple(vit.patch_embed.grid_size)

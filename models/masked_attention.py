@@ -10,6 +10,7 @@ Shape legend: B images, P prefix tokens, S = P + N tokens, T tokens of all image
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -112,8 +113,8 @@ def is_plain(vit: VisionTransformer) -> bool:
     return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
 
 
-def run_block(block: Block, x: Tensor, attend: Attend) -> Tensor:
-    """timm's Block with its attention replaced by `attend`; tokens [B, S, D] -> [B, S, D]."""
+def run_block(block: Any, x: Tensor, attend: Attend) -> Tensor:
+    """timm's plain Block with its attention replaced by `attend`; tokens [B, S, D] -> [B, S, D]."""
     attn = block.attn
     h = block.norm1(x)
     qkv = attn.qkv(h).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
@@ -123,4 +124,4 @@ def run_block(block: Block, x: Tensor, attend: Attend) -> Tensor:
     if attn.gate is not None:
         out = out * attn.gate(h).sigmoid()
     x = x + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(out))))
-    return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
+    return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))

@@ -56,6 +56,7 @@ class MaskedViT(nn.Module):
         if self.path != "auto":
             return self.path
         random_depth = self.training and any(
-            getattr(module, "drop_prob", 0) or (isinstance(module, nn.Dropout) and module.p) for module in self.backbone.modules()
+            getattr(module, "drop_prob", 0) or (isinstance(module, nn.Dropout) and module.p)
+            for module in self.backbone.modules()
         )
         return "packed" if masked_attention.is_plain(self.backbone) and not random_depth else "gathered"

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 class MlpPatchEmbed(nn.Module):
     """Each patch, flattened, through a two-layer perceptron: [B, C, H, W] -> [B, N, D]. Stands in for timm's PatchEmbed."""
 
-    def __init__(self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
+    def __init__(
+        self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any
+    ) -> None:
         """`img_size` and `patch_size` in pixels; further keywords of timm's PatchEmbed are accepted and unused."""
         super().__init__()
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
@@ -33,7 +35,7 @@ class MlpPatchEmbed(nn.Module):
 def _nano(embed_dim: int, depth: int, img_size: int | tuple[int, int] = 96, **kwargs: Any) -> VisionTransformer:
     for unused in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(unused, None)
-    settings = dict(patch_size=8, mlp_ratio=2, embed_layer=MlpPatchEmbed, weight_init="skip") | kwargs
+    settings: dict[str, Any] = dict(patch_size=8, mlp_ratio=2, embed_layer=MlpPatchEmbed, weight_init="skip") | kwargs
     vit = VisionTransformer(img_size=img_size, embed_dim=embed_dim, depth=depth, num_heads=embed_dim // 32, **settings)
     _init(vit)
     return vit

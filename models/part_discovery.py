@@ -29,7 +29,11 @@ class PartNoise:
 
 
 def draw_noise(
-    config: PartsConfig, shape: tuple[int, int], device: torch.device, training: bool, generator: torch.Generator | None = None
+    config: PartsConfig,
+    shape: tuple[int, int],
+    device: torch.device,
+    training: bool,
+    generator: torch.Generator | None = None,
 ) -> PartNoise:
     """Draw a PartNoise for `shape` = (B, N) from `generator` (None: torch's global one)."""
     batch, patches = shape

@@ -81,7 +81,9 @@ class StageOne(nn.Module):
         """Images [B, 3, H, W] -> StageOneOutput. `noise` None: drawn from `generator` (None: the global one)."""
         tokens = patch_tokens(self.backbone, images)
         if noise is None:
-            noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator)
+            noise = draw_noise(
+                self.config.parts, (tokens.shape[0], tokens.shape[1]), tokens.device, self.training, generator
+            )
         out = self.parts(tokens, noise, intervention)
         return StageOneOutput(self._selection(out), out.part_logits, out.part_features)
 
@@ -127,7 +129,9 @@ class TwoStageModel(
         super().__init__()
         self.model_config = config = model_config
         self.stage_1 = StageOne(config, num_classes, image_size)
-        self.stage_2 = MaskedViT(create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path)
+        self.stage_2 = MaskedViT(
+            create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
+        )
         _check(config, self)
 
     def load_pretrained_backbones(self) -> None:

@@ -4,6 +4,7 @@ Shape legend: B images, S tokens an image before packing, T packed tokens, L the
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,10 +48,10 @@ class Packing:
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
     """Attention of q, k, v [1, H, T, E] within each image, [1, H, T, E]."""
     if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
-        rows = [t[0].transpose(0, 1).contiguous() for t in (q, k, v)]
+        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))
         longest = packing.valid.shape[1]
-        out = varlen_attn(*rows, packing.bounds, packing.bounds, longest, longest, scale=scale)
-        return out.transpose(0, 1).unsqueeze(0)
+        out = varlen_attn(q, k, v, packing.bounds, packing.bounds, longest, longest, scale=scale)
+        return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
     return _padded_attention(q, k, v, scale, packing)
 
 
@@ -62,7 +63,5 @@ def _padded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Pa
         rows = t.new_zeros(batch * longest, t.shape[1], t.shape[3])
         return rows.index_copy(0, packing.slot, t[0].transpose(0, 1)).unflatten(0, (batch, longest)).transpose(1, 2)
 
-    out = F.scaled_dot_product_attention(
-        pad(q), pad(k), pad(v), attn_mask=packing.valid[:, None, None, :], scale=scale
-    )
+    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=packing.valid[:, None, None, :], scale=scale)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, packing.slot).transpose(0, 1).unsqueeze(0)

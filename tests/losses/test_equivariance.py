@@ -106,7 +106,8 @@ def test_back_where_it_came_from(size_hw, padding):
     back, valid = unwarp_maps(warp_images(images, view), view)
     error = (back - images).abs().amax(dim=1)
     assert 0.3 < valid.float().mean() < 1
-    assert error[valid].max() < 0.03
+    # At the very edge a mirrored neighbour takes part in the interpolation.
+    assert error[valid].max() < (0.03 if padding == "zeros" else 0.06)
     assert error[~valid].max() > 0.3  # the mask is there for a reason
 
 
@@ -262,10 +263,11 @@ def test_dtype_and_autocast():
     half = warp_images(images.bfloat16(), view)
     assert half.dtype == torch.bfloat16
     assert (half.float() - warp_images(images, view)).abs().max() < 0.02
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        torch.testing.assert_close(warp_images(images, view), warp_images(images.clone(), view))
-        inside = warp_images(images, view)
-    assert torch.equal(inside, warp_images(images, view))
+    for each in (view, draw_view(1, (64, 64), PUBLISHED, seeded())):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            inside, inside_back = warp_images(images, each), unwarp_maps(images, each)[0]
+        assert torch.equal(inside, warp_images(images, each))
+        assert torch.equal(inside_back, unwarp_maps(images, each)[0])
 
 
 def test_number_of_views():
