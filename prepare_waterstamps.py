@@ -1,14 +1,15 @@
 """Build a small Waterbirds-style data set from real photographs, in the published folder layout.
 
-Objects: photographs with alpha masks from Debian's package `tuxpaint-stamps-default`. Backgrounds: photographs and artwork
-from Debian's wallpaper packages, as two kinds. The object decides the class; the kind of background agrees with it in 95 %
-of the training images and in half of the validation and test images, with all four groups equal. Test backgrounds are
-never seen in training; with --unseen-species neither are its species (hard: about ten photographs a class remain).
+Objects: photographs with alpha masks from Debian's package `tuxpaint-stamps-default`. Backgrounds: Debian's wallpaper
+packages, as two kinds, landscapes (place 0, where Waterbirds has land) and artwork (place 1, where it has water). The
+object decides the class; the kind of background agrees with it in 95 % of the training images and in half of the
+validation and test images, with all four groups equal. Test backgrounds are never seen in training; with
+--unseen-species neither are its species (hard: about ten photographs a class remain).
 
     python prepare_waterstamps.py data/waterstamps --size 168 --train 1000 --test 400
 
-Read it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg: the packages are downloaded and
-unpacked into a temporary folder, nothing is installed. Takes about a minute.
+Read it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg: the packages are downloaded
+and unpacked into a temporary folder, nothing is installed. Takes about a minute.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from rich.progress import track
 
 from common.errors import UserError, exit_on_user_error
 from datasets.groups import balanced_groups
-from datasets.layout import SPLITS, Entry, new_folder, write_layout
+from datasets.images import read_image
+from datasets.layout import Entry, new_folder, write_layout
+from datasets.types import SPLITS
 
 PACKAGES = (
     "tuxpaint-stamps-default", "mate-backgrounds", "lomiri-wallpapers-16.04", "lomiri-wallpapers-20.04",
@@ -47,7 +50,7 @@ TEST_SPECIES = frozenset(
 )
 NATURE = ("nature", "by_", "Autumn", "BytheWater", "EveningGlow", "FallenLeaf", "Grey", "ColdRipple", "Bridge", "Kite")
 """A wallpaper with one of these in its path is a landscape (place 0); any other is artwork (place 1)."""
-SKIP = ("screenshot", "dark", "Stripes", "logo", "Elephants")
+SKIP = ("screenshot", "dark", "Stripes", "logo", "Elephants", "Transparent")
 KINDS = ("nature", "artwork")
 
 
@@ -101,7 +104,8 @@ def load_source(root: Path, short_side: int) -> Source:
         stamps[name] = Image.open(path).convert("RGBA")
     places: tuple[list[Background], list[Background]] = ([], [])
     for path in track(wallpaper_files(root), "wallpapers"):
-        places[place_of(path.relative_to(root))].append(Background(path.name, reduced(path, short_side)))
+        background = Background(wallpaper_name(path), reduced(path, short_side))
+        places[place_of(path.relative_to(root))].append(background)
     for kind, found in zip(KINDS, places, strict=True):
         if len(found) < 2:
             raise UserError(f"the wallpaper packages hold {len(found)} {kind} pictures; use Debian 12 or newer")
@@ -109,10 +113,31 @@ def load_source(root: Path, short_side: int) -> Source:
 
 
 def wallpaper_files(root: Path) -> list[Path]:
-    """The usable pictures of the wallpaper packages, in a fixed order."""
+    """The usable pictures of the wallpaper packages, in a fixed order, each in one resolution only.
+
+    KDE ships a wallpaper as NAME/contents/images/WIDTHxHEIGHT.jpg, some for telephones too: taken for two pictures, one
+    could go to training and its twin to the test.
+    """
     files = [path for folder in WALLPAPERS for path in sorted((root / folder).rglob("*"))]
     pictures = [path for path in files if path.suffix in {".jpg", ".png"} and not path.is_symlink()]
-    return [path for path in pictures if not any(word in str(path.relative_to(root)) for word in SKIP)]
+    usable = [path for path in pictures if not any(word in str(path.relative_to(root)) for word in SKIP)]
+    widest: dict[str, Path] = {}
+    for path in usable:
+        key = wallpaper_name(path)
+        if key not in widest or width(path) > width(widest[key]):
+            widest[key] = path
+    return list(widest.values())
+
+
+def wallpaper_name(path: Path) -> str:
+    """The file's name, or NAME of NAME/contents/images/FILE."""
+    return path.parents[2].name if path.parts[-3:-1] == ("contents", "images") else path.name
+
+
+def width(path: Path) -> int:
+    """Width of a picture file, pixels."""
+    with Image.open(path) as picture:
+        return picture.width
 
 
 def place_of(path: Path) -> int:
@@ -122,16 +147,16 @@ def place_of(path: Path) -> int:
 
 def reduced(path: Path, short_side: int) -> Image.Image:
     """An RGB picture whose short side is at most `short_side` pixels."""
-    with Image.open(path) as picture:
-        scale = min(1.0, short_side / min(picture.size))
-        size = (round(picture.width * scale), round(picture.height * scale))
-        return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    picture = Image.fromarray(read_image(path))
+    scale = min(1.0, short_side / min(picture.size))
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.BICUBIC)
 
 
 def compose(
     stamp: Image.Image, place: Image.Image, size: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One object (RGBA) on a random crop of a background (RGB): image [size, size, 3] uint8 and mask [size, size] bool."""
+    """One object (RGBA) on a random crop of a background (RGB): image [S, S, 3] uint8 and mask [S, S] bool."""
     image = random_crop(place, size, rng)
     stamp = random_pose(stamp, size, rng)
     alpha = stamp.getchannel("A")

@@ -6,7 +6,6 @@ Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, check
 `from_pretrained`), results.json. Ctrl-C and SIGTERM finish the step and save; `--resume=true` goes on exactly there.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from engine.checkpointing import load_weights, read_checkpoint
 from engine.config import RunConfig, parse_config
 from engine.objectives import OBJECTIVES
 from engine.optim import plain_rules, two_stage_rules
-from engine.runs import BEST, open_run, prepare_process, provenance
+from engine.pictures import Photographer
+from engine.runs import BEST, RESULTS, open_run, prepare_process, provenance, write_json
 from engine.stopping import RunStopped
 from engine.tracking import Row, Tracker
 from engine.trainer import Trainer
 from models import build_model
-from report.run_pictures import RunPictures
+from report.curves import training_curves
 
 
 def train(config: RunConfig) -> Row:
@@ -48,22 +48,21 @@ def train(config: RunConfig) -> Row:
         trainer.load()
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.keep_epochs(trainer.progress.epoch)
-    pictures = RunPictures(out, splits["val"], config.data.mean, config.data.std)
+    photographer = Photographer(splits["val"], config.data.mean, config.data.std)
 
     # 4. train
     def after_epoch(row: Row) -> None:
         every, epoch = config.train.sheet_every, row["epoch"]
-        for name, path in pictures.curves(tracker.rows()):
-            tracker.picture(name, path, epoch)
+        tracker.picture("curves", training_curves(tracker.rows(), out / "curves.png"), epoch)
         if epoch == config.train.epochs or (every and epoch % every == 0):
-            for name, path in pictures.sheet(trainer.evaluated_model(), device, epoch):
-                tracker.picture(name, path, epoch)
+            sheet = photographer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
+            tracker.picture("sheet", sheet, epoch)
 
     trainer.run(tracker, after_epoch)
 
     # 5. the best checkpoint on the test split
     results = final_results(trainer, config)
-    (out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+    write_json(out / RESULTS, results)
     tracker.say(f"test accuracy {results['test/accuracy']:.1%} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results

@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image
 
 from common.errors import UserError
+from datasets.types import SPLITS
 
 CUB = "CUB_200_2011"
 WATERBIRDS = "waterbird_complete95_forest2water2"
-SPLITS = ("train", "val", "test")
-"""A split's number in metadata.csv is its position here."""
 METADATA = ("img_id", "img_filename", "y", "split", "place", "place_filename")
 
 

@@ -48,7 +48,7 @@ class Split(Dataset[Sample]):
         return len(self.raw)
 
     def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index = (0, key) if isinstance(key, int) else key
+        epoch, index = key if isinstance(key, tuple) else (0, key)
         return self.transform(self.raw.read(index), stable_seed("augment", self.seed, epoch, index))
 
 
@@ -143,7 +143,7 @@ def train_loader(
     whole = batch_size * world_size
     batches = [
         [(epoch, index) for index in order[step * whole : (step + 1) * whole][rank::world_size]]
-        for step in range(start_batch, steps)
+        for step in range(0, steps - start_batch)
     ]
     return BatchLoader(split, batches, workers, _collate_train)
 

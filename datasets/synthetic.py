@@ -12,6 +12,7 @@ import torch
 
 from common.errors import UserError
 from datasets.config import DataConfig
+from datasets.files import check_split
 from datasets.groups import balanced_groups
 from datasets.seeds import stable_seed
 from datasets.synthetic_birds import draw_birds
@@ -45,6 +46,7 @@ class SyntheticBirds:
         generator = torch.Generator().manual_seed(seed)
         correlation = 0.5 if split == "test" else config.synthetic.correlation
         self.labels, self.places = balanced_groups(count, correlation, np.random.default_rng(seed))
+        self.groups = [2 * y + place for y, place in zip(self.labels, self.places, strict=True)]
         label, place = torch.tensor(self.labels), torch.tensor(self.places)
         self.images = np.empty((count, *config.size_hw, 3), np.uint8)
         self.part_map = np.empty((count, *config.size_hw), np.uint8)
@@ -67,7 +69,7 @@ class SyntheticBirds:
             image=self.images[index],
             label=self.labels[index],
             path=f"synthetic/{self.split}/{index:05d}",
-            group=2 * self.labels[index] + self.places[index],
+            group=self.groups[index],
             mask=mask,
             parts=self.parts[index],
             boxes=np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32),
@@ -86,10 +88,9 @@ def _one_thread() -> Iterator[None]:
 
 
 def _image_count(config: DataConfig, split: str) -> int:
+    check_split("synthetic", split)
     dials = config.synthetic
     counts = {"train": dials.train_images, "val": dials.val_images, "test": dials.test_images}
-    if split not in counts:
-        raise UserError(f"data set 'synthetic' has no split {split!r}; known: train, val, test")
     if counts[split] < 1:
         raise UserError(f"data.synthetic.{split}_images is {counts[split]}; it must be at least 1")
     for name in ("correlation", "any_hue", "hue_gap", "colour_cue"):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from common.errors import exit_on_user_error
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.layout import SPLITS, Entry, new_folder, write_layout
+from datasets.layout import Entry, new_folder, write_layout
 from datasets.synthetic import INFO, SyntheticBirds
 from datasets.synthetic_drawing import PARTS
+from datasets.types import SPLITS
 
 PLACES = ("forest", "ocean")
 

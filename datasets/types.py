@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+SPLITS = ("train", "val", "test")
+"""The names of a data set's splits; a split's number in the published index files is its position here."""
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
@@ -54,6 +57,9 @@ class RawDataset(Protocol):
 
     @property
     def labels(self) -> Sequence[int]: ...
+
+    @property
+    def groups(self) -> Sequence[int] | None: ...
 
     def __len__(self) -> int: ...
 

@@ -44,10 +44,9 @@ def write_safetensors(path: Path, tensors: State, progress: dict[str, Any]) -> N
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write checkpoint {path}: {error.strerror or error}; the previous one is untouched"
-        ) from None
+    except (OSError, SafetensorError) as error:  # a full disk is the second kind
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"cannot write checkpoint {path}: {reason}; the previous one is untouched") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -77,10 +76,16 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
-    """Put back what `optimizer_tensors` took."""
+    """Put back what `optimizer_tensors` took. Raises UserError when that was of other parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split("/", 1)
+        fits = int(index) < len(parameters) and (
+            name not in ("exp_avg", "momentum_buffer") or value.shape == parameters[int(index)].shape
+        )
+        if not fits:
+            raise UserError("the checkpoint's optimiser state does not fit this config; were optim.* keys changed?")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

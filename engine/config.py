@@ -1,8 +1,11 @@
 """One resolved config per job: frozen dataclasses are the only schema, jsonargparse makes the command line of them."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -32,9 +35,10 @@ class OptimConfig:
     prototype_factor: float = 1e3
     stage_2_factor: float = 1.0
     freeze_stage_1: bool = True
-    """Stage-1 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
+    """Stage-1 backbone, except its class token, registers and positions."""
     freeze_stage_1_tokens: bool = False
     freeze_stage_2: bool = False
+    """Stage-2 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
     freeze_stage_2_tokens: bool = False
     clip: float = 2.0
     """Largest global gradient norm; 0 = off."""
@@ -115,7 +119,7 @@ class RunConfig:
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
     """The command line of a RunConfig: `--config FILE` and one flag per field."""
-    parser = ArgumentParser(exit_on_error=False, **kwargs)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
     parser.add_class_arguments(RunConfig, None)
     return parser
@@ -127,15 +131,12 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     try:
         return resolve(_instantiate(parser, parser.parse_args(args)))
     except ArgumentError as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(_one_line(error) + _file_to_blame(error, sys.argv[1:] if args is None else args)) from None
 
 
-def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfig:
+def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
     """Read one YAML file, with `overrides` by dotted key on top. Raises UserError."""
-    flags = [
-        f"--{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
-        for key, value in (overrides or {}).items()
-    ]
+    flags = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
     if not path.is_file():
         raise UserError(f"no such config file: {path}")
     return parse_config([f"--config={path}", *flags])
@@ -143,47 +144,105 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> RunConfi
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write every key with its resolved value."""
-    path.write_text(yaml.safe_dump(_plain(asdict(config)), sort_keys=False))
+    path.write_text(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False))
 
 
 def resolve(config: RunConfig) -> RunConfig:
     """Apply `compat` and check what types cannot say. Raises UserError naming the key."""
     if config.compat == "reference":
         config = _with_reference_quirks(config)
-    problems = {
-        "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
-        "model.parts.temperature must be positive": config.model.parts.temperature > 0,
-        "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
-        "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
-        "train.epochs must be at least 1": config.train.epochs >= 1,
-        "train.eval_every must be at least 1": config.train.eval_every >= 1,
-        "optim.accumulation must be at least 1": config.optim.accumulation >= 1,
-        "optim.lr must be positive": config.optim.lr > 0,
-        "data.batch_size must be at least 1": config.data.batch_size >= 1,
-        "optim.stage_1_epochs must be smaller than train.epochs": config.optim.stage_1_epochs < config.train.epochs,
-        "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
-    }
-    for problem, fine in problems.items():
+    for key in _nulls(config):
+        raise UserError(f"{key} has no value; give one or leave the key out")
+    for problem, fine in {**_model_and_data(config), **_course(config)}.items():
         if not fine:
             raise UserError(problem)
     return config
 
 
+def _model_and_data(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    return {
+        "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
+        "model.parts.temperature must be positive": config.model.parts.temperature > 0,
+        "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
+        "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
+        "data.image_size must be positive": min(config.data.size_hw) >= 1,
+        "data.batch_size must be at least 1": config.data.batch_size >= 1,
+        "data.eval_batch_size must be at least 1": config.data.eval_batch_size >= 1,
+        "data.workers must not be negative": config.data.workers >= 0,
+        "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
+    }
+
+
+def _course(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    optim, train = config.optim, config.train
+    stage_1_terms = any(weight for name, weight in asdict(config.loss.weights).items() if name != "stage_2")
+    return {
+        "train.epochs must be at least 1": train.epochs >= 1,
+        "train.eval_every must be at least 1": train.eval_every >= 1,
+        "train.ema_decay must be in [0, 1)": 0 <= train.ema_decay < 1,
+        "train.threads must not be negative": train.threads >= 0,
+        "train.sheet_every must not be negative": train.sheet_every >= 0,
+        "train.save_every_steps must not be negative": train.save_every_steps >= 0,
+        "optim.lr must be positive": optim.lr > 0,
+        "optim.clip must not be negative": optim.clip >= 0,
+        "optim.accumulation must be at least 1": optim.accumulation >= 1,
+        "optim.step_epochs must be at least 1": optim.step_epochs >= 1,
+        "optim.warmup_epochs must not be negative": optim.warmup_epochs >= 0,
+        "optim.min_lr_share must be in [0, 1]": 0 <= optim.min_lr_share <= 1,
+        "optim.stage_1_epochs must be from 0 to train.epochs - 1": 0 <= optim.stage_1_epochs < train.epochs,
+        "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
+        "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
+    }
+
+
+def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
+    """Keys left empty in a YAML file although they need a value; the parser lets them pass."""
+    for item in fields(config):
+        value, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            yield from _nulls(value, f"{key}.")
+        elif value is None and "None" not in str(item.type):
+            yield key
+
+
 def _with_reference_quirks(config: RunConfig) -> RunConfig:
     parts = replace(config.model.parts, independent_draws=True, eval_noise=True, threshold_form="dot_product")
     model = replace(config.model, parts=parts, empty_mask="prefix_only", mask_gradient="detached")
-    equivariance = replace(config.loss.equivariance, published=True, images=0)
+    equivariance = replace(config.loss.equivariance, published=True, images=0, padding="zeros")
     return replace(config, model=model, loss=replace(config.loss, orthogonality="channels", equivariance=equivariance))
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
-    values = parser.instantiate_classes(namespace)
+    values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
 
 
 def _one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines[:4])[:400]
+
+
+def _file_to_blame(error: Exception, args: Sequence[str]) -> str:
+    """The config files given, where the parser complains about a file's syntax without naming it."""
+    if not str(error).startswith(("Problems parsing config", "Unexpected config")):
+        return ""
+    following = dict(zip(args, [*args[1:], ""], strict=True))
+    files = [arg.partition("=")[2] or following[arg] for arg in args if arg.partition("=")[0] == "--config"]
+    return f" (in {', '.join(files)})"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes texts that begin like a number: the parser takes 1e3 for one, PyYAML does not."""
+
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        """A text, quoted or as PyYAML sees fit."""
+        style = "'" if text[:1] in "+-.0123456789" else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def _plain(value: Any) -> Any:

@@ -68,10 +68,12 @@ def evaluation_mode(model: nn.Module, device: torch.device, seed: int) -> Iterat
     was_training = model.training
     model.eval()
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
-        torch.manual_seed(seed)
-        yield
-    model.train(was_training)
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        model.train(was_training)
 
 
 class Recorder:

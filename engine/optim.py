@@ -44,7 +44,7 @@ def two_stage_rules(config: OptimConfig) -> list[Rule]:
 def plain_rules(config: OptimConfig) -> list[Rule]:
     """The published baseline's simpler table. Its backbone is stage 2's counterpart and follows stage 2's freezing."""
     return [
-        Rule(r"^pool\.queries?$", config.scratch_factor, False),
+        Rule(r"^pool\.(query|queries)$", config.scratch_factor, False),
         Rule(r"^(head|pool)\.", config.scratch_factor, None),
         Rule(r"", config.stage_2_factor, None, config.freeze_stage_2),
     ]
@@ -86,5 +86,5 @@ def build_optimizer(
     extra = {"momentum": config.betas[0]} if "sgd" in config.name else {"betas": config.betas, "eps": config.eps}
     try:
         return timm.optim.create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **extra)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError) as error:  # IndexError: a name that wants three betas
         raise UserError(f"optim.name={config.name}: {str(error).splitlines()[0]}") from None

@@ -5,6 +5,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from typing import Any
 import torch
 
 from common.errors import UserError
-from engine.config import RunConfig, load_config, save_config
+from engine.config import RunConfig, parse_config, save_config
 from models.registry import AnyModel
 
 CONFIG_FILE = "config.yaml"
 LAST = Path("checkpoints") / "last.safetensors"
 BEST = Path("best")
+METRICS_FILE = "metrics.jsonl"
+RESULTS = Path("results.json")
 
 
 def open_run(config: RunConfig, model: AnyModel) -> Path:
@@ -36,18 +40,19 @@ def open_run(config: RunConfig, model: AnyModel) -> Path:
             shutil.rmtree(out)
         for folder in (out / LAST.parent, out / BEST):
             folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / CONFIG_FILE)
+        # The flags of this one start are not part of the run: with them its config could not be started again.
+        save_config(replace(config, resume=False, overwrite=False), out / CONFIG_FILE)
         (out / BEST / "config.json").write_text(json.dumps(model._hub_mixin_config, indent=2, sort_keys=True))
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from None
     return out
 
 
-def run_config(run: Path) -> RunConfig:
-    """The resolved config a run was trained with."""
+def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved config a run was trained with, flags like "--data.root=..." on top."""
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
-    return load_config(run / CONFIG_FILE)
+    return parse_config([f"--config={run / CONFIG_FILE}", *overrides])
 
 
 def pick_device(name: str) -> torch.device:
@@ -94,3 +99,16 @@ def _commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def read_results(run: Path) -> dict[str, Any] | None:
+    """What a finished run wrote to results.json; None for an unfinished one."""
+    path = run / RESULTS
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write all or nothing."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

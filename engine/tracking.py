@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.errors import UserError
 from engine.config import RunConfig
+from engine.runs import METRICS_FILE
 
 Row = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Tracker:
 
     def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
         """`run_id` continues a Weights & Biases run."""
-        self.path = out / "metrics.jsonl"
+        self.path = out / METRICS_FILE
         self.console = Console(highlight=False)
         self.wandb = _start_wandb(out, config, run_id)
         self._header_shown = False

@@ -76,6 +76,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.progress = Progress()
         self.sums: dict[str, Tensor] = {}
+        self._lap_started = time.perf_counter()
         info = splits["train"].info
         self.metrics = build_metrics(default_metrics(info, has_mask=hasattr(model, "select")), info)
         if config.train.compile:
@@ -86,11 +87,11 @@ class Trainer:
     def run(self, tracker: Tracker, after_epoch: Callable[[Row], None] = lambda row: None) -> None:
         """Train to the last epoch. Raises RunStopped, with everything saved, when a signal asked for it."""
         with StopRequest() as stop:
+            self._lap_started = time.perf_counter()
             while self.progress.epoch < self.config.train.epochs:
-                started = time.perf_counter()
                 self._train_epoch(tracker, stop)
                 row = self._finish_epoch()
-                self.progress.wall_seconds += time.perf_counter() - started
+                self._lap()
                 row["wall_seconds"] = self.progress.wall_seconds
                 tracker.log(row)
                 after_epoch(row)
@@ -133,6 +134,11 @@ class Trainer:
                     if stop.signal:
                         raise RunStopped(stop.signal)
         self._clock(started)
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.progress.wall_seconds += now - self._lap_started
+        self._lap_started = now
 
     def _clock(self, started: float) -> None:
         elapsed = time.perf_counter() - started
@@ -181,8 +187,9 @@ class Trainer:
         terms = ", ".join(f"{name}={value.item():g}" for name, value in outcome.terms.items())
         files = ", ".join(batch.paths)
         raise UserError(
-            f"loss is not finite at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}; no step was taken; "
-            f"the last checkpoint is untouched; lower optim.lr or use train.precision=fp32; terms: {terms}; files: {files}"
+            f"loss is not finite at epoch {self.progress.epoch + 1}, batch {self.progress.batch + 1}; "
+            "no step was taken, the last checkpoint is untouched; lower optim.lr or use train.precision=fp32; "
+            f"terms: {terms}; files: {files}"
         )
 
     def _count(self, outcome: Outcome, batch: Batch) -> None:
@@ -229,13 +236,12 @@ class Trainer:
         if self.progress.epoch <= self.config.optim.stage_1_epochs:
             return  # stage 2 has learnt nothing yet
         value = row[key]
-        if self.progress.best is None or value >= self.progress.best:
+        best = self.progress.best
+        if best is None or math.isnan(best) or value >= best:
             self.progress.best, self.progress.best_epoch = value, self.progress.epoch
             state = {name: t.detach().cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()}
-            best = self.out / BEST
-            checkpointing.write_safetensors(
-                best / "model.safetensors", state, {"epoch": self.progress.epoch, key: value}
-            )
+            path = self.out / BEST / "model.safetensors"
+            checkpointing.write_safetensors(path, state, {"epoch": self.progress.epoch, key: value})
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -246,6 +252,7 @@ class Trainer:
 
     def save(self, tracker: Tracker) -> None:
         """Write the whole state of the run."""
+        self._lap()
         self.progress.sums = {name: value.item() for name, value in self.sums.items()}
         self.progress.scaler = self.scaler.state_dict()
         self.progress.wandb_id = tracker.run_id
@@ -262,7 +269,10 @@ class Trainer:
         checkpointing.load_optimizer(self.optimizer, checkpoint.part("optimizer"))
         if self.ema:
             checkpointing.load_weights(self.ema.module, checkpoint.part("ema"), self.last)
-        self.progress = Progress(**checkpoint.progress)
+        try:
+            self.progress = Progress(**checkpoint.progress)
+        except TypeError:
+            raise UserError(f"{self.last} was written by another version of this code; start the run afresh") from None
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
 

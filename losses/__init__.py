@@ -2,6 +2,8 @@
 
 Everything here is meant to run in fp32: call it with `.float()` tensors inside
 `torch.autocast(device_type, enabled=False)`.
+
+The equivariance TERM is `losses.parts.equivariance`; `losses.equivariance` is the module of its random view.
 """
 
 from losses.classification import ClassificationLoss, Mixup
@@ -11,7 +13,6 @@ from losses.parts import (
     border,
     concentration,
     enforced_presence,
-    equivariance,
     orthogonality,
     pixel_entropy,
     presence,
@@ -30,7 +31,6 @@ __all__ = [
     "concentration",
     "draw_view",
     "enforced_presence",
-    "equivariance",
     "num_views",
     "orthogonality",
     "pixel_entropy",

@@ -3,28 +3,32 @@
 Shape legend: B images, N patches (h x w grid), P prefix tokens (class token, registers), D width.
 """
 
+import difflib
 from typing import cast
 
 import timm
+from timm.layers import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-import models.nano  # noqa: F401  (registers the small ViTs with timm)
 from common.errors import UserError
 from models.checkpoints import fit_backbone_state, load_into, read_state
+from models.nano import MlpPatchEmbed  # the import also registers the small ViTs with timm
 
 
 def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> VisionTransformer:
     """Build timm's `name` without weights and without classifier, for inputs of `image_size` (height, width) pixels.
 
-    Raises UserError for an unknown name, a model that is not a VisionTransformer, one without prefix tokens (there would
-    be no class token to read), or a size that the patch size does not divide.
+    Raises UserError for an unknown name, a model that is not a VisionTransformer, one without a class token, or a size
+    that the patch size does not divide.
     """
     if not timm.is_model(name):
-        known = timm.list_models(f"*{name.split('.')[0]}*")[:5] or ["see timm.list_models('vit*')"]
-        raise UserError(f"model.backbone: timm has no model {name!r}; near: {', '.join(known)}")
-    try:
-        model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path)
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
+        raise UserError(f"model.backbone: timm has no model {name!r}; nearest: {', '.join(near)}")
+    try:  # fc_norm off: the final norm stands before the pooling in every model, also in those made for average pooling
+        model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path, fc_norm=False)
+    except RuntimeError as error:  # no such tag behind the dot
+        raise UserError(f"model.backbone: {error}") from None
     except TypeError as error:
         raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer ({error})") from None
     if not isinstance(model, VisionTransformer):
@@ -62,6 +66,11 @@ def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
     """Tokens that enter the first block: [B, 3, H, W] -> [B, P + N, D], positions added, prefix tokens in front."""
     x = vit._pos_embed(vit.patch_embed(images))
     return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
+
+
+def keeps_patches_apart(vit: VisionTransformer) -> bool:
+    """Whether a token entering the first block comes from its own patch alone; not so behind a convolutional stem."""
+    return isinstance(vit.patch_embed, PatchEmbed | MlpPatchEmbed)
 
 
 def grid_of(vit: VisionTransformer) -> tuple[int, int]:

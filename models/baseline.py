@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass
 from typing import cast
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from models.backbone import create_backbone, load_backbone_weights
 from models.config import ModelConfig, model_config_from_dict
+from models.hub import SavedModel
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class AimPooling(nn.Module):
 
 class PlainViT(
     nn.Module,
-    PyTorchModelHubMixin,
+    SavedModel,
     library_name="faithful-vit",
     coders={ModelConfig: (asdict, model_config_from_dict)},
 ):

@@ -1,6 +1,7 @@
 """Read weights of others: timm's naming, and Hugging Face's DINOv2 / RAD-DINO naming turned into timm's."""
 
 import re
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ _HF_RENAMES = (
     (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
     (r"^layernorm\.", "norm."),
 )
+_DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
 _HF_QKV = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist)\.")
 
@@ -66,13 +68,13 @@ def huggingface_dinov2_to_timm(state: State) -> State:
     state = {name.removeprefix("dinov2.").removeprefix("dinov2_with_registers."): t for name, t in state.items()}
     renamed: State = {}
     for name, tensor in state.items():
-        match = _HF_QKV.match(name)
-        if name == "embeddings.mask_token" or (match and match[2] != "query"):
+        if name == "embeddings.mask_token":
             continue
-        if match:
-            parts = [state[name.replace(".query.", f".{part}.")] for part in ("query", "key", "value")]
-            renamed[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat(parts)
-            continue
+        if match := _HF_QKV.match(name):
+            parts = [name.replace(f".{match[2]}.", f".{part}.") for part in ("query", "key", "value")]
+            if all(part in state for part in parts):
+                renamed[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
+                continue
         new = name
         for pattern, target in _HF_RENAMES:
             new, count = re.subn(pattern, target, new)
@@ -86,33 +88,43 @@ def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
     """Make a backbone's state dict fit `vit`: names to timm's, heads dropped, positions resampled to its grid."""
     if any(name.startswith(("embeddings.", "dinov2")) for name in state):
         state = huggingface_dinov2_to_timm(state)
+    if "norm.weight" not in state:  # made for average pooling: its final norm stands behind the pooling
+        state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
     state = {name: t for name, t in state.items() if not _HEADS.match(name) and name != "mask_token"}
-    if "register_tokens" in state:
-        state["reg_token"] = state.pop("register_tokens")
-    if "pos_embed" in state and vit.pos_embed is not None:
-        state["pos_embed"] = _fit_positions(state["pos_embed"], vit)
-    return state
+    for pattern, target in _DINOV2_RENAMES:
+        state = {re.sub(pattern, target, name): tensor for name, tensor in state.items()}
+    return _fit_positions(state, vit)
 
 
-def _fit_positions(table: Tensor, vit: VisionTransformer) -> Tensor:
-    """Drop or keep the prefix positions as `vit` has them, and resample the (square) grid bicubically to vit's grid."""
-    side = int(table.shape[1] ** 0.5)
-    stored_prefix = table.shape[1] - side**2
-    wanted_prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    if stored_prefix and not wanted_prefix:
-        raise UserError(
-            f"model.weights: the position table has {stored_prefix} prefix positions, the backbone has none"
-        )
-    if wanted_prefix and stored_prefix != wanted_prefix:
-        raise UserError(f"model.weights: position table of {table.shape[1]} entries does not fit the backbone's prefix")
-    grid = tuple(vit.patch_embed.grid_size)
-    if grid == (side, side):
-        return table
-    return resample_abs_pos_embed(table, list(grid), [side, side], num_prefix_tokens=stored_prefix)
+def _fit_positions(state: State, vit: VisionTransformer) -> State:
+    """Resample a square position table bicubically to vit's grid. A table it cannot read stays for `load_into` to name.
+
+    The class token's position is added to the class token where `vit` keeps none for it (DINOv2 with registers).
+    """
+    if "pos_embed" not in state or vit.pos_embed is None:
+        return state
+    table, grid = state["pos_embed"], list(vit.patch_embed.grid_size)
+    if table.shape[1] == vit.pos_embed.shape[1] and (grid[0] == grid[1] or not _is_square(grid[0] * grid[1])):
+        return state
+    wanted = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    prefix = next((p for p in (wanted, 1) if _is_square(table.shape[1] - p)), None)
+    if prefix == 1 and wanted == 0 and "cls_token" in state:
+        state = state | {"cls_token": state["cls_token"] + table[:, :1]}
+        table, prefix = table[:, 1:], 0
+    if prefix != wanted:
+        return state
+    side = isqrt(table.shape[1] - prefix)
+    if grid != [side, side]:
+        table = resample_abs_pos_embed(table, grid, [side, side], num_prefix_tokens=prefix)
+    return state | {"pos_embed": table}
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and isqrt(count) ** 2 == count
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
-    """Load `state` into `module`, all of it or nothing. Raises UserError naming missing, unexpected or misshapen keys."""
+    """Load `state` into `module`, all of it or nothing. Raises UserError naming missing, unexpected, misshapen keys."""
     own = module.state_dict()
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())

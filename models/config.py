@@ -11,7 +11,7 @@ class PartsConfig:
     num_parts: int = 8
     """K, foreground parts; one background channel comes on top."""
     temperature: float = 1.0
-    """tau: the squared distances are divided by it before every softmax."""
+    """tau: the squared distances are divided by it before every softmax. The Gumbel noise is not."""
     gumbel: bool = True
     """Gumbel noise on the logits while training."""
     part_dropout: float = 0.3

@@ -62,9 +62,10 @@ def packed(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return packed_attention(q, k, v, scale, packing)
 
-    for block in vit.blocks:
+    *blocks, last = vit.blocks
+    for block in blocks:
         x_1TD = run_block(block, x_1TD, attend)
-    return x_1TD[0].index_select(0, packing.starts)
+    return run_block(last, x_1TD, attend, packing.starts)[0]
 
 
 def straight_through(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
@@ -113,13 +114,18 @@ def is_plain(vit: VisionTransformer) -> bool:
     return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
 
 
-def run_block(block: Any, x: Tensor, attend: Attend) -> Tensor:
-    """timm's plain Block with its attention replaced by `attend`; tokens [B, S, D] -> [B, S, D]."""
+def run_block(block: Any, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+    """timm's plain Block with its attention replaced by `attend`; tokens [B, S, D] -> [B, S, D].
+
+    `rows` [R] int64: only these tokens are wanted, [B, R, D]; the others end with the attention, their last reader.
+    """
     attn = block.attn
     h = block.norm1(x)
     qkv = attn.qkv(h).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     out = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale).transpose(1, 2).flatten(2)
+    if rows is not None:
+        x, h, out = (t.index_select(1, rows) for t in (x, h, out))
     out = attn.norm(out)
     if attn.gate is not None:
         out = out * attn.gate(h).sigmoid()

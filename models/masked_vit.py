@@ -52,7 +52,7 @@ class MaskedViT(nn.Module):
         return cast(Tensor, run(self.backbone, x_BSD, mask_BN))
 
     def chosen_path(self) -> Path:
-        """The path a hard mask takes now. Dropout and stochastic depth act per image, which a packed row cannot tell."""
+        """The path a hard mask takes now. Dropout and stochastic depth act per image, which a packed row hides."""
         if self.path != "auto":
             return self.path
         random_depth = self.training and any(

@@ -1,4 +1,4 @@
-"""Two very small ViTs, registered with timm, for the quick start and the tests: seconds on a CPU, no pretrained weights.
+"""Two very small ViTs, registered with timm, for the quick start and tests: seconds on a CPU, no pretrained weights.
 
 Their patch embedding is an MLP of each patch by itself, so nothing of a hidden neighbour leaks into a visible token.
 """
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 class MlpPatchEmbed(nn.Module):
-    """Each patch, flattened, through a two-layer perceptron: [B, C, H, W] -> [B, N, D]. Stands in for timm's PatchEmbed."""
+    """Each patch, flattened, through a two-layer perceptron: [B, C, H, W] -> [B, N, D]. Replaces timm's PatchEmbed."""
 
     def __init__(
         self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any
@@ -32,8 +32,12 @@ class MlpPatchEmbed(nn.Module):
         return self.fc2(nn.functional.gelu(self.fc1(patches)))
 
 
-def _nano(embed_dim: int, depth: int, img_size: int | tuple[int, int] = 96, **kwargs: Any) -> VisionTransformer:
-    for unused in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+def _nano(
+    pretrained: bool, embed_dim: int, depth: int, img_size: int | tuple[int, int] = 96, **kwargs: Any
+) -> VisionTransformer:
+    if pretrained:
+        raise RuntimeError("the small ViTs of the quick start have no pretrained weights")
+    for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         kwargs.pop(unused, None)
     settings: dict[str, Any] = dict(patch_size=8, mlp_ratio=2, embed_layer=MlpPatchEmbed, weight_init="skip") | kwargs
     vit = VisionTransformer(img_size=img_size, embed_dim=embed_dim, depth=depth, num_heads=embed_dim // 32, **settings)
@@ -48,7 +52,7 @@ def _init(vit: VisionTransformer) -> None:
             nn.init.trunc_normal_(module.weight, std=0.7 / module.in_features**0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-    for token in (vit.cls_token, vit.pos_embed):
+    for token in (vit.cls_token, vit.reg_token, vit.pos_embed):
         if token is not None:
             nn.init.trunc_normal_(token, std=0.02)
 
@@ -56,10 +60,10 @@ def _init(vit: VisionTransformer) -> None:
 @register_model
 def vit_nano_patch8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """3 blocks of width 96 (stage 2 and the plain ViT of the quick start)."""
-    return _nano(embed_dim=96, depth=3, **kwargs)
+    return _nano(pretrained, embed_dim=96, depth=3, **kwargs)
 
 
 @register_model
 def vit_pico_patch8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """2 blocks of width 64 without positions (stage 1 of the quick start): it can only tell places apart by content."""
-    return _nano(embed_dim=64, depth=2, pos_embed="none", **kwargs)
+    return _nano(pretrained, embed_dim=64, depth=2, pos_embed="none", **kwargs)

@@ -16,7 +16,7 @@ from models.selection import foreground_margin, without_parts
 
 @dataclass(frozen=True)
 class PartNoise:
-    """All randomness of one stage-1 pass; None = that noise is off. Given by hand, a pass is reproducible to the bit."""
+    """All randomness of one stage-1 pass; None = that noise is off. Given by hand, a pass repeats to the bit."""
 
     gumbel: Tensor | None = None
     """[B, N, K+1], added to the logits of the maps (and of the mask, unless `gumbel_mask` is given)."""
@@ -130,21 +130,28 @@ class PartHead(nn.Module):
             if intervention.remove_parts and self.config.independent_draws:
                 noisy = _noisy(logits, noise.gumbel)  # published: removal rebuilds the mask from the maps' draw
             removed = _argmax_in(maps, intervention.remove_parts)
+            standing = self._standing(intervention.remove_parts, maps.device)
             features = self.part_features(x_BND, maps)
             return PartOutput(
                 logits=logits,
                 maps=maps,
                 noisy_logits=noisy,
                 mask_logits=without_parts(noisy, noise.keep_in_mask, removed),
-                fallback_score=foreground_margin(without_parts(raw, None, removed)),
+                fallback_score=foreground_margin(without_parts(raw, standing, removed)),
                 part_features=features,
                 part_logits=self.class_scores(features, noise.keep_features),
             )
 
+    def _standing(self, removed: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """[1, K] bool: the parts that were not removed; None for all."""
+        if not removed:
+            return None
+        return torch.tensor([[part not in removed for part in range(self.config.num_parts)]], device=device)
+
     def _thresholded(self, logits: Tensor, dots: Tensor, thresholds: Tensor | None) -> Tensor:
         if thresholds is None:
             return logits
-        base = dots if self.config.threshold_form == "dot_product" else logits
+        base = dots / self.config.temperature if self.config.threshold_form == "dot_product" else logits
         limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background is never cut
         return base.masked_fill(dots < limits, -torch.inf)
 

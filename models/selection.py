@@ -20,7 +20,7 @@ class Selection:
     logits: Tensor | None = None
     """[B, K+1, h, w] fp32, negative squared distances over the temperature, without noise."""
     gate: Tensor | None = None
-    """[B, h, w] fp32 in [0, 1] where the mask carries a gradient (straight-through) or is soft; None: `mask` says it all."""
+    """[B, h, w] fp32 in [0, 1] where the mask carries a gradient (straight-through) or is soft; None: `mask` is all."""
     empty: Tensor | None = None
     """[B] bool: stage 1 kept nothing (before the fallback)."""
 
@@ -64,5 +64,5 @@ def straight_through(mask: Tensor, margin: Tensor) -> Tensor:
 
 
 def soft_gate(mask_logits: Tensor, all_logits: Tensor) -> Tensor:
-    """The soft-mask ablation: probability of the best surviving part, in [0, 1], not renormalised after dropout; [B, N]."""
+    """The soft-mask ablation: probability of the best surviving part, [B, N] in [0, 1], not renormalised."""
     return (mask_logits[..., :-1].amax(-1) - all_logits.logsumexp(-1)).exp()

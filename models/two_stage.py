@@ -4,12 +4,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from common.errors import UserError
-from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
+from models.backbone import create_backbone, grid_of, keeps_patches_apart, load_backbone_weights, patch_tokens
 from models.config import ModelConfig, model_config_from_dict
+from models.hub import SavedModel
 from models.masked_vit import MaskedViT
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
 from models.selection import Selection, foreground_margin, keep_best_token, soft_gate, straight_through
@@ -117,12 +117,12 @@ class StageOne(nn.Module):
 
 class TwoStageModel(
     nn.Module,
-    PyTorchModelHubMixin,
+    SavedModel,
     library_name="faithful-vit",
     paper_url="https://arxiv.org/abs/2506.08915",
     coders={ModelConfig: (asdict, model_config_from_dict)},
 ):
-    """Stage 1 selects, stage 2 sees the selection only. `from_pretrained` / `save_pretrained` take a folder or a hub id."""
+    """Stage 1 selects, stage 2 sees the selection only. `from_pretrained`, `save_pretrained`: a folder or a hub id."""
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` fills the backbones from `model_config.weights`."""
@@ -159,6 +159,8 @@ def _check(config: ModelConfig, model: TwoStageModel) -> None:
     grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
     if grids[0] != grids[1]:
         raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not stage 2's {grids[1]}")
+    if not keeps_patches_apart(model.stage_2.backbone):
+        raise UserError(f"model.backbone: the stem of {config.backbone!r} mixes patches; stage 2 would see hidden ones")
     if config.mask_gradient == "straight_through" and config.mask_kind == "hard":
         model.stage_2.require_plain_blocks("model.mask_gradient=straight_through")
     if config.stage_2_path == "packed":

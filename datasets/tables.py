@@ -1,0 +1,105 @@
+"""Reading the index files of data sets: every cell checked, every complaint one line that names its place."""
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an index file."""
+
+    path: Path
+    line: int
+    cells: dict[str, str]
+
+    def error(self, message: str) -> UserError:
+        """A UserError that opens with this line's place."""
+        return UserError(f"{self.path} line {self.line}: {message}")
+
+    def text(self, column: str) -> str:
+        """A cell that is not empty."""
+        if not self.cells[column]:
+            raise self.error(f"column {column} is empty; restore the file as published")
+        return self.cells[column]
+
+    def integer(self, column: str, allowed: Iterable[int] | None = None) -> int:
+        """A whole number, one of `allowed` if given."""
+        cell = self.text(column)
+        try:
+            value = int(cell)
+        except ValueError:
+            raise self.error(f"column {column} is {cell!r}, not a whole number; correct it") from None
+        if allowed is not None and value not in allowed:
+            known = ", ".join(map(str, allowed)) if isinstance(allowed, tuple) else "one of those in the index"
+            raise self.error(f"column {column} is {value}; it must be {known}")
+        return value
+
+    def number(self, column: str) -> float:
+        """A finite number."""
+        cell = self.text(column)
+        try:
+            value = float(cell)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise self.error(f"column {column} is {cell!r}, not a number; correct it")
+        return value
+
+
+def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Lines of white-space separated cells without a header; the last column takes the rest of its line."""
+    for number, line in enumerate(_text(path).splitlines(), start=1):
+        cells = line.split(maxsplit=len(columns) - 1)
+        if not cells:
+            continue
+        cells[-1] = cells[-1].rstrip()
+        row = Row(path, number, dict(zip(columns, cells, strict=False)))
+        if len(cells) < len(columns):
+            raise row.error(f"{len(cells)} columns, not {len(columns)} ({' '.join(columns)}); restore the file")
+        yield row
+
+
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+    """Rows of a CSV file with a header that has at least `columns`."""
+    reader = csv.DictReader(_text(path).splitlines(), restval="")
+    header = [name.strip() for name in reader.fieldnames or ()]
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
+    reader.fieldnames = header
+    for cells in reader:
+        yield Row(path, reader.line_num, {name: cells[name].strip() for name in columns})
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} ({type(error).__name__}); restore the file as published") from None
+
+
+def by_id(rows: Iterable[Row], column: str) -> dict[int, Row]:
+    """Rows by their id, which must be a whole number and appear once."""
+    found: dict[int, Row] = {}
+    for row in rows:
+        key = row.integer(column)
+        if key in found:
+            raise row.error(f"{column} {key} stands already in line {found[key].line}; keep one of the two")
+        found[key] = row
+    return found
+
+
+def same_ids(first: Path, first_ids: Iterable[int], second: Path, second_ids: Iterable[int]) -> None:
+    """Raise a UserError unless two index files speak of the same ids."""
+    a, b = set(first_ids), set(second_ids)
+    for here, there, lacking in ((first, second, a - b), (second, first, b - a)):
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise UserError(f"{there}: no line for id {min(lacking)}{more}, which {here.name} has; restore both files")

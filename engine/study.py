@@ -1,0 +1,107 @@
+"""A study: several rows (overrides of one config) times several seeds, each an ordinary run."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+from engine.config import RunConfig, load_config
+from engine.runs import LAST, read_results, run_config
+from engine.tracking import Row
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says."""
+
+    title: str
+    about: str
+    config: Path
+    seeds: tuple[int, ...]
+    rows: dict[str, dict[str, Any]]
+    """Row name to overrides by dotted key."""
+
+    def only(self, names: list[str] | None) -> "Study":
+        """The same study with the named rows alone (None: all). Raises UserError for a row it does not have."""
+        unknown = set(names or ()) - set(self.rows)
+        if unknown:
+            raise UserError(f"--rows: no row {', '.join(sorted(unknown))}; the study has {', '.join(self.rows)}")
+        return replace(self, rows={name: self.rows[name] for name in names}) if names else self
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    config: RunConfig
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises UserError naming what is wrong in it."""
+    try:
+        content = yaml.safe_load(path.read_text())
+        study = Study(
+            title=str(content["title"]),
+            about=str(content.get("about", "")),
+            config=Path(content["config"]),
+            seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
+            rows={str(name): dict(overrides or {}) for name, overrides in content["rows"].items()},
+        )
+    except OSError as error:
+        raise UserError(f"cannot read study {path}: {error.strerror}") from None
+    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
+    unknown = set(content) - set(Study.__dataclass_fields__)
+    if unknown:
+        raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+    return study
+
+
+def jobs(study: Study, out: Path, seeds: tuple[int, ...], overrides: dict[str, Any]) -> Iterator[Job]:
+    """Every run of the study, seeds outermost so that an interrupted study has whole comparisons."""
+    for seed in seeds:
+        for row, row_overrides in study.rows.items():
+            keys = {**row_overrides, **overrides, "train.seed": seed, "out": str(out / f"{row}-seed{seed}")}
+            yield Job(row, seed, load_config(study.config, keys))
+
+
+def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:
+    """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
+    out = Path(job.config.out)
+    if not (out / LAST).exists():
+        return train(job.config)
+    stored = run_config(out)
+    if not same_run(stored, job.config):
+        raise UserError(f"{out} holds a run of another config; remove it or choose another --out")
+    done = read_results(out)
+    return done if done is not None else train(replace(job.config, resume=True))
+
+
+def same_run(first: RunConfig, second: RunConfig) -> bool:
+    """Whether two configs describe the same training."""
+
+    def essence(config: RunConfig) -> dict[str, Any]:
+        return asdict(replace(config, out="", resume=False, overwrite=False))
+
+    return essence(first) == essence(second)
+
+
+def summarise(results: list[tuple[Job, Row]]) -> dict[str, Any]:
+    """Row name to figures: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
+    summary: dict[str, Any] = {}
+    for row in dict.fromkeys(job.row for job, _ in results):
+        runs = [result for job, result in results if job.row == row]
+        numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
+        values = {key: [run[key] for run in runs] for key in numbers if all(key in run for run in runs)}
+        summary[row] = {
+            **{key: statistics.fmean(v) for key, v in values.items()},
+            "std": {key: statistics.stdev(v) if len(v) > 1 else 0.0 for key, v in values.items()},
+            "seeds": runs,
+        }
+    return summary

@@ -1,0 +1,23 @@
+"""How our models are saved to and read from a folder or the Hugging Face hub."""
+
+from typing import TypeVar, cast
+
+from huggingface_hub import PyTorchModelHubMixin
+from torch import nn
+
+from models.checkpoints import load_into, read_state
+
+M = TypeVar("M")
+
+
+class SavedModel(PyTorchModelHubMixin):
+    """`save_pretrained` / `from_pretrained`, where weights that do not fit are a UserError and never left random."""
+
+    @classmethod
+    def _load_as_safetensor(cls, model: M, model_file: str, map_location: str, strict: bool) -> M:
+        module = cast(nn.Module, model)
+        load_into(module, read_state(model_file), model_file)
+        module.to(map_location).eval()
+        return model
+
+    _load_as_pickle = _load_as_safetensor

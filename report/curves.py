@@ -1,0 +1,193 @@
+"""Curves over training: one run in small multiples, and several runs on one figure."""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from report.files import write_atomic
+from report.names import is_share, pretty
+from report.style import INK, LINES, MUTED, RULE
+
+Row: TypeAlias = Mapping[str, Any]
+"""One epoch: "epoch", and any numbers by name ("train/loss", "val/accuracy", ...)."""
+
+PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("loss", ("train/loss", "val/loss")),
+    ("accuracy", ("accuracy", "worst_group_accuracy", "stage_1/accuracy")),
+    ("mask", ("mask_iou", "kept_share", "empty_share")),
+)
+"""Panels that show several keys; a key without a split is looked for in val, then in test. Every other "train/" and
+"lr" key gets a panel of its own."""
+NOT_A_CURVE = ("seconds", "images_per_second", "skipped")
+X_LABELS = {"epoch": "epoch", "train_seconds": "training time in seconds", "wall_seconds": "wall time in seconds"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its name and its points."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+
+
+def training_curves(rows: Sequence[Row], path: Path, title: str = "", x: str = "epoch") -> Path:
+    """One run, one small panel per subject (losses, accuracies, mask, learning rate), as a PNG.
+
+    `x` is the key of the horizontal axis: "epoch", "train_seconds", or any number that grows. Where an epoch stands
+    twice (a resumed run), the last row counts. Raises ValueError where nothing can be drawn.
+    """
+    panels = _panels(_last_of_each(rows, x), x)
+    if not panels:
+        raise ValueError("no curves to draw: the rows hold no numbers known here")
+    across = min(len(panels), 4)
+    down = math.ceil(len(panels) / across)
+    figure = _figure(3.3 * across, 2.45 * down + (0.5 if title else 0.1))
+    for number, (name, lines) in enumerate(panels):
+        axes = figure.add_subplot(down, across, number + 1)
+        _draw(axes, lines, percent=_is_percent(name))
+        if len(lines) > 1:
+            axes.legend(edgecolor="none", framealpha=0.8, fontsize=7.5, labelcolor=INK, handlelength=1.2)
+        axes.set_title(name, loc="left", fontsize=10, color=INK, fontweight="bold")
+        axes.set_xlabel(X_LABELS.get(x, x) if number >= len(panels) - across else "", fontsize=8.5, color=MUTED)
+    return _save(figure, path, title)
+
+
+def compare_runs(
+    runs: Mapping[str, Sequence[Row]], key: str, path: Path, title: str = "", x: str = "epoch", y_label: str = ""
+) -> Path:
+    """One line per run (by its name) of `key`, each with its last value written beside it, as a PNG.
+
+    A run without the key is left out. Shares (see `names.is_share`) are drawn as percentages over 0 to 100 %. `x` as in
+    `training_curves`. Raises ValueError where no run has the key.
+    """
+    lines = [_line(name, _last_of_each(rows, x), key, x) for name, rows in runs.items()]
+    lines = [line for line in lines if line.y]
+    if not lines:
+        raise ValueError(f"no run has {key!r} over {x!r}")
+    figure = _figure(7.2, 3.9)
+    axes = figure.add_subplot()
+    _draw(axes, lines, percent=is_share(key), width=2.2)
+    if is_share(key):
+        axes.set_ylim(-0.02, 1.02)
+    axes.set_xlabel(X_LABELS.get(x, x), fontsize=9.5, color=MUTED)
+    axes.set_ylabel(y_label or pretty(key), fontsize=9.5, color=MUTED)
+    _label_ends(axes, lines, is_share(key))
+    return _save(figure, path, title)
+
+
+def _last_of_each(rows: Sequence[Row], x: str) -> list[Row]:
+    """The last row of each epoch, in the order of x."""
+    by_epoch = {row.get("epoch", number): row for number, row in enumerate(rows)}
+    return sorted((row for row in by_epoch.values() if _number(row.get(x)) is not None), key=lambda row: row[x])
+
+
+def _number(value: object) -> float | None:
+    """A finite number, or None."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _line(name: str, rows: Sequence[Row], key: str, x: str) -> Line:
+    points = [(float(row[x]), y) for row in rows if (y := _number(row.get(key))) is not None]
+    return Line(name, [point[0] for point in points], [point[1] for point in points])
+
+
+def _panels(rows: Sequence[Row], x: str) -> list[tuple[str, list[Line]]]:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    panels, used = [], {x, "epoch"}
+    for name, wanted in PANELS:
+        found = [key for short in wanted if (key := _with_split(short, keys))]
+        used |= set(found)
+        panels.append((name, [_line(pretty(key), rows, key, x) for key in found]))
+    groups = [key for key in keys if key.startswith("val/accuracy/group/")]
+    lines = [_line(key.removeprefix("val/accuracy/group/"), rows, key, x) for key in groups[: len(LINES)]]
+    panels.append(("accuracy by group", lines))
+    single = [key for key in keys if key.startswith(("train/", "lr")) and key not in used and _is_curve(key)]
+    panels += [(pretty(key), [_line(pretty(key), rows, key, x)]) for key in single]
+    filled = [(name, [line for line in lines if line.y]) for name, lines in panels]
+    return [(name, lines) for name, lines in filled if lines]
+
+
+def _is_percent(panel: str) -> bool:
+    return panel in ("accuracy", "mask", "accuracy by group")
+
+
+def _with_split(key: str, keys: Sequence[str]) -> str | None:
+    return next((name for name in (key, f"val/{key}", f"test/{key}") if name in keys), None)
+
+
+def _is_curve(key: str) -> bool:
+    return key.rsplit("/", 1)[-1] not in NOT_A_CURVE
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot: no global state, no window."""
+    figure = Figure(figsize=(width, height), dpi=170, facecolor="white")
+    figure.set_layout_engine("constrained", w_pad=0.09, h_pad=0.09, wspace=0.03, hspace=0.05)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw(axes: Axes, lines: Sequence[Line], percent: bool, width: float = 1.7) -> None:
+    for number, line in enumerate(lines):
+        marker = "o" if len(line.x) < 16 else ""
+        colour = LINES[number % len(LINES)]
+        style: dict[str, Any] = {"color": colour, "lw": width, "marker": marker, "ms": 2.4 * width}
+        axes.plot(line.x, line.y, label=line.name, mec="white", mew=0.6, clip_on=False, **style)
+    axes.grid(axis="y", color=RULE, lw=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(RULE)
+    axes.tick_params(length=0, labelsize=8.5, labelcolor=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.margins(x=0.03, y=0.12)
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line], percent: bool) -> None:
+    """Name and last value right of each line's end, moved apart where they would overlap."""
+    low, high = axes.get_ylim()
+    right = max(line.x[-1] for line in lines)
+    heights = spread([line.y[-1] for line in lines], (high - low) * 0.075, high)
+    for number, (line, y) in enumerate(zip(lines, heights, strict=True)):
+        colour = LINES[number % len(LINES)]
+        if line.x[-1] < right:  # leads the eye from a line that ends early
+            axes.plot([line.x[-1], right], [line.y[-1], y], color=colour, lw=1, ls=":", alpha=0.8)
+        last = f"{line.y[-1]:.1%}" if percent else f"{line.y[-1]:.3g}"
+        axes.annotate(
+            f"{line.name}  {last}", (right, y), xytext=(9, 0), textcoords="offset points", va="center", fontsize=9.5,
+            color=colour, fontweight="bold", annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(heights: Sequence[float], step: float, top: float) -> list[float]:
+    """The heights moved apart to at least `step`, in the same order, up where there is room below `top`, else down."""
+    moved = list(heights)
+    order = sorted(range(len(moved)), key=moved.__getitem__)
+    for below, here in pairwise(order):
+        moved[here] = max(moved[here], moved[below] + step)
+    ceiling = top
+    for here in reversed(order):
+        moved[here] = min(moved[here], ceiling)
+        ceiling = moved[here] - step
+    return moved
+
+
+def _save(figure: Figure, path: Path, title: str) -> Path:
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return write_atomic(path, buffer.getvalue())

@@ -1,0 +1,109 @@
+"""One picture at a time: the image, its parts, what stage 2 sees, the true object, a heat map.
+
+Every function takes a picture [H, W, 3] uint8 and returns a new one of the same size.
+"""
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from report.style import HIDDEN, part_colour, rgb
+
+Array: TypeAlias = np.ndarray | Tensor
+
+
+def as_array(values: Array) -> np.ndarray:
+    """A tensor of any device and type, or an array, as an array; float32 where it is floating point."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.is_floating_point() else values).numpy()
+    return values
+
+
+def denormalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """Picture of a network input [3, H, W] that was normalised with mean and std (per channel, of [0, 1] values)."""
+    pixels = as_array(image).transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
+    return (np.nan_to_num(pixels) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The picture at size (height, width), smoothly."""
+    if picture.shape[:2] == size:
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+
+
+def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
+    """[H, W]: each cell of grid [h, w] as a block (nearest); also for sizes that are no multiples."""
+    cells = as_array(grid)
+    rows = np.arange(size[0]) * cells.shape[0] // size[0]
+    columns = np.arange(size[1]) * cells.shape[1] // size[1]
+    return cells[rows[:, None], columns[None, :]]
+
+
+def part_overlay(
+    picture: np.ndarray, maps: Array, mask: Array | None = None, opacity: float = 0.65, background: float = 0.3
+) -> np.ndarray:
+    """Each patch in the colour of its strongest part (over the greyed picture), with thin edges where the part changes.
+
+    maps [K+1, h, w], last = background; mask [h, w] bool: patches it hides count as background. `background` is the
+    brightness left to background patches: 1 leaves them as they are, 0 makes them black.
+    """
+    part_maps = as_array(maps)
+    parts = part_maps.shape[0] - 1
+    label = part_maps.argmax(axis=0)
+    if mask is not None:
+        label = np.where(as_array(mask).astype(bool), label, parts)
+    colours = np.array([rgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
+    strength = np.array([opacity] * parts + [1 - background], dtype=np.float32)
+    big = enlarge(label, picture.shape[:2])
+    # Over the plain picture a yellow part on a red bird would look like an orange part.
+    base = np.where((big < parts)[..., None], _grey(picture), picture)
+    mixed = _blend(base, colours[big], strength[big])
+    mixed[_edges(big)] = 255
+    return mixed
+
+
+def mask_view(picture: np.ndarray, mask: Array) -> np.ndarray:
+    """What stage 2 sees: the patches of mask [h, w]; the hidden ones are plain grey."""
+    kept = enlarge(mask, picture.shape[:2]).astype(bool)
+    return np.where(kept[..., None], picture, np.array(rgb(HIDDEN), dtype=np.uint8))
+
+
+def truth_view(picture: np.ndarray, truth: Array) -> np.ndarray:
+    """The true object [H', W'] bool, cut out as `mask_view` cuts, so that the two can be compared at a glance."""
+    return mask_view(picture, truth)
+
+
+def heat_overlay(picture: np.ndarray, heat: Array, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
+    """A heat map [h, w] of any scale over the greyed picture: min to max, smoothly enlarged.
+
+    A constant map is all minimum. `colours` names a matplotlib colour map.
+    """
+    values = np.nan_to_num(as_array(heat).astype(np.float32))
+    span = float(values.max() - values.min())
+    unit = (values - values.min()) / (span or 1.0)
+    size = (picture.shape[1], picture.shape[0])
+    smooth = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    return _blend(_grey(picture), matplotlib.colormaps[colours](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
+
+
+def _grey(picture: np.ndarray) -> np.ndarray:
+    return np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
+
+
+def _blend(picture: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
+    share = strength[..., None]
+    return (picture * (1 - share) + colour * share).round().clip(0, 255).astype(np.uint8)
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """[H, W] bool: pixels whose right or lower neighbour has another label."""
+    edges = np.zeros(labels.shape, dtype=bool)
+    edges[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    edges[:-1] |= labels[:-1] != labels[1:]
+    return edges

@@ -1,0 +1,116 @@
+"""The report of a study: rows of settings side by side."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from report.curves import compare_runs, training_curves
+from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_report
+from report.names import number
+from report.tables import table_text, write_tables
+
+COLUMNS = (
+    "test/accuracy",
+    "test/worst_group_accuracy",
+    "test/worst_group_accuracy_paper",
+    "val/accuracy",
+    "val/worst_group_accuracy",
+    "test/mask_iou",
+    "test/mask_dice",
+    "test/kept_share",
+    "best_epoch",
+    "train_seconds",
+    "wall_seconds",
+)
+WORST = "test/worst_group_accuracy"
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One finished run of a study."""
+
+    row: str
+    seed: int
+    results: Mapping[str, Any]
+    """What its results.json holds."""
+    history: Sequence[Mapping[str, Any]]
+    """The rows of its metrics.jsonl."""
+    sheet: Path | None
+    """Its last contact sheet."""
+    config: str
+    """Its resolved config, YAML."""
+
+
+def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRun]) -> Path:
+    """Write table.{json,csv,md}, worst_group.png, worst_group_by_time.png and report.html to `out`; the report's path."""
+    records = [{"row": run.row, "seed": run.seed, **_figures(run)} for run in runs]
+    keys = [key for key in COLUMNS if any(key in record for record in records)]
+    write_tables(records, out / "table", keys=keys)
+    sections: list[Section] = [
+        Cards([_card(row, runs) for row in _rows(runs)]),
+        Text(about),
+        Table(
+            table_text(records, keys=keys),
+            title="Figures",
+            caption="Best checkpoint of each run, chosen on validation data. Mean ± sample standard deviation over seeds.",
+        ),
+        *_curves(out, runs),
+        *_sheets(runs),
+        *_histories(out, runs),
+        Code(json.dumps(runs[0].results.get("provenance", {}), indent=2), title="Provenance"),
+        *(Code(run.config, title=f"Config of {run.row}") for run in _firsts(runs)),
+    ]
+    return write_report(out / "report.html", title, sections)
+
+
+def _figures(run: StudyRun) -> dict[str, float]:
+    return {key: run.results[key] for key in COLUMNS if key in run.results}
+
+
+def _rows(runs: Sequence[StudyRun]) -> list[str]:
+    return list(dict.fromkeys(run.row for run in runs))
+
+
+def _firsts(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """One run of each row."""
+    return [next(run for run in runs if run.row == row) for row in _rows(runs)]
+
+
+def _card(row: str, runs: Sequence[StudyRun]) -> Card:
+    values = [run.results[WORST] for run in runs if run.row == row and WORST in run.results]
+    mean = sum(values) / len(values) if values else float("nan")
+    return Card(row, number(mean, percent=True) + " %", f"worst group, test, {len(values)} seed(s)")
+
+
+def _curves(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
+    """Worst-group accuracy on the test split over epochs and over seconds; watched only, nothing is chosen by it."""
+    if not any(WORST in row for run in runs for row in run.history):
+        return []
+    several = len({run.seed for run in runs}) > 1
+    lines = {f"{run.row} (seed {run.seed})" if several else run.row: run.history for run in runs}
+    by_epoch = compare_runs(lines, WORST, out / "worst_group.png")
+    by_time = compare_runs(lines, WORST, out / "worst_group_by_time.png", x="train_seconds")
+    caption = "Watched while training; nothing was chosen by it."
+    return [
+        Figure(by_epoch, title="Worst-group accuracy on the test split", caption=f"By epoch. {caption}"),
+        Figure(by_time, caption="By seconds of training (validation apart)."),
+    ]
+
+
+def _sheets(runs: Sequence[StudyRun]) -> list[Section]:
+    caption = "Validation images: picture, parts, what the classifier sees, true object."
+    return [
+        Figure(run.sheet, title=f"{run.row}: what it saw", caption=caption)
+        for run in _firsts(runs)
+        if run.sheet is not None
+    ]
+
+
+def _histories(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
+    return [
+        Figure(training_curves(run.history, out / f"curves_{run.row}.png"), title=f"{run.row}: training")
+        for run in _firsts(runs)
+        if run.history
+    ]

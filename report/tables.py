@@ -1,0 +1,132 @@
+"""Results as JSON, CSV and Markdown: the same table three times, averaged over seeds."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import pandas as pd
+
+from report.files import write_atomic
+from report.names import is_share, number, pretty, with_std
+
+Record = Mapping[str, Any]
+"""One run's results: "row" (what it is: a method, a setting), perhaps "seed", and figures by key."""
+
+
+@dataclass(frozen=True)
+class TableText:
+    """A table ready to be shown."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def average(records: Sequence[Record], row_key: str = "row") -> pd.DataFrame:
+    """One line per value of `row_key`, in order of appearance: `<key>`, `<key>_std` per numeric key, and `seeds`.
+
+    The mean is over the runs that have a finite value; std is the sample standard deviation (n - 1), nan for one run.
+    Keys that are not numbers are kept where all runs of a row agree, else left empty. Raises ValueError without
+    records, or for one without `row_key`.
+    """
+    if not records or any(row_key not in record for record in records):
+        raise ValueError(f"a table needs records, each with a {row_key!r}")
+    keys = [key for key in dict.fromkeys(key for record in records for key in record) if key not in (row_key, "seed")]
+    lines = []
+    for name in dict.fromkeys(record[row_key] for record in records):
+        runs = [record for record in records if record[row_key] == name]
+        line: dict[str, Any] = {row_key: name, "seeds": len(runs)}
+        for key in keys:
+            line |= _cell(key, [run[key] for run in runs if run.get(key) is not None], _is_numeric(key, records))
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def table_text(records: Sequence[Record], row_key: str = "row", keys: Sequence[str] | None = None) -> TableText:
+    """The averaged table for people: shares in percent with one decimal, mean ± std where a row has several runs.
+
+    `keys` chooses and orders the columns; by default all.
+    """
+    frame = average(records, row_key)
+    found = [key for key in frame.columns if key not in (row_key, "seeds") and f"{key}_std" in frame.columns]
+    other = [key for key in frame.columns if key not in (row_key, "seeds", *found, *(f"{key}_std" for key in found))]
+    shown = [key for key in (keys if keys is not None else [*other, *found]) if key in frame.columns]
+    several = bool((frame["seeds"] > 1).any())
+    header = [row_key if row_key != "row" else "", *(_title(key) for key in shown), *(["seeds"] if several else [])]
+    rows = []
+    for record in frame.to_dict("records"):
+        line = {str(key): value for key, value in record.items()}
+        cells = [str(line[row_key]), *(_shown(line, key) for key in shown)]
+        rows.append((*cells, *([str(line["seeds"])] if several else [])))
+    return TableText(tuple(header), tuple(rows))
+
+
+def write_tables(
+    records: Sequence[Record], out_stem: Path, row_key: str = "row", keys: Sequence[str] | None = None
+) -> list[Path]:
+    """Write `<out_stem>.json` (averages and single runs), `.csv` (averages) and `.md` (for people, columns `keys`).
+
+    Atomic writes. Returns the three paths. Raises as `average` does.
+    """
+    frame = average(records, row_key)
+    content = {
+        "rows": _plain(frame.to_dict("records")),
+        "runs": _plain([dict(record) for record in records]),
+    }
+    texts = {
+        ".json": json.dumps(content, indent=2, allow_nan=False) + "\n",
+        ".csv": frame.to_csv(index=False),
+        ".md": markdown(table_text(records, row_key, keys)),
+    }
+    return [write_atomic(out_stem.with_name(out_stem.name + end), text) for end, text in texts.items()]
+
+
+def markdown(table: TableText) -> str:
+    """The table in GitHub's Markdown, numbers right-aligned."""
+
+    def line(cells: Sequence[str]) -> str:
+        safe = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
+        return f"| {' | '.join(safe)} |"
+
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return "\n".join([line(table.header), line(rule), *(line(row) for row in table.rows)]) + "\n"
+
+
+def _is_numeric(key: str, records: Sequence[Record]) -> bool:
+    values = [record[key] for record in records if record.get(key) is not None]
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _cell(key: str, values: Sequence[Any], numeric: bool) -> dict[str, Any]:
+    if not numeric:
+        return {key: values[0] if values and all(value == values[0] for value in values) else None}
+    finite = [float(value) for value in values if math.isfinite(value)]
+    if not finite:
+        return {key: math.nan, f"{key}_std": math.nan}
+    # statistics is exact where pandas rounds: equal values have the std 0, not 3e-17.
+    return {key: mean(finite), f"{key}_std": stdev(finite) if len(finite) > 1 else math.nan}
+
+
+def _title(key: str) -> str:
+    return f"{pretty(key)} (%)" if is_share(key) else pretty(key)
+
+
+def _shown(line: Record, key: str) -> str:
+    value, std = line[key], line.get(f"{key}_std")
+    if std is None:
+        return "" if value is None or value != value else str(value)
+    return number(value, is_share(key)) if math.isnan(std) else with_std(value, std, is_share(key))
+
+
+def _plain(value: Any) -> Any:
+    """The same for JSON: nan and infinity become null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)

@@ -1,0 +1,72 @@
+"""Train and compare the rows of a study: several models or settings, several seeds, one table and one report.
+
+    python study.py studies/quickstart.yaml --out runs/quickstart
+    python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2
+
+Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
+goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.csv, table.md, curves.png and a
+self-contained report.html.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from common.errors import exit_on_user_error
+from engine.runs import CONFIG_FILE, METRICS_FILE, write_json
+from engine.stopping import RunStopped
+from engine.study import Job, jobs, load_study, run_job, summarise
+from engine.tracking import Row, read_rows
+from report.study import StudyRun, write_study_report
+from train import train
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, help="YAML file: title, about, config, seeds, rows")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's own")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every row")
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main() -> None:
+    """Run what is missing, then write the comparison."""
+    args = parse_args()
+    study = load_study(args.study).only(args.rows)
+    overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
+    results = []
+    try:
+        for job in jobs(study, args.out, tuple(args.seeds or study.seeds), overrides):
+            print(f"--- {job.row}, seed {job.seed} ({job.config.out})", flush=True)
+            results.append((job, run_job(job, train)))
+    except RunStopped as stopped:
+        print(f"stopped by {stopped}; everything is saved; the same command goes on from here", file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None
+    summary = summarise(results)
+    write_json(args.out / "results.json", summary)
+    report = write_study_report(args.out, study.title, study.about, [finished(job, result) for job, result in results])
+    print(f"results in {args.out / 'results.json'}; look at {report}")
+
+
+def finished(job: Job, results: Row) -> StudyRun:
+    """What the report shows of a run."""
+    out = Path(job.config.out)
+    sheets = sorted((out / "sheets").glob("*.png"))
+    return StudyRun(
+        row=job.row,
+        seed=job.seed,
+        results=results,
+        history=read_rows(out / METRICS_FILE),
+        sheet=sheets[-1] if sheets else None,
+        config=(out / CONFIG_FILE).read_text(),
+    )
+
+
+if __name__ == "__main__":
+    main()

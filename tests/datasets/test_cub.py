@@ -1,0 +1,178 @@
+"""CUB's published layout: splits, annotations, and one clear line for everything that can be wrong with the files."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.cub import Cub, choose_split
+from datasets.layout import WATERBIRDS
+
+
+def config_of(root: Path, **changes: object) -> DataConfig:
+    return replace(DataConfig(name="cub", root=str(root), val_fraction=0.25), **changes)  # type: ignore[arg-type]
+
+
+def names(data: Cub) -> list[str]:
+    return [record.path.name for record in data.records]
+
+
+def test_splits(layout: Path) -> None:
+    train, val, test = (Cub(config_of(layout), split) for split in ("train", "val", "test"))
+    assert (len(train), len(val), len(test)) == (40, 12, 16)
+    everything = names(train) + names(val) + names(test)
+    assert len(set(everything)) == 68
+    assert Counter(train.labels) == {0: 20, 1: 20} and Counter(val.labels) == {0: 6, 1: 6}, "class by class"
+
+
+def test_the_held_out_pictures_depend_on_the_data_seed_alone(layout: Path) -> None:
+    first = Cub(config_of(layout), "val")
+    assert names(first) == names(Cub(config_of(layout, image_size=32, batch_size=3), "val"))
+    other = config_of(layout, seed=1)
+    assert names(first) != names(Cub(other, "val"))
+    assert names(Cub(config_of(layout), "test")) == names(Cub(other, "test"))
+
+
+def test_the_published_training_split_is_whole_without_validation(layout: Path) -> None:
+    assert len(Cub(config_of(layout, val_fraction=0.0), "train")) == 52
+    for fraction in (0.0, 1.0, -0.1):
+        with pytest.raises(UserError, match="data.val_fraction"):
+            Cub(config_of(layout, val_fraction=fraction), "val")
+
+
+def test_small_classes_stand_on_both_sides() -> None:
+    labels = {1: 0, 2: 0, 3: 1, 4: 2, 5: 2, 6: 2}
+    config = DataConfig(val_fraction=0.1)
+    val = choose_split(labels, dict.fromkeys(labels, True), "val", config)
+    train = choose_split(labels, dict.fromkeys(labels, True), "train", config)
+    assert sorted(val + train) == [1, 2, 3, 4, 5, 6]
+    assert Counter(labels[key] for key in val) == {0: 1, 2: 1}
+    assert 3 in train, "a class of one picture stays in training"
+
+
+def test_root_may_be_the_folder_or_its_parent(layout: Path) -> None:
+    assert names(Cub(config_of(layout), "val")) == names(Cub(config_of(layout / "CUB_200_2011"), "val"))
+
+
+def test_a_record(layout: Path) -> None:
+    data = Cub(config_of(layout), "test")
+    sample = data.read(0)
+    assert data.info.class_names == ("001.checked", "002.striped")
+    assert data.info.part_names == ("body", "head", "beak", "wing", "tail")
+    assert data.info.group_names is None and sample.group is None
+    assert sample.path.endswith(f"images/{data.info.class_names[sample.label]}/{Path(sample.path).name}")
+    assert sample.boxes is not None and sample.parts is not None and sample.mask is not None
+    assert sample.boxes.shape == (1, 4) and sample.parts.shape == (5, 3) and sample.mask.dtype == bool
+    again = data.read(0)
+    assert np.array_equal(sample.parts, again.parts) and np.array_equal(sample.boxes, again.boxes)  # type: ignore[arg-type]
+
+
+def test_labels_are_numbered_without_gaps(spoiled: Path) -> None:
+    for name, old, new in (("image_class_labels.txt", " 2\n", " 7\n"), ("classes.txt", "2 002", "7 002")):
+        path = spoiled / name
+        path.write_text(path.read_text().replace(old, new))
+    data = Cub(config_of(spoiled), "test")
+    assert set(data.labels) == {0, 1} and data.info.class_names == ("001.checked", "002.striped")
+
+
+def test_other_backgrounds(layout: Path) -> None:
+    plain, other = Cub(config_of(layout), "test"), Cub(config_of(layout, image_folder=WATERBIRDS), "test")
+    assert names(plain) == names(other) and plain.labels == other.labels
+    assert WATERBIRDS in other.records[0].path.parts and WATERBIRDS not in plain.records[0].path.parts
+    assert np.array_equal(plain.read(3).mask, other.read(3).mask)  # type: ignore[arg-type]
+
+
+def test_annotations_are_optional(spoiled: Path) -> None:
+    shutil.rmtree(spoiled / "segmentations")
+    shutil.rmtree(spoiled / "parts")
+    (spoiled / "bounding_boxes.txt").unlink()
+    data = Cub(config_of(spoiled), "test")
+    sample = data.read(0)
+    assert sample.mask is sample.parts is sample.boxes is data.info.part_names is None
+
+
+def edit(name: str, line: int, new: str | None) -> Callable[[Path], None]:
+    """Replace a line (from 1) of an index file, or delete it."""
+
+    def apply(base: Path) -> None:
+        lines = (base / name).read_text().splitlines()
+        lines[line - 1 : line] = [] if new is None else [new]
+        (base / name).write_text("\n".join(lines) + "\n")
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (edit("images.txt", 4, None), r"images\.txt: no line for id 4, which image_class_labels\.txt has"),
+        (edit("images.txt", 4, "3 a/b.jpg"), r"images\.txt line 4: id 3 stands already in line 3"),
+        (edit("images.txt", 4, "four a/b.jpg"), r"images\.txt line 4: column id is 'four', not a whole number"),
+        (edit("images.txt", 4, "4"), r"images\.txt line 4: 1 columns, not 2 \(id path\)"),
+        (edit("images.txt", 4, "4 a/b.jpg"), r"a/b\.jpg is missing"),
+        (edit("image_class_labels.txt", 2, "2 x"), r"labels\.txt line 2: column class_id is 'x'"),
+        (edit("image_class_labels.txt", 2, "2 9"), r"labels\.txt line 2: column class_id is 9; it must be one of"),
+        (edit("image_class_labels.txt", 2, None), r"image_class_labels\.txt: no line for id 2, which images\.txt has"),
+        (
+            edit("train_test_split.txt", 5, "5 2"),
+            r"train_test_split\.txt line 5: column is_training is 2; it must be 0, 1",
+        ),
+        (edit("train_test_split.txt", 5, "99 1"), r"train_test_split\.txt: no line for id 5"),
+        (edit("bounding_boxes.txt", 6, "6 1 2 3 nan"), r"bounding_boxes\.txt line 6: column height is 'nan'"),
+        (edit("bounding_boxes.txt", 6, "6 1 2 0 5"), r"bounding_boxes\.txt line 6: the box is 0 wide and 5 high"),
+        (edit("bounding_boxes.txt", 6, None), r"bounding_boxes\.txt: no line for id 6"),
+        (edit("parts/part_locs.txt", 7, "2 1 0 0 1"), r"part_locs\.txt line 7: part 1 of picture 2 .* second time"),
+        (edit("parts/part_locs.txt", 7, "2 9 0 0 1"), r"part_locs\.txt line 7: column part_id is 9"),
+        (edit("parts/part_locs.txt", 7, "2 2 0 0 2"), r"part_locs\.txt line 7: column visible is 2; it must be 0, 1"),
+        (edit("parts/part_locs.txt", 7, None), r"part_locs\.txt: picture 2 has fewer than 5 parts"),
+        (lambda base: (base / "classes.txt").unlink(), r"classes\.txt is missing"),
+        (lambda base: (base / "parts" / "parts.txt").unlink(), r"parts\.txt is missing"),
+        (lambda base: (base / "images.txt").write_bytes(b"\xff\xfe\x00"), r"cannot read .*images\.txt"),
+        (lambda base: shutil.rmtree(base / "images"), r"images/.*\.jpg \(and \d+ more\) is missing"),
+        (
+            lambda base: shutil.rmtree(base / "segmentations" / "001.checked"),
+            r"segmentations/.*\.png \(and .* is missing",
+        ),
+        (lambda base: (base / "images.txt").unlink(), r"data\.root: neither .* nor .* holds images\.txt"),
+    ],
+)
+def test_one_line_for_what_is_wrong(spoiled: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(spoiled)
+    with pytest.raises(UserError, match=message) as caught:
+        Cub(config_of(spoiled), "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("root", "message"), [("", "data.root is empty"), ("/no/such/folder", "no folder /no/such")])
+def test_root_errors(root: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Cub(DataConfig(name="cub", root=root), "train")
+
+
+def test_unknown_split(layout: Path) -> None:
+    with pytest.raises(UserError, match="no split 'valid'; known: train, val, test"):
+        Cub(config_of(layout), "valid")
+
+
+def test_a_mask_of_another_size(spoiled: Path) -> None:
+    data = Cub(config_of(spoiled), "test")
+    donor = data.records[0].path.with_suffix(".png")
+    Image.new("L", (7, 5)).save(donor)
+    record = replace(data.records[0], mask=donor)
+    data.records = [record]
+    with pytest.raises(UserError, match=r"\.png is 7 x 5 pixels but .*\.jpg is 48 x 48"):
+        data.read(0)
+
+
+def test_blank_lines_and_windows_line_ends(spoiled: Path) -> None:
+    for name in ("images.txt", "classes.txt", "parts/part_locs.txt"):
+        path = spoiled / name
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert len(Cub(config_of(spoiled), "test")) == 16

@@ -1,0 +1,199 @@
+"""Mask, key points and boxes follow the pixels; the draws depend on the seed alone."""
+
+import pickle
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from datasets import DataConfig, RawSample, Sample, build_transform
+from datasets.transforms import RowOfPlanck
+
+SIZE = (96, 96)
+CONFIG = DataConfig(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+AUGMENTATIONS = ("none", "flip", "cub_original", "timm")
+
+
+def scene(height: int = 96, width: int = 96, x: float = 40, y: float = 52, radius: float = 9) -> RawSample:
+    """A white disc on dark grey, with the disc as mask, its centre as key point, and the square around it as box."""
+    rows, columns = np.mgrid[:height, :width]
+    mask = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+    image = np.where(mask[..., None], np.uint8(255), np.uint8(64)).repeat(3, 2)
+    edge = radius + 0.5  # box edges run along pixel borders, half a pixel beyond the outermost centres
+    boxes = np.array([[x - edge + 0.5, y - edge + 0.5, x + edge + 0.5, y + edge + 0.5]])
+    return RawSample(image, 1, "a.jpg", 2, mask, np.array([[x, y, 1], [x, y, 0]], float), boxes)
+
+
+def run(raw: RawSample, augmentation: str, seed: int, config: DataConfig = CONFIG) -> Sample:
+    return build_transform(replace(config, augmentation=augmentation), train=True)(raw, seed)
+
+
+def same(a: Sample, b: Sample) -> bool:
+    fields = [(getattr(a, name), getattr(b, name)) for name in ("image", "mask", "parts", "boxes")]
+    return all(x is y is None or torch.equal(x, y) for x, y in fields)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "flip", "cub_original"])
+def test_annotations_follow_the_pixels(augmentation: str) -> None:
+    seen = 0
+    for seed in range(40):
+        out = run(scene(), augmentation, seed)
+        assert out.mask is not None and out.parts is not None and out.boxes is not None
+        green = out.image[1]  # the channel Planckian jitter keeps
+        assert torch.equal(out.mask, green > 0.9), "the white disc is where the mask says"
+        if out.mask.sum() < 200:
+            continue  # partly outside
+        seen += 1
+        centre = out.mask.nonzero().float().mean(0).flip(0)
+        assert torch.dist(out.parts[0, :2], centre) < 1.0
+        assert out.parts[:, 2].tolist() == [1, 0]
+        x0, y0, x1, y1 = out.boxes[0].tolist()
+        rows, columns = (out.mask.any(axis).nonzero() for axis in (1, 0))
+        assert x0 <= columns[0] + 1 and y0 <= rows[0] + 1 and x1 >= columns[-1] and y1 >= rows[-1]
+        assert (x1 - x0) < 1.6 * 1.2 * 20 and (y1 - y0) < 1.6 * 1.2 * 20
+    assert seen >= 25
+
+
+def test_flip_is_exact_and_half_of_the_time() -> None:
+    flipped = 0
+    for seed in range(200):
+        raw = scene()
+        out = run(raw, "flip", seed)
+        assert out.mask is not None and out.parts is not None and out.boxes is not None and raw.mask is not None
+        if not np.array_equal(out.mask.numpy(), raw.mask):
+            flipped += 1
+            assert np.array_equal(out.mask.numpy(), raw.mask[:, ::-1])
+            assert out.parts[0].tolist() == [96 - 1 - 40, 52, 1]
+            assert out.boxes[0].tolist() == pytest.approx([96 - 50, 43, 96 - 31 + 0, 62], abs=1e-3)
+    assert 70 < flipped < 130
+
+
+def test_affine_is_nearest_and_black_outside() -> None:
+    values = torch.cat([run(scene(), "cub_original", seed).image[1].unique() for seed in range(10)]).unique()
+    assert np.allclose(values.numpy(), [0, 64 / 255, 1])
+
+
+def test_cub_original_ranges() -> None:
+    turns, scales = [], []
+    raw = replace(scene(radius=2), parts=np.array([[30, 48, 1], [66, 48, 1]], float))
+    for seed in range(200):
+        parts = run(raw, "cub_original", seed).parts
+        assert parts is not None
+        if parts[:, 2].all():
+            across = (parts[1, :2] - parts[0, :2]).numpy()
+            scales.append(np.hypot(*across) / 36)
+            turns.append(np.degrees(np.arctan2(across[1], across[0])))
+    assert 0.79 < min(scales) < 0.83 and 1.17 < max(scales) < 1.21
+    assert max(turns) > 150, "mirrored, then turned"
+    forward = [turn for turn in turns if abs(turn) < 90]
+    assert 0.3 < len(forward) / len(turns) < 0.7
+
+
+def test_steps_draw_apart() -> None:
+    """A mirrored picture is jittered as often as any other (one seed for all steps would tie the two)."""
+    raw = replace(scene(radius=2), parts=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
+    jittered: dict[bool, list[bool]] = {True: [], False: []}
+    for seed in range(300):
+        out = run(raw, "cub_original", seed)
+        assert out.parts is not None
+        a, b, c = out.parts[:, :2]
+        if out.parts[:, 2].all():
+            ab, ac = b - a, c - a
+            assert ab.norm() / ac.norm() == pytest.approx(36 / np.hypot(18, 18), rel=1e-3), "one scale for both axes"
+            mirrored = bool(ab[0] * ac[1] - ab[1] * ac[0] > 0)  # unmirrored, c is above the line from a to b
+            jittered[mirrored].append(not torch.equal(out.image[0], out.image[2]))
+    for flags in jittered.values():
+        assert len(flags) > 50 and 0.65 < np.mean(flags) < 0.95
+
+
+def test_planckian_rows() -> None:
+    jitter = RowOfPlanck(mode="blackbody", p=1.0)
+    jitter.set_random_seed(0)
+    drawn = {jitter.get_params()["temperature"] for _ in range(1000)}
+    assert drawn == set(range(3000, 15001, 500))
+    grey = np.full((2, 2, 3), 100, np.uint8)
+    warm = jitter.apply(grey, temperature=3000)[0, 0]
+    assert warm.tolist() == pytest.approx([100 * 0.6743 / 0.4029, 100, 100 * 0.0013 / 0.4029], abs=1)
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_a_function_of_the_seed_alone(augmentation: str) -> None:
+    raw = scene(80, 110)
+    first = run(raw, augmentation, seed=5)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    run(raw, augmentation, seed=6)
+    assert same(first, run(raw, augmentation, seed=5))
+    if augmentation != "none":
+        assert any(not same(first, run(raw, augmentation, seed)) for seed in range(6, 12))
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_global_streams_are_left_alone(augmentation: str) -> None:
+    transform = build_transform(replace(CONFIG, augmentation=augmentation), train=True)  # type: ignore[arg-type]
+    states = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
+    transform(scene(), 3)
+    assert random.getstate() == states[0] and pickle.dumps(np.random.get_state()) == states[1]
+    assert torch.equal(torch.get_rng_state(), states[2])
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("size", [32, (32, 64), (64, 32)])
+@pytest.mark.parametrize("shape", [(50, 70), (90, 40), (20, 21)])
+def test_sizes(augmentation: str, size: int | tuple[int, int], shape: tuple[int, int]) -> None:
+    config = replace(CONFIG, image_size=size)
+    out = run(scene(*shape, x=10, y=10, radius=5), augmentation, 0, config)
+    assert out.image.shape == (3, *config.size_hw) and out.image.dtype == torch.float32 and out.image.is_contiguous()
+    if augmentation == "timm":
+        assert out.mask is out.parts is out.boxes is None
+    else:
+        assert out.mask is not None and out.mask.shape == config.size_hw and out.mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_records_without_annotations_and_unchanged_input(augmentation: str) -> None:
+    raw = scene()
+    bare = run(replace(raw, mask=None, parts=None, boxes=None, group=None), augmentation, 1)
+    assert bare.mask is bare.parts is bare.boxes is bare.group is None
+    out, fresh = run(raw, augmentation, 1), scene()
+    assert torch.equal(out.image, bare.image) and (out.label, out.group, out.path) == (1, 2, "a.jpg")
+    for name in ("image", "mask", "parts", "boxes"):
+        assert np.array_equal(getattr(raw, name), getattr(fresh, name)), "a record may be read twice"
+
+
+def test_evaluation_geometry() -> None:
+    """A 60 x 123 picture to 30: the long side is rounded down to 61, the crop starts at round(31 / 2) = 16."""
+    raw = replace(scene(60, 123, x=61, y=30, radius=8), parts=np.array([[61, 30, 1], [10, 30, 1]], float))
+    boxes = np.array([[20, 10, 80, 40], [0, 0, 20, 20]], float)
+    out = build_transform(replace(CONFIG, image_size=30), train=False)(replace(raw, boxes=boxes), 0)
+    assert out.parts is not None and out.boxes is not None and out.mask is not None
+    across = 61 / 123
+    assert out.parts[0].tolist() == pytest.approx([61 * across - 16, 15, 1], abs=1e-4)
+    assert out.parts[1].tolist() == pytest.approx([0, 15, 0]), "outside: invisible, moved to the edge"
+    assert len(out.boxes) == 1, "a box wholly outside is dropped"
+    assert out.boxes[0].tolist() == pytest.approx([0, 5, 80 * across - 16, 20], abs=1e-4), "cut, not moved"
+    centre = out.mask.nonzero().float().mean(0)
+    assert centre.tolist() == pytest.approx([14.75, 14], abs=0.3)
+
+
+def test_evaluation_ignores_augmentation_and_seed() -> None:
+    config = replace(CONFIG, augmentation="cub_original")
+    transform = build_transform(config, train=False)
+    assert same(transform(scene(), 1), transform(scene(), 2))
+    assert same(transform(scene(), 1), run(scene(), "none", 0))
+
+
+def test_normalisation() -> None:
+    config = DataConfig(image_size=8)
+    raw = RawSample(np.full((8, 8, 3), (255, 0, 51), np.uint8), 0, "a")
+    out = build_transform(config, train=False)(raw, 0)
+    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(config.mean)) / torch.tensor(config.std)
+    assert torch.allclose(out.image[:, 3, 3], expected, atol=1e-6)
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    out = build_transform(replace(CONFIG, image_size=8), train=False)(RawSample(stripes, 0, "a"), 0)
+    assert (out.image - 0.5).abs().max() < 0.1

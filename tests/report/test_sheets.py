@@ -1,0 +1,137 @@
+"""Contact sheets: size, where the tiles lie, text that fits, and which failures come first."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.errors import UserError
+from report.examples import TILE, Example, example_sheet, failure_sheet, worst_failures
+from report.sheets import GAP, GROUP_GAP, LABEL, PAD, Column, LegendEntry, contact_sheet, fit, wrap
+from report.style import BAD, GOOD, HIDDEN, part_colour, rgb
+
+RED = np.full((20, 30, 3), (200, 0, 0), dtype=np.uint8)
+BLUE = np.full((20, 30, 3), (0, 0, 200), dtype=np.uint8)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def count(picture: np.ndarray, colour: tuple[int, ...]) -> int:
+    return int((picture == colour).all(axis=2).sum())
+
+
+def example(**more: object) -> Example:
+    g = torch.Generator().manual_seed(0)
+    base = Example(
+        picture=torch.randint(40, 200, (48, 48, 3), generator=g, dtype=torch.uint8).numpy(),
+        label="land",
+        predicted="land",
+        confidence=0.9,
+        group="land on water",
+        maps=torch.rand(4, 6, 6, generator=g),
+        mask=torch.rand(6, 6, generator=g) > 0.5,
+        truth=torch.rand(48, 48, generator=g) > 0.5,
+    )
+    return replace(base, **more)
+
+
+def test_every_tile_lies_where_it_should(tmp_path: Path) -> None:
+    columns = [Column((RED, BLUE), "a"), Column((RED, None), "a"), Column((BLUE, BLUE), "b")]
+    sheet = pixels(contact_sheet(columns, ("", ""), tmp_path / "sheet.png"))
+    assert sheet.shape == (PAD + 40 + 2 * (20 + GAP) + PAD, 2 * PAD + 3 * 30 + GAP + GROUP_GAP, 3)
+    top, second, third = PAD + 40, PAD + 30 + GAP, PAD + 60 + GAP + GROUP_GAP
+    assert np.array_equal(sheet[top : top + 20, PAD : PAD + 30], RED)
+    assert np.array_equal(sheet[top + 20 + GAP : top + 40 + GAP, PAD : PAD + 30], BLUE)
+    assert (sheet[top + 20 + GAP : top + 40 + GAP, second : second + 30] == rgb(HIDDEN)).all()
+    assert np.array_equal(sheet[top : top + 20, third : third + 30], BLUE)
+
+
+def test_bands_captions_marks_and_legend(tmp_path: Path) -> None:
+    columns = [Column((RED,), caption="a b", correct=i % 2 == 0) for i in range(5)]
+    one = pixels(contact_sheet(columns, ("image",), tmp_path / "one.png"))
+    two = pixels(contact_sheet(columns, ("image",), tmp_path / "two.png", per_band=3))
+    assert two.shape[0] > 1.5 * one.shape[0] - 2 * PAD and two.shape[1] < one.shape[1]
+    assert count(one, (200, 0, 0)) == count(two, (200, 0, 0)) == 5 * 20 * 30
+    assert count(one, rgb(GOOD)) > 100 and count(one, rgb(BAD)) > 50
+    legend = pixels(contact_sheet(columns, ("image",), tmp_path / "l.png", "T", [LegendEntry("#123456", "part")]))
+    assert count(legend, rgb("#123456")) > 200
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "complaint"),
+    [
+        ([], "at least one column"),
+        ([Column((RED,))], "one tile"),
+        ([Column((RED, BLUE[:5]))], "must have one size"),
+        ([Column((None, None))], "must have one size"),
+    ],
+)
+def test_sheets_that_cannot_be_drawn(columns: list[Column], complaint: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        contact_sheet(columns, ("image", "parts"), tmp_path / "x.png")
+
+
+def test_text_is_wrapped_and_cut() -> None:
+    assert wrap("one two", 1000, LABEL, 2) == ["one two"]
+    assert wrap("one two\nthree", 55, LABEL, 3) == ["one", "two", "three"]
+    cut = wrap("Black_footed_Albatross of the northern seas", 120, LABEL, 2)
+    assert len(cut) == 2 and all(LABEL.getlength(line) <= 120 and line.endswith("…") for line in cut)
+    assert fit("abc", 1, LABEL) == "…"
+
+
+def test_worst_failures_can_be_taken_in_pieces() -> None:
+    answers = [example(predicted="water" if i % 3 else "land", confidence=(7 * i % 20) / 20) for i in range(20)]
+    answers.append(example(predicted="water", confidence=None))
+    worst = worst_failures(answers, 5)
+    kept: list[Example] = []
+    for start in range(0, len(answers), 4):
+        kept = worst_failures([*kept, *answers[start : start + 4]], 5)
+    confidences = [e.confidence for e in worst]
+    assert [e.confidence for e in kept] == confidences == sorted(confidences, reverse=True)
+    assert not any(e.correct for e in worst)
+    assert worst_failures(answers, 100)[-1].confidence is None
+
+
+def test_example_sheet_shows_hidden_patches_and_parts(tmp_path: Path) -> None:
+    shown = example(mask=torch.zeros(6, 6, dtype=torch.bool).index_fill(0, torch.tensor([0]), True))
+    sheet = pixels(example_sheet([shown, example()], tmp_path / "sheet.png", "Title"))
+    assert sheet.shape[1] > 2 * TILE + GAP and sheet.shape[0] > 4 * (TILE + GAP)
+    # 5 of 6 rows of patches of the first image are hidden, about half of the second's and of both true objects.
+    assert count(sheet, rgb(HIDDEN)) > 0.8 * TILE * TILE + 1.3 * TILE * TILE
+    assert count(sheet, rgb(part_colour(2))) > 200  # the legend
+    assert count(sheet, rgb(part_colour(3))) < 200
+    plain = example(maps=None, mask=None, truth=None, heat=torch.rand(3, 3))
+    without = pixels(example_sheet([plain], tmp_path / "plain.png"))
+    assert without.shape[0] < 3 * TILE and count(without, rgb(HIDDEN)) == 0
+
+
+def test_groups_stand_together_in_order_of_appearance(tmp_path: Path) -> None:
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    examples = [
+        Example(np.full((8, 8, 3), colour, dtype=np.uint8), "land", "land", group=group)
+        for colour, group in zip(colours, ("b", "a", "b"), strict=True)
+    ]
+    sheet = pixels(example_sheet(examples, tmp_path / "s.png"))
+    lefts = [int(np.argwhere((sheet == colour).all(axis=2))[:, 1].min()) for colour in colours]
+    assert lefts[0] < lefts[2] < lefts[1]
+
+
+def test_failure_sheet(tmp_path: Path) -> None:
+    assert failure_sheet([example()], tmp_path / "none.png") is None
+    assert not (tmp_path / "none.png").exists()
+    path = failure_sheet([example(), example(predicted="water")], tmp_path / "deep" / "f.png")
+    assert path is not None and count(pixels(path), rgb(BAD)) > 10
+    with pytest.raises(ValueError, match="at least one example"):
+        example_sheet([], tmp_path / "x.png")
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write .*sheet.png"):
+        example_sheet([example()], tmp_path / "file" / "sheet.png")

@@ -1,0 +1,161 @@
+"""Runs small enough for tests: the quick start's models on a few 32-pixel birds, drawn in memory."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import register_model
+from timm.models.vision_transformer import VisionTransformer
+
+from datasets import Split, load_split
+from engine.checkpointing import Checkpoint, read_checkpoint
+from engine.config import RunConfig, parse_config
+from engine.objectives import OBJECTIVES, Objective
+from engine.optim import plain_rules, two_stage_rules
+from engine.runs import BEST, LAST, open_run
+from engine.tracking import Row, Tracker
+from engine.trainer import Trainer
+from models import build_model
+from models.registry import AnyModel
+
+CPU = torch.device("cpu")
+KEYS: dict[str, Any] = {
+    "model.backbone": "vit_nano_patch8",
+    "model.stage_1_backbone": "vit_pico_patch8",
+    "model.weights": "none",
+    "model.parts.num_parts": 3,
+    "data.name": "synthetic",
+    "data.image_size": 32,
+    "data.augmentation": "flip",
+    "data.batch_size": 8,
+    "data.eval_batch_size": 16,
+    "data.workers": 0,
+    "data.synthetic.train_images": 34,
+    "data.synthetic.val_images": 16,
+    "data.synthetic.test_images": 16,
+    "optim.lr": 1e-3,
+    "optim.scratch_factor": 1.0,
+    "optim.modulation_factor": 1.0,
+    "optim.prototype_factor": 1.0,
+    "optim.freeze_stage_1": False,
+    "train.epochs": 2,
+    "train.seed": 0,
+    "train.threads": 1,
+    "train.device": "cpu",
+}
+"""Four steps an epoch: 34 images, the last two of which no batch takes."""
+CLOCKS = ("seconds", "images_per_second")
+"""A key that holds one of these tells the time and differs from run to run."""
+
+
+def flags(keys: Mapping[str, Any]) -> list[str]:
+    """Overrides by dotted key as command-line flags."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in keys.items()]
+
+
+def tiny_config(out: Path, keys: Mapping[str, Any] | None = None) -> RunConfig:
+    """The tiny run, with `keys` on top."""
+    return parse_config(flags({**KEYS, "out": str(out), **(keys or {})}))
+
+
+def tiny_splits(config: RunConfig) -> dict[str, Split]:
+    return {
+        name: load_split(config.data, name, train=name == "train", seed=config.train.seed)
+        for name in ("train", "val", "test")
+    }
+
+
+def tiny_model(config: RunConfig, num_classes: int = 2) -> AnyModel:
+    return build_model(config.model, num_classes, config.data.size_hw, config.train.seed)
+
+
+def tiny_trainer(
+    config: RunConfig, objective: Objective | None = None, splits: dict[str, Split] | None = None
+) -> Trainer:
+    """A fresh trainer without a run folder."""
+    objective = objective or OBJECTIVES[config.model.name](config.loss, 2, [17, 17])
+    rules = plain_rules(config.optim) if config.model.name == "vit" else two_stage_rules(config.optim)
+    return Trainer(config, tiny_model(config), objective, rules, splits or tiny_splits(config), CPU)
+
+
+@dataclass
+class Session:
+    """One process's part of a run: opened, resumed where the config says so, and trained by `go`."""
+
+    config: RunConfig
+    splits: dict[str, Split] | None = None
+    before_batch: Callable[[int], None] = lambda count: None
+    """Called before each micro-batch with the number of micro-batches this session has done."""
+    trainer: Trainer = field(init=False)
+    tracker: Tracker = field(init=False)
+    batches: int = 0
+
+    def __post_init__(self) -> None:
+        self.trainer = tiny_trainer(self.config, splits=self.splits)
+        out = open_run(self.config, self.trainer.model)
+        if self.config.resume:
+            self.trainer.load()
+        self.tracker = Tracker(out, self.config)
+        self.tracker.keep_epochs(self.trainer.progress.epoch)
+        objective = self.trainer.objective
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.before_batch(self.batches)
+            self.batches += 1
+            return objective(*args, **kwargs)
+
+        self.trainer.objective = counted
+
+    def go(self) -> "Session":
+        self.trainer.run(self.tracker)
+        return self
+
+
+def resumed(config: RunConfig) -> RunConfig:
+    return replace(config, resume=True, overwrite=False)
+
+
+@dataclass(frozen=True)
+class Remains:
+    """What a run left on disk, without what tells the time."""
+
+    last: Checkpoint
+    best: Checkpoint
+    rows: list[Row]
+
+    @classmethod
+    def of(cls, out: Path) -> "Remains":
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return cls(
+            read_checkpoint(out / LAST), read_checkpoint(out / BEST / "model.safetensors"), [timeless(r) for r in rows]
+        )
+
+
+def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if not any(clock in key for clock in CLOCKS)}
+
+
+def assert_same_run(first: Path, second: Path) -> None:
+    """Two run folders hold the same run to the last bit: weights, averages, optimiser, progress, figures."""
+    a, b = Remains.of(first), Remains.of(second)
+    assert_same_tensors(a.last.tensors, b.last.tensors)
+    assert_same_tensors(a.best.tensors, b.best.tensors)
+    assert timeless(a.last.progress) == timeless(b.last.progress)
+    assert repr(a.rows) == repr(b.rows)  # as text: nan equals nan
+
+
+def assert_same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+@register_model
+def vit_test_reg4(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """One block of width 32 with everything a DINOv2 has: registers, LayerScale, positions of patches alone."""
+    wanted = {name: kwargs[name] for name in ("img_size", "drop_path_rate", "num_classes")}
+    return VisionTransformer(
+        patch_size=8, embed_dim=32, depth=1, num_heads=1, reg_tokens=4, init_values=1e-5, no_embed_class=True, **wanted
+    )
