@@ -1,10 +1,10 @@
 """Measure a trained run on a split.
 
     python evaluate.py --run runs/quickstart/two_stage-seed0
-    python evaluate.py --run runs/waterbirds-k8 --split test --metrics accuracy groups --data.root /other/disk/CUB_200_2011
+    python evaluate.py --run runs/waterbirds-k8 --split val --metrics accuracy groups --data.root /data/CUB_200_2011
 
-Any key of the run's config can be overridden by a flag. Writes results.json, figures.csv, figures.md,
-sheet.png, failures.png and a self-contained report.html to RUN/evaluation/SPLIT (or --out). Two evaluations of one checkpoint on
+Any key of the run's config can be overridden by a flag. Writes results.json, figures.csv, figures.md, sheet.png,
+failures.png and a self-contained report.html to RUN/evaluation/SPLIT (or --out). Two evaluations of one checkpoint on
 the CPU are equal to the last bit.
 """
 

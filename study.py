@@ -1,11 +1,11 @@
 """Train and compare the rows of a study: several models or settings, several seeds, one table and one report.
 
     python study.py studies/quickstart.yaml --out runs/quickstart
-    python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2
+    python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2 --rows vit k4
 
 Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
-goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.csv, table.md, curves.png and a
-self-contained report.html.
+goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.{json,csv,md},
+worst_group.png and a self-contained report.html.
 """
 
 import argparse

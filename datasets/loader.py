@@ -143,7 +143,7 @@ def train_loader(
     whole = batch_size * world_size
     batches = [
         [(epoch, index) for index in order[step * whole : (step + 1) * whole][rank::world_size]]
-        for step in range(0, steps - start_batch)
+        for step in range(start_batch, steps)
     ]
     return BatchLoader(split, batches, workers, _collate_train)
 

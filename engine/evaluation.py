@@ -1,8 +1,9 @@
 """Run a model over a split: figures, and one record per image."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ def evaluate(
     precision: torch.dtype = torch.float32,
     observers: Iterable[Observer] = (),
     seed: int = 0,
-    **options: Any,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float]:
     """The metrics over all batches; `observers` see every batch with its prediction; `options` go to the model.
 
@@ -49,8 +50,9 @@ def evaluate(
     observers = tuple(observers)
     with evaluation_mode(model, device, seed):
         for batch in batches:
-            prediction = predict(model, batch.to(device), precision, **options)
-            metrics.update(batch.to(device), prediction)
+            batch = batch.to(device)
+            prediction = predict(model, batch, precision, **options)
+            metrics.update(batch, prediction)
             for observe in observers:
                 observe(batch, prediction)
     return metrics.compute()

@@ -15,8 +15,6 @@ COLUMNS = (
     "test/accuracy",
     "test/worst_group_accuracy",
     "test/worst_group_accuracy_paper",
-    "val/accuracy",
-    "val/worst_group_accuracy",
     "test/mask_iou",
     "test/mask_dice",
     "test/kept_share",
@@ -44,7 +42,7 @@ class StudyRun:
 
 
 def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRun]) -> Path:
-    """Write table.{json,csv,md}, worst_group.png, worst_group_by_time.png and report.html to `out`; the report's path."""
+    """Write table.{json,csv,md}, curves and report.html to `out`; the path of the report."""
     records = [{"row": run.row, "seed": run.seed, **_figures(run)} for run in runs]
     keys = [key for key in COLUMNS if any(key in record for record in records)]
     write_tables(records, out / "table", keys=keys)
@@ -54,7 +52,7 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
         Table(
             table_text(records, keys=keys),
             title="Figures",
-            caption="Best checkpoint of each run, chosen on validation data. Mean ± sample standard deviation over seeds.",
+            caption="Best checkpoint of each run by validation figures. Mean ± sample standard deviation over seeds.",
         ),
         *_curves(out, runs),
         *_sheets(runs),

@@ -65,6 +65,7 @@ def test_the_global_stream_is_left_alone() -> None:
 
 def test_group_sizes(birds: SyntheticBirds) -> None:
     assert groups(birds) == [38, 2, 2, 38]
+    assert birds.labels != [0, 1] * 40, "shuffled"
     assert groups(SyntheticBirds(CONFIG, "val")) == [19, 1, 1, 19], "validation is drawn like training"
     assert groups(SyntheticBirds(CONFIG, "test")) == [10, 10, 10, 10]
 

@@ -165,14 +165,15 @@ def test_records_without_annotations_and_unchanged_input(augmentation: str) -> N
 def test_evaluation_geometry() -> None:
     """A 60 x 123 picture to 30: the long side is rounded down to 61, the crop starts at round(31 / 2) = 16."""
     raw = replace(scene(60, 123, x=61, y=30, radius=8), parts=np.array([[61, 30, 1], [10, 30, 1]], float))
-    boxes = np.array([[20, 10, 80, 40], [0, 0, 20, 20]], float)
+    boxes = np.array([[20, 10, 80, 40], [50, -8, 120, 70], [0, 0, 20, 20]], float)
     out = build_transform(replace(CONFIG, image_size=30), train=False)(replace(raw, boxes=boxes), 0)
     assert out.parts is not None and out.boxes is not None and out.mask is not None
     across = 61 / 123
     assert out.parts[0].tolist() == pytest.approx([61 * across - 16, 15, 1], abs=1e-4)
     assert out.parts[1].tolist() == pytest.approx([0, 15, 0]), "outside: invisible, moved to the edge"
-    assert len(out.boxes) == 1, "a box wholly outside is dropped"
+    assert len(out.boxes) == 2, "a box wholly outside is dropped"
     assert out.boxes[0].tolist() == pytest.approx([0, 5, 80 * across - 16, 20], abs=1e-4), "cut, not moved"
+    assert out.boxes[1].tolist() == pytest.approx([50 * across - 16, 0, 30, 30], abs=1e-4)
     centre = out.mask.nonzero().float().mean(0)
     assert centre.tolist() == pytest.approx([14.75, 14], abs=0.3)
 

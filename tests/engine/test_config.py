@@ -1,4 +1,4 @@
-"""One resolved config: every file in configs/, every kind of mistake in one line, flags over files, a stable round trip."""
+"""One resolved config: every file in configs, every mistake in one line, flags over files, a stable round trip."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -136,7 +136,7 @@ def test_a_mistaken_file_is_named_or_its_key(text: str, named: str, tmp_path: Pa
 
 RANGES = {
     "model.parts.num_parts": (0, -1), "model.parts.temperature": (0.0, -1.0), "model.parts.part_dropout": (1.0, -0.1),
-    "model.parts.mask_dropout": (1.0, -0.1), "train.epochs": (0,), "train.eval_every": (0,), "train.ema_decay": (1.0, -1),
+    "model.parts.mask_dropout": (1.0, -0.1), "train.epochs": (0,), "train.eval_every": (0,), "train.ema_decay": (1, -1),
     "train.threads": (-1,), "train.sheet_every": (-1,), "train.save_every_steps": (-1,), "optim.lr": (0.0, -1.0),
     "optim.clip": (-1.0,), "optim.accumulation": (0,), "optim.step_epochs": (0,), "optim.warmup_epochs": (-1,),
     "optim.min_lr_share": (1.5, -0.5), "optim.stage_1_epochs": (90, -1), "data.image_size": (0, "[32, 0]"),

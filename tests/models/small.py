@@ -17,7 +17,9 @@ FLAT = ("vit_nano_patch8", "vit_t_dino", "vit_t_noembed", "vit_t_regs", "vit_t_q
 def _vit(**settings: Any) -> VisionTransformer:
     for unused in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
         settings.pop(unused, None)
-    return VisionTransformer(**({"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2} | settings))
+    return VisionTransformer(
+        **({"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "mlp_ratio": 2} | settings)
+    )
 
 
 @register_model

@@ -98,7 +98,9 @@ def stage_one(x: Tensor, head: PartHead, noise: PartNoise, b: int, thresholds: l
         out.q.append(foreground / (foreground + background))
         out.soft.append(foreground)
     out.features = modulated(x[b].tolist(), out.maps, head)
-    out.scores = class_scores(out.features, head, None if noise.keep_features is None else noise.keep_features[b].tolist())
+    out.scores = class_scores(
+        out.features, head, None if noise.keep_features is None else noise.keep_features[b].tolist()
+    )
     return out
 
 
