@@ -106,10 +106,11 @@ def _how(content: dict[str, Any]) -> str:
     )
 
 
-def write(content: dict[str, Any], stem: Path) -> list[Path]:
-    """Write STEM.json and STEM.md; their paths."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_suffix(".json"), stem.with_suffix(".md")]
+def write(content: dict[str, Any], out: Path) -> list[Path]:
+    """Write OUT.json and OUT.md (`out` may end in either); their paths."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stem = out.stem if out.suffix in (".json", ".md") else out.name
+    paths = [out.with_name(stem + ".json"), out.with_name(stem + ".md")]
     paths[0].write_text(json.dumps(content, indent=2) + "\n")
     paths[1].write_text(markdown(content))
     return paths

@@ -126,16 +126,16 @@ def main(args: Sequence[str] | None = None) -> int:
     shown = {name: value for name, value in vars(options).items() if name not in ("out", "save")}
     content = summary(shown, provenance(), checked, bench.resident_bytes(), measured)
     print(markdown(content))
-    stem = options.out or (RESULTS / _name(options, bench.device) if options.save else None)
-    for path in write(content, stem) if stem else []:
+    out = options.out or (RESULTS / _name(options, bench.device) if options.save else None)
+    for path in write(content, out) if out else []:
         _say(f"wrote {path}")
     return 0
 
 
 def _name(options: argparse.Namespace, device: torch.device) -> str:
-    """File name of a saved table; no dot in it, which would read as a suffix."""
-    name = f"{options.backbone}_{options.image_size}px_{device.type}_{options.precision}"
-    return name.replace(".", "_") + ("_compiled" if options.compile else "")
+    words = [options.backbone, f"{options.image_size}px", device.type, options.precision]
+    extra = {"compiled": options.compile, "spread": options.spread, "cpu_seconds": options.clock == "cpu"}
+    return "_".join([*words, *(word for word, on in extra.items() if on)])
 
 
 def _say(line: str) -> None:

@@ -1,6 +1,7 @@
 """Batches whose order and augmentation depend on (seed, epoch) alone: never on workers, never on a restart."""
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -109,9 +110,10 @@ class BatchLoader(DataLoader[Batch]):
 
 
 def _quiet_worker(worker: int) -> None:
-    """One OpenCV thread per loading process: the processes are the parallelism."""
+    """One OpenCV thread per loading process, and Ctrl-C left to the main process, which finishes its step first."""
     import cv2
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -1,6 +1,7 @@
 """A run's folder, machine and provenance."""
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -72,6 +73,8 @@ def prepare_process(config: RunConfig) -> torch.device:
     """Threads, determinism and device of this process."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's matrix products ask for it
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     return pick_device(config.train.device)

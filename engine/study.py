@@ -22,6 +22,8 @@ class Study:
     about: str
     config: Path
     seeds: tuple[int, ...]
+    vary: tuple[str, ...]
+    """Config keys that take the seed."""
     rows: dict[str, dict[str, Any]]
     """Row name to overrides by dotted key."""
 
@@ -51,6 +53,7 @@ def load_study(path: Path) -> Study:
             about=str(content.get("about", "")),
             config=Path(content["config"]),
             seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
+            vary=tuple(content.get("vary", ["train.seed"])),
             rows={str(name): dict(overrides or {}) for name, overrides in content["rows"].items()},
         )
     except OSError as error:
@@ -67,7 +70,7 @@ def jobs(study: Study, out: Path, seeds: tuple[int, ...], overrides: dict[str, A
     """Every run of the study, seeds outermost so that an interrupted study has whole comparisons."""
     for seed in seeds:
         for row, row_overrides in study.rows.items():
-            keys = {**row_overrides, **overrides, "train.seed": seed, "out": str(out / f"{row}-seed{seed}")}
+            keys = {**row_overrides, **overrides, **dict.fromkeys(study.vary, seed), "out": str(out / f"{row}-seed{seed}")}
             yield Job(row, seed, load_config(study.config, keys))
 
 

@@ -1,6 +1,6 @@
 """The plain ViT everything is compared with: the whole image, one classifier on the pooled tokens."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -8,7 +8,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from models.backbone import create_backbone, load_backbone_weights
-from models.config import ModelConfig, model_config_from_dict
+from models.config import ModelConfig
 from models.hub import SavedModel
 
 
@@ -66,7 +66,6 @@ class PlainViT(
     nn.Module,
     SavedModel,
     library_name="faithful-vit",
-    coders={ModelConfig: (asdict, model_config_from_dict)},
 ):
     """A timm ViT with class-token, average or attentive pooling and a linear classifier with bias."""
 

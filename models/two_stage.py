@@ -1,6 +1,6 @@
 """The two-stage model: stage 1 finds parts and a foreground mask, stage 2 classifies from that foreground alone."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models.backbone import create_backbone, grid_of, keeps_patches_apart, load_backbone_weights, patch_tokens
-from models.config import ModelConfig, model_config_from_dict
+from models.config import ModelConfig
 from models.hub import SavedModel
 from models.masked_vit import MaskedViT
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
@@ -120,7 +120,6 @@ class TwoStageModel(
     SavedModel,
     library_name="faithful-vit",
     paper_url="https://arxiv.org/abs/2506.08915",
-    coders={ModelConfig: (asdict, model_config_from_dict)},
 ):
     """Stage 1 selects, stage 2 sees the selection only. `from_pretrained`, `save_pretrained`: a folder or a hub id."""
 

@@ -47,12 +47,19 @@ class Packing:
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
     """Attention of q, k, v [1, H, T, E] within each image, [1, H, T, E]."""
-    if varlen_attn is not None and q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and q.shape[-1] <= 256:
+    if varlen_attn is not None and _flash_takes(q):
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))
         longest = packing.valid.shape[1]
         out = varlen_attn(q, k, v, packing.bounds, packing.bounds, longest, longest, scale=scale)
         return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
     return _padded_attention(q, k, v, scale, packing)
+
+
+def _flash_takes(q: Tensor) -> bool:
+    """Flash attention wants half precision, a head width of a multiple of 8, and an Ampere GPU or a later one."""
+    if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
+        return False
+    return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _padded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:

@@ -151,6 +151,11 @@ def assert_same_tensors(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Ten
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+def copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as they are now, whatever a step does to them later."""
+    return {name: tensor.detach().clone() for name, tensor in tensors.items()}
+
+
 @register_model
 def vit_test_reg4(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """One block of width 32 with everything a DINOv2 has: registers, LayerScale, positions of patches alone."""

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import engine.trainer
 from common.errors import UserError
@@ -195,15 +194,3 @@ def test_a_checkpoint_of_another_version_is_one_line(tmp_path: Path) -> None:
     write_safetensors(tmp_path / LAST, old.tensors, {**old.progress, "momentum": 1})
     with pytest.raises(UserError, match="another version"):
         Session(resumed(config))
-
-
-def test_resuming_keeps_no_trace_of_the_global_generators(
-    tmp_path: Path, request_of_this_run: list[StopRequest]
-) -> None:
-    Session(tiny_config(tmp_path / "whole")).go()
-    config = tiny_config(tmp_path / "parts")
-    stopped_after(config, 2, request_of_this_run)
-    torch.manual_seed(12345)
-    torch.rand(7)
-    Session(resumed(config)).go()
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")

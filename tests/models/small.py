@@ -1,4 +1,4 @@
-"""Small timm ViTs for the model tests, each with one feature the published backbones have, and random weights for them."""
+"""Small timm ViTs for the model tests, each with something the published backbones have, and random weights."""
 
 from typing import Any
 
@@ -74,13 +74,13 @@ def vit_t_leaky(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     return _vit(embed_layer=LeakyEmbed, **kwargs)
 
 
-def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights large enough for attention to be far from uniform; norms and scales stay near one."""
+def shaken(module: nn.Module, seed: int = 0, gain: float = 1.5) -> nn.Module:
+    """Random weights; at this gain attention is far from uniform. Norms and scales stay near one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
             noise = torch.randn(p.shape, generator=generator)
-            p.copy_(1.5 * noise / p[0].numel() ** 0.5 if p.ndim in (2, 4) else p + 0.3 * noise)
+            p.copy_(gain * noise / p[0].numel() ** 0.5 if p.ndim in (2, 4) else p + 0.3 * noise)
     return module
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from models.masked_vit import MaskedViT
 from models.part_discovery import PartHead, PartNoise
 
 Rows = list[list[float]]
@@ -104,14 +105,28 @@ def stage_one(x: Tensor, head: PartHead, noise: PartNoise, b: int, thresholds: l
     return out
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor, scale: float) -> Tensor:
-    """softmax(scale q k + bias) v for q, k, v [B, H, S, E], bias minus infinity at the keys where [B, S] is False."""
+def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias_BS: Tensor, scale: float) -> Tensor:
+    """Attention of q, k, v [B, H, S, E], number by number; `bias` is added to the scores of each key."""
     out = torch.zeros_like(v)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
         scores = [
-            scale * dot(q[b, h, i].tolist(), k[b, h, j].tolist()) if visible[b, j] else -math.inf
-            for j in range(k.shape[2])
+            scale * dot(q[b, h, i].tolist(), k[b, h, j].tolist()) + bias_BS[b, j].item() for j in range(k.shape[2])
         ]
         for j, weight in enumerate(softmax(scores)):
             out[b, h, i] += weight * v[b, h, j]
     return out
+
+
+def stage_two(model: MaskedViT, images: Tensor, bias_BN: Tensor) -> Tensor:
+    """Class logits of spec 2.1: every block adds the bias to its keys, prefix tokens get none."""
+    vit = model.backbone
+    x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
+    bias = torch.cat([torch.zeros(len(x), vit.num_prefix_tokens), bias_BN], dim=1)
+    for block in vit.blocks:
+        attn = block.attn
+        qkv = attn.qkv(block.norm1(x)).reshape(*x.shape[:2], 3, attn.num_heads, -1)
+        q, k, v = (qkv[:, :, i].transpose(1, 2) for i in range(3))
+        out = biased_attention(attn.q_norm(q), attn.k_norm(k), v, bias, q.shape[-1] ** -0.5)
+        x = x + block.ls1(attn.proj(attn.norm(out.transpose(1, 2).flatten(2))))
+        x = x + block.ls2(block.mlp(block.norm2(x)))
+    return model.head(model.fc_norm(vit.norm(x)[:, 0]))
