@@ -19,7 +19,7 @@ from engine.runs import CONFIG_FILE, METRICS_FILE, write_json
 from engine.stopping import RunStopped
 from engine.study import Job, jobs, load_study, run_job, summarise
 from engine.tracking import Row, read_rows
-from report.study import StudyRun, write_study_report
+from report.study import StudyRun, publish, write_study_report
 from train import train
 
 
@@ -30,6 +30,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's own")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and pictures there")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every row")
     return parser.parse_args()
 
@@ -50,7 +51,10 @@ def main() -> None:
         raise SystemExit(stopped.exit_code) from None
     summary = summarise(results)
     write_json(args.out / "results.json", summary)
-    report = write_study_report(args.out, study.title, study.about, [finished(job, result) for job, result in results])
+    runs = [finished(job, result) for job, result in results]
+    report = write_study_report(args.out, study.title, study.about, runs)
+    if args.publish:
+        publish(args.out, runs, args.publish)
     print(f"results in {args.out / 'results.json'}; look at {report}")
 
 

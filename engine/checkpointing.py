@@ -65,29 +65,50 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
-    """An optimiser's state as named tensors. Rates and decays are not in it: they follow from the config."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}/{name}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, entry in state.items()
-        for name, value in entry.items()
-        if value is not None
-    }
+    """An optimiser's state as named tensors. Rates and decays are not in it: they follow from the config.
+
+    Names: INDEX/NAME for a tensor of a parameter, number/INDEX/NAME for a plain number of it (as some of timm's
+    optimisers keep), group/INDEX/step for the step count of a group (as LAMB keeps).
+    """
+    whole = optimizer.state_dict()
+    found: State = {}
+    for index, entry in whole["state"].items():
+        for name, value in entry.items():
+            if isinstance(value, Tensor):
+                found[f"{index}/{name}"] = value
+            elif value is not None:
+                found[f"number/{index}/{name}"] = _number(value, type(optimizer).__name__)
+    for index, group in enumerate(whole["param_groups"]):
+        if "step" in group:
+            found[f"group/{index}/step"] = _number(group["step"], type(optimizer).__name__)
+    return found
+
+
+def _number(value: object, optimizer: str) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if not isinstance(value, int | float):
+        raise UserError(f"optim.name: the state of {optimizer} cannot be saved; choose another optimiser")
+    return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     """Put back what `optimizer_tensors` took. Raises UserError when that was of other parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Tensor | float]] = {}
+    groups = optimizer.state_dict()["param_groups"]
     for key, value in tensors.items():
-        index, name = key.split("/", 1)
+        *kind, index, name = key.split("/")
+        if kind == ["group"]:
+            groups[int(index)][name] = value.item()
+            continue
         fits = int(index) < len(parameters) and (
             name not in ("exp_avg", "momentum_buffer") or value.shape == parameters[int(index)].shape
         )
         if not fits:
             raise UserError("the checkpoint's optimiser state does not fit this config; were optim.* keys changed?")
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(index), {})[name] = value.item() if kind == ["number"] else value
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def load_weights(model: nn.Module, state: State, path: Path) -> None:

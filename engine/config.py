@@ -38,7 +38,6 @@ class OptimConfig:
     """Stage-1 backbone, except its class token, registers and positions."""
     freeze_stage_1_tokens: bool = False
     freeze_stage_2: bool = False
-    """Stage-2 backbone, except its tokens. A plain ViT: the whole backbone."""
     """Stage-2 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
     freeze_stage_2_tokens: bool = False
     clip: float = 2.0

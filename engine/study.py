@@ -70,7 +70,8 @@ def jobs(study: Study, out: Path, seeds: tuple[int, ...], overrides: dict[str, A
     """Every run of the study, seeds outermost so that an interrupted study has whole comparisons."""
     for seed in seeds:
         for row, row_overrides in study.rows.items():
-            keys = {**row_overrides, **overrides, **dict.fromkeys(study.vary, seed), "out": str(out / f"{row}-seed{seed}")}
+            varied = dict.fromkeys(study.vary, seed)
+            keys = {**row_overrides, **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
             yield Job(row, seed, load_config(study.config, keys))
 
 

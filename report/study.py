@@ -1,6 +1,7 @@
 """The report of a study: rows of settings side by side."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,17 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
         *(Code(run.config, title=f"Config of {run.row}") for run in _firsts(runs)),
     ]
     return write_report(out / "report.html", title, sections)
+
+
+def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
+    """Copy what a repository can hold of a study from `out` to `target`: tables, comparisons, one sheet a row."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("table.json", "table.csv", "table.md", "worst_group.png", "worst_group_by_time.png"):
+        if (out / name).is_file():
+            shutil.copyfile(out / name, target / name)
+    for run in _firsts(runs):
+        if run.sheet is not None:
+            shutil.copyfile(run.sheet, target / f"sheet_{run.row}.png")
 
 
 def _figures(run: StudyRun) -> dict[str, float]:

@@ -1,0 +1,61 @@
+"""Reports of studies and evaluations hold what they were given."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from report.evaluation import write_evaluation_report
+from report.study import StudyRun, publish, write_study_report
+
+
+@pytest.fixture
+def sheet(tmp_path: Path) -> Path:
+    path = tmp_path / "epoch_002.png"
+    Image.fromarray(np.full((8, 8, 3), 90, np.uint8)).save(path)
+    return path
+
+
+def run(row: str, seed: int, worst: float, sheet: Path | None) -> StudyRun:
+    history = [
+        {"epoch": e, "train/loss": 1.0 / e, "val/accuracy": 0.5, "test/worst_group_accuracy": worst, "train_seconds": e}
+        for e in (1, 2)
+    ]
+    results = {"test/accuracy": 0.9, "test/worst_group_accuracy": worst, "best_epoch": 2, "provenance": {"torch": "x"}}
+    return StudyRun(row, seed, results, history, sheet, "epochs: 2\n")
+
+
+def test_study_report_averages_over_seeds_and_shows_every_row(tmp_path: Path, sheet: Path) -> None:
+    runs = [run("vit", 0, 0.1, None), run("two_stage", 0, 0.8, sheet), run("vit", 1, 0.3, None)]
+    report = write_study_report(tmp_path, "Title & more", "About <this>.", runs).read_text()
+    assert "Title &amp; more" in report and "About &lt;this&gt;." in report
+    assert report.count("data:image/png;base64,") == 2 + 1 + 2  # two comparisons, one sheet, one history a row
+    table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())["averages"]}
+    assert table["vit"]["test/worst_group_accuracy"] == pytest.approx(0.2)
+    assert "20.0 ± 14.1" in (tmp_path / "table.md").read_text()
+
+
+def test_publish_copies_tables_comparisons_and_one_sheet_a_row(tmp_path: Path, sheet: Path) -> None:
+    runs = [run("vit", 0, 0.1, None), run("two_stage", 0, 0.8, sheet)]
+    write_study_report(tmp_path, "Title", "About.", runs)
+    publish(tmp_path, runs, tmp_path / "docs")
+    names = {path.name for path in (tmp_path / "docs").iterdir()}
+    curves = {"worst_group.png", "worst_group_by_time.png"}
+    assert names == {"table.json", "table.csv", "table.md", "sheet_two_stage.png"} | curves
+
+
+def test_a_study_without_watched_test_figures_has_no_comparison(tmp_path: Path) -> None:
+    quiet = StudyRun("vit", 0, {"test/accuracy": 0.5}, [{"epoch": 1, "train/loss": 1.0}], None, "")
+    write_study_report(tmp_path, "Title", "About.", [quiet])
+    assert not (tmp_path / "worst_group.png").exists()
+
+
+def test_evaluation_report_names_every_figure(tmp_path: Path, sheet: Path) -> None:
+    figures = {"accuracy": 0.75, "worst_group_accuracy": 0.25, "count/images": 40.0}
+    path = write_evaluation_report(tmp_path, "run: test", figures, {"split": "test"}, [], sheet, None, "epochs: 1")
+    page = path.read_text()
+    assert "75.0 %" in page and "25.0 %" in page and "40" in page
+    assert page.count("data:image/png;base64,") == 1
+    assert (tmp_path / "figures.csv").is_file()
