@@ -23,7 +23,7 @@ from engine.checkpointing import load_weights, read_checkpoint
 from engine.config import RunConfig
 from engine.evaluation import Recorder, evaluate
 from engine.pictures import Photographer
-from engine.runs import BEST, CONFIG_FILE, LAST, METRICS_FILE, prepare_process, provenance, run_config, write_json
+from engine.runs import BEST, CONFIG_FILE, LAST, METRICS_FILE, RESULTS, prepare_process, provenance, run_config
 from engine.tracking import read_rows
 from engine.trainer import PRECISIONS
 from metrics.registry import METRICS, build_metrics, default_metrics
@@ -32,6 +32,7 @@ from models.part_discovery import Intervention
 from models.registry import AnyModel
 from models.two_stage import TwoStageModel
 from report.evaluation import HEADLINES, write_evaluation_report
+from report.files import json_text, write_atomic
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -113,7 +114,8 @@ def main() -> None:
         "seconds": time.perf_counter() - started, "interventions": {"remove_parts": args.remove_parts,
         "thresholds": str(args.thresholds) if args.thresholds else None}, "provenance": provenance(),
     }  # fmt: skip
-    write_json(out / "results.json", {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details})
+    content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
+    write_atomic(out / RESULTS, json_text(content))
     photographer = Photographer(split, config.data.mean, config.data.std)
     sheet = photographer.sheet(model, out / "sheet.png", **options)
     failures = photographer.failures(model, recorder.records, out / "failures.png", **options)

@@ -15,10 +15,11 @@ from pathlib import Path
 import yaml
 
 from common.errors import exit_on_user_error
-from engine.runs import CONFIG_FILE, METRICS_FILE, write_json
+from engine.runs import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.stopping import RunStopped
 from engine.study import Job, jobs, load_study, run_job, summarise
 from engine.tracking import Row, read_rows
+from report.files import json_text, write_atomic
 from report.study import StudyRun, publish, write_study_report
 from train import train
 
@@ -50,7 +51,7 @@ def main() -> None:
         print(f"stopped by {stopped}; everything is saved; the same command goes on from here", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     summary = summarise(results)
-    write_json(args.out / "results.json", summary)
+    write_atomic(args.out / RESULTS, json_text(summary))
     runs = [finished(job, result) for job, result in results]
     report = write_study_report(args.out, study.title, study.about, runs)
     if args.publish:

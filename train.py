@@ -19,12 +19,13 @@ from engine.config import RunConfig, parse_config
 from engine.objectives import OBJECTIVES
 from engine.optim import plain_rules, two_stage_rules
 from engine.pictures import Photographer
-from engine.runs import BEST, RESULTS, open_run, prepare_process, provenance, write_json
+from engine.runs import BEST, RESULTS, open_run, prepare_process, provenance
 from engine.stopping import RunStopped
 from engine.tracking import Row, Tracker
 from engine.trainer import Trainer
 from models import build_model
 from report.curves import training_curves
+from report.files import json_text, write_atomic
 
 
 def train(config: RunConfig) -> Row:
@@ -62,7 +63,7 @@ def train(config: RunConfig) -> Row:
 
     # 5. the best checkpoint on the test split
     results = final_results(trainer, config)
-    write_json(out / RESULTS, results)
+    write_atomic(out / RESULTS, json_text(results))
     tracker.say(f"test accuracy {results['test/accuracy']:.1%} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results

@@ -99,14 +99,14 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     groups = optimizer.state_dict()["param_groups"]
     for key, value in tensors.items():
         *kind, index, name = key.split("/")
+        fits = int(index) < len(groups if kind == ["group"] else parameters)
+        if fits and name in ("exp_avg", "momentum_buffer"):
+            fits = value.shape == parameters[int(index)].shape
+        if not fits:
+            raise UserError("the checkpoint's optimiser state does not fit this config; were optim.* keys changed?")
         if kind == ["group"]:
             groups[int(index)][name] = value.item()
             continue
-        fits = int(index) < len(parameters) and (
-            name not in ("exp_avg", "momentum_buffer") or value.shape == parameters[int(index)].shape
-        )
-        if not fits:
-            raise UserError("the checkpoint's optimiser state does not fit this config; were optim.* keys changed?")
         state.setdefault(int(index), {})[name] = value.item() if kind == ["number"] else value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 

@@ -108,10 +108,3 @@ def read_results(run: Path) -> dict[str, Any] | None:
     """What a finished run wrote to results.json; None for an unfinished one."""
     path = run / RESULTS
     return json.loads(path.read_text()) if path.is_file() else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write all or nothing."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)

@@ -101,11 +101,15 @@ def summarise(results: list[tuple[Job, Row]]) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     for row in dict.fromkeys(job.row for job, _ in results):
         runs = [result for job, result in results if job.row == row]
-        numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
-        values = {key: [run[key] for run in runs] for key in numbers if all(key in run for run in runs)}
+        numbers = [key for key, value in runs[0].items() if _is_number(value)]
+        values = {key: [run[key] for run in runs] for key in numbers if all(_is_number(run.get(key)) for run in runs)}
         summary[row] = {
             **{key: statistics.fmean(v) for key, v in values.items()},
             "std": {key: statistics.stdev(v) if len(v) > 1 else 0.0 for key, v in values.items()},
             "seeds": runs,
         }
     return summary
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

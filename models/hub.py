@@ -6,6 +6,7 @@ from typing import Any, TypeVar, cast
 from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
+from common.errors import UserError
 from models.checkpoints import load_into, read_state
 from models.config import model_config_from_dict
 
@@ -17,9 +18,11 @@ class SavedModel(PyTorchModelHubMixin):
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> Any:
-        if "model_config" in kwargs:  # the mixin rebuilds the outer dataclass alone and leaves `parts` a dict
-            kwargs["model_config"] = model_config_from_dict(asdict(kwargs["model_config"]))
-        return super()._from_pretrained(**kwargs)
+        if "model_config" not in kwargs:
+            raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} there")
+        # The mixin rebuilds the outer dataclass alone and leaves `parts` a dict.
+        config = model_config_from_dict(asdict(kwargs.pop("model_config")))
+        return super()._from_pretrained(model_config=config, **kwargs)
 
     @classmethod
     def _load_as_safetensor(cls, model: M, model_file: str, map_location: str, strict: bool) -> M:

@@ -2,8 +2,12 @@
 
 import contextlib
 import io
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,6 +31,21 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def json_text(content: Any) -> str:
+    """JSON that every reader takes: nan and infinity become null, what JSON has no word for becomes text."""
+    return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -1,6 +1,5 @@
 """Results as JSON, CSV and Markdown: the same table three times, averaged over seeds."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from report.files import write_atomic
+from report.files import json_text, write_atomic
 from report.names import is_share, number, pretty, with_std
 
 Record = Mapping[str, Any]
@@ -73,11 +72,11 @@ def write_tables(
     """
     frame = average(records, row_key)
     content = {
-        "rows": _plain(frame.to_dict("records")),
-        "runs": _plain([dict(record) for record in records]),
+        "rows": frame.to_dict("records"),
+        "runs": [dict(record) for record in records],
     }
     texts = {
-        ".json": json.dumps(content, indent=2, allow_nan=False) + "\n",
+        ".json": json_text(content),
         ".csv": frame.to_csv(index=False),
         ".md": markdown(table_text(records, row_key, keys)),
     }
@@ -119,14 +118,3 @@ def _shown(line: Record, key: str) -> str:
     if std is None:
         return "" if value is None or value != value else str(value)
     return number(value, is_share(key)) if math.isnan(std) else with_std(value, std, is_share(key))
-
-
-def _plain(value: Any) -> Any:
-    """The same for JSON: nan and infinity become null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | bool | None) else str(value)

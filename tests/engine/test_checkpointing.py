@@ -1,4 +1,4 @@
-"""Files of tensors: whole or not at all, refused in one line when they are not ours, and what an optimiser needs back."""
+"""Files of tensors: whole or not at all, refused in one line when foreign, and all that an optimiser needs back."""
 
 import os
 from pathlib import Path
@@ -158,7 +158,10 @@ def advance(model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> No
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "nadam", "lamb", "lion", "rmsprop", "adafactor"])
+# Some keep their step as a plain number of each parameter (adamp), some of each group (lamb), some keep floats (laprop).
+@pytest.mark.parametrize(
+    "name", ["adamw", "adam", "sgd", "nadam", "lamb", "lars", "adamp", "laprop", "nadamlegacy", "adafactor"]
+)
 def test_an_optimiser_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     model, optimizer = trained(name, 3)
@@ -173,6 +176,11 @@ def test_an_optimiser_goes_on_as_if_nothing_had_happened(name: str, tmp_path: Pa
         advance(model, optimizer, step)
         advance(again, second, step)
     assert_same_tensors(again.state_dict(), model.state_dict())
+
+
+def test_an_optimiser_that_cannot_be_saved_is_one_line() -> None:
+    with pytest.raises(UserError, match="optim.name"):
+        optimizer_tensors(trained("kron", 1)[1])
 
 
 def test_an_optimiser_of_other_parameters_is_one_line() -> None:

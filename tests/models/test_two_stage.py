@@ -188,6 +188,11 @@ def test_saved_weights_with_a_gap_are_refused(tmp_path: Path) -> None:
     save_file(state, file)
     with pytest.raises(UserError, match=r"missing: stage_2\.head\.weight"):
         TwoStageModel.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not fit the model"):
+        PlainViT.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"no config\.json of a TwoStageModel"):
+        TwoStageModel.from_pretrained(tmp_path)
 
 
 def test_build_model_is_seeded_and_leaves_the_global_generator_alone() -> None:

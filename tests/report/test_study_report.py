@@ -32,7 +32,7 @@ def test_study_report_averages_over_seeds_and_shows_every_row(tmp_path: Path, sh
     report = write_study_report(tmp_path, "Title & more", "About <this>.", runs).read_text()
     assert "Title &amp; more" in report and "About &lt;this&gt;." in report
     assert report.count("data:image/png;base64,") == 2 + 1 + 2  # two comparisons, one sheet, one history a row
-    table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())["averages"]}
+    table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
     assert table["vit"]["test/worst_group_accuracy"] == pytest.approx(0.2)
     assert "20.0 ± 14.1" in (tmp_path / "table.md").read_text()
 

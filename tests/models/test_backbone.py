@@ -1,0 +1,133 @@
+"""Backbones by name: what is refused and how, where weights come from, and that tokens keep to their patch."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from common.errors import UserError
+from models.backbone import create_backbone, embed, grid_of, keeps_patches_apart, load_backbone_weights, patch_tokens
+from tests.models.small import FLAT, backbone, images
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "words"),
+    [
+        ("vit_bse_patch16_224", (32, 32), r"timm has no model 'vit_bse_patch16_224'; nearest: vit_base_patch16_224, "),
+        ("vit_nano_patch_8", (32, 32), "nearest: vit_nano_patch8"),
+        ("vit_base_patch14_dinov2.typo", (28, 28), r"model\.backbone: Invalid pretrained tag \(typo\)"),
+        ("resnet18", (32, 32), "'resnet18' is not a timm VisionTransformer"),
+        ("swin_tiny_patch4_window7_224", (32, 32), "'swin_tiny_patch4_window7_224' is not a timm VisionTransformer"),
+        ("vit_medium_patch16_gap_240", (32, 32), "'vit_medium_patch16_gap_240' has no class token"),
+        (
+            "vit_nano_patch8",
+            (32, 36),
+            r"data\.image_size: \(32, 36\) is not a multiple of vit_nano_patch8's patch size",
+        ),
+        ("vit_t_dino", (33, 32), r"data\.image_size: \(33, 32\) is not a multiple"),
+    ],
+)
+def test_what_cannot_be_a_backbone_is_one_clear_line(name: str, size: tuple[int, int], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        create_backbone(name, size)
+    assert "\n" not in str(caught.value)
+
+
+def test_size_and_drop_path_reach_timm() -> None:
+    vit = create_backbone("vit_nano_patch8", (16, 40), drop_path=0.2)
+    assert grid_of(vit) == (2, 5) and vit.num_classes == 0 and isinstance(vit.head, nn.Identity)
+    assert [getattr(block.drop_path1, "drop_prob", 0) for block in vit.blocks] == pytest.approx([0, 0.1, 0.2])
+
+
+def test_the_final_norm_stands_before_the_pooling_in_every_model() -> None:
+    """timm moves it behind the average in models like this one, which would leave patch tokens unnormalised."""
+    assert isinstance(timm.create_model("vit_t_dino", global_pool="avg").norm, nn.Identity)
+    vit = create_backbone("vit_t_dino", (32, 32))
+    assert isinstance(vit.norm, nn.LayerNorm) and isinstance(vit.fc_norm, nn.Identity)
+
+
+@pytest.mark.parametrize("name", FLAT)
+@torch.no_grad()
+def test_embed_and_blocks_are_timms_own_forward(name: str) -> None:
+    vit, x = backbone(name, (16, 40)).eval(), images(2, (16, 40))
+    tokens = embed(vit, x)
+    assert tokens.shape == (2, vit.num_prefix_tokens + 10, vit.embed_dim)
+    full = vit.norm(vit.blocks(tokens))
+    assert torch.equal(full, vit.forward_features(x))
+    assert torch.equal(patch_tokens(vit, x), full[:, vit.num_prefix_tokens :])
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_t_dino"])
+@torch.no_grad()
+def test_patches_do_not_leak_before_attention(name: str) -> None:
+    vit, x = backbone(name, (16, 40)), images(1, (16, 40))
+    tokens = embed(vit, x)[0, vit.num_prefix_tokens :]
+    for row, column in ((0, 0), (1, 3)):
+        changed = x.clone()
+        changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
+        moved = (embed(vit, changed)[0, vit.num_prefix_tokens :] != tokens).any(-1)
+        assert moved.nonzero().tolist() == [[5 * row + column]], "row-major, and that patch alone"
+    assert keeps_patches_apart(vit)
+
+
+@torch.no_grad()
+def test_a_stem_that_leaks_is_told_apart() -> None:
+    vit, x = backbone("vit_t_leaky"), images(1)
+    changed = x.clone()
+    changed[..., :8, :8] += 1
+    assert (embed(vit, changed) != embed(vit, x)).any(-1).sum() > 1
+    assert not keeps_patches_apart(vit)
+
+
+def test_nano_vits_start_from_their_own_distribution_with_nothing_uninitialised() -> None:
+    torch.manual_seed(0)
+    vit = timm.create_model("vit_nano_patch8", reg_tokens=4)
+    assert abs(vit.blocks[0].attn.qkv.weight.std() - 0.7 / 96**0.5 * 0.88) < 0.01  # cut at two deviations of one
+    assert 0.01 < vit.reg_token.std() < 0.03 and 0.01 < vit.pos_embed.std() < 0.03
+    pico = create_backbone("vit_pico_patch8", (32, 32))
+    assert pico.pos_embed is None and pico.embed_dim == 64 and len(pico.blocks) == 2
+
+
+def test_weights_none_leaves_the_model_as_it_is() -> None:
+    vit = backbone("vit_t_dino")
+    before = vit.norm.weight.clone()
+    load_backbone_weights(vit, "vit_t_dino", "none")
+    assert torch.equal(vit.norm.weight, before)
+
+
+@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_base_patch16_18x2_224"])
+def test_hub_weights_that_do_not_exist_are_never_random_ones(name: str) -> None:
+    vit = backbone("vit_t_dino")
+    with pytest.raises(
+        UserError, match=rf"model\.weights=hub: cannot get the weights of '{name}' .*no pretrained|No pre"
+    ):
+        load_backbone_weights(vit, name, "hub")
+
+
+def test_hub_weights_take_the_grid_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = backbone("vit_t_regs", (64, 64), seed=5)
+    monkeypatch.setattr("models.backbone.timm.create_model", lambda name, pretrained, num_classes: source)
+    vit = backbone("vit_t_regs", (32, 48))
+    load_backbone_weights(vit, "vit_t_regs", "hub")
+    assert torch.equal(vit.cls_token, source.cls_token) and vit.pos_embed.shape == (1, 3 + 24, 32)
+    assert torch.equal(vit.pos_embed[:, :3], source.pos_embed[:, :3])
+
+
+def test_hub_without_a_network_is_one_clear_line() -> None:
+    """In a process of its own: the hub client reads HF_HUB_OFFLINE when it is imported."""
+    code = (
+        "from common.errors import UserError\n"
+        "from models.backbone import create_backbone, load_backbone_weights\n"
+        "name = 'vit_tiny_patch16_224.augreg_in21k'\n"
+        "try: load_backbone_weights(create_backbone(name, (32, 32)), name, 'hub')\n"
+        "except UserError as error: print('caught:', error)\n"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": os.devnull, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("caught:")]
+    assert "model.weights=hub: cannot get the weights of 'vit_tiny_patch16_224.augreg_in21k'" in line
+    assert "give a file or model.weights=none" in line and done.returncode == 0
