@@ -96,6 +96,8 @@ def measure(bench: Bench, options: argparse.Namespace) -> list[Case]:
 
     bench.train_step("dense", random_mask(options.batch, bench.grid, options.keep[0]), batch)  # optimiser state
     for case in measured:
+        if options.compile:
+            work(case)()
         case.peak_bytes = peak_bytes(work(case), bench.device)
     for number in range(options.rounds):
         for case in measured:

@@ -51,6 +51,11 @@ def vit_t_parallel(pretrained: bool = False, **kwargs: Any) -> VisionTransformer
 
 
 @register_model
+def vit_t_gap(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    return _vit(class_token=False, global_pool="avg", **kwargs)
+
+
+@register_model
 def vit_t_plain16(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     return _vit(**{"depth": 1} | kwargs | {"patch_size": 16})
 

@@ -1,9 +1,8 @@
 """Backbones by name: what is refused and how, where weights come from, and that tokens keep to their patch."""
 
-import os
-import subprocess
-import sys
+from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import timm
 import torch
@@ -22,7 +21,7 @@ from tests.models.small import FLAT, backbone, images
         ("vit_base_patch14_dinov2.typo", (28, 28), r"model\.backbone: Invalid pretrained tag \(typo\)"),
         ("resnet18", (32, 32), "'resnet18' is not a timm VisionTransformer"),
         ("swin_tiny_patch4_window7_224", (32, 32), "'swin_tiny_patch4_window7_224' is not a timm VisionTransformer"),
-        ("vit_medium_patch16_gap_240", (32, 32), "'vit_medium_patch16_gap_240' has no class token"),
+        ("vit_t_gap", (32, 32), "'vit_t_gap' has no class token"),
         (
             "vit_nano_patch8",
             (32, 36),
@@ -99,35 +98,27 @@ def test_weights_none_leaves_the_model_as_it_is() -> None:
     assert torch.equal(vit.norm.weight, before)
 
 
-@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_base_patch16_18x2_224"])
+@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8"])
 def test_hub_weights_that_do_not_exist_are_never_random_ones(name: str) -> None:
     vit = backbone("vit_t_dino")
-    with pytest.raises(
-        UserError, match=rf"model\.weights=hub: cannot get the weights of '{name}' .*no pretrained|No pre"
-    ):
+    with pytest.raises(UserError, match=rf"model\.weights=hub: cannot get the weights of '{name}' .*no pretrained"):
         load_backbone_weights(vit, name, "hub")
 
 
 def test_hub_weights_take_the_grid_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = backbone("vit_t_regs", (64, 64), seed=5)
+    source, vit = backbone("vit_t_regs", (64, 64), seed=5), backbone("vit_t_regs", (32, 48))
     monkeypatch.setattr("models.backbone.timm.create_model", lambda name, pretrained, num_classes: source)
-    vit = backbone("vit_t_regs", (32, 48))
     load_backbone_weights(vit, "vit_t_regs", "hub")
     assert torch.equal(vit.cls_token, source.cls_token) and vit.pos_embed.shape == (1, 3 + 24, 32)
     assert torch.equal(vit.pos_embed[:, :3], source.pos_embed[:, :3])
 
 
-def test_hub_without_a_network_is_one_clear_line() -> None:
-    """In a process of its own: the hub client reads HF_HUB_OFFLINE when it is imported."""
-    code = (
-        "from common.errors import UserError\n"
-        "from models.backbone import create_backbone, load_backbone_weights\n"
-        "name = 'vit_tiny_patch16_224.augreg_in21k'\n"
-        "try: load_backbone_weights(create_backbone(name, (32, 32)), name, 'hub')\n"
-        "except UserError as error: print('caught:', error)\n"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": os.devnull, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("caught:")]
-    assert "model.weights=hub: cannot get the weights of 'vit_tiny_patch16_224.augreg_in21k'" in line
-    assert "give a file or model.weights=none" in line and done.returncode == 0
+def test_hub_without_a_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    name = "vit_tiny_patch16_224.augreg_in21k"
+    with pytest.raises(UserError, match=rf"model\.weights=hub: cannot get the weights of '{name}' \(.+\)") as caught:
+        load_backbone_weights(create_backbone(name, (32, 32)), name, "hub")
+    message = str(caught.value)
+    assert "\n" not in message and message.endswith("give a file or model.weights=none")
+    assert caught.value.__cause__ is None and caught.value.__suppress_context__

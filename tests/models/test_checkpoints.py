@@ -139,7 +139,7 @@ def test_every_misfit_is_named_in_one_line() -> None:
     assert "cls_token (1, 1, 8) instead of (1, 1, 32)" in message
     assert "pos_embed (1, 11, 32) instead of (1, 16, 32)" in message
     assert torch.equal(vit.norm.weight, before)
-    with pytest.raises(UserError, match="and 40 more"):
+    with pytest.raises(UserError, match=f"and {len(vit.state_dict()) - 6} more"):
         load_into(vit, {"x": torch.zeros(1)}, "f")
 
 
@@ -162,18 +162,18 @@ class Bomb:
         return Path.touch, (self.trace,)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path, zipped: bool) -> None:
+@pytest.mark.parametrize("kind", ["zip", "legacy", "bare"])
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_a_malicious_pickle_is_refused_and_never_run(tmp_path: Path, kind: str) -> None:
     trace, file = tmp_path / "trace", tmp_path / "weights.pth"
-    torch.save({"model_state": Bomb(trace)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=r"weights\.pth: refused by the safe loader") as caught:
+    if kind == "bare":
+        file.write_bytes(pickle.dumps(Bomb(trace)))
+    else:
+        torch.save({"model_state": Bomb(trace)}, file, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(UserError, match=r"weights\.pth: (refused by the safe loader|not a readable)") as caught:
         read_state(file)
     assert "\n" not in str(caught.value) and not trace.exists()
-    file.write_bytes(pickle.dumps(Bomb(trace)))
-    with pytest.raises(UserError, match=r"weights\.pth: (refused|not a readable)"):
-        read_state(file)
-    assert not trace.exists()
-    torch.load(file, weights_only=False) if zipped else pickle.loads(file.read_bytes())
+    pickle.loads(file.read_bytes()) if kind == "bare" else torch.load(file, weights_only=False)
     assert trace.exists(), "the bomb works"
 
 
