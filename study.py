@@ -4,8 +4,8 @@
     python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2 --rows vit k4
 
 Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
-goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.{json,csv,md},
-worst_group.png and a self-contained report.html.
+goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.{json,csv,md}, curves and a
+self-contained report.html; with train.watch_test also worst-group accuracy over epochs and over seconds.
 """
 
 import argparse

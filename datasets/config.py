@@ -43,7 +43,7 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
     augmentation: Literal["none", "flip", "cub_original", "timm"] = "cub_original"
-    """Training augmentation (spec section 5)."""
+    """Training augmentation."""
     batch_size: int = 16
     eval_batch_size: int = 64
     workers: int = 4

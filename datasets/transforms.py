@@ -58,7 +58,7 @@ class EvalTransform:
 
 
 class AugmentTransform:
-    """`flip`: the evaluation geometry, mirrored half of the time. `cub_original`: spec section 5 (`cub_steps`)."""
+    """`flip`: the evaluation geometry, mirrored half of the time. `cub_original`: iFAM's (`cub_steps`)."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config

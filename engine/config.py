@@ -19,7 +19,7 @@ from models.config import ModelConfig
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, its groups and the schedule (spec section 4). Rates are per group: `lr` times the group's factor."""
+    """Optimiser, its groups and the schedule. Rates are per group: `lr` times the group's factor."""
 
     name: str = "adamw"
     """Any optimiser name of timm: adamw, adam, sgd, nadam, lamb, ..."""
@@ -164,6 +164,7 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
     return {
         "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
         "model.parts.temperature must be positive": config.model.parts.temperature > 0,
+        "model.parts.logit_scale must be positive": config.model.parts.logit_scale > 0,
         "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
         "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
         "data.image_size must be positive": min(config.data.size_hw) >= 1,

@@ -1,4 +1,4 @@
-"""Optimiser groups: which parameters learn how fast, which decay, which are frozen (spec section 4.1)."""
+"""Optimiser groups: which parameters learn how fast, which decay, which are frozen."""
 
 import re
 from dataclasses import dataclass

@@ -67,7 +67,13 @@ def load_study(path: Path) -> Study:
 
 
 def jobs(study: Study, out: Path, seeds: tuple[int, ...], overrides: dict[str, Any]) -> Iterator[Job]:
-    """Every run of the study, seeds outermost so that an interrupted study has whole comparisons."""
+    """Every run of the study, seeds outermost so that an interrupted study has whole comparisons.
+
+    Raises UserError for an override of a key that the study varies with the seed.
+    """
+    fixed = set(overrides) & {*study.vary, "out"}
+    if fixed:
+        raise UserError(f"--set: {', '.join(sorted(fixed))} follows from --seeds and --out; leave it out")
     for seed in seeds:
         for row, row_overrides in study.rows.items():
             varied = dict.fromkeys(study.vary, seed)

@@ -102,9 +102,12 @@ class Tracker:
     def _print(self, row: Row) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
         if not self._header_shown:
-            self.console.print("epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold")
+            self.console.print(
+                "epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold", soft_wrap=True
+            )
             self._header_shown = True
-        self.console.print(f"{row['epoch']:5d}  " + "  ".join(format(value, form) for _, value, form in shown))
+        figures = "  ".join(format(value, form) for _, value, form in shown)
+        self.console.print(f"{row['epoch']:5d}  {figures}", soft_wrap=True)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class PartsConfig:
-    """Stage 1's part head (spec sections 1.2 to 1.7)."""
+    """Stage 1's part head (iFAM, section 3.1)."""
 
     num_parts: int = 8
     """K, foreground parts; one background channel comes on top."""
     temperature: float = 1.0
-    """tau: the squared distances are divided by it before every softmax. The Gumbel noise is not."""
+    """tau of softmax((l + g) / tau): it divides the logits l and their Gumbel noise g alike."""
+    logit_scale: float = 1.0
+    """Ours: l is this times the negative squared distance, which weighs the distances against the noise."""
     gumbel: bool = True
     """Gumbel noise on the logits while training."""
     part_dropout: float = 0.3

@@ -58,7 +58,7 @@ def draw_noise(
 
 @dataclass(frozen=True)
 class Intervention:
-    """What a user takes away at test time (spec 1.9, 1.10); ignored while training."""
+    """What a user takes away at test time; ignored while training."""
 
     thresholds: Tensor | None = None
     """[K]: a part may only claim patches whose dot product with its prototype reaches its threshold."""
@@ -71,7 +71,7 @@ class PartOutput:
     """Everything the part head computes for one batch."""
 
     logits: Tensor
-    """[B, N, K+1] fp32, negative squared distances over the temperature (thresholds applied, no noise)."""
+    """[B, N, K+1] fp32, scaled negative squared distances over the temperature (thresholds applied, no noise)."""
     maps: Tensor
     """[B, N, K+1] fp32, probabilities."""
     noisy_logits: Tensor
@@ -101,10 +101,10 @@ class PartHead(nn.Module):
         trunc_normal_(self.classifier.weight, std=0.02)
 
     def logits(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """(l, d): negative squared distances over the temperature, and raw dot products; both [B, N, K+1] fp32."""
+        """(l / tau, d): scaled negative squared distances, and raw dot products; both [B, N, K+1] fp32."""
         dots = x_BND @ self.prototypes.T
         squares = self.prototypes.square().sum(-1) + x_BND.square().sum(-1, keepdim=True)
-        return (2 * dots - squares) / self.config.temperature, dots
+        return (2 * dots - squares) * (self.config.logit_scale / self.config.temperature), dots
 
     def part_features(self, x_BND: Tensor, maps_BNK: Tensor) -> Tensor:
         """Mean over all patches of map times token, normalised jointly over D and K+1: [B, D, K+1]."""
@@ -125,10 +125,10 @@ class PartHead(nn.Module):
             raw, dots = self.logits(x_BND)
             intervention = intervention if intervention and not self.training else Intervention()
             logits = self._thresholded(raw, dots, intervention.thresholds)
-            maps = _noisy(logits, noise.gumbel).softmax(-1)
-            noisy = _noisy(logits, noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask)
+            maps = self._noisy(logits, noise.gumbel).softmax(-1)
+            noisy = self._noisy(logits, noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask)
             if intervention.remove_parts and self.config.independent_draws:
-                noisy = _noisy(logits, noise.gumbel)  # published: removal rebuilds the mask from the maps' draw
+                noisy = self._noisy(logits, noise.gumbel)  # published: removal rebuilds the mask from the maps' draw
             removed = _argmax_in(maps, intervention.remove_parts)
             standing = self._standing(intervention.remove_parts, maps.device)
             features = self.part_features(x_BND, maps)
@@ -148,16 +148,16 @@ class PartHead(nn.Module):
             return None
         return torch.tensor([[part not in removed for part in range(self.config.num_parts)]], device=device)
 
+    def _noisy(self, logits: Tensor, gumbel: Tensor | None) -> Tensor:
+        return logits if gumbel is None else logits + gumbel / self.config.temperature
+
     def _thresholded(self, logits: Tensor, dots: Tensor, thresholds: Tensor | None) -> Tensor:
         if thresholds is None:
             return logits
-        base = dots / self.config.temperature if self.config.threshold_form == "dot_product" else logits
+        scale = self.config.logit_scale / self.config.temperature
+        base = dots * scale if self.config.threshold_form == "dot_product" else logits
         limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background is never cut
         return base.masked_fill(dots < limits, -torch.inf)
-
-
-def _noisy(logits: Tensor, gumbel: Tensor | None) -> Tensor:
-    return logits if gumbel is None else logits + gumbel
 
 
 def _argmax_in(maps: Tensor, parts: tuple[int, ...]) -> Tensor | None:

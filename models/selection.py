@@ -18,7 +18,7 @@ class Selection:
     maps: Tensor | None = None
     """[B, K+1, h, w] fp32, sums to 1 over the channels; last = background."""
     logits: Tensor | None = None
-    """[B, K+1, h, w] fp32, negative squared distances over the temperature, without noise."""
+    """[B, K+1, h, w] fp32, scaled negative squared distances over the temperature, without noise."""
     gate: Tensor | None = None
     """[B, h, w] fp32 in [0, 1] where the mask carries a gradient (straight-through) or is soft; None: `mask` is all."""
     empty: Tensor | None = None

@@ -26,7 +26,7 @@ QUIRKS = {
     "loss.equivariance.images": 0,
     "loss.equivariance.padding": "zeros",
 }
-"""All that compat=reference sets (spec sections 1.6 to 1.9, 2.4, 3.2, 3.3)."""
+"""All that compat=reference sets."""
 OURS = {
     "model.parts.independent_draws": False,
     "model.parts.eval_noise": False,

@@ -1,4 +1,4 @@
-"""Every parameter by name: its rate, its decay, what freezes it (spec 4.1); weight decay by run length (4.2)."""
+"""Every parameter by name: its rate, its decay, what freezes it; weight decay by run length."""
 
 from dataclasses import replace
 from itertools import product

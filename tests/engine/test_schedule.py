@@ -1,4 +1,4 @@
-"""Rates over a run: the published schedules (spec 4.2), and the phase in which stage 1 trains alone."""
+"""Rates over a run: the published schedules, and the phase in which stage 1 trains alone."""
 
 import math
 

@@ -57,10 +57,10 @@ def assert_textbook(out: PartOutput, rows: list[Slow]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "gumbel", "independent", "mask only", "keep", "all"])
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_equals_the_textbook(kind: str, temperature: float) -> None:
-    """At tau = 1 this is the published formula; other temperatures scale the distances and leave the noise as it is."""
-    head, x, noise = head_of(temperature=temperature), tokens_of(), noise_of(kind)
+@pytest.mark.parametrize(("temperature", "scale"), [(1.0, 1.0), (2.5, 1.0), (1.0, 0.4), (0.5, 0.4)])
+def test_equals_the_textbook(kind: str, temperature: float, scale: float) -> None:
+    """softmax((l + g) / tau): the temperature divides the noise too, the logit scale does not."""
+    head, x, noise = head_of(temperature=temperature, logit_scale=scale), tokens_of(), noise_of(kind)
     rows = [stage_one(x, head, noise, b) for b in range(B)]
     assert_textbook(head(x, noise), rows)
     visible = stack(rows, "mask")

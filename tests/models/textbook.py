@@ -37,7 +37,7 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def part_logits(x: Rows, head: PartHead, thresholds: list[float] | None = None) -> Rows:
-    """Minus squared distances over tau; with thresholds, in the form the head's config asks for."""
+    """Scaled minus squared distances over tau; with thresholds, in the form the head's config asks for."""
     prototypes, tau = head.prototypes.tolist(), head.config.temperature
     rows = []
     for token in x:
@@ -49,7 +49,7 @@ def part_logits(x: Rows, head: PartHead, thresholds: list[float] | None = None) 
                 value = claim if head.config.threshold_form == "dot_product" else value
                 if k < head.config.num_parts and claim < thresholds[k]:
                     value = -math.inf
-            row.append(value / tau)
+            row.append(value * head.config.logit_scale / tau)
         rows.append(row)
     return rows
 
@@ -82,16 +82,17 @@ def class_scores(features: Rows, head: PartHead, keep: list[bool] | None) -> Row
 
 
 def stage_one(x: Tensor, head: PartHead, noise: PartNoise, b: int, thresholds: list[float] | None = None) -> Slow:
-    """Image `b` of tokens [B, N, D] through spec sections 1.2 to 1.6."""
+    """Image `b` of tokens [B, N, D] through the textbook form of stage 1."""
     out, parts = Slow(), head.config.num_parts
     zeros = torch.zeros(x.shape[1], parts + 1).tolist()
+    tau = head.config.temperature
     maps_noise = zeros if noise.gumbel is None else noise.gumbel[b].tolist()
     mask_noise = maps_noise if noise.gumbel_mask is None else noise.gumbel_mask[b].tolist()
     keep = [True] * parts if noise.keep_in_mask is None else noise.keep_in_mask[b].tolist()
     out.logits = part_logits(x[b].tolist(), head, thresholds)
     for u, row in enumerate(out.logits):
-        out.maps.append(softmax([a + g for a, g in zip(row, maps_noise[u], strict=True)]))
-        y = softmax([a + g for a, g in zip(row, mask_noise[u], strict=True)])
+        out.maps.append(softmax([a + g / tau for a, g in zip(row, maps_noise[u], strict=True)]))
+        y = softmax([a + g / tau for a, g in zip(row, mask_noise[u], strict=True)])
         y = [value * keep[k] if k < parts else value for k, value in enumerate(y)]
         foreground, background = max(y[:parts]), y[parts]
         out.y.append(y)
@@ -118,7 +119,7 @@ def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias_BS: Tensor, scale: fl
 
 
 def stage_two(model: MaskedViT, images: Tensor, bias_BN: Tensor) -> Tensor:
-    """Class logits of spec 2.1: every block adds the bias to its keys, prefix tokens get none."""
+    """Class logits: every block adds the bias to its keys, prefix tokens get none."""
     vit = model.backbone
     x = vit.norm_pre(vit._pos_embed(vit.patch_embed(images)))
     bias = torch.cat([torch.zeros(len(x), vit.num_prefix_tokens), bias_BN], dim=1)
