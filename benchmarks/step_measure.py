@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import accumulate
+from math import isnan
 from statistics import median
 
 import torch
@@ -80,7 +81,8 @@ def numbers(bench: Bench, variant: str, mask: Tensor, batch: Batch) -> dict[str,
 
 def _relative(a: Tensor, b: Tensor) -> float:
     a, b = a.double(), b.double()
-    return ((a - b).norm() / b.norm().clamp_min(torch.finfo(torch.float32).tiny)).item()
+    value = ((a - b).norm() / b.norm().clamp_min(torch.finfo(torch.float32).tiny)).item()
+    return float("inf") if isnan(value) else value  # max() would pass over a nan
 
 
 def peak_bytes(work: Callable[[], None], device: torch.device) -> int:

@@ -66,7 +66,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 def check(bench: Bench, options: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     """Precision -> variant -> largest difference to `published` and where, on a few images with unequal counts."""
     size = min(options.batch, CHECK_IMAGES)
-    mask = random_mask(size, bench.grid, options.keep[0], CHECK_SPREAD)
+    mask = random_mask(size, bench.grid, min(options.keep), CHECK_SPREAD)
     batch = random_batch(size, options.image_size, bench.device)
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for precision in dict.fromkeys(("fp32", options.precision)):
@@ -92,7 +92,7 @@ def measure(bench: Bench, options: argparse.Namespace) -> list[Case]:
 
     def work(case: Case) -> partial[None]:
         mask = random_mask(options.batch, bench.grid, case.keep or options.keep[0], options.spread)
-        return partial(works[case.part], case.variant, mask, batch)
+        return partial(works[case.part], case.variant, mask.to(bench.device), batch)
 
     bench.train_step("dense", random_mask(options.batch, bench.grid, options.keep[0]), batch)  # optimiser state
     for case in measured:

@@ -264,6 +264,8 @@ class Trainer:
 
     def load(self) -> None:
         """Continue from the last checkpoint. Raises UserError when there is none or it does not fit."""
+        if not self.last.exists():
+            raise UserError(f"--resume: no checkpoint at {self.last}; leave --resume out to start")
         checkpoint = checkpointing.read_checkpoint(self.last)
         checkpointing.load_weights(self.model, checkpoint.part("model"), self.last)
         checkpointing.load_optimizer(self.optimizer, checkpoint.part("optimizer"))

@@ -57,10 +57,25 @@ def keep_best_token(mask: Tensor, score: Tensor) -> Tensor:
 def straight_through(mask: Tensor, margin: Tensor) -> Tensor:
     """A gate whose value is exactly `mask` (0 or 1) and whose gradient is that of q = f / (f + b) = sigmoid(margin).
 
-    q is the probability of what was thresholded: the best part against the background.
+    q is the probability of what was thresholded: the best part against the background. The gradient that reaches a
+    hidden patch is limited (see `_limit_hidden`).
     """
     q = margin.sigmoid()
-    return mask.to(q) + (q - q.detach())
+    gate = mask.to(q) + (q - q.detach())
+    if gate.requires_grad:
+        gate.register_hook(lambda gradient: _limit_hidden(gradient, mask))
+    return gate
+
+
+def _limit_hidden(gradient: Tensor, mask: Tensor) -> Tensor:
+    """No hidden patch may pull harder than the image's strongest visible one; [B, N].
+
+    The derivative at a hidden patch is its attention against that of all visible ones together. Where a hidden key
+    would win nearly all attention (DINOv2's high-norm tokens do) it is astronomically large (1e13 was seen), while the
+    effect of showing the patch stays bounded: the softmax saturates at once.
+    """
+    limit = (gradient.abs() * mask).amax(1, keepdim=True)
+    return torch.where(mask, gradient, gradient.nan_to_num().clamp(-limit, limit))
 
 
 def soft_gate(mask_logits: Tensor, all_logits: Tensor) -> Tensor:

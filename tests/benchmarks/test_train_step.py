@@ -81,6 +81,14 @@ def test_a_variant_that_loses_a_gradient_is_seen(bench: step_variants.Bench, mon
     assert "stage_2.backbone.pos_embed" in where
 
 
+def test_a_gradient_that_is_no_number_is_seen(bench: step_variants.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask, batch = given(bench)
+    truth = step_measure.numbers(bench, "published", mask, batch)
+    broken = truth | {"stage_2.head.weight": truth["stage_2.head.weight"] * torch.nan}
+    monkeypatch.setattr(step_measure, "numbers", lambda *_: broken)
+    assert step_measure.difference(bench, "dense", mask, batch, truth) == (float("inf"), "stage_2.head.weight")
+
+
 def test_a_wrong_number_of_stage_2_passes_is_an_error(
     bench: step_variants.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

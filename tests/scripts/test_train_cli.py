@@ -15,7 +15,7 @@ import yaml
 
 from engine.runs import BEST, LAST, run_config
 from models import PlainViT, TwoStageModel
-from tests.scripts.conftest import command, run_script
+from tests.scripts.running import command, run_script
 from tests.tiny import KEYS, assert_same_run, flags
 
 pytestmark = pytest.mark.slow
