@@ -74,7 +74,7 @@ def _limit_hidden(gradient: Tensor, mask: Tensor) -> Tensor:
     would win nearly all attention (DINOv2's high-norm tokens do) it is astronomically large (1e13 was seen), while the
     effect of showing the patch stays bounded: the softmax saturates at once.
     """
-    limit = (gradient.abs() * mask).amax(1, keepdim=True)
+    limit = gradient.abs().masked_fill(~mask, 0).amax(1, keepdim=True)
     return torch.where(mask, gradient, gradient.nan_to_num().clamp(-limit, limit))
 
 

@@ -13,6 +13,7 @@ from common.errors import UserError
 from models import MODELS, PlainViT, TwoStageModel, build_model
 from models.config import ModelConfig
 from models.part_discovery import Intervention, PartNoise
+from models.selection import straight_through
 from models.two_stage import with_mask
 from tests.models.small import config, images, shaken
 
@@ -245,3 +246,16 @@ def test_blocks_that_cannot_be_taken_apart_are_gathered() -> None:
     build_model(config(backbone="vit_t_leaky", stage_1_backbone="", name="vit"), CLASSES, SIZE)
     soft = model_of(backbone="vit_t_parallel", mask_kind="soft", mask_gradient="straight_through")
     assert soft(images(2, SIZE)).logits.isfinite().all()
+
+
+def test_straight_through_gradient_at_hidden_patches_is_limited() -> None:
+    """A hidden key that would win all attention has a derivative of exp(its score): it may not drown the others."""
+    mask = torch.tensor([[True, True, False, False], [False, False, False, False]])
+    margin = torch.tensor([[0.5, 0.1, -0.1, -0.2], [-1.0, -1.0, -1.0, -1.0]], requires_grad=True)
+    gate = straight_through(mask, margin)
+    assert torch.equal(gate, mask.float())
+    pull = torch.tensor([[0.3, -0.2, 1e13, -0.1], [1.0, float("inf"), 0.0, -1.0]])
+    (gate * pull).sum().backward()
+    slope = torch.sigmoid(margin.detach()) * (1 - torch.sigmoid(margin.detach()))
+    expected = torch.tensor([[0.3, -0.2, 0.3, -0.1], [0.0, 0.0, 0.0, 0.0]]) * slope
+    torch.testing.assert_close(margin.grad, expected)
