@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from report.curves import compare_runs, training_curves
+from report.files import png_bytes, write_atomic
 from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_report
 from report.names import number
 from report.tables import table_text, write_tables
@@ -72,7 +75,8 @@ def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
             shutil.copyfile(out / name, target / name)
     for run in _firsts(runs):
         if run.sheet is not None:
-            shutil.copyfile(run.sheet, target / f"sheet_{run.row}.png")
+            small = Image.open(run.sheet).convert("RGB").quantize(256)  # a repository keeps every version of it
+            write_atomic(target / f"sheet_{run.row}.png", png_bytes(small))
 
 
 def _figures(run: StudyRun) -> dict[str, float]:

@@ -85,7 +85,10 @@ def shaken(module: nn.Module, seed: int = 0, gain: float = 1.5) -> nn.Module:
     with torch.no_grad():
         for p in module.parameters():
             noise = torch.randn(p.shape, generator=generator)
-            p.copy_(gain * noise / p[0].numel() ** 0.5 if p.ndim in (2, 4) else p + 0.3 * noise)
+            if p.ndim == 1:
+                p.add_(0.3 * noise)
+            else:
+                p.copy_(0.3 * noise if p.ndim == 3 else gain * noise / p[0].numel() ** 0.5)
     return module
 
 

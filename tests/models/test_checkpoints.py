@@ -104,7 +104,7 @@ def test_positions_are_resampled_to_the_grid(name: str, prefix: int, grid: tuple
     torch.testing.assert_close(fitted[..., :2], expected[..., :2], atol=0.15, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (24, 40)])
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 40)])
 @pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_t_dino", "vit_t_regs"])
 def test_a_models_own_weights_go_back_in_untouched(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     vit, again = backbone(name, size), create_backbone(name, size)
