@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from common.errors import UserError
 from datasets.config import DataConfig
@@ -119,6 +119,7 @@ class RunConfig:
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
     """The command line of a RunConfig: `--config FILE` and one flag per field."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the texts beside the fields become --help
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
     parser.add_class_arguments(RunConfig, None)

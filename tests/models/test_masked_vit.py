@@ -118,7 +118,7 @@ def test_straight_through_forward_is_the_hard_forward(name: str) -> None:
     gated = Selection(mask, gate=mask.float())
     with torch.no_grad():
         hard = on_path(model, "dense")(x, Selection(mask))
-        assert (model(x, gated) - hard).abs().max() <= 1e-6 * hard.abs().max()
+        assert (model(x, gated) - hard).abs().max() <= 2e-6 * hard.abs().max()
     assert_same(logits_and_gradients(model, x, gated), logits_and_gradients(model, x, Selection(mask)))
 
 
@@ -200,6 +200,7 @@ def test_stochastic_depth_gathers_while_training() -> None:
     model.train()
     assert model.chosen_path() == "gathered"
     x, selection = images(), Selection(grid_mask((32, 32)))
+    torch.manual_seed(0)
     assert not torch.equal(model(x, selection), model(x, selection))
     assert model_of().train().chosen_path() == "packed"
     dropout = model_of().train()

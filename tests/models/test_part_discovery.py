@@ -21,6 +21,11 @@ def head_of(seed: int = 0, parts: int = K, **changes: object) -> PartHead:
     return head.eval()
 
 
+def stage_of(size: tuple[int, int] = (32, 32), **changes: object) -> StageOne:
+    torch.manual_seed(0)
+    return StageOne(config(**changes), C, size).eval()
+
+
 def tokens_of(seed: int = 0) -> Tensor:
     return torch.randn(B, N, D, generator=torch.Generator().manual_seed(100 + seed))
 
@@ -74,7 +79,7 @@ def test_one_part() -> None:
 
 
 def test_class_logits_are_the_mean_over_parts_dropped_ones_included() -> None:
-    stage = StageOne(config(), C, (32, 32)).eval()
+    stage = stage_of()
     keep = torch.tensor([[True, False, False]] * B)
     out = stage(images(B), PartNoise(keep_features=keep))
     torch.testing.assert_close(out.class_logits, out.part_logits[..., 0] / 3)
@@ -196,9 +201,8 @@ def test_fp32_under_autocast() -> None:
 
 
 def test_in_eval_the_mask_is_the_argmax_of_the_maps_and_two_passes_agree() -> None:
-    stage = StageOne(config(empty_mask="prefix_only"), C, (32, 40))
+    stage = stage_of((32, 40), empty_mask="prefix_only")
     stage.backbone = backbone("vit_t_dino", (32, 40))
-    stage.eval()
     first, second = stage(images(2, (32, 40))).selection, stage(images(2, (32, 40))).selection
     assert first.maps.shape == (2, 4, 4, 5) and first.mask.shape == (2, 4, 5)
     assert torch.equal(first.mask, first.maps.argmax(1) != 3)
@@ -209,7 +213,7 @@ def test_in_eval_the_mask_is_the_argmax_of_the_maps_and_two_passes_agree() -> No
 @pytest.mark.parametrize("independent", [False, True])
 def test_eval_noise_is_seeded_by_the_generator(independent: bool) -> None:
     parts = {"eval_noise": True, "independent_draws": independent}
-    stage = StageOne(config(parts=parts), C, (32, 32)).eval()
+    stage = stage_of(parts=parts)
     a, b, c = (stage(images(2), generator=torch.Generator().manual_seed(s)).selection for s in (5, 5, 6))
     assert torch.equal(a.maps, b.maps) and torch.equal(a.mask, b.mask)
     assert not torch.equal(a.maps, c.maps)
