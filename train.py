@@ -6,6 +6,7 @@ Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, check
 `from_pretrained`), results.json. Ctrl-C and SIGTERM finish the step and save; `--resume=true` goes on exactly there.
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from engine.config import RunConfig, parse_config
 from engine.objectives import OBJECTIVES
 from engine.optim import plain_rules, two_stage_rules
 from engine.pictures import Photographer
-from engine.runs import BEST, RESULTS, open_run, prepare_process, provenance
+from engine.runs import BEST, CONFIG_FILE, RESULTS, open_run, prepare_process, provenance
 from engine.stopping import RunStopped
 from engine.tracking import Row, Tracker
 from engine.trainer import Trainer
@@ -42,11 +43,11 @@ def train(config: RunConfig) -> Row:
     objective = OBJECTIVES[config.model.name](config.loss, info.num_classes, counts)
     rules = plain_rules(config.optim) if config.model.name == "vit" else two_stage_rules(config.optim)
 
-    # 3. run folder and trainer
-    out = open_run(config, model)
+    # 3. trainer and, once everything is known to fit, the run folder
     trainer = Trainer(config, model, objective, rules, splits, device)
     if config.resume:
         trainer.load()
+    out = open_run(config, model)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.keep_epochs(trainer.progress.epoch)
     photographer = Photographer(splits["val"], config.data.mean, config.data.std)
@@ -106,7 +107,7 @@ def main() -> None:
     try:
         train(config)
     except RunStopped as stopped:
-        command = f"python train.py --config {config.out}/config.yaml --resume=true"
+        command = f"python train.py --config {shlex.quote(str(Path(config.out) / CONFIG_FILE))} --resume=true"
         print(f"stopped by {stopped}; everything is saved in {config.out}; go on with: {command}", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
 

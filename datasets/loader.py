@@ -110,10 +110,11 @@ class BatchLoader(DataLoader[Batch]):
 
 
 def _quiet_worker(worker: int) -> None:
-    """One OpenCV thread per loading process, and Ctrl-C left to the main process, which finishes its step first."""
+    """One OpenCV thread per loading process, and signals left to the main process, which finishes its step first."""
     import cv2
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to every process of the job
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 

@@ -32,8 +32,6 @@ def open_run(config: RunConfig, model: AnyModel) -> Path:
     """
     out = Path(config.out)
     used = (out / LAST).exists() or (out / BEST / "model.safetensors").exists()
-    if config.resume and not (out / LAST).exists():
-        raise UserError(f"--resume: no checkpoint at {out / LAST}; leave --resume out to start")
     if used and not (config.resume or config.overwrite):
         raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
     try:

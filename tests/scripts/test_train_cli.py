@@ -107,13 +107,7 @@ def test_stopped_by_a_signal_and_resumed_by_the_printed_command(
     assert_same_run(tmp_path / "run", whole)
 
 
-WORKERS_DIE = pytest.mark.xfail(strict=True, reason="torch's own SIGTERM handler ends the loading processes")
-
-
-@pytest.mark.parametrize(
-    "number",
-    [pytest.param(signal.SIGTERM, id="SIGTERM", marks=WORKERS_DIE), pytest.param(signal.SIGINT, id="SIGINT")],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_to_the_loading_processes_too(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
     """What a terminal does on Ctrl-C, and SLURM or `timeout` with SIGTERM: every process of the job gets it."""
     returned, error = interrupted(tmp_path, {**LONG, "out": "run", "data.workers": 2}, number, group=True)
@@ -122,7 +116,6 @@ def test_a_signal_to_the_loading_processes_too(number: signal.Signals, tmp_path:
     assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.xfail(strict=True, reason="train.py prints the folder without quotes")
 def test_a_folder_with_a_space_can_be_resumed_by_the_printed_command(tmp_path: Path) -> None:
     returned, error = interrupted(tmp_path, {**LONG, "out": "a run", "train.epochs": 1}, signal.SIGTERM)
     assert returned == 143, error
