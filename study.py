@@ -44,7 +44,7 @@ def main() -> None:
     overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
     results = []
     try:
-        for job in jobs(study, args.out, tuple(args.seeds or study.seeds), overrides):
+        for job in jobs(study, args.out, args.seeds, overrides):
             print(f"--- {job.row}, seed {job.seed} ({job.config.out})", flush=True)
             results.append((job, run_job(job, train)))
     except RunStopped as stopped:

@@ -1,7 +1,8 @@
 """A study: several rows (overrides of one config) times several seeds, each an ordinary run."""
 
+import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,18 @@ class Study:
     """Config keys that take the seed."""
     rows: dict[str, dict[str, Any]]
     """Row name to overrides by dotted key."""
+    more_seeds: dict[str, tuple[int, ...]]
+    """Further seeds of single rows: the headline rows deserve several."""
+
+    def pairs(self, seeds: Sequence[int] | None = None) -> Iterator[tuple[int, str]]:
+        """(seed, row) of every run, seeds outermost so that an interrupted study has whole comparisons.
+
+        `seeds`: these for every row, in place of the study's own.
+        """
+        several = {row: () if seeds else self.more_seeds.get(row, ()) for row in self.rows}
+        everywhere = tuple(seeds or self.seeds)
+        for seed in dict.fromkeys((*everywhere, *(seed for more in several.values() for seed in more))):
+            yield from ((seed, row) for row in self.rows if seed in everywhere or seed in several[row])
 
     def only(self, names: list[str] | None) -> "Study":
         """The same study with the named rows alone (None: all). Raises UserError for a row it does not have."""
@@ -55,6 +68,9 @@ def load_study(path: Path) -> Study:
             seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
             vary=tuple(content.get("vary", ["train.seed"])),
             rows={str(name): dict(overrides or {}) for name, overrides in content["rows"].items()},
+            more_seeds={
+                str(name): tuple(int(seed) for seed in more) for name, more in content.get("more_seeds", {}).items()
+            },
         )
     except OSError as error:
         raise UserError(f"cannot read study {path}: {error.strerror}") from None
@@ -63,22 +79,25 @@ def load_study(path: Path) -> Study:
     unknown = set(content) - set(Study.__dataclass_fields__)
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+    if strangers := set(study.more_seeds) - set(study.rows):
+        raise UserError(
+            f"{path}: more_seeds names {', '.join(sorted(strangers))}, which is no row; rows: {', '.join(study.rows)}"
+        )
     return study
 
 
-def jobs(study: Study, out: Path, seeds: tuple[int, ...], overrides: dict[str, Any]) -> Iterator[Job]:
-    """Every run of the study, seeds outermost so that an interrupted study has whole comparisons.
+def jobs(study: Study, out: Path, seeds: Sequence[int] | None, overrides: dict[str, Any]) -> Iterator[Job]:
+    """Every run of the study, in the order of `Study.pairs`.
 
     Raises UserError for an override of a key that the study varies with the seed.
     """
     fixed = set(overrides) & {*study.vary, "out"}
     if fixed:
         raise UserError(f"--set: {', '.join(sorted(fixed))} follows from --seeds and --out; leave it out")
-    for seed in seeds:
-        for row, row_overrides in study.rows.items():
-            varied = dict.fromkeys(study.vary, seed)
-            keys = {**row_overrides, **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
-            yield Job(row, seed, load_config(study.config, keys))
+    for seed, row in study.pairs(seeds):
+        varied = dict.fromkeys(study.vary, seed)
+        keys = {**study.rows[row], **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
+        yield Job(row, seed, load_config(study.config, keys))
 
 
 def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:
@@ -111,10 +130,17 @@ def summarise(results: list[tuple[Job, Row]]) -> dict[str, Any]:
         values = {key: [run[key] for run in runs] for key in numbers if all(_is_number(run.get(key)) for run in runs)}
         summary[row] = {
             **{key: statistics.fmean(v) for key, v in values.items()},
-            "std": {key: statistics.stdev(v) if len(v) > 1 else 0.0 for key, v in values.items()},
+            "std": {key: _deviation(v) for key, v in values.items()},
             "seeds": runs,
         }
     return summary
+
+
+def _deviation(values: list[float]) -> float:
+    """Sample standard deviation; 0 for one run, nan where a run has no finite value (`stdev` fails there)."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
 
 
 def _is_number(value: object) -> bool:

@@ -44,7 +44,7 @@ def study_file(folder: Path, **changes: Any) -> Path:
 
 def all_jobs(folder: Path, **overrides: Any) -> list[Job]:
     study = load_study(study_file(folder))
-    return list(jobs(study, folder / "runs", study.seeds, overrides))
+    return list(jobs(study, folder / "runs", None, overrides))
 
 
 class Trainings:
@@ -69,8 +69,9 @@ class Trainings:
 def test_every_study_resolves(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     study = load_study(path)
-    found = list(jobs(study, tmp_path, study.seeds, {}))
-    assert len(found) == len(study.seeds) * len(study.rows) and study.title and study.about
+    found = list(jobs(study, tmp_path, None, {}))
+    more = sum(len(seeds) for seeds in study.more_seeds.values())
+    assert len(found) == len(study.seeds) * len(study.rows) + more and study.title and study.about
 
 
 def test_rows_and_seeds_become_configs(tmp_path: Path) -> None:
@@ -91,6 +92,15 @@ def test_a_study_may_vary_the_data_with_the_seed(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path, vary=["train.seed", "data.seed"]))
     found = list(jobs(study, tmp_path, (1, 2), {}))
     assert [(job.config.train.seed, job.config.data.seed) for job in found] == [(1, 1), (1, 1), (2, 2), (2, 2)]
+
+
+def test_headline_rows_get_further_seeds(tmp_path: Path) -> None:
+    study = load_study(study_file(tmp_path, more_seeds={"b": [4, 5]}, seeds=[3]))
+    assert [(job.row, job.seed) for job in jobs(study, tmp_path, None, {})] == [("a", 3), ("b", 3), ("b", 4), ("b", 5)]
+    assert [(job.row, job.seed) for job in jobs(study, tmp_path, [7], {})] == [("a", 7), ("b", 7)]
+    assert [(job.row, job.seed) for job in jobs(study.only(["a"]), tmp_path, None, {})] == [("a", 3)]
+    with pytest.raises(UserError, match="more_seeds names c"):
+        load_study(study_file(tmp_path, more_seeds={"c": [1]}))
 
 
 def test_only_some_rows(tmp_path: Path) -> None:
@@ -201,9 +211,9 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None
     config = tiny_config(tmp_path)
     runs = {
         "a": [
-            {"x": 1.0, "n": 10, "model": "vit"},
-            {"x": 2.0, "n": 10, "model": "vit"},
-            {"x": 6.0, "n": 10, "extra": 1},
+            {"x": 1.0, "n": 10, "model": "vit", "z": math.nan},
+            {"x": 2.0, "n": 10, "model": "vit", "z": 0.5},
+            {"x": 6.0, "n": 10, "extra": 1, "z": 0.25},
         ],
         "b": [{"x": 0.25, "y": math.nan, "flag": True}],
     }
@@ -214,6 +224,7 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None
     assert list(summary) == ["a", "b"]
     assert summary["a"]["x"] == 3.0 and summary["a"]["std"]["x"] == pytest.approx(7**0.5)
     assert summary["a"]["n"] == 10 and summary["a"]["std"]["n"] == 0
+    assert math.isnan(summary["a"]["z"]) and math.isnan(summary["a"]["std"]["z"])
     assert "extra" not in summary["a"] and "model" not in summary["a"]  # not in every run, not a number
     assert summary["b"]["x"] == 0.25 and summary["b"]["std"]["x"] == 0.0
     assert math.isnan(summary["b"]["y"]) and "flag" not in summary["b"]
