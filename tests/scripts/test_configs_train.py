@@ -26,6 +26,7 @@ SMALL: dict[str, Any] = {
     "train.epochs": 2,
     "train.threads": 1,
     "train.device": "cpu",
+    "train.sheet_every": 0,
     "optim.stage_1_epochs": 1,
 }
 """Makes any config a matter of seconds: at most three steps an epoch; all that a config is about stays as it is."""
