@@ -1,1 +1,1 @@
-"""What every package may lean on: the one error users see, and the one kind of registry."""
+"""What every package may lean on: the one error users see, the one kind of registry, heat maps at pixels."""

@@ -35,11 +35,16 @@ class DataConfig:
     """Which data set, its files, its augmentation and how it is batched."""
 
     name: str = "synthetic"
-    """A name in the data set registry: synthetic | cub | waterbirds."""
+    """A name in the data set registry: synthetic | cub | waterbirds | imagenet."""
     root: str = ""
-    """Folder of the published layout (cub, waterbirds: the folder CUB_200_2011 or its parent). Unused by synthetic."""
+    """Folder of the published layout (cub, waterbirds: the folder CUB_200_2011 or its parent; imagenet: the folder of
+    train and val). Unused by synthetic."""
     image_folder: str = ""
     """Sub-folder of the data set to read images from instead of the published one (cub on Waterbirds backgrounds)."""
+    class_names: str = ""
+    """imagenet: text file of class names, for other than LOC_synset_mapping.txt in data.root."""
+    box_folder: str = ""
+    """imagenet: folder of the box XML files, for other than Annotations/CLS-LOC/val in data.root."""
     image_size: int | tuple[int, int] = 224
     """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
     augmentation: Literal["none", "flip", "cub_original", "timm"] = "cub_original"

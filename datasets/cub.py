@@ -8,13 +8,10 @@ waterbird_complete95_forest2water2 the same birds are read on Waterbirds' backgr
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.cub_annotations import IMAGES, read_annotations
 from datasets.files import FileDataset, Record, check_split, find_root
-from datasets.seeds import stable_seed
+from datasets.holdout import check_fraction, hold_out
 from datasets.tables import Row, by_id, read_spaced, same_ids
 from datasets.types import DatasetInfo
 
@@ -58,17 +55,8 @@ def choose_split(labels: Mapping[int, int], train: Mapping[int, bool], split: st
     """Ids of one split, in ascending order. `val` takes the same share of every class of the published training."""
     if split == "test":
         return sorted(key for key, flag in train.items() if not flag)
-    if not 0 <= config.val_fraction < 1 or (split == "val" and config.val_fraction == 0):
-        raise UserError(f"data.val_fraction is {config.val_fraction}; cub's val split needs a share between 0 and 1")
+    check_fraction("cub", split, config)
     held_out: set[int] = set()
-    if config.val_fraction > 0:
-        for label in sorted(set(labels.values())):
-            held_out |= _hold_out(sorted(key for key in train if train[key] and labels[key] == label), label, config)
+    for label in sorted(set(labels.values())):
+        held_out |= hold_out(sorted(key for key in train if train[key] and labels[key] == label), label, config)
     return sorted(key for key, flag in train.items() if flag and (key in held_out) == (split == "val"))
-
-
-def _hold_out(keys: list[int], label: int, config: DataConfig) -> set[int]:
-    """A random share of one class's ids: at least one, and never all of them, unless there is only one."""
-    count = min(max(1, round(len(keys) * config.val_fraction)), len(keys) - 1)
-    rng = np.random.default_rng(stable_seed("val", config.seed, label))
-    return {keys[i] for i in rng.permutation(len(keys))[: max(count, 0)]}

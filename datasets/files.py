@@ -61,20 +61,26 @@ def check_split(name: str, split: str) -> None:
         raise UserError(f"data set {name!r} has no split {split!r}; known: {', '.join(SPLITS)}")
 
 
-def find_root(config: DataConfig, marker: str) -> Path:
-    """The folder that holds `marker`: data.root itself, or CUB_200_2011 in it. Raises UserError."""
+def open_root(config: DataConfig, content: str) -> Path:
+    """The folder data.root, which is to hold `content`. Raises UserError where it is not given or no folder."""
     if not config.root:
-        raise UserError(f"data.root is empty; give the folder that holds {marker} (--data.root PATH)")
+        raise UserError(f"data.root is empty; give the folder that holds {content} (--data.root PATH)")
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}; unpack the data set there or correct the path")
+    return root
+
+
+def find_root(config: DataConfig, marker: str) -> Path:
+    """The folder that holds `marker`: data.root itself, or CUB_200_2011 in it. Raises UserError."""
+    root = open_root(config, marker)
     for base in (root, root / "CUB_200_2011"):
         if (base / marker).exists():
             return base
     raise UserError(f"data.root: neither {root} nor {root / 'CUB_200_2011'} holds {marker}; correct the path")
 
 
-def check_files(paths: Iterable[Path]) -> None:
+def check_files(paths: Iterable[Path], advice: str = "unpack the pictures again or correct data.image_folder") -> None:
     """Raise a UserError naming the first file that does not exist. One look at each folder, not at each file."""
     folders: dict[Path, frozenset[str]] = {}
     missing = []
@@ -85,7 +91,7 @@ def check_files(paths: Iterable[Path]) -> None:
             missing.append(path)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise UserError(f"{missing[0]}{more} is missing; unpack the pictures again or correct data.image_folder")
+        raise UserError(f"{missing[0]}{more} is missing; {advice}")
 
 
 def _names(folder: Path) -> frozenset[str]:

@@ -31,3 +31,11 @@ def waterbirds(config: DataConfig, split: str) -> RawDataset:
     from datasets.waterbirds import Waterbirds
 
     return Waterbirds(config, split)
+
+
+@DATASETS.register("imagenet")
+def imagenet(config: DataConfig, split: str) -> RawDataset:
+    """ImageNet-1k, or any tree of train and val folders with one folder for each class."""
+    from datasets.imagenet import ImageNet
+
+    return ImageNet(config, split)

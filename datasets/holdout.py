@@ -1,0 +1,30 @@
+"""Validation pictures held out of a published training split, for data sets that publish no validation split."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.seeds import stable_seed
+
+T = TypeVar("T", int, str)
+
+
+def check_fraction(name: str, split: str, config: DataConfig) -> None:
+    """Raise UserError unless data.val_fraction leaves pictures to train on and, for split "val", holds some out."""
+    if not 0 <= config.val_fraction < 1 or (split == "val" and config.val_fraction == 0):
+        raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs a share between 0 and 1")
+
+
+def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
+    """A random share of one class's keys: at least one, and never all of them, unless there is only one.
+
+    Depends on data.seed, the label and the order of the keys. Nothing is held out at data.val_fraction 0.
+    """
+    if config.val_fraction == 0:
+        return set()
+    count = min(max(1, round(len(keys) * config.val_fraction)), len(keys) - 1)
+    rng = np.random.default_rng(stable_seed("val", config.seed, label))
+    return {keys[i] for i in rng.permutation(len(keys))[: max(count, 0)]}
