@@ -1,6 +1,16 @@
-"""What measures: classification, groups and masks. Importing this package fills the registry."""
+"""What measures: classification, groups, masks and heat maps. Importing this package fills the registries."""
 
-from metrics import auroc, classification, groups, masks  # noqa: F401  (each registers its metrics)
+from metrics import (  # noqa: F401  (each registers its metrics)
+    auroc,
+    classification,
+    faithfulness,
+    groups,
+    localization,
+    masks,
+    perturbation,
+    pointing,
+    segmentation,
+)
 from metrics.registry import METRICS, MetricSet, build_metrics, default_metrics
 from metrics.types import Metric, Prediction
 

@@ -1,5 +1,6 @@
 """What a metric sees of a model, and what every metric offers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,3 +31,15 @@ class Metric(Protocol):
     def update(self, batch: Batch, prediction: Prediction) -> None: ...
 
     def compute(self) -> dict[str, float]: ...
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Heat maps of one batch, and the model they explain, as the map metrics see them."""
+
+    maps: Tensor
+    """[B, h, w] float on the patch grid or at pixels, unnormalised; nan where a method failed."""
+    logits: Tensor
+    """[B, C], the model's answer to the clean images."""
+    predict: Callable[[Tensor], Tensor]
+    """Normalised images [M, 3, H, W], any M -> logits [M, C], without gradients: what perturbations are shown to."""

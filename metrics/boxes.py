@@ -1,0 +1,69 @@
+"""Boxes as pixels and pixels as boxes; the true objects of a batch.
+
+Boxes are xyxy in pixels, measured at pixel edges: a box around one whole pixel is (x, y, x + 1, y + 1).
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from skimage.measure import label, regionprops
+from torch import Tensor
+
+from common.errors import UserError
+from datasets.types import Batch
+
+Edges = Literal["exact", "inclusive"]
+"""exact: a box holds the pixels whose centres it encloses. inclusive, as published: coordinates are cut to whole
+numbers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x 11."""
+
+TRUTHS = ("boxes", "mask")
+"""The kinds of true objects, in the order of the figures."""
+
+
+def check_edges(edges: str) -> None:
+    """Raise UserError unless `edges` is one of `Edges`."""
+    if edges not in get_args(Edges):
+        raise UserError(f"metric option edges={edges!r} is unknown; known: {', '.join(get_args(Edges))}")
+
+
+def fill_boxes(boxes: np.ndarray, size: tuple[int, int], edges: Edges = "exact") -> np.ndarray:
+    """[H, W] bool, the union of boxes [N, 4], cut to size (H, W)."""
+    corners = np.ceil(boxes - 0.5) if edges == "exact" else np.trunc(boxes) + [0, 0, 1, 1]
+    filled = np.zeros(size, bool)
+    # A negative end would count from the far side.
+    for left, top, right, bottom in corners.clip(min=0).astype(int):
+        filled[top:bottom, left:right] = True
+    return filled
+
+
+def component_boxes(mask: np.ndarray) -> np.ndarray:
+    """[N, 4] int: the box around each 8-connected piece of mask [H, W] bool, in row-major order of first pixels."""
+    found = [region.bbox for region in regionprops(label(mask, connectivity=2))]
+    return np.array(found, int).reshape(-1, 4)[:, [1, 0, 3, 2]]
+
+
+def fill_components(masks: Tensor, edges: Edges = "exact") -> Tensor:
+    """[B, H, W] bool on the device of masks [B, H, W] bool: the union of the boxes of every mask's pieces."""
+    arrays = masks.cpu().numpy()
+    filled = [fill_boxes(component_boxes(mask), mask.shape, edges) for mask in arrays]
+    return torch.from_numpy(np.stack(filled)).to(masks.device)
+
+
+def true_objects(batch: Batch, metric: str, edges: Edges = "exact") -> dict[str, Tensor]:
+    """Where the objects are, [B, H, W] bool: "boxes" (filled) and "mask", as far as the batch has them.
+
+    Raises UserError, naming the metric, where it has neither.
+    """
+    objects = {}
+    if batch.boxes is not None:
+        size = (batch.image.shape[2], batch.image.shape[3])
+        filled = [fill_boxes(boxes.cpu().numpy(), size, edges) for boxes in batch.boxes]
+        objects["boxes"] = torch.from_numpy(np.stack(filled)).to(batch.image.device)
+    if batch.mask is not None:
+        objects["mask"] = batch.mask
+    if not objects:
+        raise UserError(
+            f"metric {metric!r} needs boxes or masks, and this data set has neither; drop it from --metrics"
+        )
+    return objects

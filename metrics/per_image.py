@@ -1,0 +1,135 @@
+"""Metrics of heat maps: one row of numbers per image, figures as a pure function of the rows, bootstrap intervals.
+
+A row says everything about its image (a score, or counts to be pooled), so that any resampling of images gives the
+figures that such a data set would have had.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.registry import Registry
+from datasets.types import Batch, DatasetInfo
+from metrics.base import ExactMetric
+from metrics.types import Explanation
+
+Columns = Mapping[str, np.ndarray]
+"""Column name -> [n] float64, one value per image; nan where an image has none."""
+
+
+class MapMetric(ExactMetric):
+    """Fed with explanations; keeps one row of float64 per image. Results do not depend on the batch size."""
+
+    target: ClassVar[Literal["predicted", "label"]]
+    """The class whose maps this metric's protocol scores."""
+    columns: tuple[str, ...]
+    """Names of the numbers in a row; set by the subclass's `__init__`."""
+
+    def __init__(self, info: DatasetInfo) -> None:
+        super().__init__()
+        self.info = info
+        self.paths: list[str] = []
+        self.add_values("table")
+
+    @abstractmethod
+    def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """[B, len(columns)] float64: everything about each image of the batch."""
+
+    @abstractmethod
+    def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
+        """The figures of a data set in which image i occurs weight[i] times; weight [n] float64 >= 0."""
+
+    @abstractmethod
+    def protocol(self) -> dict[str, object]:
+        """Everything that a reader must know to repeat the figures; written beside them."""
+
+    def update(self, batch: Batch, explanation: Explanation) -> None:  # type: ignore[override]
+        """Count one batch."""
+        if self.device != explanation.logits.device:
+            self.to(explanation.logits.device)
+        rows = self.rows(batch, explanation).detach().to(self.device, torch.float64)
+        if rows.shape != (len(batch), len(self.columns)):
+            raise ValueError(f"rows have shape {tuple(rows.shape)}, expected {(len(batch), len(self.columns))}")
+        self.table.append(rows.flatten())  # type: ignore[union-attr, operator]
+        self.paths += batch.paths
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        super().reset()
+        self.paths = []
+
+    def per_image(self) -> dict[str, np.ndarray]:
+        """Column name -> [n] float64, in the order of `paths`: the images that this process counted."""
+        table = self.values("table").reshape(-1, len(self.columns)).cpu().numpy()
+        return {name: table[:, i] for i, name in enumerate(self.columns)}
+
+    def table_of(self, values: Mapping[str, Tensor]) -> Tensor:
+        """[B, len(columns)] float64 from some columns' values [B] of any type; nan in the others.
+
+        Raises ValueError for a value that is no column.
+        """
+        unknown = values.keys() - set(self.columns)
+        if unknown:
+            raise ValueError(f"no column {', '.join(sorted(unknown))}")
+        missing = torch.full_like(next(iter(values.values())), torch.nan, dtype=torch.float64)
+        return torch.stack([values.get(name, missing).to(torch.float64) for name in self.columns], dim=1)
+
+    def compute(self) -> dict[str, float]:
+        """The figures, and under `<key>/low` and `<key>/high` their 95 % bootstrap interval over images.
+
+        Images are put in the order of their rows first, so that neither their order nor the number of processes
+        changes a digit.
+        """
+        columns = self.per_image()
+        order = np.lexsort(tuple(columns.values()))
+        columns = {name: values[order] for name, values in columns.items()}
+        count = len(order)
+        figures = self.summarise(columns, np.ones(count))
+        return figures | bootstrap(lambda weight: self.summarise(columns, weight), count)
+
+
+MapMetricFactory = Callable[..., MapMetric]
+"""(DatasetInfo, **options) -> MapMetric; the options are the factory's keyword arguments."""
+MAP_METRICS: Registry[MapMetricFactory] = Registry("map metric (--metrics)")
+
+
+def weighted_mean(values: np.ndarray, weight: np.ndarray) -> float:
+    """Mean of the values that are not nan, value i counted weight[i] times; nan of none."""
+    there = ~np.isnan(values)
+    total = weight[there].sum()
+    return float((values[there] * weight[there]).sum() / total) if total else float("nan")
+
+
+def count_flags(name: str, flags: Mapping[str, np.ndarray], columns: Columns, weight: np.ndarray) -> dict[str, float]:
+    """`count/<name>/<flag>`: how many images have each of `flags` [n], and of the columns `nan_map`, `constant_map`."""
+    silent = {"nan_maps": columns["nan_map"], "constant_maps": columns["constant_map"]}
+    return {f"count/{name}/{flag}": float(weight @ values) for flag, values in (dict(flags) | silent).items()}
+
+
+def bootstrap(
+    figures: Callable[[np.ndarray], Mapping[str, float]], count: int, resamples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """Percentile intervals: `<key>/low` and `<key>/high` enclose the middle 95 % over resampled data sets.
+
+    `figures` maps weights [count] to figures; each resample draws `count` images with replacement. A figure that some
+    resamples do not have (nan) gets its interval from the others. Keys that open with `count/` have none. The draws
+    depend on `seed` and `count` alone.
+    """
+    if count == 0:
+        return {}
+    random = np.random.default_rng(seed)
+    # One draw at a time: all of them would be gigabytes for the 50,000 images of ImageNet.
+    draws = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(resamples))
+    samples = [figures(draw.astype(np.float64)) for draw in draws]
+    bounds: dict[str, float] = {}
+    for key in samples[0]:
+        if key.startswith("count/"):
+            continue
+        values = np.array([sample[key] for sample in samples])
+        low, high = np.nanquantile(values, [0.025, 0.975]) if not np.isnan(values).all() else (np.nan, np.nan)
+        bounds |= {f"{key}/low": float(low), f"{key}/high": float(high)}
+    return bounds

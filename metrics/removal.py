@@ -1,0 +1,121 @@
+"""Covering an image cell by cell, in the order that a heat map gives, and asking the model after every step.
+
+A cell is a pixel, or a square of `patch` x `patch` pixels that is covered as a whole.
+
+Shape legend: M image and order pairs, S steps, h x w cells, H x W pixels, C classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
+
+from common.errors import UserError
+from common.maps import to_pixels
+
+Colour = tuple[float, float, float]
+Fill = Literal["grey", "black", "mean", "blur"]
+"""What stands where something was covered: raw 0.5, raw 0, the mean colour of normalisation (0 after it), or the image
+blurred by a Gaussian of 11 x 11 pixels and sigma 5 (RISE)."""
+
+
+def rank_cells(maps: Tensor) -> Tensor:
+    """Place of every cell of maps [M, h, w] in the order from most to least relevant, [M, h, w] int64 from 0.
+
+    Ties go by row-major position; nan ranks first, so find nan maps before.
+    """
+    flat = maps.flatten(1)
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(flat.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
+
+
+def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps [B, h', w'] on another grid, [B, h, w] fp32 (fp64 stays): averaged where finer, bilinear where coarser."""
+    maps = maps if maps.dtype == torch.float64 else maps.float()
+    if maps.shape[1:] == grid:
+        return maps
+    if maps.shape[1] < grid[0] or maps.shape[2] < grid[1]:
+        return to_pixels(maps, grid)
+    return F.adaptive_avg_pool2d(maps, grid)
+
+
+def enlarge(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cells [M, h, w] as pixels [M, H, W], each cell a block; H, W must be multiples of h, w."""
+    tall, wide = size[0] // cells.shape[1], size[1] // cells.shape[2]
+    return cells.repeat_interleave(tall, 1).repeat_interleave(wide, 2)
+
+
+def cell_grid(images: Tensor, patch: int) -> tuple[int, int]:
+    """(h, w) cells of images [..., H, W]. Raises UserError where `patch` does not divide them."""
+    height, width = images.shape[-2:]
+    if height % patch or width % patch:
+        raise UserError(f"metric option patch={patch} does not divide images of {height}x{width} pixels")
+    return height // patch, width // patch
+
+
+def blur(images: Tensor) -> Tensor:
+    """RISE's blurred image, [B, 3, H, W]."""
+    return cast(Tensor, gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0]))
+
+
+@dataclass(frozen=True)
+class Removal:
+    """How an image is taken away step by step."""
+
+    mean: Colour
+    std: Colour
+    """What the images were normalised by."""
+    fill: Fill
+    steps: int = 10
+    """Equal steps from the whole image to none of it."""
+    patch: int = 1
+    """Side of a cell, pixels."""
+    chunk: int | None = None
+    """Images per forward; None: as many as the batch has."""
+
+    def __post_init__(self) -> None:
+        if self.fill not in get_args(Fill):
+            raise UserError(f"metric option fill={self.fill!r} is unknown; known: {', '.join(get_args(Fill))}")
+        for name, least in {"steps": 2, "patch": 1, "chunk": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"metric option {name}={value} must be at least {least}")
+
+    def cover(self, images: Tensor) -> Tensor:
+        """What stands in place of the removed pixels of images [B, 3, H, W]; same shape."""
+        if self.fill == "blur":
+            return blur(images)
+        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
+        raw = {"grey": torch.full_like(mean, 0.5), "black": torch.zeros_like(mean), "mean": mean}[self.fill]
+        return ((raw - mean) / std)[:, None, None].expand_as(images)
+
+    def cells(self, maps: Tensor, images: Tensor) -> Tensor:
+        """Maps [B, h', w'] on the cells of images [B, 3, H, W]: [B, h, w]."""
+        return on_grid(maps, cell_grid(images, self.patch))
+
+    def ask(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 3, H, W], no more than `chunk` at a time."""
+        return torch.cat([predict(part) for part in images.split(self.chunk or len(images))])
+
+    def logits(
+        self, predict: Callable[[Tensor], Tensor], images: Tensor, cover: Tensor, rank: Tensor, batch: int
+    ) -> Tensor:
+        """Logits [M, S, C] after each of the S = steps - 1 inner steps; step s covers floor(cells * s / steps) cells.
+
+        images, cover [M, 3, H, W]; rank [M, h, w] from `rank_cells`; `batch`: images per forward without `chunk`.
+        Every step starts from the image itself, and all M * S pictures share forward batches.
+        """
+        cells, inner = rank[0].numel(), self.steps - 1
+        counts = torch.tensor([cells * step // self.steps for step in range(1, self.steps)], device=rank.device)
+        size = (images.shape[2], images.shape[3])
+        answers = []
+        for job in torch.arange(len(images) * inner, device=rank.device).split(self.chunk or batch):
+            image, step = job // inner, job % inner
+            covered = enlarge(rank[image] < counts[step, None, None], size)
+            answers.append(predict(torch.where(covered[:, None], cover[image], images[image])))
+        return torch.cat(answers).unflatten(0, (len(images), inner))

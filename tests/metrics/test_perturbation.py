@@ -1,0 +1,276 @@
+"""Perturbation metrics against one-image-one-step loops, identities of the curves, and the cost in forwards."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from datasets.types import Batch
+from metrics.per_image import MAP_METRICS
+from metrics.perturbation import ABPC
+from metrics.perturbation_curves import CurveMetric
+from metrics.removal import Removal, blur, on_grid
+from metrics.types import Explanation
+from tests.metrics.cases import many_classes
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+INFO = many_classes(5)
+NAMES = ("abpc", "perturbation", "perturbation_label", "insertion_deletion")
+Predict = Callable[[Tensor], Tensor]
+
+
+def classifier(seed: int = 0) -> Predict:
+    """A small network on images of 16 x 16 pixels, sure enough of itself to change its mind."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.GELU(), nn.Linear(32, 5)).requires_grad_(False)
+    return lambda images: 8 * net(images)
+
+
+def random_case(n: int = 6, side: int = 16, maps_side: int = 4, seed: int = 0) -> tuple[Batch, Tensor]:
+    """Images and maps; the first map has ties."""
+    g = torch.Generator().manual_seed(seed)
+    image = torch.randn(n, 3, side, side, generator=g)
+    maps = torch.randn(n, maps_side, maps_side, generator=g)
+    maps[0] = maps[0].clamp(min=0)
+    return Batch(image, torch.arange(n) % 5, tuple(map(str, range(n)))), maps
+
+
+def metric(name: str, **options: Any) -> CurveMetric:
+    built = MAP_METRICS[name](INFO, **{"mean": MEAN, "std": STD} | options)
+    assert isinstance(built, CurveMetric)
+    return built
+
+
+def feed(measured: CurveMetric, batch: Batch, maps: Tensor, predict: Predict, size: int = 6) -> CurveMetric:
+    for rows in torch.arange(len(batch)).split(size):
+        part = Batch(batch.image[rows], batch.label[rows], tuple(batch.paths[i] for i in rows))
+        measured.update(part, Explanation(maps[rows], predict(part.image), predict))
+    return measured
+
+
+def slow_cover(image: Tensor, fill: str) -> Tensor:
+    if fill == "blur":
+        return blur(image[None])[0]
+    raw = {"grey": (0.5,) * 3, "black": (0.0,) * 3, "mean": MEAN}[fill]
+    colour = [(raw[c] - MEAN[c]) / STD[c] for c in range(3)]
+    return torch.tensor(colour)[:, None, None].expand_as(image)
+
+
+def slow_step(image: Tensor, heat: Tensor, cover: Tensor, step: int, steps: int, patch: int) -> Tensor:
+    """The image with the first step / steps of its cells, in falling order of heat, taken from `cover`."""
+    cells = heat.flatten().tolist()
+    order = sorted(range(len(cells)), key=lambda i: (-cells[i], i))
+    wide, result = heat.shape[1], image.clone()
+    for cell in order[: len(cells) * step // steps]:
+        y, x = cell // wide * patch, cell % wide * patch
+        result[:, y : y + patch, x : x + patch] = cover[:, y : y + patch, x : x + patch]
+    return result
+
+
+def slow_curve(predict: Predict, score: Callable[[Tensor], float], start: Tensor, heat: Tensor, cover: Tensor,
+               patch: int, steps: int = 10) -> list[float]:  # fmt: skip
+    pictures = (slow_step(start, heat, cover, step, steps, patch) for step in range(steps + 1))
+    return [score(predict(picture[None])[0]) for picture in pictures]
+
+
+def mean_of(rows: list[list[float]]) -> list[float]:
+    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
+
+
+def trapezoid(points: list[float], width: float) -> float:
+    return sum((a + b) / 2 * width for a, b in zip(points, points[1:], strict=False))
+
+
+@pytest.mark.parametrize("patch", [1, 4])
+@pytest.mark.parametrize("fill", ["grey", "black", "mean", "blur"])
+def test_abpc_equals_one_image_one_step(fill: str, patch: int) -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    found = feed(metric("abpc", fill=fill, patch=patch), batch, maps, predict)
+    lerf, morf = [], []
+    for image, label, heat in zip(batch.image, batch.label, on_grid(maps, (16 // patch,) * 2), strict=True):
+        cover = slow_cover(image, fill)
+
+        def p(logits: Tensor, label: int = int(label)) -> float:
+            return logits.softmax(0)[label].item()
+
+        morf.append(slow_curve(predict, p, image, heat, cover, patch))
+        lerf.append(slow_curve(predict, p, image, -heat, cover, patch))
+    curves = found.mean_curves()
+    assert curves["fraction"] == pytest.approx([i / 10 for i in range(11)])
+    assert curves["lerf"] == pytest.approx(mean_of(lerf), abs=1e-5)
+    assert curves["morf"] == pytest.approx(mean_of(morf), abs=1e-5)
+    figures = found.compute()
+    assert figures["abpc/lerf_auc"] == pytest.approx(sum(mean_of(lerf)) / 11, abs=1e-5)
+    assert figures["abpc/morf_auc"] == pytest.approx(sum(mean_of(morf)) / 11, abs=1e-5)
+    assert figures["abpc"] == pytest.approx(figures["abpc/lerf_auc"] - figures["abpc/morf_auc"], abs=1e-9)
+    assert figures["abpc/low"] <= figures["abpc"] <= figures["abpc/high"]
+
+
+@pytest.mark.parametrize("name", ["perturbation", "perturbation_label"])
+def test_perturbation_equals_one_image_one_step(name: str) -> None:
+    predict, (batch, maps) = classifier(), random_case(n=12)
+    batch.label[:9] = predict(batch.image).argmax(1)[:9]  # most clean answers right, so that there is something to lose
+    found = feed(metric(name, patch=2), batch, maps, predict)
+    rows: dict[str, list[list[float]]] = {"positive": [], "negative": []}
+    for image, label, heat in zip(batch.image, batch.label, on_grid(maps, (8, 8)), strict=True):
+
+        def hit(logits: Tensor, label: int = int(label)) -> float:
+            return float(logits.argmax() == label)
+
+        for line, sign in {"positive": 1, "negative": -1}.items():
+            curve = slow_curve(predict, hit, image, sign * heat, slow_cover(image, "black"), 2)
+            rows[line].append(curve[1:-1])
+    figures, curves = found.compute(), found.mean_curves()
+    for line, hits in rows.items():
+        assert 0.05 < sum(mean_of(hits)) / 9 < 0.95
+        assert curves[line] == pytest.approx(mean_of(hits))
+        assert figures[f"{name}/{line}_auc"] == pytest.approx(trapezoid(mean_of(hits), 0.1))
+        assert figures[f"{name}/{line}_mean"] == pytest.approx(sum(mean_of(hits)) / 9)
+
+
+def test_insertion_and_deletion_equal_one_image_one_step() -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    figures = feed(metric("insertion_deletion", steps=5), batch, maps, predict).compute()
+    deletion, insertion = [], []
+    for image, heat in zip(batch.image, on_grid(maps, (16, 16)), strict=True):
+        predicted = int(predict(image[None]).argmax())
+
+        def p(logits: Tensor, predicted: int = predicted) -> float:
+            return logits.softmax(0)[predicted].item()
+
+        deletion.append(trapezoid(slow_curve(predict, p, image, heat, slow_cover(image, "mean"), 1, 5), 0.2))
+        insertion.append(trapezoid(slow_curve(predict, p, blur(image[None])[0], heat, image, 1, 5), 0.2))
+    assert figures["insertion_deletion/deletion"] == pytest.approx(sum(deletion) / 6, abs=1e-5)
+    assert figures["insertion_deletion/insertion"] == pytest.approx(sum(insertion) / 6, abs=1e-5)
+
+
+def test_reversed_map_negates_the_score_and_ends_meet() -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    forth = feed(metric("abpc"), batch, maps, predict)
+    back = feed(metric("abpc"), batch, -maps, predict)
+    assert forth.compute()["abpc"] == -back.compute()["abpc"] != 0
+    curves = forth.mean_curves()
+    for end in (0, -1):
+        assert curves["lerf"][end] == curves["morf"][end]
+    assert curves["lerf"][5] != curves["morf"][5]
+
+
+def test_perfect_map_scores_nine_elevenths() -> None:
+    """The answer hangs on one pixel, and the map knows which."""
+    image, maps = torch.ones(1, 3, 16, 16), torch.zeros(1, 16, 16)
+    maps[0, 3, 5] = 1
+    batch = Batch(image, torch.tensor([1]), ("x",))
+
+    def predict(images: Tensor) -> Tensor:
+        seen = images[:, 0, 3, 5]  # 1, or 0 where covered with grey
+        return 100 * torch.stack([0.5 - seen, seen - 0.5], 1)
+
+    found = feed(metric("abpc", mean=(0.5,) * 3, std=(0.5,) * 3), batch, maps, predict)
+    assert found.mean_curves()["lerf"] == pytest.approx([1] * 10 + [0], abs=1e-9)
+    assert found.mean_curves()["morf"] == pytest.approx([1] + [0] * 10, abs=1e-9)
+    assert found.compute()["abpc"] == pytest.approx(9 / 11, abs=1e-9)
+
+
+@pytest.mark.parametrize("maps_side", [4, 5, 16])
+def test_constant_map_is_flagged_and_scores_nothing(maps_side: int) -> None:
+    batch, _ = random_case()
+    figures = feed(metric("abpc"), batch, torch.full((6, maps_side, maps_side), 0.3), classifier()).compute()
+    assert figures["abpc"] == 0
+    assert figures["count/abpc/constant_maps"] == 6
+    assert figures["count/abpc/nan_maps"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_failed_maps_are_counted_and_left_out(name: str, bad: float) -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    maps[1, 2, 2] = maps[4] = bad
+    found = feed(metric(name), batch, maps, predict)
+    figures, table = found.compute(), found.per_image()
+    assert figures[f"count/{name}/nan_maps"] == 2
+    assert figures[f"count/{name}/images"] == 4
+    good = [0, 2, 3, 5]
+    part = Batch(batch.image[good], batch.label[good], ("a", "b", "c", "d"))
+    without = feed(metric(name), part, maps[good], predict).compute()
+    for figure in found.figures:
+        assert figures[figure] == pytest.approx(without[figure], abs=1e-6)
+        assert [math.isnan(value) for value in table[figure]] == [i not in good for i in range(6)]
+
+
+def test_only_failed_maps_give_no_score() -> None:
+    batch, maps = random_case(n=2)
+    figures = feed(metric("abpc"), batch, maps * math.nan, classifier()).compute()
+    assert math.isnan(figures["abpc"])
+    assert figures["count/abpc/images"] == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("size", "chunk"), [(1, None), (4, None), (6, 1), (4, 5), (6, 1000)])
+def test_batches_and_chunks_change_nothing(name: str, size: int, chunk: int | None) -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    whole = feed(metric(name), batch, maps, predict).per_image()
+    parts = feed(metric(name, chunk=chunk), batch, maps, predict, size).per_image()
+    for column, values in whole.items():
+        assert parts[column] == pytest.approx(values, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "fill", "per_image", "once"),
+    [
+        ("abpc", "grey", 18, 1),
+        ("abpc", "blur", 19, 0),
+        ("perturbation", "black", 18, 0),
+        ("insertion_deletion", "mean", 19, 1),
+    ],
+)
+def test_forwards_are_few_and_full(name: str, fill: str, per_image: int, once: int) -> None:
+    """The clean image costs nothing (its logits are at hand), the covered one is seen once, and no forward is large."""
+    predict, (batch, maps) = classifier(), random_case()
+    logits, seen = predict(batch.image), []
+
+    def counting(images: Tensor) -> Tensor:
+        seen.append(len(images))
+        return predict(images)
+
+    measured = metric(name, fill=fill, chunk=2)
+    for rows in torch.arange(6).split(3):
+        part = Batch(batch.image[rows], batch.label[rows], ("a",) * 3)
+        measured.update(part, Explanation(maps[rows], logits[rows], counting))
+    assert sum(seen) == 6 * per_image + once
+    assert max(seen) == 2
+    assert seen.count(1) <= 3  # a third image, twice, and the covered one
+
+
+def test_another_model_after_reset() -> None:
+    batch, maps = random_case()
+    measured = feed(metric("abpc"), batch, maps, classifier(seed=0))
+    measured.reset()
+    again = feed(measured, batch, maps, classifier(seed=1)).compute()
+    assert again == feed(metric("abpc"), batch, maps, classifier(seed=1)).compute()
+
+
+def test_finer_maps_are_averaged_per_patch() -> None:
+    predict, (batch, maps) = classifier(), random_case()
+    fine = maps.repeat_interleave(4, 1).repeat_interleave(4, 2) + torch.tensor([0.25, -0.25]).repeat(8)
+    coarse = feed(metric("abpc", patch=4), batch, maps, predict).compute()["abpc"]
+    assert feed(metric("abpc", patch=4), batch, fine, predict).compute()["abpc"] == pytest.approx(coarse, abs=1e-6)
+
+
+def test_patch_must_divide_the_image() -> None:
+    batch, maps = random_case()
+    with pytest.raises(UserError, match="patch=5"):
+        feed(metric("abpc", patch=5), batch, maps, classifier())
+
+
+def test_protocol_names_what_was_done() -> None:
+    removal = Removal(MEAN, STD, "grey", steps=4, patch=2)
+    protocol = json.loads(json.dumps(ABPC(INFO, removal).protocol()))
+    assert protocol["maps_of"] == "label class"
+    assert protocol["fractions"] == [0, 0.25, 0.5, 0.75, 1]
+    assert (protocol["fill"], protocol["cell_pixels"]) == ("grey", 2)

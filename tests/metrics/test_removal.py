@@ -1,0 +1,40 @@
+"""How an image is covered: published numbers of pixels, colours, ties, and options that cannot be."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from common.errors import UserError
+from metrics.removal import Removal, rank_cells
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+def test_published_pixel_counts_and_colour() -> None:
+    removal = Removal((0.5,) * 3, (0.5,) * 3, "grey")
+    image = torch.ones(1, 3, 224, 224)
+    cover = removal.cover(image)
+    assert torch.equal(cover, torch.zeros_like(image))  # mid-grey, the published code's multiplication by 0
+    rank = rank_cells(torch.rand(1, 224, 224, generator=torch.Generator().manual_seed(0)))
+    counts = removal.logits(lambda x: (x == 0).sum((2, 3)), image, cover, rank, batch=2)
+    assert counts[0, :, 0].tolist() == [5017, 10035, 15052, 20070, 25088, 30105, 35123, 40140, 45158]
+
+
+def test_black_is_raw_black() -> None:
+    black = Removal(MEAN, STD, "black").cover(torch.ones(2, 3, 4, 4))
+    raw = black * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
+    assert raw.abs().max() < 1e-6
+
+
+def test_ties_go_by_position() -> None:
+    maps = torch.tensor([[[1.0, 3.0], [3.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    assert rank_cells(maps).tolist() == [[[2, 0], [1, 3]], [[0, 1], [2, 3]]]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"), [({"fill": "pink"}, "pink"), ({"steps": 1}, "steps"), ({"chunk": 0}, "chunk")]
+)
+def test_bad_options_are_named(options: dict[str, Any], word: str) -> None:
+    with pytest.raises(UserError, match=word):
+        Removal(**{"mean": MEAN, "std": STD, "fill": "grey"} | options)
