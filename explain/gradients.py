@@ -1,0 +1,34 @@
+"""Gradients with respect to the pixels, and what the methods built on them share."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from explain.subject import Subject
+from explain.types import Explainer
+
+
+class PixelExplainer(Explainer):
+    """A method that differentiates with respect to the pixels. It needs no attention, so it explains any classifier."""
+
+    class_specific: ClassVar[bool] = True
+    resolution: ClassVar[Literal["patch", "pixel"]] = "pixel"
+
+    def check(self, subject: Subject) -> None:
+        """Nothing to refuse."""
+
+
+def image_gradient(subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    """dy/dx of each image's target logit y: [B, 3, H, W] float32 (float64 for a float64 model).
+
+    images [B, 3, H, W]; targets [B] int64, None: predicted class.
+    """
+    leaf = images.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(subject.target_score(subject.logits(leaf), targets), leaf)
+    return at_least_float(gradient)
+
+
+def at_least_float(t: Tensor) -> Tensor:
+    """The tensor in float32, or in float64 if it is that."""
+    return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -1,0 +1,47 @@
+"""What a two-stage model says itself: its mask and its part maps, which decide what stage 2 sees."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+from torch import Tensor
+
+from common.errors import UserError
+from explain.registry import METHODS
+from explain.subject import Subject, select
+from explain.types import Explainer
+from models.two_stage import TwoStageModel
+
+
+@METHODS.register("inherent")
+@dataclass(frozen=True)
+class Inherent(Explainer):
+    """The foreground probability of the patches that stage 2 sees, 0 elsewhere; the same for both stages."""
+
+    what: Literal["selected", "mask", "foreground", "part"] = "selected"
+    """selected: mask times foreground probability | mask: 0 or 1 | foreground: the probability everywhere | part: the
+    probability of one part."""
+    part: int = 0
+    """Which part, from 0, for what=part."""
+
+    class_specific: ClassVar[bool] = False
+
+    def check(self, subject: Subject) -> None:
+        """Raise UserError where the model has no parts, or not this one."""
+        if not isinstance(subject.module, TwoStageModel):
+            kind = type(subject.module).__name__
+            raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no mask of its own")
+        parts = subject.module.model_config.parts.num_parts
+        if not 0 <= self.part < parts:
+            raise UserError(f"--part: {self.part}; the model has parts 0 to {parts - 1}")
+        if self.what != "mask" and subject.selection is not None and subject.selection.maps is None:
+            raise UserError(f"--what: {self.what} needs part maps, and a mask given from outside has none; use mask")
+
+    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+        """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
+        selection = subject.selection or select(cast(TwoStageModel, subject.module), images).selection
+        if self.what == "mask" or selection.maps is None:
+            return selection.mask.float()
+        if self.what == "part":
+            return selection.maps[:, self.part]
+        foreground = selection.maps[:, :-1].sum(1)
+        return foreground if self.what == "foreground" else foreground * selection.mask

@@ -1,0 +1,100 @@
+"""A classifier to explain, by name or from a run's folder, and what its input must look like."""
+
+import contextlib
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import timm
+import yaml
+from timm.data import resolve_model_data_config
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+from torch import nn
+
+from common.errors import UserError
+from models.baseline import PlainViT
+from models.checkpoints import load_into, read_state
+from models.registry import MODELS
+from models.two_stage import TwoStageModel
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model in eval mode, and the normalisation of its input."""
+
+    model: VisionTransformer | PlainViT | TwoStageModel
+    mean: Triple
+    std: Triple
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the input, pixels."""
+        model = self.model
+        vit: Any = model.stage_2.backbone if isinstance(model, TwoStageModel) else getattr(model, "backbone", model)
+        (rows, columns), (height, width) = vit.patch_embed.grid_size, vit.patch_embed.patch_size
+        return rows * height, columns * width
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits."""
+        model = self.model
+        head = model.stage_2.head if isinstance(model, TwoStageModel) else model.head
+        return head.out_features if isinstance(head, nn.Linear) else 0
+
+
+def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = None) -> Classifier:
+    """timm's ViT `name`, for inputs of `size` (height, width) pixels; None: the size it was made for.
+
+    `weights`: "hub" (timm's download), "none" (random), or a file with timm's names, classifier included. Positions are
+    resampled to the size. Raises UserError where that cannot be had.
+    """
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
+        raise UserError(f"--model: timm has no model {name!r}; nearest: {', '.join(near)}")
+    settings: dict[str, Any] = {"img_size": size} if size else {}
+    state = None if weights in ("hub", "none") else read_state(_existing(weights))
+    if state is not None and "head.weight" in state:
+        settings["num_classes"] = len(state["head.weight"])
+    model = _create(name, weights == "hub", settings)
+    if size and any(side % patch for side, patch in zip(size, model.patch_embed.patch_size, strict=True)):
+        why = f"is no multiple of the patch size {model.patch_embed.patch_size} (in evaluate.py: --data.image_size)"
+        raise UserError(f"--size: {size[0]} {size[1]} {why}")
+    if state is not None:
+        load_into(model, checkpoint_filter_fn(state, model), weights)
+    config = resolve_model_data_config(model)
+    return Classifier(model.eval(), config["mean"], config["std"])
+
+
+def load_run(folder: Path) -> Classifier:
+    """The best model of a run of train.py, with the run's normalisation. Raises UserError for another folder."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        kind = cast(type[TwoStageModel] | type[PlainViT], MODELS[config["model"]["name"]])
+        mean, std = (cast(Triple, tuple(config["data"][key])) for key in ("mean", "std"))
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise UserError(f"--run: {folder} is not a run of train.py: it has no readable config.yaml") from None
+    if not (folder / "best" / "model.safetensors").is_file():
+        raise UserError(f"--run: {folder} has no best/model.safetensors yet; train it for at least one epoch")
+    with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
+        model = kind.from_pretrained(folder / "best")
+    return Classifier(model, mean, std)
+
+
+def _existing(weights: str) -> str:
+    if not Path(weights).is_file():
+        raise UserError(f"--weights: no such file {weights}; give hub, none or a weights file")
+    return weights
+
+
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> VisionTransformer:
+    try:
+        model = timm.create_model(name, pretrained=pretrained, **settings)
+    except Exception as error:  # timm and the hub raise many kinds: offline, no such tag, not a ViT
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"--model: timm cannot make {name!r} ({reason}); or give --weights FILE or none") from None
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"--model: {name!r} is a {type(model).__name__}, not a timm VisionTransformer")
+    return model

@@ -1,0 +1,40 @@
+"""Raw attention: what the classifier's token attends to in one block."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from explain.registry import METHODS
+from explain.rollout import Fusion, fused_heads
+from explain.subject import Subject
+from explain.tape import record
+from explain.types import Explainer
+
+
+@METHODS.register("raw_attention")
+@dataclass(frozen=True)
+class RawAttention(Explainer):
+    """The classifier's row of one block's attention; the mean over patch rows where the classifier reads patches."""
+
+    head_fusion: Fusion = "mean"
+    layer: int = -1
+    """Which block, from 0, or from the end: -1 is the last."""
+
+    class_specific: ClassVar[bool] = False
+
+    def check(self, subject: Subject) -> None:
+        """Raise UserError where attention cannot be read, or there is no such block."""
+        super().check(subject)
+        depth = len(subject.vit.blocks)
+        if not -depth <= self.layer < depth:
+            raise UserError(f"--layer: {self.layer}; the model has blocks 0 to {depth - 1}")
+
+    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+        """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
+        with torch.no_grad(), record([subject.vit.blocks[self.layer]]) as tape:
+            subject.logits(images)
+        rows_BRN = fused_heads(tape.attentions, self.head_fusion, subject.rows())
+        return rows_BRN.mean(1)[:, subject.num_prefix :].unflatten(1, subject.grid(images))

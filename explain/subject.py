@@ -1,0 +1,163 @@
+"""A classifier as the explanation methods see it: some timm ViT, from whose attention images become class logits."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from timm.layers import Attention
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UserError
+from models.baseline import PlainViT
+from models.selection import Selection
+from models.two_stage import StageOneOutput, TwoStageModel
+
+Readout = Literal["class_token", "patches"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is explained. Build one with `subject_of`."""
+
+    module: nn.Module
+    """All of it: what is put into eval mode and must leave unchanged."""
+    vit: VisionTransformer
+    """The ViT whose attention and tokens are read."""
+    logits: Callable[[Tensor], Tensor]
+    """[B, 3, H, W] -> [B, C], differentiable."""
+    readout: Readout
+    """Which tokens the classifier reads after the last block."""
+    selection: Selection | None = None
+    """What stage 2 was shown; None where nothing is hidden."""
+
+    @property
+    def num_prefix(self) -> int:
+        """Class token and registers, which stand before the patch tokens."""
+        return int(self.vit.num_prefix_tokens)
+
+    def rows(self) -> slice:
+        """The tokens that the classifier reads: the class token (and DeiT's distillation token), or all patches."""
+        if self.readout == "class_token":
+            return slice(0, 2 if isinstance(self.vit, VisionTransformerDistilled) else 1)
+        return slice(self.num_prefix, None)
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """(h, w): the patch grid of these images."""
+        embed = self.vit.patch_embed
+        if self.vit.dynamic_img_size:
+            return cast(tuple[int, int], embed.dynamic_feat_size(tuple(images.shape[-2:])))
+        return cast(tuple[int, int], embed.grid_size)
+
+    def target_score(self, logits: Tensor, targets: Tensor | None) -> Tensor:
+        """Sum over the batch of each image's target logit (targets [B] int64; None: its predicted class).
+
+        Images do not meet in a ViT, so the gradient of the sum is every image's own. Raises UserError unless there is
+        one target per image.
+        """
+        chosen = logits.argmax(1) if targets is None else targets
+        if chosen.shape != logits.shape[:1]:
+            raise UserError(f"targets: shape {tuple(chosen.shape)} for {len(logits)} images; give one class per image")
+        return logits.gather(1, chosen[:, None]).sum()
+
+
+def subject_of(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Subject:
+    """What to explain of `model` for these images [B, 3, H, W].
+
+    `model`: a timm VisionTransformer, a PlainViT or a TwoStageModel. `stage` chooses what is explained of the last: how
+    stage 1 scores its parts' classes, or how stage 2 classifies what stage 1 selected in these images; the selection is
+    then fixed. Raises UserError for any other model.
+    """
+    if isinstance(model, TwoStageModel):
+        return _stage_1(model) if stage == 1 else _stage_2(model, images)
+    if isinstance(model, PlainViT):
+        readout: Readout = "class_token" if model.model_config.pooling == "cls" else "patches"
+        return Subject(model, model.backbone, lambda x: cast(Tensor, model(x).logits), readout)
+    if isinstance(model, VisionTransformer):
+        if isinstance(model.head, nn.Identity) or not model.global_pool:
+            raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
+        return Subject(model, model, model, "class_token" if model.global_pool == "token" else "patches")
+    raise UserError(
+        f"cannot explain a {type(model).__name__}; known: timm's VisionTransformer and this project's models"
+    )
+
+
+def _stage_1(model: TwoStageModel) -> Subject:
+    return Subject(model, model.stage_1.backbone, lambda x: select(model, x).class_logits, "patches")
+
+
+def _stage_2(model: TwoStageModel, images: Tensor) -> Subject:
+    with evaluated(model), torch.inference_mode(False), torch.no_grad():
+        selection = select(model, usable(images)).selection
+    subject = Subject(model, model.stage_2.backbone, nn.Identity(), "class_token", selection)
+    return subject_with_mask(subject, selection)
+
+
+def select(model: TwoStageModel, images: Tensor) -> StageOneOutput:
+    """Stage 1's answer. Noise that a published quirk keeps in evaluation is drawn anew from seed 0 in every call."""
+    return model.select(images, generator=torch.Generator(images.device).manual_seed(0))
+
+
+def usable(t: Tensor) -> Tensor:
+    """The tensor without its graph; a copy of one made in inference mode, which autograd would refuse to save."""
+    return t.detach().clone() if t.is_inference() else t.detach()
+
+
+def subject_with_mask(subject: Subject, selection: Selection) -> Subject:
+    """The same stage 2, shown another selection."""
+    model = cast(TwoStageModel, subject.module)
+    return replace(subject, logits=lambda x: model.predict(x, selection), selection=selection)
+
+
+def require_attention(subject: Subject) -> None:
+    """Raise UserError naming the first block whose attention matrix cannot be rebuilt from q, k and v."""
+    for index, block in enumerate(subject.vit.blocks):
+        kinds = [type(part) for part in block.modules() if hasattr(part, "fused_attn")] or [type(block)]
+        for kind in kinds:
+            if not issubclass(kind, Attention | ParallelScalingBlock):
+                why = f"blocks.{index}: a {kind.__name__} has no attention matrix that could be rebuilt"
+                raise UserError(f"{why}; choose a method without attention")
+
+
+@contextlib.contextmanager
+def evaluated(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every submodule's own mode restored after."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextlib.contextmanager
+def explainable(subject: Subject) -> Iterator[None]:
+    """What every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with all its
+    tokens in place. Everything is restored after.
+
+    Frozen weights spare what a forward pass would keep for their gradients; a method makes its own leaf of the graph.
+    """
+    changed: list[tuple[object, str, object]] = []
+
+    def change(owner: object, name: str, value: object) -> None:
+        changed.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, value)
+
+    with evaluated(subject.module), torch.inference_mode(False), torch.enable_grad():
+        try:
+            for part in subject.vit.modules():
+                if hasattr(part, "fused_attn"):
+                    change(part, "fused_attn", True)
+            if isinstance(subject.module, TwoStageModel):
+                change(subject.module.stage_2, "path", "dense")
+            change(subject.vit, "grad_checkpointing", False)
+            for parameter in subject.module.parameters():
+                change(parameter, "requires_grad", False)
+            yield
+        finally:
+            for owner, name, value in reversed(changed):
+                setattr(owner, name, value)

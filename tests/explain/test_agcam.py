@@ -1,0 +1,57 @@
+"""AGCAM against autograd through explicit attention, and known answers."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from explain import explain
+from explain.agcam import Agcam
+from explain.tape import Attention
+from tests.explain.small import CASES, TIMM, wave_image, waves
+from tests.explain.test_rollout import assert_known, known_subject, known_tape
+from tests.explain.textbook import explicit_layers, read_out
+
+TARGETS = torch.tensor([4, 1])
+
+
+def test_known_answer() -> None:
+    assert_known(Agcam().of_tape(known_tape(), *known_subject()), 1.295905, 0.610554, 0.159771, 0.272084)
+
+
+# ParallelScalingBlock makes q, k, v and the MLP's input in one product: its attention's input cannot be detached alone.
+@pytest.mark.parametrize("name", [*(name for name in TIMM if name != "parallel_scaling"), "stage_1", "stage_2"])
+def test_equals_autograd_with_detached_attention_inputs(name: str) -> None:
+    case = CASES[name]
+    model, x = case.model(), case.images(2)
+    maps = explain(model, x, "agcam", TARGETS, stage=case.stage)
+    for image, target in enumerate(TARGETS.tolist()):
+        subject = case.subject(model, x[[image]])
+        layers = explicit_layers(subject, x[[image]], target, detach_inputs=True)
+        total = sum((layer.G.clamp(min=0) * layer.S.sigmoid()).sum(0) for layer in layers)
+        assert isinstance(total, Tensor)
+        torch.testing.assert_close(maps[image].flatten(), read_out(total, subject), rtol=1e-4, atol=1e-5)
+
+
+def test_only_the_class_tokens_row_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    scores = Attention.scores
+
+    def noted(self: Attention, rows: slice = slice(None)) -> Tensor:
+        shapes.append(scores(self, rows).shape)
+        return scores(self, rows)
+
+    monkeypatch.setattr(Attention, "scores", noted)
+    explain(CASES["dino"].model(), CASES["dino"].images(), "agcam")
+    assert shapes == [(3, 2, 1, 21)] * 3
+
+
+def test_never_negative() -> None:
+    assert float(explain(CASES["gap"].model(), CASES["gap"].images(), "agcam").min()) >= 0
+
+
+def test_golden_map() -> None:
+    assert_known(
+        explain(waves(), wave_image(), "agcam", torch.tensor([3])),
+        0.145213, 0, 0.157146, 0.315664, 0.346958, 0.398999, 0.378735, 0.301085,
+        0.281643, 0.160467, 0.11896, 0.248639, 0.265786, 0.414978, 0.507242, 0.492078,
+    )  # fmt: skip

@@ -1,0 +1,82 @@
+"""Gradient rollout against its slow textbook form, the published quirks and known answers."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from explain import explain
+from explain.grad_rollout import GradRollout
+from explain.tape import Tape
+from tests.explain.small import CASES, TIMM, wave_image, waves
+from tests.explain.test_rollout import assert_known, known_subject, known_tape
+from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
+
+TARGETS = torch.tensor([4, 1])
+
+
+@pytest.mark.parametrize(
+    ("ratio", "numbers"),
+    [(0.0, (1, 0.136007, 0.069127, 0.02681)), (0.5, (1, 0.135517, 0.068878, 0.026714))],
+)
+def test_known_answers_with_the_gradients_reversed(ratio: float, numbers: tuple[float, ...]) -> None:
+    method = GradRollout(discard_ratio=ratio, compat="vit-explain")
+    assert_known(method.of_tape(known_tape(), *known_subject()), *numbers)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "numbers"),
+    [(0.0, (1, 0.83972, 0.268175, 0.122378)), (0.5, (1, 0.839226, 0.268017, 0.122306))],
+)
+def test_known_answers_with_the_gradients_in_order(ratio: float, numbers: tuple[float, ...]) -> None:
+    tape: Any = known_tape()
+    first, last = tape.attentions
+    first.gradient, last.gradient = last.gradient, first.gradient
+    method = GradRollout(discard_ratio=ratio, compat="vit-explain")
+    assert_known(method.of_tape(Tape([first, last]), *known_subject()), *numbers)
+
+
+@pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
+@pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.4}])
+def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
+    case = CASES[name]
+    model, x = case.model(), case.images(2)
+    maps = explain(model, x, "grad_rollout", TARGETS, stage=case.stage, **options)
+    for image, target in enumerate(TARGETS.tolist()):
+        subject = case.subject(model, x[[image]])
+        layers = explicit_layers(subject, x[[image]], target)
+        fused = [fuse(layer.A * layer.G, options.get("head_fusion", "mean")).clamp(min=0) for layer in layers]
+        fused = [dropped(F, options.get("discard_ratio", 0), keep_first=False) for F in fused]
+        wanted = read_out(product(fused, "row"), subject)
+        torch.testing.assert_close(maps[image].flatten(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.5])
+def test_published_form(ratio: float | None) -> None:
+    case = CASES["class_token"]
+    model, x = case.model(), case.images(1)
+    subject = case.subject(model, x)
+    layers = explicit_layers(subject, x, 2)
+    fused = [fuse(a.A * b.E, "mean").clamp(min=0) for a, b in zip(layers, reversed(layers), strict=True)]
+    wanted: Tensor = read_out(
+        product([dropped(F, 0.9 if ratio is None else ratio, keep_first=False) for F in fused], "column"), subject
+    )
+    maps = explain(model, x, "grad_rollout", torch.tensor([2]), compat="vit-explain", discard_ratio=ratio)
+    torch.testing.assert_close(maps.flatten(), wanted / wanted.max(), rtol=1e-4, atol=1e-6)
+
+
+def test_refused_options() -> None:
+    with pytest.raises(UserError, match="--head-fusion"):
+        GradRollout(head_fusion="sum")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="--discard-ratio"):
+        GradRollout(discard_ratio=2)
+
+
+def test_golden_map() -> None:
+    assert_known(
+        explain(waves(), wave_image(), "grad_rollout", torch.tensor([3])),
+        0, 0, 0, 0, 0, 0.000681, 0.003786, 0.00642,
+        0.006893, 0.007507, 0.00654, 0.004858, 0.004787, 0.00434, 0.003533, 0.001152,
+    )  # fmt: skip

@@ -1,0 +1,128 @@
+"""What is explained of each kind of model, and what is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.vision_transformer import DiffParallelScalingBlock
+from torch import nn
+
+from common.errors import UserError
+from explain import explain
+from explain.subject import explainable, require_attention, select, subject_of, subject_with_mask
+from models.two_stage import with_mask
+from tests.explain.small import CASES, two_stage, vit
+from tests.models.small import shaken
+
+CLASS_TOKEN = ("class_token", "dino", "wide", "res_post", "plain_cls", "stage_2")
+PATCHES = ("gap", "gap_with_token", "map", "plain_aim", "stage_1")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_logits_are_the_models_own(name: str) -> None:
+    case = CASES[name]
+    model, x = case.model(), case.images()
+    out: Any = model(x)
+    if not isinstance(out, torch.Tensor):
+        out = out.stage_1.class_logits if name == "stage_1" else out.logits
+    subject = case.subject(model, x)
+    with explainable(subject):
+        torch.testing.assert_close(subject.logits(x), out)
+
+
+def test_rows_are_the_tokens_that_the_classifier_reads() -> None:
+    def rows(name: str) -> slice:
+        return CASES[name].subject(CASES[name].model(), CASES[name].images()).rows()
+
+    assert [rows(name) for name in CLASS_TOKEN] == [slice(0, 1)] * len(CLASS_TOKEN)
+    assert rows("distilled") == slice(0, 2)
+    prefixes = {"gap": 0, "gap_with_token": 1, "map": 0, "plain_aim": 5, "stage_1": 5}
+    assert [rows(name) for name in PATCHES] == [slice(prefixes[name], None) for name in PATCHES]
+
+
+def test_the_grid_is_that_of_the_images() -> None:
+    grids = {"class_token": (4, 4), "wide": (4, 6), "dynamic": (6, 4), "stage_2": (4, 4)}
+    for name, grid in grids.items():
+        case = CASES[name]
+        assert case.subject(case.model(), case.images()).grid(case.images()) == grid
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Linear(3, 3), "cannot explain a Linear"),
+        (vit(num_classes=0), "no classifier"),
+        (vit(global_pool=""), "no classifier"),
+    ],
+)
+def test_refused_models(model: nn.Module, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        subject_of(model, CASES["class_token"].images())
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"attn_layer": "diff"}, "DiffAttention"),
+        ({"block_fn": DiffParallelScalingBlock}, "DiffParallelScalingBlock"),
+        ({"block_fn": lambda **_: nn.Identity()}, "Identity"),
+    ],
+)
+def test_blocks_without_an_attention_matrix_are_named(settings: dict[str, Any], kind: str) -> None:
+    subject = subject_of(vit(**settings), CASES["class_token"].images())
+    with pytest.raises(UserError, match=rf"^blocks\.0: a {kind} "):
+        require_attention(subject)
+
+
+@pytest.mark.parametrize("targets", [torch.tensor([1]), torch.tensor(1), torch.tensor([[1], [1], [1]])])
+def test_one_target_per_image(targets: torch.Tensor) -> None:
+    with pytest.raises(UserError, match="one class per image"):
+        explain(CASES["class_token"].model(), CASES["class_token"].images(), "agcam", targets)
+
+
+def test_another_selection() -> None:
+    case = CASES["stage_2"]
+    model, x = case.model(), case.images()
+    subject = case.subject(model, x)
+    assert subject.selection is not None
+    inverted = with_mask(subject.selection, ~subject.selection.mask)
+    other = subject_with_mask(subject, inverted)
+    assert other.selection is inverted
+    with explainable(other):
+        torch.testing.assert_close(other.logits(x), model.predict(x, inverted))
+        assert not torch.allclose(other.logits(x), subject.logits(x))
+
+
+def test_published_noise_in_evaluation_is_the_same_in_every_call() -> None:
+    model = shaken(two_stage(parts={"eval_noise": True, "temperature": 0.02})).eval()
+    x = CASES["stage_2"].images()
+    quiet = shaken(two_stage(parts={"temperature": 0.02})).eval()
+    before = torch.get_rng_state()
+    first, second = (select(model, x).selection for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert first.maps is not None and second.maps is not None
+    torch.testing.assert_close(first.maps, second.maps, rtol=0, atol=0)
+    assert not torch.allclose(first.maps, select(quiet, x).selection.maps)
+
+
+def test_hidden_patches_of_stage_2_are_zero_in_attention_maps() -> None:
+    case = CASES["stage_2"]
+    model, x = case.model(), case.images()
+    hidden = ~model.select(x).selection.mask
+    for method in ("raw_attention", "rollout", "grad_rollout", "attention_flow", "agcam", "inherent"):
+        maps = explain(model, x, method)
+        assert float(maps[hidden].abs().max()) == 0, method
+        assert float(maps[~hidden].abs().max()) > 0, method
+
+
+def test_soft_masks_can_be_explained() -> None:
+    model = shaken(two_stage(mask_kind="soft")).eval()
+    assert explain(model, CASES["stage_2"].images(), "agcam").isfinite().all()
+
+
+def test_inside_nothing_asks_for_gradients_of_weights() -> None:
+    case = CASES["class_token"]
+    model = case.model()
+    with explainable(case.subject(model, case.images())):
+        assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
