@@ -1,103 +1,92 @@
-"""Measure a trained run on a split.
+"""Measure a trained run on a split, or explanation methods on a run or any timm ViT.
 
     python evaluate.py --run runs/quickstart/two_stage-seed0
     python evaluate.py --run runs/waterbirds-k8 --split val --metrics accuracy groups --data.root /data/CUB_200_2011
+    python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
+    python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
-Any key of the run's config can be overridden by a flag. Writes results.json, figures.csv, figures.md, sheet.png,
-failures.png and a self-contained report.html to RUN/evaluation/SPLIT (or --out). Two evaluations of one checkpoint on
-the CPU are equal to the last bit.
+Any key of the run's config can be overridden by a flag. Writes results.json, tables, contact sheets and a
+self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to RUN/evaluation/SPLIT-methods. Two
+evaluations of one checkpoint on the CPU are equal to the last bit.
 """
 
 import argparse
-import json
+import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, NoReturn
 
 from common.errors import UserError, exit_on_user_error
-from datasets import eval_loader, load_split
-from engine.checkpointing import load_weights, read_checkpoint
-from engine.config import RunConfig
+from datasets import eval_loader
+from datasets.types import SPLITS
 from engine.evaluation import Recorder, evaluate
+from engine.interventions import read_intervention
+from engine.loading import load_run_model, read_split
+from engine.map_metrics import KNOWN
+from engine.method_evaluation import evaluate_methods
+from engine.method_flags import add_flags
 from engine.pictures import Photographer
-from engine.runs import BEST, CONFIG_FILE, LAST, METRICS_FILE, RESULTS, prepare_process, provenance, run_config
+from engine.runs import CONFIG_FILE, METRICS_FILE, RESULTS, prepare_process, provenance, run_config
 from engine.tracking import read_rows
 from engine.trainer import PRECISIONS
+from explain import METHODS
+from explain.options import add_options
 from metrics.registry import METRICS, build_metrics, default_metrics
-from models import build_model
-from models.part_discovery import Intervention
-from models.registry import AnyModel
 from models.two_stage import TwoStageModel
 from report.evaluation import HEADLINES, write_evaluation_report
-from report.files import json_text, write_atomic
+from report.files import check_folder, json_text, write_atomic
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
+        raise UserError(message)
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    """Known flags, and the rest: overrides of the run's config."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder that train.py wrote")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test")
+    """Known flags, and the rest: overrides of the config. With --method there are other flags than without."""
+    words = {word.partition("=")[0] for word in sys.argv}
+    with_method, helped = "--method" in words, bool({"-h", "--help"} & words)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="folder that train.py wrote")
+    source.add_argument("--model", metavar="timm/NAME", help="any timm ViT with its classifier; needs --method")
+    parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(METHODS)}")
+    parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME", help=f"default: all that apply, of {', '.join(METRICS)}"
-    )
+        "--metrics", nargs="+", metavar="NAME",
+        help=f"default: all that apply; of a run {', '.join(METRICS)}; of methods {', '.join(KNOWN)}",
+    )  # fmt: skip
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--thresholds", type=Path, help='JSON {"0": t, ...}: part-logit thresholds, one per part')
-    parser.add_argument("--remove-parts", type=int, nargs="+", default=[], metavar="K", help="parts (from 0) to hide")
-    parser.add_argument("--out", type=Path, help="default: RUN/evaluation/SPLIT")
+    parser.add_argument("--limit", type=int, metavar="N", help="a sample of N images, always the same ones")
+    parser.add_argument("--out", type=Path, help="default: RUN/evaluation/SPLIT, with --method SPLIT-methods")
+    if helped or not with_method:
+        group = parser.add_argument_group("without --method")
+        group.add_argument("--thresholds", type=Path, help='JSON {"0": t, ...}: part-logit thresholds, one per part')
+        group.add_argument(
+            "--remove-parts", type=int, nargs="+", default=[], metavar="K", help="parts (from 0) to hide"
+        )
+    if helped or with_method:  # the methods' --compat is not the config's
+        add_flags(parser)
+        add_options(parser)
     return parser.parse_known_args()
 
 
-def load_model(run: Path, config: RunConfig, checkpoint: str, num_classes: int) -> AnyModel:
-    """The run's model with its best or last weights (last: the moving average where the run kept one)."""
-    model = build_model(config.model, num_classes, config.data.size_hw, weights=False)
-    if checkpoint == "best":
-        path = run / BEST / "model.safetensors"
-        load_weights(model, read_checkpoint(path).tensors, path)
-        return model
-    last = read_checkpoint(run / LAST)
-    load_weights(model, last.part("ema") or last.part("model"), run / LAST)
-    return model
-
-
-def read_intervention(args: argparse.Namespace, model: AnyModel) -> Intervention | None:
-    """What the user takes away at test time. Raises UserError for parts or thresholds the model does not have."""
-    if not args.thresholds and not args.remove_parts:
-        return None
-    if not isinstance(model, TwoStageModel):
-        raise UserError("--thresholds and --remove-parts need a two-stage run: a plain ViT has no parts")
-    parts = model.model_config.parts.num_parts
-    if any(not 0 <= part < parts for part in args.remove_parts):
-        raise UserError(f"--remove-parts: parts are numbered 0 to {parts - 1}, got {args.remove_parts}")
-    return Intervention(_read_thresholds(args.thresholds, parts), tuple(args.remove_parts))
-
-
-def _read_thresholds(path: Path | None, parts: int) -> torch.Tensor | None:
-    if path is None:
-        return None
-    try:
-        content = json.loads(path.read_text())
-        return torch.tensor([float(content[str(k)]) for k in range(parts)])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f'--thresholds: {path} must map "0".."{parts - 1}" to numbers ({error})') from None
-
-
-@exit_on_user_error
-def main() -> None:
-    """Command line."""
+def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """A trained run on a split: figures, sheets, report."""
     # 1. run and data
-    args, overrides = parse_args()
+    out = check_folder(args.out or args.run / "evaluation" / args.split, "--out")
     config = run_config(args.run, overrides)
     device = prepare_process(config)
-    split = load_split(config.data, args.split, train=False, seed=config.train.seed)
+    split = read_split(config, args.split, args.limit)
 
     # 2. model and metrics
-    model = load_model(args.run, config, args.checkpoint, split.info.num_classes).to(device)
+    model = load_run_model(args.run, config, args.checkpoint, split.info.num_classes).to(device)
     two_stage = isinstance(model, TwoStageModel)
     metrics = build_metrics(args.metrics or default_metrics(split.info, has_mask=two_stage), split.info)
-    intervention = read_intervention(args, model)
+    intervention = read_intervention(args.thresholds, args.remove_parts, model)
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
 
     # 3. measure
@@ -107,8 +96,6 @@ def main() -> None:
     figures = evaluate(model, loader, metrics, device, precision, observers=[recorder], options=options)
 
     # 4. write
-    out = args.out or args.run / "evaluation" / args.split
-    out.mkdir(parents=True, exist_ok=True)
     details = {
         "run": str(args.run), "checkpoint": args.checkpoint, "split": args.split, "images": len(split),
         "seconds": time.perf_counter() - started, "interventions": {"remove_parts": args.remove_parts,
@@ -122,13 +109,21 @@ def main() -> None:
     history, text = read_rows(args.run / METRICS_FILE), (args.run / CONFIG_FILE).read_text()
     title = f"{args.run.name}: {args.split}"
     report = write_evaluation_report(out, title, figures, details, history, sheet, failures, text)
-    print(f"{args.split}, {len(split)} images: " + ", ".join(f"{name} {figures[name]:.4f}" for name in shown(figures)))
+    headlines = ", ".join(f"{name} {figures[name]:.4f}" for name in HEADLINES if name in figures)
+    print(f"{args.split}, {len(split)} images: {headlines}")
     print(f"look at {report}")
 
 
-def shown(figures: Mapping[str, float]) -> list[str]:
-    """The figures worth a line on the terminal."""
-    return [name for name in HEADLINES if name in figures]
+@exit_on_user_error
+def main() -> None:
+    """Command line."""
+    args, overrides = parse_args()
+    if args.method:
+        evaluate_methods(args, overrides)
+    elif args.model:
+        raise UserError("--model needs --method: without one, a --run is measured")
+    else:
+        evaluate_run(args, overrides)
 
 
 if __name__ == "__main__":

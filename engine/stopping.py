@@ -1,6 +1,8 @@
 """Ctrl-C and SIGTERM become a request to stop at the next whole step."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 
 
@@ -37,3 +39,17 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run did as it was
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
         self.exit_code = 128 + int(number)
+
+
+@contextlib.contextmanager
+def sigterm_unwinds() -> Iterator[None]:
+    """A context that SIGTERM leaves as an exception does, so that nothing half-written stays behind."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,8 +1,8 @@
 """Where a run's numbers go: metrics.jsonl, the terminal, and, if asked, Weights & Biases."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -79,25 +79,9 @@ class Tracker:
             self.wandb.summary.update(summary)
             self.wandb.finish()
 
-    @contextmanager
-    def bar(self, description: str, total: int, start: int = 0) -> Iterator[Any]:
-        """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
-        progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(),
-            console=self.console, transient=True, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        with progress:
-            task = progress.add_task(description, total=total, completed=start, rate="")
-            images = 0
-
-            def advance(count: int) -> None:
-                nonlocal images
-                images += count
-                elapsed = progress.tasks[0].elapsed or 0
-                progress.update(task, advance=1, rate=f"{images / elapsed:.0f} img/s" if elapsed else "")
-
-            yield advance
+    def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """See `progress_bar`."""
+        return progress_bar(self.console, description, total, start)
 
     def _print(self, row: Row) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
@@ -108,6 +92,26 @@ class Tracker:
             self._header_shown = True
         figures = "  ".join(format(value, form) for _, value, form in shown)
         self.console.print(f"{row['epoch']:5d}  {figures}", soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with progress:
+        task = progress.add_task(description, total=total, completed=start, rate="")
+        images = 0
+
+        def advance(count: int) -> None:
+            nonlocal images
+            images += count
+            elapsed = progress.tasks[0].elapsed or 0
+            progress.update(task, advance=1, rate=f"{images / elapsed:.3g} img/s" if elapsed else "")
+
+        yield advance
 
 
 def read_rows(path: Path) -> list[Row]:

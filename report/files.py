@@ -33,6 +33,14 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def check_folder(path: Path, flag: str) -> Path:
+    """The path, if a folder is or can be made there. Raises UserError naming the flag; makes nothing."""
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{flag}: cannot write to {path}: {there} is {'read-only' if there.is_dir() else 'a file'}")
+    return path
+
+
 def json_text(content: Any) -> str:
     """JSON that every reader takes: nan and infinity become null, what JSON has no word for becomes text."""
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"

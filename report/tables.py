@@ -1,4 +1,4 @@
-"""Results as JSON, CSV and Markdown: the same table three times, averaged over seeds."""
+"""Results as JSON, CSV, Markdown and LaTeX: the same table, averaged over seeds."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -92,6 +92,12 @@ def markdown(table: TableText) -> str:
 
     rule = ["---", *["---:"] * (len(table.header) - 1)]
     return "\n".join([line(table.header), line(rule), *(line(row) for row in table.rows)]) + "\n"
+
+
+def latex(table: TableText) -> str:
+    """The table as a LaTeX tabular (booktabs rules), numbers right-aligned."""
+    frame = pd.DataFrame(table.rows, columns=list(table.header))
+    return frame.to_latex(index=False, escape=True, column_format="l" + "r" * (len(table.header) - 1))
 
 
 def _is_numeric(key: str, records: Sequence[Record]) -> bool:

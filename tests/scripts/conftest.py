@@ -1,4 +1,4 @@
-"""A data set on disk for the scripts."""
+"""What the scripts are tried on: a data set on disk, trained runs."""
 
 from pathlib import Path
 
@@ -6,6 +6,9 @@ import pytest
 
 from datasets.config import DataConfig, SyntheticConfig
 from datasets.synthetic_layout import write_cub_layout
+from tests.scripts.method_runs import measure, runs
+
+__all__ = ["birds", "measure", "runs"]
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """Every command and every Python block of the README works as written, on a tiny run where a real one takes long."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from engine.config import parse_config
 from engine.study import load_study
@@ -21,6 +23,9 @@ COMMANDS = [
     for line in block.strip().splitlines()
     if line and not line.startswith("#")
 ]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PRINTED = ["torch.Size([4, 14, 14])", "torch.Size([1, 4, 12, 12])"]
+"""What each Python block says at its end."""
 RUN = "runs/quickstart/two_stage-seed0"
 TINY = {**KEYS, "model.backbone": "vit_nano_patch8", "data.image_size": 96, "train.epochs": 1}
 """A script knows no backbone of the tests' own."""
@@ -102,8 +107,28 @@ def test_studies_run(name: str, elsewhere: Path) -> None:
 
 
 @pytest.mark.slow
-def test_python_block_runs(elsewhere: Path) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m explain")])
+def test_explain_commands_run(command: str, elsewhere: Path) -> None:
+    arguments = shlex.split(command)[1:]
+    arguments += ["--weights", "none"] if "--model" in arguments else []  # no download in a test
+    out = elsewhere / "explained.png"
+    out = elsewhere / arguments[arguments.index("--out") + 1] if "--out" in arguments else out
+    Image.new("RGB", (120, 90), "green").save(elsewhere / "photo.jpg")
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=elsewhere,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr
+    assert Image.open(out).width > 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "printed"), list(zip(PYTHON, PRINTED, strict=True)))
+def test_python_blocks_run(block: str, printed: str, elsewhere: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", block],
         cwd=elsewhere,
@@ -113,4 +138,4 @@ def test_python_block_runs(elsewhere: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr
-    assert "torch.Size([1, 4, 12, 12])" in done.stdout
+    assert printed in done.stdout

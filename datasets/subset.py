@@ -1,0 +1,52 @@
+"""Some records of a split: a seeded sample where all of them would take too long."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.loader import Split
+from datasets.types import DatasetInfo, RawDataset, RawSample
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The records of `raw` at `indices`, in that order; a RawDataset."""
+
+    raw: RawDataset
+    indices: Sequence[int]
+
+    @property
+    def info(self) -> DatasetInfo:
+        """That of the whole."""
+        return self.raw.info
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Label of every record."""
+        labels = self.raw.labels
+        return [labels[i] for i in self.indices]
+
+    @property
+    def groups(self) -> Sequence[int] | None:
+        """Group of every record, where the data set has groups."""
+        groups = self.raw.groups
+        return None if groups is None else [groups[i] for i in self.indices]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> RawSample:
+        """One record."""
+        return self.raw.read(self.indices[index])
+
+
+def sample_split(split: Split, count: int) -> Split:
+    """`count` records of the split, always the same ones, in their old order; all where it has fewer.
+
+    Drawn without replacement; a larger sample holds the smaller ones.
+    """
+    if count >= len(split):
+        return split
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
+    return Split(Subset(split.raw, chosen.tolist()), split.transform, train=split.train, seed=split.seed)
