@@ -66,7 +66,8 @@ class Rollout(Explainer):
 
 def fused_heads(attentions: Sequence[Attention], head_fusion: Fusion, rows: slice = ALL) -> Tensor:
     """One matrix [B, R, N] of all heads of a block, those of parallel branches too."""
-    return FUSIONS[head_fusion](torch.cat([attention.weights(rows) for attention in attentions], dim=1), dim=1)
+    heads = [attention.weights(rows) for attention in attentions]
+    return FUSIONS[head_fusion](heads[0] if len(heads) == 1 else torch.cat(heads, dim=1), dim=1)  # cat would copy
 
 
 def check_ratio(discard_ratio: float | None) -> None:

@@ -40,7 +40,7 @@ class Attention:
 
     def scores(self, rows: slice = ALL) -> Tensor:
         """S [B, H, R, N] fp32 (fp64 for an fp64 model), -inf where masked."""
-        scores = exact_product(self.q[:, :, rows], self.k) * self.scale
+        scores = exact_product(self.q[:, :, rows], self.k, self.scale)
         if self.mask is None:
             return scores
         mask = self.mask[..., rows, :] if self.mask.shape[-2] > 1 else self.mask
@@ -174,8 +174,8 @@ def replay(blocks: Sequence[nn.Module], tape: Tape, rows: slice) -> Iterator[Tap
         yield of_rows
 
 
-def exact_product(a: Tensor, b: Tensor) -> Tensor:
-    """a bT in fp32 (fp64 for fp64 tensors), also under autocast."""
+def exact_product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
+    """(scale a) bT in fp32 (fp64 for fp64 tensors), also under autocast."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
-        return a.to(dtype) @ b.to(dtype).transpose(-2, -1)
+        return (a.to(dtype) * scale) @ b.to(dtype).transpose(-2, -1)
