@@ -122,6 +122,6 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def speed_up(case: Case, baseline: Case) -> float:
+def speed_up(own: list[float], baseline: list[float]) -> float:
     """How many times fewer seconds than the baseline: median over rounds of their ratio in that round."""
-    return median(b / a for a, b in zip(case.seconds, baseline.seconds, strict=True))
+    return median(b / a for a, b in zip(own, baseline, strict=True))

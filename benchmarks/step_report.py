@@ -20,7 +20,7 @@ def rows(cases: list[Case]) -> list[dict[str, Any]]:
     for case in cases:
         baseline = cases[case.baseline]
         row = asdict(case) | {"baseline": baseline.variant, "median_seconds": median(case.seconds)}
-        row |= {"min_seconds": min(case.seconds), "times_faster": speed_up(case, baseline)}
+        row |= {"min_seconds": min(case.seconds), "times_faster": speed_up(case.seconds, baseline.seconds)}
         row |= {"memory_share": case.peak_bytes / max(1, baseline.peak_bytes)}
         found.append(row)
     return found
@@ -58,16 +58,20 @@ def summary(
 
 def markdown(content: dict[str, Any]) -> str:
     """The same for people."""
-    options, machine = content["options"], content["machine"]
-    lines = ["# One training step, against the published one", "", _what(options), ""]
+    lines = ["# One training step, against the published one", "", _what(content["options"]), ""]
     for part in dict.fromkeys(row["part"] for row in content["rows"]):
         lines += _table(part, [row for row in content["rows"] if row["part"] == part])
     lines += [f"- {'met' if g['met'] else 'MISSED'}: {g['goal']} ({g['value']:.3f})" for g in content["goals"]]
-    lines += ["", _how(content), ""]
+    lines += ["", _how(content), "", origin(content)]
+    return "\n".join(lines) + "\n"
+
+
+def origin(content: dict[str, Any]) -> str:
+    """When, and on what: the last line of a table."""
+    machine = content["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     where = f"{machine['device']}, Python {machine['python']}, {versions}, commit {machine['commit']}"
-    lines += [f"{content['date']}, {where}"]
-    return "\n".join(lines) + "\n"
+    return f"{content['date']}, {where}"
 
 
 def _what(options: dict[str, Any]) -> str:
@@ -106,11 +110,11 @@ def _how(content: dict[str, Any]) -> str:
     )
 
 
-def write(content: dict[str, Any], out: Path) -> list[Path]:
-    """Write OUT.json and OUT.md (`out` may end in either); their paths."""
+def write(content: dict[str, Any], page: str, out: Path) -> list[Path]:
+    """Write OUT.json and, with `page`, OUT.md (`out` may end in either); their paths."""
     out.parent.mkdir(parents=True, exist_ok=True)
     stem = out.stem if out.suffix in (".json", ".md") else out.name
     paths = [out.with_name(stem + ".json"), out.with_name(stem + ".md")]
     paths[0].write_text(json.dumps(content, indent=2) + "\n")
-    paths[1].write_text(markdown(content))
+    paths[1].write_text(page)
     return paths

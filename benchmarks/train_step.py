@@ -127,9 +127,10 @@ def main(args: Sequence[str] | None = None) -> int:
     measured = measure(bench, options)
     shown = {name: value for name, value in vars(options).items() if name not in ("out", "save")}
     content = summary(shown, provenance(), checked, bench.resident_bytes(), measured)
-    print(markdown(content))
+    page = markdown(content)
+    print(page)
     out = options.out or (RESULTS / _name(options, bench.device) if options.save else None)
-    for path in write(content, out) if out else []:
+    for path in write(content, page, out) if out else []:
         _say(f"wrote {path}")
     return 0
 
