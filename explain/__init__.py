@@ -1,7 +1,7 @@
 """What explains: one verb, one registry of methods.
 
-    from explain import explain
-    maps = explain(model, images, "agcam")  # [B, h, w]
+from explain import explain
+maps = explain(model, images, "agcam")  # [B, h, w]
 """
 
 from typing import Any, Literal

@@ -12,10 +12,9 @@ import torch
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
-from common.errors import UserError
 from explain.gradients import at_least_float
 from explain.registry import METHODS
-from explain.subject import Subject, require_attention
+from explain.subject import Subject, require_attention, require_block
 from explain.tape import record
 from explain.types import Explainer
 
@@ -37,9 +36,7 @@ class GradCAM(Explainer):
 
     def check(self, subject: Subject) -> None:
         """Raise UserError for a block that is not there; compat=chefer needs attention."""
-        depth = len(subject.vit.blocks)
-        if not -depth <= self.layer < depth:
-            raise UserError(f"--layer: {self.layer}; the model has blocks 0 to {depth - 1}, or -{depth} to -1")
+        require_block(subject, self.layer)
         if self.compat:
             require_attention(subject)
 

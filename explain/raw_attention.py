@@ -6,10 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from common.errors import UserError
 from explain.registry import METHODS
 from explain.rollout import Fusion, fused_heads
-from explain.subject import Subject
+from explain.subject import Subject, require_block
 from explain.tape import record
 from explain.types import Explainer
 
@@ -28,9 +27,7 @@ class RawAttention(Explainer):
     def check(self, subject: Subject) -> None:
         """Raise UserError where attention cannot be read, or there is no such block."""
         super().check(subject)
-        depth = len(subject.vit.blocks)
-        if not -depth <= self.layer < depth:
-            raise UserError(f"--layer: {self.layer}; the model has blocks 0 to {depth - 1}")
+        require_block(subject, self.layer)
 
     def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""

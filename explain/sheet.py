@@ -16,8 +16,7 @@ from explain.loading import Classifier
 from explain.subject import select
 from models.two_stage import TwoStageModel
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize
-from report.sheets import Column, LegendEntry
-from report.style import part_colour
+from report.sheets import Column, LegendEntry, part_legend
 
 TILE = 252
 """Pixels of a picture's shorter side on the sheet; a multiple of the usual patch grids 12, 14 and 28."""
@@ -67,7 +66,7 @@ class Show:
         """The colours of the parts."""
         model = self.classifier.model
         parts = model.model_config.parts.num_parts if isinstance(model, TwoStageModel) else 0
-        return [LegendEntry(part_colour(part), f"part {part + 1}") for part in range(parts)]
+        return part_legend(parts)
 
     def _picture(self, image: Tensor) -> np.ndarray:
         height, width = image.shape[-2:]

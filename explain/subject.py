@@ -122,6 +122,13 @@ def require_attention(subject: Subject) -> None:
                 raise UserError(f"{why}; choose a method without attention")
 
 
+def require_block(subject: Subject, layer: int) -> None:
+    """Raise UserError unless the model has a block `layer`, from 0, or from the end with -1."""
+    depth = len(subject.vit.blocks)
+    if not -depth <= layer < depth:
+        raise UserError(f"--layer: {layer}; the model has blocks 0 to {depth - 1}, or -{depth} to -1")
+
+
 @contextlib.contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
     """Eval mode inside; every submodule's own mode restored after."""

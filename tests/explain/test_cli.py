@@ -107,7 +107,7 @@ def test_a_run_is_shown_with_its_own_input(run: Path, photos: Path, tmp_path: Pa
     two_stage = run.name == "two_stage"
     parts = ["parts", "what stage 2\nsees", "foreground"] if two_stage else []
     assert titles == ["image", *parts, "rollout"]
-    assert [entry.label for entry in legend] == (["part 1", "part 2", "part 3"] if two_stage else [])
+    assert [entry.label for entry in legend] == (["part 0", "part 1", "part 2"] if two_stage else [])
     classifier = load_run(run)
     assert (classifier.size, classifier.num_classes, classifier.mean) == ((32, 32), 2, (0.4, 0.5, 0.6))
     image = cli.read_input(photos / "bird0.png", classifier)

@@ -10,7 +10,7 @@ from common.errors import UserError
 from explain import explain
 from explain.grad_rollout import GradRollout
 from explain.tape import Tape
-from tests.explain.small import CASES, TIMM, wave_image, waves
+from tests.explain.small import CASES, TIMM
 from tests.explain.test_rollout import assert_known, known_subject, known_tape
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
@@ -72,11 +72,3 @@ def test_refused_options() -> None:
         GradRollout(head_fusion="sum")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="--discard-ratio"):
         GradRollout(discard_ratio=2)
-
-
-def test_golden_map() -> None:
-    assert_known(
-        explain(waves(), wave_image(), "grad_rollout", torch.tensor([3])),
-        0, 0, 0, 0, 0, 0.000681, 0.003786, 0.00642,
-        0.006893, 0.007507, 0.00654, 0.004858, 0.004787, 0.00434, 0.003533, 0.001152,
-    )  # fmt: skip

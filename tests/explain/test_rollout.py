@@ -13,7 +13,7 @@ from explain.raw_attention import RawAttention
 from explain.rollout import Fusion, Rollout, discard, over_maximum, roll_out
 from explain.subject import Subject, subject_of
 from explain.tape import Tape
-from tests.explain.small import CASES, TIMM, vit, wave_image, waves
+from tests.explain.small import CASES, TIMM, vit
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
 
@@ -158,14 +158,6 @@ def test_raw_attention_of_a_block_that_is_not_there() -> None:
     for layer in (3, -4):
         with pytest.raises(UserError, match=r"--layer: -?\d; the model has blocks 0 to 2"):
             explain(CASES["class_token"].model(), CASES["class_token"].images(), RawAttention(layer=layer))
-
-
-def test_golden_map() -> None:
-    assert_known(
-        explain(waves(), wave_image(), "rollout"),
-        0.032385, 0.029042, 0.025575, 0.02276, 0.022262, 0.021346, 0.021778, 0.023263,
-        0.023629, 0.02562, 0.03856, 0.038637, 0.03209, 0.033934, 0.036045, 0.036732,
-    )  # fmt: skip
 
 
 def test_column_sums_divide_columns_in_the_published_form() -> None:
