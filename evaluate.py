@@ -2,26 +2,34 @@
 
     python evaluate.py --run runs/quickstart/two_stage-seed0
     python evaluate.py --run runs/waterbirds-k8 --split val --metrics accuracy groups --data.root /data/CUB_200_2011
+    python evaluate.py --run runs/waterbirds-k8 --leave-one-part-out
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
 Any key of the run's config can be overridden by a flag. Writes results.json, tables, contact sheets and a
-self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to RUN/evaluation/SPLIT-methods. Two
-evaluations of one checkpoint on the CPU are equal to the last bit.
+self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to RUN/evaluation/SPLIT-methods, with
+--leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of one checkpoint on the CPU are equal
+to the last bit.
 """
 
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from datasets import eval_loader
 from datasets.types import SPLITS
 from engine.evaluation import Recorder, evaluate
+from engine.given_masks import hands_out_mask
+from engine.interventions import add_flags as add_intervention_flags
+from engine.interventions import check_flags as check_intervention_flags
 from engine.interventions import read_intervention
-from engine.loading import load_run_model, read_split
+from engine.leave_one_out import leave_one_part_out
+from engine.loading import load_run_model, read_fit_split, read_split
 from engine.map_metrics import KNOWN
 from engine.method_evaluation import evaluate_methods
 from engine.method_flags import add_flags
@@ -32,17 +40,8 @@ from engine.trainer import PRECISIONS
 from explain import METHODS
 from explain.options import add_options
 from metrics.registry import METRICS, build_metrics, default_metrics
-from models.two_stage import TwoStageModel
 from report.evaluation import HEADLINES, write_evaluation_report
 from report.files import check_folder, json_text, write_atomic
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(message)
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -61,13 +60,9 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     )  # fmt: skip
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
     parser.add_argument("--limit", type=int, metavar="N", help="a sample of N images, always the same ones")
-    parser.add_argument("--out", type=Path, help="default: RUN/evaluation/SPLIT, with --method SPLIT-methods")
+    parser.add_argument("--out", type=Path, help="default: RUN/evaluation/SPLIT (see above)")
     if helped or not with_method:
-        group = parser.add_argument_group("without --method")
-        group.add_argument("--thresholds", type=Path, help='JSON {"0": t, ...}: part-logit thresholds, one per part')
-        group.add_argument(
-            "--remove-parts", type=int, nargs="+", default=[], metavar="K", help="parts (from 0) to hide"
-        )
+        add_intervention_flags(parser)
     if helped or with_method:  # the methods' --compat is not the config's
         add_flags(parser)
         add_options(parser)
@@ -83,23 +78,30 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     split = read_split(config, args.split, args.limit)
 
     # 2. model and metrics
-    model = load_run_model(args.run, config, args.checkpoint, split.info.num_classes).to(device)
-    two_stage = isinstance(model, TwoStageModel)
-    metrics = build_metrics(args.metrics or default_metrics(split.info, has_mask=two_stage), split.info)
+    model = load_run_model(args.run, config, args.checkpoint, split.info.num_outputs).to(device)
+    sample = split[0] if hasattr(model, "select") else None
+    names = args.metrics or default_metrics(split.info, hands_out_mask(model), sample)
+    metrics = build_metrics(names, split.info)
     intervention = read_intervention(args.thresholds, args.remove_parts, model)
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
 
     # 3. measure
     recorder, started = Recorder(), time.perf_counter()
-    loader = eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)
-    precision = PRECISIONS[config.train.precision]
-    figures = evaluate(model, loader, metrics, device, precision, observers=[recorder], options=options)
+    load = partial(eval_loader, batch_size=config.data.eval_batch_size, workers=config.data.workers)
+    fit_split = read_fit_split(config, args.limit, metrics.to_fit) if metrics.to_fit else None
+    figures = evaluate(
+        model, load(split), metrics, device, PRECISIONS[config.train.precision], observers=[recorder], options=options,
+        training=load(fit_split) if fit_split else (),
+    )  # fmt: skip
 
     # 4. write
     details = {
-        "run": str(args.run), "checkpoint": args.checkpoint, "split": args.split, "images": len(split),
+        "run": str(args.run), "checkpoint": args.checkpoint, "split": args.split,
+        "split_origin": split.info.split_origin, "images": len(split),
         "seconds": time.perf_counter() - started, "interventions": {"remove_parts": args.remove_parts,
-        "thresholds": str(args.thresholds) if args.thresholds else None}, "provenance": provenance(),
+        "thresholds": str(args.thresholds) if args.thresholds else None},
+        "fitted": fit_split and {"metrics": metrics.to_fit, "split": "train", "images": len(fit_split)},
+        "provenance": provenance(),
     }  # fmt: skip
     content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
     write_atomic(out / RESULTS, json_text(content))
@@ -123,7 +125,8 @@ def main() -> None:
     elif args.model:
         raise UserError("--model needs --method: without one, a --run is measured")
     else:
-        evaluate_run(args, overrides)
+        check_intervention_flags(args)
+        (leave_one_part_out if args.leave_one_part_out else evaluate_run)(args, overrides)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,18 @@ from typing import Any
 
 import torch
 
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
 from datasets import Split, load_split
+from datasets.loader import Feed
+from datasets.semi import MixedFeed, split_labels
+from datasets.types import SPLITS
 from engine.checkpointing import load_weights, read_checkpoint
 from engine.config import RunConfig, parse_config
-from engine.objectives import OBJECTIVES
-from engine.optim import plain_rules, two_stage_rules
+from engine.consistency import ConsistentObjective
+from engine.given_masks import check_masks
+from engine.loading import warm_start
+from engine.objectives import OBJECTIVES, Objective
+from engine.optim import RULES
 from engine.pictures import Photographer
 from engine.runs import BEST, CONFIG_FILE, RESULTS, open_run, prepare_process, provenance
 from engine.stopping import RunStopped
@@ -27,6 +33,7 @@ from engine.trainer import Trainer
 from models import build_model
 from report.curves import training_curves
 from report.files import json_text, write_atomic
+from report.names import pretty
 
 
 def train(config: RunConfig) -> Row:
@@ -35,21 +42,31 @@ def train(config: RunConfig) -> Row:
     device = prepare_process(config)
     splits = load_splits(config)
     info = splits["train"].info
+    if info.multi_label and config.train.best_metric == "accuracy":
+        raise UserError(
+            f"train.best_metric=accuracy: pictures of {info.name} show several classes; "
+            "set it to mean_average_precision, macro_f1 or micro_f1"
+        )
 
     # 2. model and objective
-    resume_weights = not config.resume
-    model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=resume_weights)
+    fresh = not (config.resume or config.model.init_from)
+    model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=fresh)
+    if config.model.init_from and not config.resume:
+        warm_start(model, config.model.init_from)
+    check_masks(model, splits.values())
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
-    objective = OBJECTIVES[config.model.name](config.loss, info.num_classes, counts)
-    rules = plain_rules(config.optim) if config.model.name == "vit" else two_stage_rules(config.optim)
+    objective: Objective = OBJECTIVES[config.model.name](config.loss, info.num_classes, counts)
+    if config.loss.consistency.weight:
+        objective = ConsistentObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
+    rules = RULES[config.model.name](config.optim)
 
     # 3. trainer and, once everything is known to fit, the run folder
-    trainer = Trainer(config, model, objective, rules, splits, device)
+    trainer = Trainer(config, model, objective, rules, splits, device, feed_of(config, splits))
     if config.resume:
         trainer.load()
     out = open_run(config, model)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
-    tracker.keep_epochs(trainer.progress.epoch)
+    tracker.keep_epochs(trainer.position)
     photographer = Photographer(splits["val"], config.data.mean, config.data.std)
 
     # 4. train
@@ -65,15 +82,29 @@ def train(config: RunConfig) -> Row:
     # 5. the best checkpoint on the test split
     results = final_results(trainer, config)
     write_atomic(out / RESULTS, json_text(results))
-    tracker.say(f"test accuracy {results['test/accuracy']:.1%} (best epoch {results['best_epoch']}); results in {out}")
+    figure = config.train.best_metric if info.multi_label else "accuracy"
+    share = f"{results[f'test/{figure}']:.1%}"
+    tracker.say(f"test {pretty(figure)} {share} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
 
 
 def load_splits(config: RunConfig) -> dict[str, Split]:
-    """The three splits; training augmented."""
-    seed = config.train.seed
-    return {name: load_split(config.data, name, train=name == "train", seed=seed) for name in ("train", "val", "test")}
+    """The three splits, training augmented; where some images lose their labels, also "unlabelled"."""
+    seed, semi = config.train.seed, config.data.semi
+    splits = {name: load_split(config.data, name, train=name == "train", seed=seed) for name in SPLITS}
+    if semi.mode != "supervised" or semi.images_per_class:
+        splits["train"], rest = split_labels(splits["train"], semi, config.data.seed)
+        splits |= {"unlabelled": rest} if semi.mode != "supervised" else {}
+    return splits
+
+
+def feed_of(config: RunConfig, splits: dict[str, Split]) -> Feed | None:
+    """What training steps read, where it is not the training split once an epoch."""
+    semi = config.data.semi
+    if semi.mode == "supervised":
+        return None
+    return MixedFeed(splits["train"], splits["unlabelled"], config.data.batch_size, semi, config.train.seed)
 
 
 def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
@@ -91,6 +122,7 @@ def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
         "train_seconds": progress.train_seconds,
         "wall_seconds": progress.wall_seconds,
         "skipped": progress.skipped,
+        "split_origin": {name: split.info.split_origin for name, split in trainer.splits.items()},
         "provenance": provenance(),
     }
 

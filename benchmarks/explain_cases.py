@@ -166,6 +166,7 @@ METHODS = (
     Method(FORWARD, _forward),
     Method(BOTH, _forward_backward),
     _method("raw_attention"),
+    _method("gradient"),
     _method("rollout", {"compat": "vit-explain"}, others=_published(published.rollout), tolerance=SAME),
     _method("grad_rollout", {"compat": "vit-explain"}, others=_published(published.grad_rollout), tolerance=SAME),
     _method("lrp", {"start_layer": 1}, others=_published(lrp), tolerance={"published": 1e-6}),

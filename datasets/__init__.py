@@ -1,7 +1,10 @@
 """What is read: data sets by name, their transforms, and loaders that depend on (seed, epoch) alone."""
 
+from pathlib import Path
+
 from datasets.config import DataConfig, SyntheticConfig
 from datasets.loader import BatchLoader, Split, eval_loader, steps_per_epoch, train_loader
+from datasets.mask_folder import MaskedDataset
 from datasets.registry import DATASETS
 from datasets.transforms import build_transform
 from datasets.types import Batch, DatasetInfo, RawDataset, RawSample, Sample, collate
@@ -32,4 +35,6 @@ def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Spl
     Raises UserError on an unknown name, an unknown split, or files that are missing or wrong.
     """
     raw = DATASETS[config.name](config, split)
+    if config.mask_folder:
+        raw = MaskedDataset(raw, Path(config.mask_folder).expanduser())
     return Split(raw, build_transform(config, train), train=train, seed=seed)

@@ -1,6 +1,7 @@
 """Boxes in the XML files that ImageNet and PASCAL VOC publish beside their pictures. The files are not trusted."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,22 +14,47 @@ LARGEST = 1 << 20
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
-def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
-    """[N, 4] float32 xyxy pixels: every object/bndbox of the file, whatever its class, as published.
+@dataclass(frozen=True)
+class BoxFile:
+    """What a box file says."""
 
-    size_hw: the picture's height and width, which the file must state. Nothing in the file names another file to read.
+    size_hw: tuple[float, float]
+    """Of its picture: height and width, pixels."""
+    names: tuple[str, ...]
+    """Class of the object of each box."""
+    boxes: np.ndarray
+    """[N, 4] float32 xyxy pixels."""
+
+
+def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
+    """[N, 4] float32 xyxy pixels: every box of the file, whatever its class, as published.
+
+    size_hw: the picture's height and width, which the file must state. Raises UserError as `read_box_file` does.
+    """
+    found = read_box_file(path)
+    if found.size_hw != size_hw:
+        sizes = [f"{width:g} x {height:g}" for height, width in (found.size_hw, size_hw)]
+        raise UserError(f"{path} is for a picture of {sizes[0]} pixels, not {sizes[1]}; restore both files")
+    return found.boxes
+
+
+def read_box_file(path: Path, first_pixel: int = 0) -> BoxFile:
+    """Every object/bndbox of the file. Nothing in the file names another file to read.
+
+    `first_pixel`: what the file calls the first column and row. VOC counts from 1 and its box includes its last pixel,
+    so that there a box's edges are (xmin - 1, ymin - 1, xmax, ymax).
     Raises UserError, naming the file, where it is missing, broken, too large, or says what cannot be.
     """
     root = _parse(path)
     width, height = (_number(root, f"size/{side}", path) for side in ("width", "height"))
-    if (height, width) != size_hw:
-        pixels = f"{size_hw[1]} x {size_hw[0]}"
-        raise UserError(f"{path} is for a picture of {width:g} x {height:g} pixels, not {pixels}; restore both files")
-    boxes = [[_number(box, corner, path) for corner in CORNERS] for box in root.iterfind("object/bndbox")]
+    objects = [(item, box) for item in root.iterfind("object") for box in item.iterfind("bndbox")]
+    boxes = np.array([[_number(box, corner, path) for corner in CORNERS] for _, box in objects]).reshape(-1, 4)
+    boxes[:, :2] -= first_pixel
     for x0, y0, x1, y1 in boxes:
         if x1 <= x0 or y1 <= y0:
             raise UserError(f"{path}: a box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) has no area; restore the file")
-    return np.array(boxes, np.float32).reshape(-1, 4)
+    names = tuple((item.findtext("name") or "").strip() for item, _ in objects)
+    return BoxFile((height, width), names, boxes.astype(np.float32))
 
 
 def _parse(path: Path) -> ElementTree.Element:

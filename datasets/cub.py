@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets.config import DataConfig
 from datasets.cub_annotations import IMAGES, read_annotations
 from datasets.files import FileDataset, Record, check_split, find_root
-from datasets.holdout import check_fraction, hold_out
+from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.tables import Row, by_id, read_spaced, same_ids
 from datasets.types import DatasetInfo
 
@@ -34,7 +34,8 @@ class Cub(FileDataset):
         labels = {key: present.index(class_id) for key, class_id in class_ids.items()}
         train = {key: bool(row.integer("is_training", (0, 1))) for key, row in flagged.items()}
         notes = read_annotations(base)
-        info = DatasetInfo("cub", tuple(classes[key].text("name") for key in present), part_names=notes.part_names)
+        names = tuple(classes[key].text("name") for key in present)
+        info = DatasetInfo("cub", names, part_names=notes.part_names, split_origin=split_origin(split, config))
         records = []
         for key in choose_split(labels, train, split, config):
             path = paths[key].text("path")

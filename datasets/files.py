@@ -23,6 +23,7 @@ class Record:
     mask: Path | None = None
     parts: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    present: np.ndarray | None = None
 
 
 class FileDataset:
@@ -44,15 +45,32 @@ class FileDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def pixels(self, path: Path) -> np.ndarray:
+        """[H, W, 3] uint8 of a picture file. Raises UserError where it is unreadable."""
+        return read_image(path)
+
+    def object(self, path: Path) -> np.ndarray:
+        """[H, W] bool of a mask file. Raises UserError where it is unreadable."""
+        return read_mask(path)
+
     def read(self, index: int) -> RawSample:
         """Picture, mask and annotations. Raises UserError where a file is unreadable or the two differ in size."""
         record = self.records[index]
-        image = read_image(record.path)
-        mask = None if record.mask is None else read_mask(record.mask)
-        if mask is not None and mask.shape != image.shape[:2]:
-            sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
-            raise UserError(f"{record.mask} is {sizes[0]} pixels but {record.path} is {sizes[1]}; restore both files")
-        return RawSample(image, record.label, str(record.path), record.group, mask, record.parts, record.boxes)
+        image = self.pixels(record.path)
+        mask = None if record.mask is None else self.object(record.mask)
+        if mask is not None:
+            check_mask_size(mask, record.mask, image, record.path)
+        return RawSample(
+            image, record.label, str(record.path), record.group, mask, record.parts, record.boxes,
+            present=record.present,
+        )  # fmt: skip
+
+
+def check_mask_size(mask: np.ndarray, mask_path: Path | str | None, image: np.ndarray, path: Path | str) -> None:
+    """Raise a UserError unless mask [H, W] is as large as image [H, W, 3]."""
+    if mask.shape != image.shape[:2]:
+        sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
+        raise UserError(f"{mask_path} is {sizes[0]} pixels but {path} is {sizes[1]}; restore both files")
 
 
 def check_split(name: str, split: str) -> None:
@@ -71,13 +89,14 @@ def open_root(config: DataConfig, content: str) -> Path:
     return root
 
 
-def find_root(config: DataConfig, marker: str) -> Path:
-    """The folder that holds `marker`: data.root itself, or CUB_200_2011 in it. Raises UserError."""
+def find_root(config: DataConfig, marker: str, folders: Sequence[str] = ("CUB_200_2011",)) -> Path:
+    """The folder that holds `marker`: data.root itself, or one of `folders` in it. Raises UserError."""
     root = open_root(config, marker)
-    for base in (root, root / "CUB_200_2011"):
+    bases = [root, *(root / folder for folder in folders)]
+    for base in bases:
         if (base / marker).exists():
             return base
-    raise UserError(f"data.root: neither {root} nor {root / 'CUB_200_2011'} holds {marker}; correct the path")
+    raise UserError(f"data.root: neither {' nor '.join(map(str, bases))} holds {marker}; correct the path")
 
 
 def check_files(paths: Iterable[Path], advice: str = "unpack the pictures again or correct data.image_folder") -> None:

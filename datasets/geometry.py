@@ -3,15 +3,23 @@
 from dataclasses import replace
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
 from datasets.types import RawSample
 
+BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
+IMAGENET_CROP = 224 / 256
+"""Share of the short side that ImageNet's evaluation keeps."""
+WARP_FROM = 384
+"""Pixels: from this side on it keeps all of the picture."""
 
-def resize_to_cover(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
+
+def resize_to_cover(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resampling = BILINEAR) -> RawSample:
     """Smallest size of the same aspect that covers (height, width): for a square, the short side becomes its side.
 
-    Bilinear with antialiasing (mask: nearest). The long side is rounded down, as published.
+    Antialiased (mask: nearest). The long side is rounded down, as published.
     """
     height, width = raw.image.shape[:2]
     target_h, target_w = size_hw
@@ -19,17 +27,26 @@ def resize_to_cover(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
         new_h, new_w = target_h, target_h * width // height
     else:
         new_h, new_w = target_w * height // width, target_w
+    return resize(raw, (new_h, new_w), resampling)
+
+
+def resize(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resampling = BILINEAR) -> RawSample:
+    """Warp to (height, width), whatever the aspect. Antialiased (mask, part labels: nearest)."""
+    (height, width), (new_h, new_w) = raw.image.shape[:2], size_hw
     if (new_h, new_w) == (height, width):
         return raw
-    image = Image.fromarray(raw.image).resize((new_w, new_h), Image.Resampling.BILINEAR)
-    mask = raw.mask
-    if mask is not None:
-        grey = Image.fromarray(mask.astype(np.uint8)).resize((new_w, new_h), Image.Resampling.NEAREST)
-        mask = np.asarray(grey) > 0
+    image = Image.fromarray(raw.image).resize((new_w, new_h), resampling)
+    mask = None if raw.mask is None else _nearest(raw.mask, size_hw).astype(bool)
+    part_labels = None if raw.part_labels is None else _nearest(raw.part_labels, size_hw).astype(np.int16)
     scale = np.array([new_w / width, new_h / height])
     parts = None if raw.parts is None else np.hstack([raw.parts[:, :2] * scale, raw.parts[:, 2:]])
     boxes = None if raw.boxes is None else raw.boxes * np.tile(scale, 2)
-    return replace(raw, image=np.asarray(image), mask=mask, parts=parts, boxes=boxes)
+    return replace(raw, image=np.asarray(image), mask=mask, parts=parts, boxes=boxes, part_labels=part_labels)
+
+
+def _nearest(values: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """Whole numbers [H, W] at (height, width): int32."""
+    return np.asarray(Image.fromarray(values.astype(np.int32)).resize(size_hw[::-1], Image.Resampling.NEAREST))
 
 
 def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
@@ -40,7 +57,16 @@ def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
     parts = None if raw.parts is None else raw.parts - np.array([left, top, 0])
     boxes = None if raw.boxes is None else raw.boxes - np.array([left, top, left, top])
     mask = None if raw.mask is None else raw.mask[rows, columns]
-    return replace(raw, image=raw.image[rows, columns], mask=mask, parts=parts, boxes=boxes)
+    labels = None if raw.part_labels is None else raw.part_labels[rows, columns]
+    return replace(raw, image=raw.image[rows, columns], mask=mask, parts=parts, boxes=boxes, part_labels=labels)
+
+
+def imagenet_view(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
+    """ImageNet's usual evaluation: bicubic; short side to 256 / 224 of the size, centre crop; large sizes: a warp."""
+    if min(size_hw) >= WARP_FROM:
+        return resize(raw, size_hw, BICUBIC)
+    height, width = (int(side / IMAGENET_CROP) for side in size_hw)
+    return centre_crop(resize_to_cover(raw, (height, width), BICUBIC), size_hw)
 
 
 def inside_parts(parts: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -56,3 +82,17 @@ def inside_boxes(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     height, width = size_hw
     cut = np.clip(boxes, 0, np.array([width, height, width, height]))
     return cut[(cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])]
+
+
+def frame_of(raw: RawSample) -> Tensor | None:
+    """[4] float32 (x, y, width, height) of the first box of a record with key points: what these are measured in.
+
+    As published, the corner moves to the nearest pixel of the picture and the size stays, also where the box sticks
+    out. None for a record without key points or boxes.
+    """
+    if raw.parts is None or raw.boxes is None or not len(raw.boxes):
+        return None
+    height, width = raw.image.shape[:2]
+    left, top, right, bottom = raw.boxes[0]
+    corner = np.clip([left, top], 0, [width - 1, height - 1])
+    return torch.tensor([*corner, right - left, bottom - top], dtype=torch.float32)

@@ -18,6 +18,15 @@ def check_fraction(name: str, split: str, config: DataConfig) -> None:
         raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs a share between 0 and 1")
 
 
+def split_origin(split: str, config: DataConfig) -> str:
+    """`DatasetInfo.split_origin` of a split of a data set whose val is held out of its training split."""
+    if split == "test" or config.val_fraction == 0:
+        return "published"
+    if split == "train":
+        return "published, without what is held out for val"
+    return f"held out: {config.val_fraction:g} of every class of the published training split, data.seed {config.seed}"
+
+
 def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
     """A random share of one class's keys: at least one, and never all of them, unless there is only one.
 
@@ -28,3 +37,15 @@ def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
     count = min(max(1, round(len(keys) * config.val_fraction)), len(keys) - 1)
     rng = np.random.default_rng(stable_seed("val", config.seed, label))
     return {keys[i] for i in rng.permutation(len(keys))[: max(count, 0)]}
+
+
+def choose(labels: Sequence[int], split: str, config: DataConfig) -> list[int]:
+    """Positions that make up "train" or "val" among the records of a published training split with these labels.
+
+    `val` takes the same share of every class, see `hold_out`.
+    """
+    by_class: dict[int, list[int]] = {}
+    for position, label in enumerate(labels):
+        by_class.setdefault(label, []).append(position)
+    held_out = {position for label, keys in by_class.items() for position in hold_out(keys, label, config)}
+    return [position for position in range(len(labels)) if (position in held_out) == (split == "val")]

@@ -4,7 +4,6 @@
 data.seed. Nothing but folders is read at the start: a picture and its boxes are opened when asked for.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,13 +11,13 @@ from common.errors import UserError
 from datasets.box_xml import read_boxes
 from datasets.config import DataConfig
 from datasets.files import check_files, check_split, open_root
-from datasets.holdout import check_fraction, hold_out
+from datasets.folders import class_folders, picture_names
+from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.images import read_image
+from datasets.synsets import imagenet_classes, known_folders
 from datasets.tables import Row, read_spaced
 from datasets.types import DatasetInfo, RawSample
 
-EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-"""Of pictures, in lower case; on disk in any (ImageNet's are .JPEG)."""
 CLASS_NAMES = "LOC_synset_mapping.txt"
 BOXES = "Annotations/CLS-LOC/val"
 
@@ -30,21 +29,22 @@ class ImageNet:
     the labels of all 1000. Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
+    name = "imagenet"
     groups = None
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        check_split("imagenet", split)
+        check_split(self.name, split)
         if split != "test":
-            check_fraction("imagenet", split, config)
+            check_fraction(self.name, split, config)
         root = open_root(config, "train/ and val/")
         self.folder = root / ("val" if split == "test" else "train")
         folders = class_folders(self.folder)
         other = root / ("train" if split == "test" else "val")
         if other.is_dir():
             same_classes(self.folder, folders, other, class_folders(other))
-        classes = read_classes(_names_file(config, root), folders)
+        classes = self.classes(_names_file(config, root), folders)
         self.folders = tuple(classes)
-        self.info = DatasetInfo("imagenet", tuple(classes.values()))
+        self.info = DatasetInfo(self.name, tuple(classes.values()), split_origin=split_origin(split, config))
         self.labels: list[int] = []
         self.names: list[str] = []  # one short text for each picture: a million paths would take a gigabyte
         for label, folder in enumerate(self.folders):
@@ -70,30 +70,23 @@ class ImageNet:
         boxes = read_boxes(self._xml(name), image.shape[:2]) if self.boxes else None
         return RawSample(image, label, str(path), boxes=boxes)
 
+    def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
+        """Class folder -> name of the class, in the order of the labels; `names`: the list of classes, if any."""
+        return read_classes(names, folders)
+
     def _xml(self, name: str) -> Path:
         assert self.boxes is not None
         return self.boxes / f"{Path(name).stem}.xml"
 
 
-def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in train/ or val/. Raises UserError where there are none."""
-    try:
-        with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is missing; data.root must be the folder that holds {folder.name}/") from None
-    if not names:
-        raise UserError(f"{folder} has no class folders; sort its pictures into {folder.name}/<class>/")
-    return names
+class ImageNet1k(ImageNet):
+    """The same with the 1000 classes that pretrained models know, however few of their folders the tree has."""
 
+    name = "imagenet1k"
 
-def picture_names(folder: Path) -> list[str]:
-    """Sorted names of the pictures in a class folder. Raises UserError where there are none."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in EXTENSIONS)
-    if not names:
-        raise UserError(f"{folder} holds no pictures ({', '.join(sorted(EXTENSIONS))}); fill or remove the folder")
-    return names
+    def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
+        """Those of the list, or where there is none the published ones. Raises UserError for a folder of no class."""
+        return known_folders(imagenet_classes(names), folders, self.folder)
 
 
 def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:

@@ -37,11 +37,24 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """[H, W] bool: True where the grey value is above zero, whatever the depth. Raises UnreadablePictureError."""
+    """[H, W] bool: True where the grey value is above zero, whatever the depth. Raises UnreadablePictureError.
+
+    A picture file, or a NumPy array in a file .npy.
+    """
+    if Path(path).suffix == ".npy":
+        return _load_array(path) > 0
     picture = _load(path)
     if not picture.mode.startswith(("I", "F")):
         picture = picture.convert("L")
     return np.asarray(picture) > 0
+
+
+def read_indices(path: Path | str) -> np.ndarray:
+    """[H, W] uint8: the numbers that a picture with a palette holds, such as classes. Raises UnreadablePictureError."""
+    picture = _load(path)
+    if picture.mode not in ("P", "L"):
+        raise UnreadablePictureError(path, f"its pixels are {picture.mode}, not numbers of a palette")
+    return np.asarray(picture)
 
 
 def _load(path: Path | str) -> Image.Image:
@@ -63,6 +76,19 @@ def _load(path: Path | str) -> Image.Image:
         if isinstance(error, UserError):
             raise
         raise UnreadablePictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _load_array(path: Path | str) -> np.ndarray:
+    """[H, W] bool or numbers. Nothing in the file is unpickled."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UnreadablePictureError(path, "no such file") from None
+    except (OSError, EOFError, ValueError) as error:
+        raise UnreadablePictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+    if not (isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf"):
+        raise UnreadablePictureError(path, "no array of rows and columns of numbers")
+    return values
 
 
 def _to_eight_bits(values: np.ndarray, path: Path | str) -> np.ndarray:

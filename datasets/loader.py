@@ -68,7 +68,7 @@ class _Guarded(Dataset[Sample | Problem]):
             return Problem("", str(error))
 
 
-def _collate_train(items: list[Sample | Problem]) -> Batch | Problem:
+def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
     """A batch without its unreadable pictures, which it lists; a Problem if none is left or something else is wrong."""
     problems = [item for item in items if isinstance(item, Problem)]
     for problem in problems:
@@ -148,7 +148,26 @@ def train_loader(
         [(epoch, index) for index in order[step * whole : (step + 1) * whole][rank::world_size]]
         for step in range(start_batch, steps)
     ]
-    return BatchLoader(split, batches, workers, _collate_train)
+    return BatchLoader(split, batches, workers, collate_train)
+
+
+class Feed:
+    """What every step of training reads: here the whole split once an epoch, shuffled."""
+
+    steps: int
+    """Batches in an epoch."""
+
+    def __init__(self, split: Split, batch_size: int, seed: int) -> None:
+        """`seed`: the training seed. Raises UserError where there is not one batch."""
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.steps = steps_per_epoch(split, batch_size)
+
+    def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
+        """Batches of one epoch from `start_batch` on: a function of (seed, epoch) alone, for an exact resume."""
+        return train_loader(
+            self.split, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start_batch=start_batch,
+            workers=workers,
+        )  # fmt: skip
 
 
 def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:

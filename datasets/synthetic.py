@@ -62,7 +62,7 @@ class SyntheticBirds:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """Image, label, group = 2 * label + place, object mask, five key points (all visible) and one box."""
+        """Image, label, group = 2 * label + place, mask, five key points (all visible), one box, parts at pixels."""
         mask = self.part_map[index] > 0
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         return RawSample(
@@ -73,6 +73,7 @@ class SyntheticBirds:
             mask=mask,
             parts=self.parts[index],
             boxes=np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32),
+            part_labels=self.part_map[index].astype(np.int16) - 1,
         )
 
 

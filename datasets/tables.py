@@ -67,13 +67,18 @@ def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[Row]:
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
     """Rows of a CSV file with a header that has at least `columns`."""
     reader = csv.DictReader(_text(path).splitlines(), restval="")
-    header = [name.strip() for name in reader.fieldnames or ()]
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
-    reader.fieldnames = header
-    for cells in reader:
-        yield Row(path, reader.line_num, {name: cells[name].strip() for name in columns})
+    try:
+        header = [name.strip() for name in reader.fieldnames or ()]
+        missing = [name for name in columns if name not in header]
+        if missing:
+            raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
+        reader.fieldnames = header
+        for cells in reader:
+            yield Row(path, reader.line_num, {name: cells[name].strip() for name in columns})
+    except csv.Error as error:
+        raise UserError(
+            f"{path} is no CSV after line {reader.line_num} ({error}); restore the file as published"
+        ) from None
 
 
 def _text(path: Path) -> str:

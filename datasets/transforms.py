@@ -15,9 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torch import Tensor
 
+from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.geometry import centre_crop, inside_boxes, inside_parts, resize_to_cover
+from datasets.geometry import centre_crop, frame_of, imagenet_view, inside_boxes, inside_parts, resize, resize_to_cover
 from datasets.seeds import stable_seed
 from datasets.types import RawSample, Sample
 
@@ -37,7 +39,7 @@ class RowOfPlanck(A.PlanckianJitter):
 
 
 def build_transform(config: DataConfig, train: bool) -> Transform:
-    """The transform of a split: `config.augmentation` if trained on, else short side, centre crop, normalise."""
+    """The transform of a split: `config.augmentation` if trained on, else the evaluation transform."""
     if train and config.augmentation == "timm":
         return TimmTransform(config)
     if train and config.augmentation != "none":
@@ -45,34 +47,53 @@ def build_transform(config: DataConfig, train: bool) -> Transform:
     return EvalTransform(config)
 
 
+def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
+    """As `config.evaluation` says."""
+    if config.evaluation == "warp":
+        return resize(raw, config.size_hw)
+    if config.evaluation == "imagenet":
+        return imagenet_view(raw, config.size_hw)
+    return centre_crop(resize_to_cover(raw, config.size_hw), config.size_hw)
+
+
 class EvalTransform:
-    """Short side to the image size, centre crop, normalise. Uses no randomness."""
+    """`eval_geometry`, normalise. Uses no randomness."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
 
     def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
         """Sample of config.size_hw; `seed` is ignored."""
-        size = self.config.size_hw
-        return finish(centre_crop(resize_to_cover(raw, size), size), self.config)
+        raw = eval_geometry(raw, self.config)
+        return replace(finish(raw, self.config), frame=frame_of(raw))
 
 
 class AugmentTransform:
-    """`flip`: the evaluation geometry, mirrored half of the time. `cub_original`: iFAM's (`cub_steps`)."""
+    """`flip`, `siim_acr`: the evaluation geometry, mirrored half of the time. `cub_original`: iFAM's (`cub_steps`);
+    `cub_geometry`: the same without its colour jitter. `foreground_crop`: that of iFAM's decoupled training
+    (`foreground_steps`)."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.crop_first = config.augmentation == "flip"
-        steps = [A.HorizontalFlip(p=0.5)] if self.crop_first else cub_steps(config.size_hw)
+        self.crop_first = config.augmentation in ("flip", "siim_acr")
+        self.needs_mask = config.augmentation == "foreground_crop"
+        steps = STEPS[config.augmentation](config.size_hw)
         boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True)
         points = A.KeypointParams("xy", remove_invisible=False)
-        self.pipeline = A.Compose(steps, bbox_params=boxes, keypoint_params=points)
+        labels = {"part_labels": "mask"}
+        self.pipeline = A.Compose(steps, bbox_params=boxes, keypoint_params=points, additional_targets=labels)
 
     def __call__(self, raw: RawSample, seed: int) -> Sample:
-        """Sample of config.size_hw, augmented as a function of `seed`; mask, key points and boxes follow the pixels."""
-        raw = resize_to_cover(raw, self.config.size_hw)
-        if self.crop_first:
-            raw = centre_crop(raw, self.config.size_hw)
+        """Sample of config.size_hw, augmented as a function of `seed`; all annotations follow the pixels.
+
+        Raises UserError where the augmentation needs a mask that the record has not.
+        """
+        if self.needs_mask and raw.mask is None:
+            raise UserError(
+                f"data.augmentation=foreground_crop needs a mask for every picture, and {raw.path} has none; "
+                "give data.mask_folder or another augmentation"
+            )
+        raw = eval_geometry(raw, self.config) if self.crop_first else resize_to_cover(raw, self.config.size_hw)
         for position, step in enumerate(self.pipeline.transforms):
             # One seed for all steps would give them the same draws: every mirrored picture jittered alike.
             step.set_random_seed(stable_seed(seed, position))
@@ -92,18 +113,42 @@ def cub_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
     ]  # fmt: skip
 
 
+def foreground_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
+    """The steps of `foreground_crop` after the resize: a random crop that contains a pixel of the object, if any."""
+    strength = (0.8, 1.2)
+    return [
+        A.CropNonEmptyMaskIfExists(*size_hw),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=(-0.5, 0.5), p=0.5),
+        RowOfPlanck(mode="blackbody", p=0.5),
+    ]
+
+
+STEPS: dict[str, Callable[[tuple[int, int]], list[A.BasicTransform]]] = {
+    "flip": lambda _: [A.HorizontalFlip(p=0.5)],
+    "siim_acr": lambda _: [A.HorizontalFlip(p=0.5)],
+    "cub_original": cub_steps,
+    "cub_geometry": lambda size_hw: [step for step in cub_steps(size_hw) if not isinstance(step, RowOfPlanck)],
+    "foreground_crop": foreground_steps,
+}
+"""Augmentation by name -> its steps for inputs of (height, width) pixels."""
+
+
 def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
     """Run an albumentations pipeline over a record."""
     data: dict[str, Any] = {"image": np.ascontiguousarray(raw.image)}
     if raw.mask is not None:
         data["mask"] = raw.mask.astype(np.uint8)
+    if raw.part_labels is not None:
+        data["part_labels"] = raw.part_labels + np.int16(1)  # a step fills with 0, which must mean no part
     data["keypoints"] = np.zeros((0, 2)) if raw.parts is None else raw.parts[:, :2].astype(np.float32)
     data["bboxes"] = np.zeros((0, 4)) if raw.boxes is None else inside_boxes(raw.boxes, raw.image.shape[:2])
     done = pipeline(**data)
     parts = None if raw.parts is None else np.column_stack([done["keypoints"], raw.parts[:, 2]])
     boxes = None if raw.boxes is None else np.asarray(done["bboxes"]).reshape(-1, 4)
     mask = None if raw.mask is None else done["mask"] > 0
-    return replace(raw, image=done["image"], mask=mask, parts=parts, boxes=boxes)
+    labels = None if raw.part_labels is None else done["part_labels"] - np.int16(1)
+    return replace(raw, image=done["image"], mask=mask, parts=parts, boxes=boxes, part_labels=labels)
 
 
 class TimmTransform:
@@ -116,10 +161,10 @@ class TimmTransform:
         )  # fmt: skip
 
     def __call__(self, raw: RawSample, seed: int) -> Sample:
-        """Sample of config.size_hw with mask, key points and boxes None."""
+        """Sample of config.size_hw without mask, key points, boxes and part labels."""
         with seeded_globals(seed):
             image = self.policy(Image.fromarray(raw.image))
-        return Sample(image=image, label=raw.label, path=raw.path, group=raw.group)
+        return Sample(image, raw.label, raw.path, raw.group, present=_tensor(raw.present, torch.bool))
 
 
 @contextmanager
@@ -148,7 +193,14 @@ def finish(raw: RawSample, config: DataConfig) -> Sample:
         label=raw.label,
         path=raw.path,
         group=raw.group,
-        mask=None if raw.mask is None else torch.tensor(raw.mask),
-        parts=None if raw.parts is None else torch.tensor(inside_parts(raw.parts, size), dtype=torch.float32),
-        boxes=None if raw.boxes is None else torch.tensor(inside_boxes(raw.boxes, size), dtype=torch.float32),
+        mask=_tensor(raw.mask, torch.bool),
+        parts=None if raw.parts is None else _tensor(inside_parts(raw.parts, size), torch.float32),
+        boxes=None if raw.boxes is None else _tensor(inside_boxes(raw.boxes, size), torch.float32),
+        part_labels=_tensor(raw.part_labels, torch.int64),
+        present=_tensor(raw.present, torch.bool),
     )
+
+
+def _tensor(values: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
+    """A copy: the array may be a view of what a reader keeps."""
+    return None if values is None else torch.tensor(values, dtype=dtype)

@@ -12,6 +12,10 @@ SPLITS = ("train", "val", "test")
 """The names of a data set's splits; a split's number in the published index files is its position here."""
 
 
+UNLABELLED = -1
+"""The label of an image whose label is not to be used."""
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What the labels of a data set mean."""
@@ -23,10 +27,24 @@ class DatasetInfo:
     minority_groups: tuple[int, ...] | None = None
     """Groups whose smallest accuracy is the paper's worst-group figure; None: the smallest class accuracy is."""
     part_names: tuple[str, ...] | None = None
+    """Name of each key point of `parts`, or of each part of `part_labels`."""
+    group_shares: tuple[float, ...] | None = None
+    """Share of each group in the published training split; None where unknown."""
+    class_of_output: tuple[int, ...] | None = None
+    """For each of a model's outputs the class it counts for, -1 = none; None: the outputs are the classes."""
+    split_origin: str = "published"
+    """Where this split's records come from, in words: "published", or how they were held out."""
+    multi_label: bool = False
+    """A picture may show several classes: its records have `present`."""
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """How many outputs a model needs to answer for this data set."""
+        return self.num_classes if self.class_of_output is None else len(self.class_of_output)
 
 
 @dataclass(frozen=True)
@@ -44,6 +62,10 @@ class RawSample:
     """[P, 3] float (x, y, visible), pixels."""
     boxes: np.ndarray | None = None
     """[N, 4] float, xyxy pixels."""
+    part_labels: np.ndarray | None = None
+    """[H, W] int16: index of the part at each pixel, -1 = none."""
+    present: np.ndarray | None = None
+    """[C] bool: every class in the picture, where it may show several; `label` is one of them, see the reader."""
 
 
 class RawDataset(Protocol):
@@ -81,6 +103,12 @@ class Sample:
     """[P, 3] float32 (x, y, visible), pixels of the transformed image."""
     boxes: Tensor | None = None
     """[N, 4] float32 xyxy, pixels of the transformed image."""
+    part_labels: Tensor | None = None
+    """[H, W] int64, the part at every pixel, -1 = none."""
+    frame: Tensor | None = None
+    """[4] float32 (x, y, width, height), pixels: what key points are measured in (`geometry.frame_of`)."""
+    present: Tensor | None = None
+    """[C] bool."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +128,36 @@ class Batch:
     """[B, P, 3] float32."""
     boxes: tuple[Tensor, ...] | None = None
     """B tensors [N_i, 4]."""
+    part_labels: Tensor | None = None
+    """[B, H, W] int64."""
+    frame: Tensor | None = None
+    """[B, 4] float32."""
+    present: Tensor | None = None
+    """[B, C] bool."""
     skipped: tuple[str, ...] = ()
     """Paths of the unreadable pictures left out of this training batch."""
+    unlabelled: int = 0
+    """How many of the images, the last ones, have no label."""
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def targets(self) -> Tensor:
+        """What a classifier is to say: `present` where pictures may show several classes, else `label`."""
+        return self.label if self.present is None else self.present
+
+    def with_labels(self) -> "Batch":
+        """The images that have a label; ValueError where none has."""
+        count = len(self) - self.unlabelled
+        if count < 1:
+            raise ValueError("no image of this batch has a label")
+        kept: dict[str, Any] = {
+            name: value[:count]
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor | tuple) and name != "skipped"
+        }
+        return replace(self, **kept, unlabelled=0)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with every tensor on `device` (asynchronously from pinned memory)."""
@@ -140,5 +193,9 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
         mask=stack("mask"),
         parts=stack("parts"),
         boxes=boxes or None,
+        part_labels=stack("part_labels"),
+        frame=stack("frame"),
+        present=stack("present"),
         skipped=tuple(skipped),
+        unlabelled=sum(sample.label == UNLABELLED for sample in samples),
     )

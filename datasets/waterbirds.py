@@ -31,18 +31,21 @@ class Waterbirds(FileDataset):
         rows = list(by_id(read_csv(base / WATERBIRDS / "metadata.csv", COLUMNS), "img_id").values())
         check_names(rows)
         pictures, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
-        records = []
+        records, training = [], [0] * len(GROUPS)
         for row in rows:
             label, place, number = (
                 row.integer("y", (0, 1)),
                 row.integer("place", (0, 1)),
                 row.integer("split", (0, 1, 2)),
             )
+            training[2 * label + place] += SPLITS[number] == "train"
             if SPLITS[number] == split:
                 boxes, parts, mask = notes.of(row.text("img_filename"))
                 picture = pictures / row.text("img_filename")
                 records.append(Record(picture, label, 2 * label + place, mask, parts, boxes))
-        super().__init__(DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names), records, split)
+        shares = tuple(count / sum(training) for count in training) if any(training) else None
+        info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, shares)
+        super().__init__(info, records, split)
 
 
 def check_names(rows: list[Row]) -> None:

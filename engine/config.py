@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 from common.errors import UserError
-from datasets.config import DataConfig
+from datasets.config import DataConfig, with_prescribed
 from losses.config import LossConfig
 from models.config import ModelConfig
 
@@ -75,13 +75,18 @@ class TrainConfig:
     deterministic: bool = False
     """Only deterministic kernels (slower on CUDA; an operation without one is an error)."""
     best_metric: str = "accuracy"
-    """The validation figure that picks the best checkpoint; on a tie the later epoch wins."""
+    """The validation figure that picks the best checkpoint; on a tie the later epoch wins. Where pictures show several
+    classes there is no accuracy: give mean_average_precision, macro_f1 or micro_f1."""
     eval_every: int = 1
     """Validate every so many epochs (and after the last)."""
     watch_test: bool = False
     """Also measure the test split whenever validation runs, for the curves alone: nothing is ever chosen by it."""
     sheet_every: int = 10
     """Write a contact sheet of part maps every so many epochs; 0 = only after the last."""
+    eval_every_steps: int = 0
+    """Also validate within epochs, every so many optimiser steps; 0 = only where eval_every says."""
+    keep_every: int = 0
+    """Keep a copy of the checkpoint every so many epochs, checkpoints/epoch_NNN.safetensors; 0 = only the last."""
     save_every_steps: int = 0
     """Also checkpoint within epochs, every so many optimiser steps; 0 = at the end of an epoch."""
 
@@ -149,12 +154,13 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Apply `compat` and check what types cannot say. Raises UserError naming the key."""
+    """Apply `compat` and what the data set prescribes; check what types cannot say. Raises UserError naming the key."""
+    config = replace(config, data=with_prescribed(config.data))
     if config.compat == "reference":
         config = _with_reference_quirks(config)
     for key in _nulls(config):
         raise UserError(f"{key} has no value; give one or leave the key out")
-    for problem, fine in {**_model_and_data(config), **_course(config)}.items():
+    for problem, fine in {**_model_and_data(config), **_course(config), **_few_labels(config)}.items():
         if not fine:
             raise UserError(problem)
     return config
@@ -173,6 +179,9 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
         "data.eval_batch_size must be at least 1": config.data.eval_batch_size >= 1,
         "data.workers must not be negative": config.data.workers >= 0,
         "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
+        f"loss.classification: mixed images have no mask, which model.name={config.model.name} needs; set mixup and "
+        "cutmix to 0": not (config.loss.classification.mixup or config.loss.classification.cutmix)
+        or config.model.name not in ("decoupled", "late_masking"),
     }
 
 
@@ -187,6 +196,8 @@ def _course(config: RunConfig) -> dict[str, bool]:
         "train.threads must not be negative": train.threads >= 0,
         "train.sheet_every must not be negative": train.sheet_every >= 0,
         "train.save_every_steps must not be negative": train.save_every_steps >= 0,
+        "train.eval_every_steps must not be negative": train.eval_every_steps >= 0,
+        "train.keep_every must not be negative": train.keep_every >= 0,
         "optim.lr must be positive": optim.lr > 0,
         "optim.clip must not be negative": optim.clip >= 0,
         "optim.accumulation must be at least 1": optim.accumulation >= 1,
@@ -196,6 +207,24 @@ def _course(config: RunConfig) -> dict[str, bool]:
         "optim.stage_1_epochs must be from 0 to train.epochs - 1": 0 <= optim.stage_1_epochs < train.epochs,
         "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
         "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
+    }
+
+
+def _few_labels(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    semi, weight = config.data.semi, config.loss.consistency.weight
+    supervised = semi.mode == "supervised"
+    return {
+        "data.semi.alpha must be positive": semi.alpha > 0,
+        "data.semi.batch_size must be at least 1": semi.batch_size >= 1,
+        "data.semi.images_per_class must not be negative": semi.images_per_class >= 0,
+        "data.semi.unlabelled_size must not be negative": semi.unlabelled_size >= 0,
+        "loss.consistency.weight must not be negative": weight >= 0,
+        f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, to 1 say": supervised
+        or weight > 0,
+        f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,
+        "loss.consistency: compiled code has no second derivative; set train.compile to false": not weight
+        or not config.train.compile,
     }
 
 

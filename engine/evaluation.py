@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 from datasets.types import Batch
+from engine.given_masks import given_mask
 from engine.objectives import prediction_of
+from metrics.outputs import in_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
 
@@ -23,6 +25,7 @@ class ImageRecord:
 
     path: str
     label: int
+    """The true class; where a picture shows several, the predicted one if that is among them."""
     predicted: int
     group: int | None
     wrong_confidence: float
@@ -40,28 +43,37 @@ def evaluate(
     observers: Iterable[Observer] = (),
     seed: int = 0,
     options: Mapping[str, Any] = MappingProxyType({}),
+    training: Iterable[Batch] = (),
 ) -> dict[str, float]:
     """The metrics over all batches; `observers` see every batch with its prediction; `options` go to the model.
+
+    Both see the data set's classes, which need not be the model's outputs (`metrics.outputs`).
+
+    `training`: the training split in its evaluation transform, read where a metric asks for it (`MetricSet.to_fit`).
 
     Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
     as they were. The model's mode is restored.
     """
     metrics.reset()
-    observers = tuple(observers)
-    with evaluation_mode(model, device, seed):
-        for batch in batches:
-            batch = batch.to(device)
-            prediction = predict(model, batch, precision, **options)
-            metrics.update(batch, prediction)
-            for observe in observers:
-                observe(batch, prediction)
+
+    def show(some: Iterable[Batch], observe: Iterable[Observer]) -> None:
+        with evaluation_mode(model, device, seed):
+            for batch in some:
+                batch = batch.to(device)
+                prediction = in_classes(predict(model, batch, precision, **options), metrics.info)
+                for look in observe:
+                    look(batch, prediction)
+
+    if metrics.to_fit:
+        show(training, (metrics.fit,))
+    show(batches, (metrics.update, *observers))
     return metrics.compute()
 
 
 def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
-    """The model's answer for one batch on its device."""
+    """The model's answer, in its own outputs, for one batch on its device."""
     with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
-        return prediction_of(model(batch.image, **options))
+        return prediction_of(model(batch.image, **given_mask(model, batch), **options))
 
 
 @contextlib.contextmanager
@@ -88,13 +100,16 @@ class Recorder:
         """Note every image of the batch."""
         probability = prediction.logits.double().softmax(1).cpu()
         predicted = probability.argmax(1)
-        wrong = probability.scatter(1, batch.label.cpu()[:, None], 0.0).amax(1)
+        shown = torch.zeros_like(probability, dtype=torch.bool).scatter(1, batch.label.cpu()[:, None], True)
+        if batch.present is not None:
+            shown = batch.present.cpu()
+        wrong = probability.masked_fill(shown, 0.0).amax(1)
         kept = None if prediction.mask is None else prediction.mask.flatten(1).double().mean(1).cpu()
         for i, path in enumerate(batch.paths):
             self.records.append(
                 ImageRecord(
                     path=path,
-                    label=int(batch.label[i]),
+                    label=int(predicted[i] if shown[i, predicted[i]] else batch.label[i]),
                     predicted=int(predicted[i]),
                     group=None if batch.group is None else int(batch.group[i]),
                     wrong_confidence=float(wrong[i]),

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from datasets.types import Batch
+from datasets.types import Batch, DatasetInfo
 from engine.map_store import MapReader, MapWriter, Target
 from engine.memory import Halving
 from explain import METHODS, Explainer, run_method, subject_of
 from explain.options import build_methods
 from explain.subject import select
+from metrics.outputs import best_outputs, class_logits
 from metrics.per_image import MapMetric
 from metrics.types import Explanation
+from models.pdiscoformer import PDiscoFormer
 from models.two_stage import TwoStageModel
 
 Observer = Callable[[Batch, Tensor, Mapping[str, Tensor]], None]
@@ -46,6 +48,7 @@ class Bench:
     metrics: dict[str, dict[str, MapMetric]]
     """Method to metric name to metric."""
     halving: Halving
+    info: DatasetInfo
     stage: Literal[1, 2] = 2
     """Of a two-stage model: whose answer is explained, and asked for by the metrics."""
     reader: MapReader | None = None
@@ -58,28 +61,37 @@ class Bench:
         start = 0
         for batch in batches:
             batch = batch.to(device)
-            logits = self.predict(batch.image)
+            outputs = self.outputs(batch.image)
+            logits = class_logits(outputs, self.info)
             predicted = logits.argmax(1)
             if self.reader:
                 self.reader.check(start, batch.paths, predicted)
             if self.writer:
                 self.writer.add_images(batch.paths, predicted)
-            shown = {name: self._score(name, batch, logits, predicted, start) for name in self.methods}
+            shown = {name: self._score(name, batch, outputs, predicted, start) for name in self.methods}
             for observe in observers:
                 observe(batch, logits, shown)
             start += len(batch)
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """Normalised images [M, 3, H, W] -> logits [M, C] of what is explained."""
+    def outputs(self, images: Tensor) -> Tensor:
+        """Normalised images [M, 3, H, W] -> outputs [M, outputs] of what is explained."""
         return self.halving(lambda piece: _logits(self.model, images[piece], self.stage), len(images))
 
-    def _score(self, name: str, batch: Batch, logits: Tensor, predicted: Tensor, start: int) -> Tensor:
+    def predict(self, images: Tensor) -> Tensor:
+        """The same in the data set's classes: logits [M, C]."""
+        return class_logits(self.outputs(images), self.info)
+
+    def _score(self, name: str, batch: Batch, outputs: Tensor, predicted: Tensor, start: int) -> Tensor:
         """Count one method's maps of a batch; those of the predicted class."""
         metrics = self.metrics[name].values()
         # A file must serve any metric, so it always gets both.
         label_too = self.writer is not None or any(metric.target == "label" for metric in metrics)
-        maps = self._read(name, batch, start) if self.reader else self._explain(name, batch, predicted, label_too)
+        if self.reader:
+            maps = self._read(name, batch, start)
+        else:
+            maps = self._explain(name, batch, outputs, predicted, label_too)
+        logits = class_logits(outputs, self.info)
         for metric in metrics:
             metric.update(batch, Explanation(maps[metric.target], logits, self.predict))
         return maps["predicted"]
@@ -88,14 +100,21 @@ class Bench:
         reader, targets = cast(MapReader, self.reader), cast(tuple[Target, ...], ("predicted", "label"))
         return {target: reader.read(name, target, start, len(batch)).to(batch.image.device) for target in targets}
 
-    def _explain(self, name: str, batch: Batch, predicted: Tensor, label_too: bool) -> dict[Target, Tensor]:
-        """Maps of the predicted and, where wanted, of the true class; what is the same is computed once."""
-        found: dict[Target, Tensor] = {"predicted": self._maps(name, batch.image, predicted)}
+    def _explain(
+        self, name: str, batch: Batch, outputs: Tensor, predicted: Tensor, label_too: bool
+    ) -> dict[Target, Tensor]:
+        """Maps of the predicted and, where wanted, of the true class; what is the same is computed once.
+
+        Of the outputs that count for a class, the highest is explained.
+        """
+        targets = best_outputs(outputs, predicted, self.info)
+        found: dict[Target, Tensor] = {"predicted": self._maps(name, batch.image, targets)}
         if label_too:
             found["label"] = found["predicted"]
             wrong = (predicted != batch.label).nonzero().flatten()
             if self.methods[name].class_specific and len(wrong):
-                others = self._maps(name, batch.image[wrong], batch.label[wrong])
+                targets = best_outputs(outputs[wrong], batch.label[wrong], self.info)
+                others = self._maps(name, batch.image[wrong], targets)
                 found["label"] = found["label"].index_copy(0, wrong, others)
         if self.writer:
             for target, maps in found.items():
@@ -116,6 +135,8 @@ class Bench:
 
 def _logits(model: nn.Module, images: Tensor, stage: Literal[1, 2]) -> Tensor:
     """[B, C]; noise that a published quirk keeps in evaluation is drawn as the methods draw it, from seed 0."""
+    if isinstance(model, PDiscoFormer):
+        return select(model, images).class_logits
     if isinstance(model, TwoStageModel):
         stage_1 = select(model, images)
         return stage_1.class_logits if stage == 1 else model.predict(images, stage_1.selection)

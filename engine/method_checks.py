@@ -14,6 +14,7 @@ from metrics.as_masks import MaskComparison
 from metrics.background_swap import BackgroundSwap
 from metrics.base import is_correct
 from metrics.faithfulness import Certificate, masked_explanation
+from metrics.outputs import class_logits
 from metrics.per_image import bootstrap, weighted_mean
 from metrics.types import Prediction
 from models.selection import Selection
@@ -57,7 +58,9 @@ class ModelChecks:
         self.swap = BackgroundSwap(lambda images: self._answer(images, self.predict(images)))
         self.comparison = None
         if judge is not None and self.wanted.as_masks:
-            self.comparison = MaskComparison(info, lambda images, mask: judge.predict(images, Selection(mask)))
+            self.comparison = MaskComparison(
+                info, lambda images, mask: class_logits(judge.predict(images, Selection(mask)), info)
+            )
 
     def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
         return Prediction(logits, mask=self.own.select(images).mask if self.own else None)
@@ -70,7 +73,10 @@ class ModelChecks:
         if self.certificate and (own := self.own):
             fixed = own.select(batch.image)
             self.certificate.update(
-                batch, masked_explanation(batch.image, fixed.mask, lambda images, _: own.predict(images, fixed))
+                batch,
+                masked_explanation(
+                    batch.image, fixed.mask, lambda images, _: class_logits(own.predict(images, fixed), self.split.info)
+                ),
             )
         if self.comparison and self.judge:
             self.comparison.update(batch, self.judge.select(batch.image).mask, maps)

@@ -27,6 +27,7 @@ from engine.runs import RESULTS, prepare_process, provenance, run_config
 from engine.stopping import sigterm_unwinds
 from engine.tracking import progress_bar
 from explain.loading import load_timm
+from models.pdiscoformer import PDiscoFormer
 from models.two_stage import TwoStageModel
 from report.explanations import HEADLINES, method_sheet, write_explanation_report
 from report.files import check_folder, json_text, write_atomic
@@ -58,7 +59,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 3. measure
     source = Source(made_of(config, args.split, stage, model), options_of(methods))
-    bench = Bench(model, methods, metrics, halving, stage)
+    bench = Bench(model, methods, metrics, halving, split.info, stage)
     checks, gallery = ModelChecks(split, wanted, protocol, bench.predict, own, judge), Gallery(split, protocol)
     loader = eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)
     bench.reader = MapReader(args.maps, source) if args.maps else None
@@ -72,7 +73,8 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     records = method_records(bench, checks.rows())
     details = {
         "model": str(args.run or args.model), "checkpoint": args.checkpoint if args.run else args.weights or "hub",
-        "data": config.data.name, "split": args.split, "images": len(split), "stage": stage,
+        "data": config.data.name, "split": args.split, "split_origin": split.info.split_origin,
+        "images": len(split), "stage": stage,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
         "figures_of_the_model": checks.model_figures(), "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
@@ -91,7 +93,7 @@ def method_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunC
     if args.run:
         config = run_config(args.run, overrides)
         split = read_split(config, args.split, args.limit)
-        return config, split, load_run_model(args.run, config, args.checkpoint, split.info.num_classes)
+        return config, split, load_run_model(args.run, config, args.checkpoint, split.info.num_outputs)
     place, _, name = args.model.partition("/")
     if place != "timm" or not name:
         raise UserError(f"--model: {args.model!r}; write timm/NAME, or --run DIR for a folder that train.py wrote")
@@ -100,10 +102,10 @@ def method_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunC
     made_for = {"image_size": found.size, "mean": found.mean, "std": found.std}
     config = parse_config([*(f"--data.{key}={list(value)}" for key, value in made_for.items()), *overrides])
     split = read_split(config, args.split, args.limit)
-    if split.info.num_classes != found.num_classes:
+    if split.info.num_outputs != found.num_classes:
         raise UserError(
             f"--model: {name} knows {found.num_classes} classes, data set {config.data.name} has "
-            f"{split.info.num_classes}; give --weights FILE with a classifier for it, or evaluate a --run"
+            f"{split.info.num_outputs}; give --weights FILE with a classifier for it, or evaluate a --run"
         )
     return config, split, found.model
 
@@ -112,13 +114,13 @@ def explained_stage(args: argparse.Namespace, model: nn.Module) -> Literal[1, 2]
     """--stage. Raises UserError where a stage of a model without stages is asked for."""
     if args.stage and not isinstance(model, TwoStageModel):
         raise UserError("--stage needs a two-stage run: this model has no stages")
-    return cast(Literal[1, 2], args.stage or 2)
+    return cast(Literal[1, 2], args.stage or (1 if isinstance(model, PDiscoFormer) else 2))
 
 
 def read_judge(run: Path, config: RunConfig, split: Split, model: nn.Module, halving: Halving) -> MaskedJudge:
     """The two-stage model of `run`, to be shown masks on the images of `config`, on the device of `model`."""
     own = run_config(run)
-    judge = load_run_model(run, own, "best", split.info.num_classes)
+    judge = load_run_model(run, own, "best", split.info.num_outputs)
     if not isinstance(judge, TwoStageModel):
         raise UserError(f"--masks-for: {run} is a plain ViT, which cannot be shown a mask")
     if own.data.size_hw != config.data.size_hw:
@@ -129,7 +131,10 @@ def read_judge(run: Path, config: RunConfig, split: Split, model: nn.Module, hal
 def made_of(config: RunConfig, split: str, stage: int, model: nn.Module) -> dict[str, Any]:
     """All but the methods that decides how a map looks."""
     data = asdict(config.data)
-    images = ("name", "image_folder", "mean", "std", "seed", "val_fraction", "synthetic")
+    images = (
+        "name", "variant", "output_rule", "image_folder", "evaluation", "mean", "std", "seed", "val_fraction",
+        "synthetic",
+    )  # fmt: skip
     return {
         "weights": fingerprint(model), "stage": stage, "split": split, "image size": config.data.size_hw,
         **{f"data.{key}": data[key] for key in images},

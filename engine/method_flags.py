@@ -2,16 +2,16 @@
 
 import argparse
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from common.errors import UserError
 from datasets.config import DataConfig
 from engine.map_metrics import Protocol
 from engine.masked_judge import MaskedJudge
-from models.two_stage import TwoStageModel
+from models.cnn import Cnn
+from models.registry import classifying_vit
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +83,10 @@ def read_protocol(args: argparse.Namespace, data: DataConfig, model: nn.Module, 
 
 
 def patch_size(model: nn.Module) -> int:
-    """Side of a patch of the ViT that classifies, pixels."""
-    vit = model.stage_2.backbone if isinstance(model, TwoStageModel) else getattr(model, "backbone", model)
-    return int(cast(VisionTransformer, vit).patch_embed.patch_size[0])
+    """Side of a patch of the ViT that classifies, or the stride of a CNN's last features, pixels."""
+    if isinstance(model, Cnn):
+        return int(cast(Any, model.backbone).feature_info[-1]["reduction"])
+    return int(classifying_vit(model).patch_embed.patch_size[0])
 
 
 def _threshold(text: str) -> float | None:

@@ -1,6 +1,7 @@
 """Optimiser groups: which parameters learn how fast, which decay, which are frozen."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import timm.optim
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.registry import Registry
 from engine.config import OptimConfig
 
 
@@ -42,12 +44,19 @@ def two_stage_rules(config: OptimConfig) -> list[Rule]:
 
 
 def plain_rules(config: OptimConfig) -> list[Rule]:
-    """The published baseline's simpler table. Its backbone is stage 2's counterpart and follows stage 2's freezing."""
+    """The published baselines' simpler table. The backbone is stage 2's counterpart and follows stage 2's freezing."""
     return [
         Rule(r"^pool\.(query|queries)$", config.scratch_factor, False),
-        Rule(r"^(head|pool)\.", config.scratch_factor, None),
+        Rule(r"^(stage_2\.)?(head|pool)\.", config.scratch_factor, None),
         Rule(r"", config.stage_2_factor, None, config.freeze_stage_2),
     ]
+
+
+RULES: Registry[Callable[[OptimConfig], list[Rule]]] = Registry("model (--model.name)")
+for _name in ("two_stage", "pdiscoformer"):
+    RULES.register(_name)(two_stage_rules)
+for _name in ("vit", "cnn", "decoupled", "late_masking"):
+    RULES.register(_name)(plain_rules)
 
 
 def parameter_groups(

@@ -1,14 +1,16 @@
 """Pictures of a run: curves, and sheets of what the model kept and got wrong."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from datasets import Split, collate
+from datasets import Sample, Split, collate
 from engine.evaluation import ImageRecord, evaluation_mode, predict
-from report.examples import Example, example_sheet, failure_sheet
+from metrics.outputs import in_classes
+from models.part_discovery import Intervention
+from report.examples import Example, example_sheet, failure_sheet, removal_sheet
 from report.overlays import denormalise
 
 Triple = tuple[float, float, float]
@@ -33,18 +35,26 @@ class Photographer:
         worst = [i for _, i in sorted(wrong, reverse=True)[:limit]]
         return failure_sheet(self.examples(model, worst, **options), path) if worst else None
 
+    def removals(
+        self, model: nn.Module, settings: Mapping[str, Intervention], path: Path, title: str = "", per_group: int = 2
+    ) -> Path:
+        """Sheet of what each setting takes away from the first one's masks; images as in `sheet`."""
+        chosen = self._spread(per_group)
+        answers = {row: self.examples(model, chosen, intervention=taken) for row, taken in settings.items()}
+        return removal_sheet(answers, path, title)
+
     def examples(self, model: nn.Module, indices: Iterable[int], **options: Any) -> list[Example]:
         """The model's answers on images of the split, at most a sheetful."""
         samples = [self.split[i] for i in indices]
         device = next(model.parameters()).device
         with evaluation_mode(model, device, seed=0):
-            answer = predict(model, collate(samples).to(device), **options)
+            answer = in_classes(predict(model, collate(samples).to(device), **options), self.split.info)
         probability = answer.logits.softmax(1).cpu()
         names, groups = self.split.info.class_names, self.split.info.group_names
         return [
             Example(
                 picture=denormalise(sample.image, self.mean, self.std),
-                label=names[sample.label],
+                label=names[_true_class(sample, int(probability[i].argmax()))],
                 predicted=names[int(probability[i].argmax())],
                 confidence=float(probability[i].max()),
                 group=groups[sample.group] if groups and sample.group is not None else names[sample.label],
@@ -62,3 +72,8 @@ class Photographer:
         for index, group in enumerate(groups):
             seen.setdefault(int(group), []).append(index)
         return [i for group in sorted(seen) for i in seen[group][:per_group]][:limit]
+
+
+def _true_class(sample: Sample, predicted: int) -> int:
+    """The label; where the picture shows several classes, the predicted one if that is among them."""
+    return predicted if sample.present is not None and sample.present[predicted] else sample.label

@@ -26,7 +26,7 @@ class Study:
     vary: tuple[str, ...]
     """Config keys that take the seed."""
     rows: dict[str, dict[str, Any]]
-    """Row name to overrides by dotted key."""
+    """Row name to overrides by dotted key; in texts {out} and {seed} stand for the study's folder and the seed."""
     more_seeds: dict[str, tuple[int, ...]]
     """Further seeds of single rows: the headline rows deserve several."""
 
@@ -96,8 +96,13 @@ def jobs(study: Study, out: Path, seeds: Sequence[int] | None, overrides: dict[s
         raise UserError(f"--set: {', '.join(sorted(fixed))} follows from --seeds and --out; leave it out")
     for seed, row in study.pairs(seeds):
         varied = dict.fromkeys(study.vary, seed)
-        keys = {**study.rows[row], **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
+        own = {key: _filled(value, out, seed) for key, value in study.rows[row].items()}
+        keys = {**own, **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
         yield Job(row, seed, load_config(study.config, keys))
+
+
+def _filled(value: Any, out: Path, seed: int) -> Any:
+    return value.replace("{out}", str(out)).replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
 def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:

@@ -1,6 +1,7 @@
 """Where a run's numbers go: metrics.jsonl, the terminal, and, if asked, Weights & Biases."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
@@ -19,6 +20,7 @@ Row = dict[str, Any]
 _COLUMNS = (
     ("train/loss", "loss", "8.4f"),
     ("val/accuracy", "val acc", "7.1%"),
+    ("val/mean_average_precision", "val mAP", "7.1%"),
     ("val/worst_group_accuracy", "val worst", "9.1%"),
     ("val/mask_iou", "val IoU", "7.3f"),
     ("val/kept_share", "kept", "6.1%"),
@@ -47,20 +49,20 @@ class Tracker:
         """All rows written so far."""
         return read_rows(self.path)
 
-    def keep_epochs(self, last: int) -> None:
-        """Drop rows of epochs after `last`: a resumed run writes them anew."""
+    def keep_epochs(self, last: float) -> None:
+        """Drop rows of later than `last` epochs: a resumed run writes them anew."""
         rows = [row for row in self.rows() if row["epoch"] <= last]
         temporary = self.path.with_suffix(".tmp")
         temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
         temporary.replace(self.path)
 
     def log(self, row: Row) -> None:
-        """Write one epoch's row."""
+        """Write one row: of an epoch, or of a validation within one (its epoch is no whole number then)."""
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         self._print(row)
         if self.wandb:
-            self.wandb.log(row, step=row["epoch"])
+            self.wandb.log(row, step=math.ceil(row["epoch"]))
 
     def picture(self, name: str, path: Path, epoch: int) -> None:
         """Mirror a picture of the run folder."""
@@ -91,7 +93,7 @@ class Tracker:
             )
             self._header_shown = True
         figures = "  ".join(format(value, form) for _, value, form in shown)
-        self.console.print(f"{row['epoch']:5d}  {figures}", soft_wrap=True)
+        self.console.print(f"{row['epoch']:5.4g}  {figures}", soft_wrap=True)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ All randomness of a step follows from (seed, epoch, batch), so a resumed run nee
 """
 
 import math
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -12,19 +13,23 @@ from typing import Any
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from common.errors import UserError
-from datasets import Batch, Split, eval_loader, steps_per_epoch, train_loader
+from datasets import Batch, Split, eval_loader
+from datasets.loader import Feed
 from datasets.seeds import stable_seed
 from engine import checkpointing
 from engine.config import RunConfig
+from engine.consistency import Agreement
 from engine.evaluation import evaluate
+from engine.given_masks import hands_out_mask
 from engine.objectives import Objective, Outcome
 from engine.optim import Rule, build_optimizer, normalised_weight_decay
 from engine.runs import BEST, LAST
 from engine.schedule import lr_factor
 from engine.stopping import RunStopped, StopRequest
+from engine.sums import EpochMeans
 from engine.tracking import Row, Tracker
 from metrics.registry import build_metrics, default_metrics
 
@@ -42,14 +47,14 @@ class Progress:
     step: int = 0
     """Optimiser steps taken."""
     best: float | None = None
-    best_epoch: int = 0
+    best_epoch: float = 0
     train_seconds: float = 0.0
     """Spent in training steps, over all sessions of the run."""
     wall_seconds: float = 0.0
     """The same with validation, pictures and checkpoints."""
     epoch_seconds: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    """Sums over the running epoch's images: of the loss, of each term, of right answers."""
+    sums: dict[str, list[float]] = field(default_factory=dict)
+    """Of the running epoch: of the loss, each term, ... a sum and over how many images it is."""
     images: int = 0
     skipped: int = 0
     """Unreadable pictures left out so far."""
@@ -62,23 +67,28 @@ class Trainer:
 
     def __init__(
         self, config: RunConfig, model: nn.Module, objective: Objective, rules: list[Rule],
-        splits: dict[str, Split], device: torch.device,
+        splits: dict[str, Split], device: torch.device, feed: Feed | None = None,
     ) -> None:  # fmt: skip
-        """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups."""
+        """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups. `feed`: what every step
+        reads; None: the whole training split once an epoch."""
         self.config, self.objective, self.splits, self.device = config, objective, splits, device
         self.out = Path(config.out)
         self.model = model.to(device)
-        self.steps = steps_per_epoch(splits["train"], config.data.batch_size)
+        self.feed = feed or Feed(splits["train"], config.data.batch_size, config.train.seed)
+        self.steps = self.feed.steps
         decay = normalised_weight_decay(config.optim, self.steps, config.train.epochs)
         self.optimizer = build_optimizer(model, rules, config.optim, decay)
         self.ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
         self.precision = PRECISIONS[config.train.precision]
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16)
         self.progress = Progress()
-        self.sums: dict[str, Tensor] = {}
+        self.means = EpochMeans(device, {})
         self._lap_started = time.perf_counter()
         info = splits["train"].info
-        self.metrics = build_metrics(default_metrics(info, has_mask=hasattr(model, "select")), info)
+        sample = splits["val"][0] if hasattr(model, "select") else None
+        explained = Agreement(model, config.loss.consistency).wanted
+        intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
+        self.metrics = build_metrics((*default_metrics(info, hands_out_mask(model), sample), *intervals), info)
         if config.train.compile:
             _compile(model)
 
@@ -96,6 +106,8 @@ class Trainer:
                 tracker.log(row)
                 after_epoch(row)
                 self.save(tracker)
+                if self.config.train.keep_every and self.progress.epoch % self.config.train.keep_every == 0:
+                    shutil.copyfile(self.last, self.last.with_name(f"epoch_{self.progress.epoch:03d}.safetensors"))
                 if stop.signal and self.progress.epoch < self.config.train.epochs:
                     raise RunStopped(stop.signal)
 
@@ -107,26 +119,28 @@ class Trainer:
         """Figures of one split, keys prefixed by its name."""
         data = self.config.data
         loader = eval_loader(self.splits[split], batch_size=data.eval_batch_size, workers=data.workers)
-        figures = evaluate(self.evaluated_model(), loader, self.metrics, self.device, self.precision)
+        model = self.evaluated_model()
+        watch = Agreement(model, self.config.loss.consistency)
+        observers = [watch] if watch.wanted else []
+        figures = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.figures()
         return {f"{split}/{key}": value for key, value in figures.items()}
 
     # --- one epoch -----------------------------------------------------------------------------------------------
 
     def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
         config, progress = self.config, self.progress
-        loader = train_loader(
-            self.splits["train"], batch_size=config.data.batch_size, seed=config.train.seed, epoch=progress.epoch,
-            start_batch=progress.batch, workers=config.data.workers,
-        )  # fmt: skip
+        loader = self.feed.loader(progress.epoch, progress.batch, config.data.workers)
         self.model.train()
-        self.sums = {
-            name: torch.tensor(value, dtype=torch.float64, device=self.device) for name, value in progress.sums.items()
-        }
+        self.means = EpochMeans(self.device, progress.sums)
         started = time.perf_counter()
         with tracker.bar(f"epoch {progress.epoch + 1}/{config.train.epochs}", self.steps, progress.batch) as advance:
             for batch in loader:
                 whole_step = self._micro_step(batch)
                 advance(len(batch))
+                if whole_step and self._measures_now():
+                    self._clock(started)
+                    tracker.log(self._measured({"epoch": self.position, "step": progress.step}))
+                    started = time.perf_counter()
                 if whole_step and (stop.signal or self._due()) and progress.batch < self.steps:
                     self._clock(started)
                     started = time.perf_counter()
@@ -134,6 +148,15 @@ class Trainer:
                     if stop.signal:
                         raise RunStopped(stop.signal)
         self._clock(started)
+
+    @property
+    def position(self) -> float:
+        """Epochs done, the running one in part."""
+        return self.progress.epoch + self.progress.batch / self.steps
+
+    def _measures_now(self) -> bool:
+        every, within = self.config.train.eval_every_steps, self.progress.batch < self.steps
+        return bool(every) and within and self.progress.step % every == 0
 
     def _lap(self) -> None:
         now = time.perf_counter()
@@ -158,7 +181,9 @@ class Trainer:
             outcome = self.objective(self.model, batch, stage_1_only=progress.epoch < config.stage_1_epochs)
         self._guard(outcome, batch)
         self.scaler.scale(outcome.loss / config.accumulation).backward()
-        self._count(outcome, batch)
+        self.means.add(outcome, batch)
+        progress.images += len(batch)
+        progress.skipped += len(batch.skipped)
         whole_step = (progress.batch + 1) % config.accumulation == 0 or progress.batch + 1 == self.steps
         if whole_step:
             self._optimizer_step()
@@ -167,7 +192,7 @@ class Trainer:
 
     def _optimizer_step(self) -> None:
         config, progress = self.config, self.progress
-        factor = lr_factor(config.optim, config.train.epochs, progress.epoch + progress.batch / self.steps)
+        factor = lr_factor(config.optim, config.train.epochs, self.position)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         if config.optim.clip:
@@ -192,40 +217,28 @@ class Trainer:
             f"terms: {terms}; files: {files}"
         )
 
-    def _count(self, outcome: Outcome, batch: Batch) -> None:
-        """Add this batch to the epoch's sums, on the device."""
-        n = len(batch)
-        self.progress.images += n
-        self.progress.skipped += len(batch.skipped)
-        values = {"loss": outcome.loss.detach() * n, **{name: value * n for name, value in outcome.terms.items()}}
-        if outcome.prediction is not None:
-            values["accuracy"] = (outcome.prediction.logits.argmax(1) == batch.label).sum()
-            if outcome.prediction.mask is not None:
-                values["kept_share"] = outcome.prediction.mask.float().mean() * n
-            if outcome.prediction.empty is not None:
-                values["empty_share"] = outcome.prediction.empty.sum()
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=self.device)) + value
-
     def _finish_epoch(self) -> Row:
         """Close the epoch: its row of figures, validated where due."""
         config, progress = self.config, self.progress
         images, seconds = max(1, progress.images), progress.epoch_seconds
         row: Row = {"epoch": progress.epoch + 1, "step": progress.step}
-        row |= {f"train/{name}": value.item() / images for name, value in self.sums.items()}
+        row |= {f"train/{name}": value for name, value in self.means.means().items()}
         row |= {"train/skipped": progress.skipped, "train/seconds": seconds, "train_seconds": progress.train_seconds}
         row |= {"train/images_per_second": images / seconds if seconds else math.nan}
         row["lr_factor"] = lr_factor(config.optim, config.train.epochs, float(progress.epoch))
         progress.epoch += 1
         progress.batch = progress.images = 0
         progress.epoch_seconds = 0.0
-        progress.sums, self.sums = {}, {}
+        progress.sums, self.means = {}, EpochMeans(self.device, {})
         last = progress.epoch == config.train.epochs
-        if progress.epoch % config.train.eval_every == 0 or last:
-            row |= self.evaluate("val")
-            if config.train.watch_test and "test" in self.splits:
-                row |= self.evaluate("test")
-            self._keep_if_best(row)
+        return self._measured(row) if progress.epoch % config.train.eval_every == 0 or last else row
+
+    def _measured(self, row: Row) -> Row:
+        """The row with the figures of now; the model is kept where it is the best so far."""
+        row |= self.evaluate("val")
+        if self.config.train.watch_test and "test" in self.splits:
+            row |= self.evaluate("test")
+        self._keep_if_best(row)
         return row
 
     def _keep_if_best(self, row: Row) -> None:
@@ -233,15 +246,15 @@ class Trainer:
         if key not in row:
             known = ", ".join(sorted(name.removeprefix("val/") for name in row if name.startswith("val/")))
             raise UserError(f"train.best_metric: validation has no {self.config.train.best_metric!r}; it has {known}")
-        if self.progress.epoch <= self.config.optim.stage_1_epochs:
+        if row["epoch"] <= self.config.optim.stage_1_epochs:
             return  # stage 2 has learnt nothing yet
         value = row[key]
         best = self.progress.best
         if best is None or math.isnan(best) or value >= best:
-            self.progress.best, self.progress.best_epoch = value, self.progress.epoch
+            self.progress.best, self.progress.best_epoch = value, row["epoch"]
             state = {name: t.detach().cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()}
             path = self.out / BEST / "model.safetensors"
-            checkpointing.write_safetensors(path, state, {"epoch": self.progress.epoch, key: value})
+            checkpointing.write_safetensors(path, state, {"epoch": row["epoch"], key: value})
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -253,7 +266,7 @@ class Trainer:
     def save(self, tracker: Tracker) -> None:
         """Write the whole state of the run."""
         self._lap()
-        self.progress.sums = {name: value.item() for name, value in self.sums.items()}
+        self.progress.sums = self.means.state()
         self.progress.scaler = self.scaler.state_dict()
         self.progress.wandb_id = tracker.run_id
         tensors = checkpointing.prefixed("model", self.model.state_dict())
@@ -281,8 +294,6 @@ class Trainer:
 
 def _compile(model: nn.Module) -> None:
     """Compile the heavy parts in place; names of weights stay as they are."""
-    for part in ("stage_1", "stage_2"):
-        if hasattr(model, part):
-            getattr(model, part).compile()
-    if not hasattr(model, "stage_2"):
-        model.compile()
+    stages = [getattr(model, name) for name in ("stage_1", "stage_2") if hasattr(model, name)]
+    for part in stages or [model]:
+        part.compile()

@@ -29,17 +29,18 @@ class Agcam(Explainer):
     """
 
     class_specific: ClassVar[bool] = True
+    keeps_graph: ClassVar[bool] = True
 
     def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
         blocks = list(subject.vit.blocks)
-        if subject.readout == "class_token":
+        if subject.readout == "class_token" and not subject.graph:
             with torch.no_grad(), record(blocks) as whole:
                 subject.logits(images)
             with replay(blocks, whole, subject.rows()) as tape:
                 logits = subject.logits(images)
         else:
-            with record(blocks, cut=True) as tape:
+            with record(blocks, cut=True, graph=subject.graph) as tape:
                 logits = subject.logits(images)
         tape.gradients(subject.target_score(logits, targets))
         return self.of_tape(tape, subject, images)

@@ -29,6 +29,7 @@ class GradRollout(Explainer):
     of the last one; row sums divide columns; divided by the maximum; discards 0.9 where no ratio is given."""
 
     class_specific: ClassVar[bool] = True
+    keeps_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise UserError for options out of range."""
@@ -37,7 +38,7 @@ class GradRollout(Explainer):
 
     def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        with record(subject.vit.blocks) as tape:
+        with record(subject.vit.blocks, graph=subject.graph) as tape:
             logits = subject.logits(images)
         tape.gradients(subject.target_score(logits, targets))
         return self.of_tape(tape, subject, images)

@@ -1,17 +1,19 @@
-"""Grad-CAM (Selvaraju et al. 2017) on a ViT's tokens, and its form on attention (Chefer et al. 2021, a baseline).
+"""Grad-CAM (Selvaraju et al. 2017) on a CNN's features or a ViT's tokens, and on attention (Chefer et al. 2021).
 
-Shape legend: B images, H heads, P prefix tokens, N patches, D width.
+Shape legend: B images, H heads, P prefix tokens, N patches (or places of a feature map), D width.
 """
 
 import contextlib
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from timm.models.vision_transformer import ResPostBlock
+from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
+from common.errors import UserError
 from explain.gradients import at_least_float
 from explain.registry import METHODS
 from explain.subject import Subject, require_attention, require_block
@@ -22,48 +24,73 @@ from explain.types import Explainer
 @METHODS.register("gradcam")
 @dataclass(frozen=True)
 class GradCAM(Explainer):
-    """relu(sum_k w_k a_k): a [N, D] are the patch tokens behind a block's first norm, w_k the mean over patches of
-    dy/da_k. Hidden patches of a stage 2, which no gradient reaches, are 0."""
+    """relu(sum_k w_k a_k), w_k the mean over patches of dy/da_k. a [N, D] are the patch tokens behind a block's first
+    norm, of a CNN the last features. Hidden patches of a stage 2, which no gradient reaches, are 0."""
 
     layer: int = -1
     """The block, from 0; negative: from the end. The last by default."""
+    module: str = ""
+    """What gives a, by its name in the backbone, in the place of `layer`: layer4.0, stages.2, blocks.9.norm2, ..."""
     relu: bool = True
     """Keep what speaks for the class only."""
     compat: Literal["", "chefer"] = ""
     """chefer: a are the block's attention weights from the class token to the patches, one channel per head."""
 
     class_specific: ClassVar[bool] = True
+    keeps_graph: ClassVar[bool] = True
 
     def check(self, subject: Subject) -> None:
-        """Raise UserError for a block that is not there; compat=chefer needs attention."""
-        require_block(subject, self.layer)
+        """Raise UserError for a block or module that is not there; compat=chefer needs attention."""
         if self.compat:
             require_attention(subject)
+        if self.module or not isinstance(subject.network, VisionTransformer):
+            module_named(subject.network, self.module)
+        else:
+            require_block(subject, self.layer)
 
     def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
-        """See `Explainer.maps`."""
-        caught = _attention_row if self.compat else _tokens
-        values, gradient = caught(subject, images, targets, self.layer)
-        weight = gradient.mean(1, keepdim=True)
-        maps = (values * weight).mean(-1) if self.compat else (values * weight).sum(-1)
-        maps = maps.unflatten(1, subject.grid(images))
+        """See `Explainer.maps`; of a CNN, "patches" are the places of its features."""
+        if self.compat:
+            values, gradient = _attention_row(subject, images, targets, self.layer)
+            maps = (values * gradient.mean(1, keepdim=True)).mean(-1).unflatten(1, subject.grid(images))
+        else:
+            values, gradient = self._features(subject, images, targets)
+            maps = (values * gradient.mean((1, 2), keepdim=True)).sum(-1)
         if subject.selection is not None:
             maps = maps.masked_fill(~subject.selection.mask, 0)
         return maps.relu() if self.relu else maps
 
+    def _features(self, subject: Subject, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """a [B, h, w, D] and dy/da."""
+        named = bool(self.module) or not isinstance(subject.network, VisionTransformer)
+        place = module_named(subject.network, self.module) if named else subject.vit.blocks[self.layer]
+        with _caught(place, subject.graph, whole=named) as caught:
+            score = subject.target_score(subject.logits(images), targets)
+        (gradient,) = torch.autograd.grad(score, caught, create_graph=subject.graph)
+        return _on_grid(caught[0], subject, images), _on_grid(gradient, subject, images)
 
-def _tokens(subject: Subject, images: Tensor, targets: Tensor | None, layer: int) -> tuple[Tensor, Tensor]:
-    """Patch tokens that the block's attention reads, [B, N, D], and dy/d(tokens)."""
-    with _leaf_at(subject.vit.blocks[layer]) as caught:
-        score = subject.target_score(subject.logits(images), targets)
-    (gradient,) = torch.autograd.grad(score, caught)
-    patches = slice(subject.num_prefix, None)
-    return at_least_float(caught[0][:, patches]), at_least_float(gradient[:, patches])
+
+def module_named(network: nn.Module, name: str) -> nn.Module:
+    """The module of that name; without a name timm's last stage of features. Raises UserError where there is none."""
+    name = name or cast(Any, network).feature_info[-1]["module"]
+    known = dict(network.named_modules())
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0)
+    raise UserError(f"--module: a {type(network).__name__} has no {name!r}; nearest: {', '.join(near)}")
+
+
+def _on_grid(t: Tensor, subject: Subject, images: Tensor) -> Tensor:
+    """[B, h, w, D] of tokens [B, P + N, D] or features [B, D, h, w]."""
+    t = at_least_float(t)
+    if t.ndim == 3:
+        return t[:, subject.num_prefix :].unflatten(1, subject.grid(images))
+    return t if getattr(subject.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
 
 
 def _attention_row(subject: Subject, images: Tensor, targets: Tensor | None, layer: int) -> tuple[Tensor, Tensor]:
     """The classifier's row of the block's A and G, patches and heads last: [B, N, H] each."""
-    with record([subject.vit.blocks[layer]], cut=True) as tape:
+    with record([subject.vit.blocks[layer]], cut=True, graph=subject.graph) as tape:
         score = subject.target_score(subject.logits(images), targets)
     tape.gradients(score)
 
@@ -75,25 +102,27 @@ def _attention_row(subject: Subject, images: Tensor, targets: Tensor | None, lay
 
 
 @contextlib.contextmanager
-def _leaf_at(block: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass leaves one leaf of the graph: the output of the block's norm before the attention.
+def _caught(place: nn.Module, graph: bool, whole: bool) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass leaves the output of a module, or of a block's norm before the attention (not `whole`).
 
-    Blocks without one norm there (norms behind, or one per parallel branch) give their input.
+    Blocks without one norm there (norms behind, or one per parallel branch) give their input. It is a leaf of the graph
+    unless its own `graph` is kept.
     """
     caught: list[Tensor] = []
 
-    def leaf(tokens: Tensor) -> Tensor:
-        caught.append(tokens.detach().requires_grad_())
+    def catch(values: Tensor) -> Tensor:
+        caught.append(values if graph and values.requires_grad else values.detach().requires_grad_())
         return caught[-1]
 
     def at_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return leaf(args[0]), *args[1:]
+        return catch(args[0]), *args[1:]
 
-    norm = getattr(block, "in_norm", None if isinstance(block, ResPostBlock) else getattr(block, "norm1", None))
-    if norm is None:
-        handle = block.register_forward_pre_hook(at_input)
+    norm = getattr(place, "in_norm", None if isinstance(place, ResPostBlock) else getattr(place, "norm1", None))
+    output = place if whole else norm
+    if output is None:
+        handle = place.register_forward_pre_hook(at_input)
     else:
-        handle = norm.register_forward_hook(lambda _, __, out: leaf(out))
+        handle = output.register_forward_hook(lambda _, __, out: catch(out))
     try:
         yield caught
     finally:

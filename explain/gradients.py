@@ -1,10 +1,12 @@
 """Gradients with respect to the pixels, and what the methods built on them share."""
 
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from explain.registry import METHODS
 from explain.subject import Subject
 from explain.types import Explainer
 
@@ -13,10 +15,21 @@ class PixelExplainer(Explainer):
     """A method that differentiates with respect to the pixels. It needs no attention, so it explains any classifier."""
 
     class_specific: ClassVar[bool] = True
+    keeps_graph: ClassVar[bool] = True
     resolution: ClassVar[Literal["patch", "pixel"]] = "pixel"
 
     def check(self, subject: Subject) -> None:
         """Nothing to refuse."""
+
+
+@METHODS.register("gradient")
+@dataclass(frozen=True)
+class Gradient(PixelExplainer):
+    """sum over channels of |dy/dx| (Simonyan et al. 2014)."""
+
+    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+        """See `Explainer.maps`; [B, H, W]."""
+        return image_gradient(subject, images, targets).abs().sum(1)
 
 
 def image_gradient(subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
@@ -24,8 +37,10 @@ def image_gradient(subject: Subject, images: Tensor, targets: Tensor | None) -> 
 
     images [B, 3, H, W]; targets [B] int64, None: predicted class.
     """
-    leaf = images.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(subject.target_score(subject.logits(leaf), targets), leaf)
+    own = subject.graph and images.requires_grad  # images that depend on weights keep doing so
+    leaf = images if own else images.detach().requires_grad_()
+    score = subject.target_score(subject.logits(leaf), targets)
+    (gradient,) = torch.autograd.grad(score, leaf, create_graph=subject.graph)
     return at_least_float(gradient)
 
 

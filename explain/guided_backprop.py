@@ -29,7 +29,7 @@ class GuidedBackprop(PixelExplainer):
 
     def check(self, subject: Subject) -> None:
         """Raise UserError naming the first activation of another kind."""
-        for name, part in subject.vit.named_modules():
+        for name, part in subject.network.named_modules():
             home = type(part).__module__
             is_activation = home.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
             if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)):
@@ -42,7 +42,19 @@ class GuidedBackprop(PixelExplainer):
 
 
 class _Guided(TorchFunctionMode):
-    """Gates the gradient that arrives at every activation; the gate lives on the graph and goes with it."""
+    """Gates the gradient that arrives at every activation; the gate lives on the graph and goes with it.
+
+    It opens on leaving: where a map is differentiated in turn, that gradient is the plain one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closed = True
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave, and open the gates."""
+        self.closed = False
+        super().__exit__(*error)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
@@ -53,5 +65,5 @@ class _Guided(TorchFunctionMode):
         positive = args[0] > 0  # before the call, which may work in place
         out = func(*args, **(kwargs or {}))
         if out.requires_grad:
-            out.register_hook(lambda gradient: gradient.clamp(min=0) * positive)
+            out.register_hook(lambda gradient: gradient.clamp(min=0) * positive if self.closed else None)
         return out

@@ -9,7 +9,7 @@ from common.errors import UserError
 from explain.registry import METHODS
 from explain.subject import Subject, select
 from explain.types import Explainer
-from models.two_stage import TwoStageModel
+from models.pdiscoformer import PartModel
 
 
 @METHODS.register("inherent")
@@ -24,10 +24,11 @@ class Inherent(Explainer):
     """Which part, from 0, for what=part."""
 
     class_specific: ClassVar[bool] = False
+    keeps_graph: ClassVar[bool] = True
 
     def check(self, subject: Subject) -> None:
         """Raise UserError where the model has no parts, or not this one."""
-        if not isinstance(subject.module, TwoStageModel):
+        if not isinstance(subject.module, PartModel):
             kind = type(subject.module).__name__
             raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no mask of its own")
         parts = subject.module.model_config.parts.num_parts
@@ -38,7 +39,7 @@ class Inherent(Explainer):
 
     def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        selection = subject.selection or select(cast(TwoStageModel, subject.module), images).selection
+        selection = subject.selection or select(cast(PartModel, subject.module), images).selection
         if self.what == "mask" or selection.maps is None:
             return selection.mask.float()
         if self.what == "part":

@@ -13,9 +13,13 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from common.errors import UserError
+from explain.subject import not_explainable
 from models.baseline import PlainViT
 from models.checkpoints import load_into, read_state
-from models.registry import MODELS
+from models.cnn import Cnn
+from models.given_mask import GivenMaskModel
+from models.pdiscoformer import PDiscoFormer
+from models.registry import MODELS, AnyModel, classifying_vit
 from models.two_stage import TwoStageModel
 
 Triple = tuple[float, float, float]
@@ -25,15 +29,16 @@ Triple = tuple[float, float, float]
 class Classifier:
     """A model in eval mode, and the normalisation of its input."""
 
-    model: VisionTransformer | PlainViT | TwoStageModel
+    model: VisionTransformer | PlainViT | Cnn | TwoStageModel | PDiscoFormer
     mean: Triple
     std: Triple
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the input, pixels."""
-        model = self.model
-        vit: Any = model.stage_2.backbone if isinstance(model, TwoStageModel) else getattr(model, "backbone", model)
+        if isinstance(self.model, Cnn):  # takes any; it remembers the one it was trained with
+            return cast(tuple[int, int], tuple(cast(dict[str, Any], self.model._hub_mixin_config)["image_size"]))
+        vit: Any = classifying_vit(self.model)
         (rows, columns), (height, width) = vit.patch_embed.grid_size, vit.patch_embed.patch_size
         return rows * height, columns * width
 
@@ -41,6 +46,8 @@ class Classifier:
     def num_classes(self) -> int:
         """Length of the logits."""
         model = self.model
+        if isinstance(model, PDiscoFormer):
+            return model.stage_1.parts.classifier.out_features
         head = model.stage_2.head if isinstance(model, TwoStageModel) else model.head
         return head.out_features if isinstance(head, nn.Linear) else 0
 
@@ -72,7 +79,7 @@ def load_run(folder: Path) -> Classifier:
     """The best model of a run of train.py, with the run's normalisation. Raises UserError for another folder."""
     try:
         config = yaml.safe_load((folder / "config.yaml").read_text())
-        kind = cast(type[TwoStageModel] | type[PlainViT], MODELS[config["model"]["name"]])
+        kind = cast(type[AnyModel], MODELS[config["model"]["name"]])
         mean, std = (cast(Triple, tuple(config["data"][key])) for key in ("mean", "std"))
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise UserError(f"--run: {folder} is not a run of train.py: it has no readable config.yaml") from None
@@ -80,6 +87,8 @@ def load_run(folder: Path) -> Classifier:
         raise UserError(f"--run: {folder} has no best/model.safetensors yet; train it for at least one epoch")
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
         model = kind.from_pretrained(folder / "best")
+    if isinstance(model, GivenMaskModel):
+        raise not_explainable(model)
     return Classifier(model, mean, std)
 
 

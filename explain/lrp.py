@@ -25,7 +25,7 @@ from explain.tape import Attention, record
 from explain.types import Explainer
 from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
-from models.two_stage import TwoStageModel
+from models.pdiscoformer import PartModel
 
 Variant = Literal[
     "transformer_attribution", "rollout", "last_layer", "last_layer_grad", "second_layer", "last_layer_attn", "full"
@@ -134,7 +134,7 @@ class Lrp(Explainer):
 def scores_of(subject: Subject) -> Callable[[Tensor], Tensor]:
     """[B, 3, H, W] -> [B, C]. Stage 1 with its part maps as given weights: no relevance goes to where a part is."""
     model = subject.module
-    if not isinstance(model, TwoStageModel) or subject.vit is not model.stage_1.backbone:
+    if not isinstance(model, PartModel) or subject.vit is not model.stage_1.backbone:
         return subject.logits
     parts = model.stage_1.parts
 

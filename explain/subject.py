@@ -1,4 +1,4 @@
-"""A classifier as the explanation methods see it: some timm ViT, from whose attention images become class logits."""
+"""A classifier as the explanation methods see it: a timm ViT or a CNN, and what makes class logits of images."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models.baseline import PlainViT
+from models.cnn import Cnn
+from models.given_mask import GivenMaskModel
+from models.pdiscoformer import PartModel, PDiscoFormer
 from models.selection import Selection
 from models.two_stage import StageOneOutput, TwoStageModel
 
-Readout = Literal["class_token", "patches"]
+Readout = Literal["class_token", "patches", "all"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,24 @@ class Subject:
 
     module: nn.Module
     """All of it: what is put into eval mode and must leave unchanged."""
-    vit: VisionTransformer
-    """The ViT whose attention and tokens are read."""
+    network: nn.Module
+    """The ViT whose attention and tokens are read, or the CNN whose features are."""
     logits: Callable[[Tensor], Tensor]
     """[B, 3, H, W] -> [B, C], differentiable."""
     readout: Readout
     """Which tokens the classifier reads after the last block."""
     selection: Selection | None = None
     """What stage 2 was shown; None where nothing is hidden."""
+    graph: bool = False
+    """Whether maps keep their graph, to be differentiated in turn (`explain.differentiable`)."""
+
+    @property
+    def vit(self) -> VisionTransformer:
+        """The network as a ViT. Raises UserError where it is none."""
+        if not isinstance(self.network, VisionTransformer):
+            kind = type(self.network).__name__
+            raise UserError(f"--method: a {kind} has no attention; choose gradcam or a method at pixels")
+        return self.network
 
     @property
     def num_prefix(self) -> int:
@@ -40,10 +53,13 @@ class Subject:
         return int(self.vit.num_prefix_tokens)
 
     def rows(self) -> slice:
-        """The tokens that the classifier reads: the class token (and DeiT's distillation token), or all patches."""
+        """The tokens that the classifier reads: the class token (and DeiT's distillation token), or all patches.
+
+        Of one that reads both (gap_cls), all tokens, registers included.
+        """
         if self.readout == "class_token":
             return slice(0, 2 if isinstance(self.vit, VisionTransformerDistilled) else 1)
-        return slice(self.num_prefix, None)
+        return slice(self.num_prefix if self.readout == "patches" else 0, None)
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """(h, w): the patch grid of these images."""
@@ -64,39 +80,56 @@ class Subject:
         return logits.gather(1, chosen[:, None]).sum()
 
 
-def subject_of(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Subject:
+def subject_of(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2, graph: bool = False) -> Subject:
     """What to explain of `model` for these images [B, 3, H, W].
 
-    `model`: a timm VisionTransformer, a PlainViT or a TwoStageModel. `stage` chooses what is explained of the last: how
-    stage 1 scores its parts' classes, or how stage 2 classifies what stage 1 selected in these images; the selection is
-    then fixed. Raises UserError for any other model.
+    `model`: a timm VisionTransformer, a PlainViT, a Cnn, a PDiscoFormer or a TwoStageModel. `stage` chooses what is
+    explained of the last: how stage 1 scores its parts' classes, or how stage 2 classifies what stage 1 selected in
+    these images; the selection is then fixed. `graph`: see `Subject.graph`; the selection then keeps its own too.
+    Raises UserError for any other model.
     """
+    return replace(_subject(model, images, stage, graph), graph=graph)
+
+
+def _subject(model: nn.Module, images: Tensor, stage: Literal[1, 2], graph: bool) -> Subject:
+    if isinstance(model, PDiscoFormer):
+        return _stage_1(model)
     if isinstance(model, TwoStageModel):
-        return _stage_1(model) if stage == 1 else _stage_2(model, images)
+        return _stage_1(model) if stage == 1 else _stage_2(model, images, graph)
+    if isinstance(model, Cnn):
+        return Subject(model, model.backbone, lambda x: cast(Tensor, model(x).logits), "patches")
     if isinstance(model, PlainViT):
-        readout: Readout = "class_token" if model.model_config.pooling == "cls" else "patches"
+        readouts: dict[str, Readout] = {"cls": "class_token", "gap_cls": "all"}
+        readout = readouts.get(model.model_config.pooling, "patches")
         return Subject(model, model.backbone, lambda x: cast(Tensor, model(x).logits), readout)
     if isinstance(model, VisionTransformer):
         if isinstance(model.head, nn.Identity) or not model.global_pool:
             raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
         return Subject(model, model, model, "class_token" if model.global_pool == "token" else "patches")
-    raise UserError(
-        f"cannot explain a {type(model).__name__}; known: timm's VisionTransformer and this project's models"
+    raise not_explainable(model)
+
+
+def not_explainable(model: nn.Module) -> UserError:
+    """The error of a model that no method can explain."""
+    why = ", whose answers depend on a given mask" if isinstance(model, GivenMaskModel) else ""
+    return UserError(
+        f"cannot explain a {type(model).__name__}{why}; known: timm's VisionTransformer, and runs with model.name "
+        "vit, cnn, two_stage or pdiscoformer"
     )
 
 
-def _stage_1(model: TwoStageModel) -> Subject:
+def _stage_1(model: PartModel) -> Subject:
     return Subject(model, model.stage_1.backbone, lambda x: select(model, x).class_logits, "patches")
 
 
-def _stage_2(model: TwoStageModel, images: Tensor) -> Subject:
-    with evaluated(model), torch.inference_mode(False), torch.no_grad():
-        selection = select(model, usable(images)).selection
+def _stage_2(model: TwoStageModel, images: Tensor, graph: bool) -> Subject:
+    with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
+        selection = select(model, images if graph else usable(images)).selection
     subject = Subject(model, model.stage_2.backbone, nn.Identity(), "class_token", selection)
     return subject_with_mask(subject, selection)
 
 
-def select(model: TwoStageModel, images: Tensor) -> StageOneOutput:
+def select(model: PartModel, images: Tensor) -> StageOneOutput:
     """Stage 1's answer. Noise that a published quirk keeps in evaluation is drawn anew from seed 0 in every call."""
     return model.select(images, generator=torch.Generator(images.device).manual_seed(0))
 
@@ -147,6 +180,7 @@ def explainable(subject: Subject) -> Iterator[None]:
     tokens in place. Everything is restored after.
 
     Frozen weights spare what a forward pass would keep for their gradients; a method makes its own leaf of the graph.
+    Where maps keep theirs, weights stay as they are.
     """
     changed: list[tuple[object, str, object]] = []
 
@@ -156,13 +190,14 @@ def explainable(subject: Subject) -> Iterator[None]:
 
     with evaluated(subject.module), torch.inference_mode(False), torch.enable_grad():
         try:
-            for part in subject.vit.modules():
+            for part in subject.network.modules():
                 if hasattr(part, "fused_attn"):
                     change(part, "fused_attn", True)
             if isinstance(subject.module, TwoStageModel):
                 change(subject.module.stage_2, "path", "dense")
-            change(subject.vit, "grad_checkpointing", False)
-            for parameter in subject.module.parameters():
+            if hasattr(subject.network, "grad_checkpointing"):
+                change(subject.network, "grad_checkpointing", False)
+            for parameter in () if subject.graph else subject.module.parameters():
                 change(parameter, "requires_grad", False)
             yield
         finally:

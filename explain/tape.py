@@ -72,6 +72,10 @@ class Tape:
     """The attentions of one forward pass, first block first."""
 
     attentions: list[Attention] = field(default_factory=list)
+    graph: bool = False
+    """Whether q, k, v and the gradients keep their graph, to be differentiated in turn."""
+    blocked: bool = True
+    """Whether attentions that were cut with their graph kept still let no gradient pass."""
 
     def by_block(self) -> list[list[Attention]]:
         """Attentions grouped by block: one each, or several where a block has parallel branches."""
@@ -83,7 +87,8 @@ class Tape:
     def gradients(self, score: Tensor) -> None:
         """Fill every `out_gradient` with d score / d O. Weights get no gradient, the caller's ones stay as they are."""
         outs = [attention.out for attention in self.attentions]
-        gradients = torch.autograd.grad(score, outs, materialize_grads=True)
+        gradients = torch.autograd.grad(score, outs, materialize_grads=True, create_graph=self.graph)
+        self.blocked = False
         for attention, gradient in zip(self.attentions, gradients, strict=True):
             attention.out_gradient = gradient
 
@@ -104,10 +109,15 @@ class _Recorder(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or self.block is None:
             return result
         q, k, v, mask, _, _, scale = _bind(*args, **(kwargs or {}))
-        if torch.is_grad_enabled() and (self.cut or not result.requires_grad):
+        graph = self.tape.graph and result.requires_grad
+        if graph and self.cut:
+            result.register_hook(lambda gradient: torch.zeros_like(gradient) if self.tape.blocked else None)
+            result = result.view_as(result)
+        elif torch.is_grad_enabled() and (self.cut or not result.requires_grad):
             result = result.detach().requires_grad_()  # frozen weights: the graph starts here
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        self.tape.attentions.append(Attention(self.block, q.detach(), k.detach(), v.detach(), scale, mask, result))
+        read = (q, k, v) if graph else (q.detach(), k.detach(), v.detach())
+        self.tape.attentions.append(Attention(self.block, *read, scale, mask, result))
         return result
 
 
@@ -119,14 +129,15 @@ def _bind(
 
 
 @contextlib.contextmanager
-def record(blocks: Iterable[nn.Module], cut: bool = False) -> Iterator[Tape]:
+def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) -> Iterator[Tape]:
     """Everything that the attentions of `blocks` (some or all of a ViT's) do inside this context.
 
     `cut`: no gradient passes through an attention; each output is a leaf, so that gradients flow along the residual
-    stream and the MLPs alone (AGCAM). Must be used inside `explainable`, which turns fused attention on. No hook is
+    stream and the MLPs alone (AGCAM). `graph`: `Tape.graph`; gradients of what is made of the tape pass through
+    attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No hook is
     left, also after an exception.
     """
-    tape = Tape()
+    tape = Tape(graph=graph)
     recorder = _Recorder(tape, cut)
 
     def enter(index: int) -> Callable[..., None]:

@@ -19,6 +19,8 @@ class Explainer(ABC):
 
     class_specific: ClassVar[bool]
     """Whether the map depends on the target class."""
+    keeps_graph: ClassVar[bool] = False
+    """Whether maps of a subject with `graph` can be differentiated in turn."""
 
     @property
     def resolution(self) -> Literal["patch", "pixel"]:

@@ -25,6 +25,8 @@ TOPK_KINDS = ("balanced_topk", "imbalanced_topk")
 class ClassificationLoss:
     """Logits [B, C] and targets ([B] int64 classes, or [B, C] float shares where the kind allows) to one scalar.
 
+    Targets [B, C] bool (pictures of several classes) are binary cross-entropy, mean over B and C, for `cross_entropy`
+    and `bce` alike.
     `cross_entropy`: mean over B; label smoothing applies to class targets only, shares come smoothed from `Mixup`.
     `bce`: timm's binary cross-entropy, mean over B and C, with the same rule for smoothing.
     `balanced_topk`, `imbalanced_topk`: noised top-k hinge losses of Garcin et al. (ICML 2022), from pytopk. They draw
@@ -48,6 +50,8 @@ class ClassificationLoss:
     def __call__(self, logits_BC: Tensor, targets: Tensor) -> Tensor:
         if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
             raise ValueError(f"expected logits [B, {self.num_classes}], got {tuple(logits_BC.shape)}")
+        if targets.dtype == torch.bool:
+            return self._of_several(logits_BC, targets)
         if targets.is_floating_point():
             return self._of_shares(logits_BC, targets.to(logits_BC.dtype))
         if self.topk is not None:
@@ -56,6 +60,12 @@ class ClassificationLoss:
         if self.kind == "bce":
             return self.bce(logits_BC, targets)
         return F.cross_entropy(logits_BC, targets, label_smoothing=self.smoothing)
+
+    def _of_several(self, logits_BC: Tensor, present_BC: Tensor) -> Tensor:
+        if self.topk is not None or self.smoothing:
+            key = f"kind={self.kind}" if self.topk is not None else f"label_smoothing={self.smoothing:g}"
+            raise UserError(f"{KEY}.{key} is for pictures of one class; leave it out for a data set of several")
+        return F.binary_cross_entropy_with_logits(logits_BC, present_BC.to(logits_BC.dtype))
 
     def _of_shares(self, logits_BC: Tensor, shares_BC: Tensor) -> Tensor:
         if shares_BC.shape != logits_BC.shape:
@@ -82,11 +92,15 @@ class Mixup:
     def __call__(self, images: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
         """Images [B, 3, H, W] and labels [B] to mixed images (a new tensor) and shares of classes [B, C].
 
+        Raises UserError for labels [B, C] bool.
+
         In a batch of odd size the last image stays unmixed. The draw depends on `seed` alone, by default an integer
         from torch's global CPU generator; numpy's global generator, which timm draws from, is left as it was.
         """
         if not self.active:
             return images, labels
+        if labels.dtype == torch.bool:
+            raise UserError(f"{KEY}.mixup and cutmix are for pictures of one class; set both to 0")
         even = len(images) // 2 * 2
         with _numpy_seed(int(torch.randint(2**31, ())) if seed is None else seed):
             # timm mixes in place, and a batch is not ours to change.

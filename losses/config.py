@@ -55,6 +55,35 @@ class ClassificationConfig:
     """Largest class margin of imbalanced_topk."""
 
 
+ConsistencyMethod = Literal[
+    "gradcam", "guided_backprop", "gradient", "input_x_gradient", "integrated_gradients", "grad_rollout", "agcam",
+    "foreground",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConsistencyConfig:
+    """Agreement of two explanations of the model's own answer (ATCON): a loss that needs no label."""
+
+    weight: float = 0.0
+    """0 = off. On every training image; with another data.semi.mode than supervised on the unlabelled ones alone."""
+    first: ConsistencyMethod = "gradcam"
+    """gradcam is without ReLU here. foreground: 1 - background probability of a two-stage model's stage 1, whose
+    natural partner is gradcam (of stage 2). For ViTs also grad_rollout and agcam."""
+    second: ConsistencyMethod = "guided_backprop"
+    resolution_match: Literal["enlarge", "shrink", "mask_by_second", "mask_by_first", "smoothgrad"] = "mask_by_second"
+    """How maps of two resolutions are made comparable; the published RESOLUTION_MATCH 0 to 4, in this order."""
+    similarity: Literal["correlation", "convolution", "ssim"] = "correlation"
+    """The published SIMILARITY_METRIC 0 to 2, in this order."""
+    mask_intensity: float = 8.0
+    """Steepness of the soft mask of mask_by_second (published: 8 alternating, 20 SVHN, 40 fine-tuning)."""
+    report: bool = False
+    """Measure agreement and consistency wherever the model is validated, also at weight 0."""
+    layer: str = ""
+    """What gradcam reads, by the module's name in the backbone. Empty: a ViT's last block's first norm, a CNN's last
+    stage."""
+
+
 @dataclass(frozen=True)
 class LossConfig:
     """The whole `loss.*` tree."""
@@ -68,3 +97,4 @@ class LossConfig:
     """Weight of the border ring against the inside in the border term."""
     equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
+    consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)

@@ -25,8 +25,13 @@ def standardise(maps: Tensor) -> Tensor:
 
 def correlation(u: Tensor, v: Tensor) -> Tensor:
     """-Pearson of the logistic of both standardised maps, [B]; 0 where one of them is constant."""
-    a, b = (_centred_logistic(maps) for maps in (u, v))
-    return -_over_root((a * b).sum(1), a.square().sum(1) * b.square().sum(1))
+    return -pearson(standardise(u).sigmoid(), standardise(v).sigmoid())
+
+
+def pearson(u: Tensor, v: Tensor) -> Tensor:
+    """Pearson's correlation of each pair of maps, [B]; 0 where one of them is constant."""
+    a, b = (maps.flatten(1) - maps.flatten(1).mean(1, keepdim=True) for maps in (u, v))
+    return _over_root((a * b).sum(1), a.square().sum(1) * b.square().sum(1))
 
 
 def convolution(u: Tensor, v: Tensor) -> Tensor:
@@ -61,11 +66,6 @@ def soft_mask(maps: Tensor, intensity: float) -> Tensor:
     flat = maps.flatten(1)
     middle = flat.mean(1) + flat.std(1) / 2
     return (intensity * (maps - middle[:, None, None])).sigmoid()
-
-
-def _centred_logistic(maps: Tensor) -> Tensor:
-    flat = standardise(maps).sigmoid().flatten(1)
-    return flat - flat.mean(1, keepdim=True)
 
 
 def _over_root(values: Tensor, squares: Tensor) -> Tensor:

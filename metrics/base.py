@@ -57,6 +57,14 @@ class ExactMetric(torchmetrics.Metric):
             self.to(prediction.logits.device)
 
 
+class FittedMetric(ExactMetric):
+    """An ExactMetric that learns something from the training split before it measures; `reset` forgets that too."""
+
+    @abstractmethod
+    def fit(self, batch: Batch, prediction: Prediction) -> None:
+        """Take in one batch of the training split, in its evaluation transform. All of them come before `update`."""
+
+
 def ratio(part: float, whole: float) -> float:
     """part / whole; nan where whole is 0."""
     return part / whole if whole else math.nan

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
@@ -25,16 +24,6 @@ def patch_overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (true_per_patch * mask).sum(dim=(1, 2)), mask.sum(dim=(1, 2)) * patch_area, true_per_patch.sum(dim=(1, 2))
 
 
-def map_foreground(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, H, W] bool: pixels where the enlarged part maps [B, K+1, h, w] are largest in another than the last channel.
-
-    Bilinear with aligned corners, as the published evaluation does. Unlike there, K = 1 is no special case (its
-    in-place relabelling turned the one part into background).
-    """
-    enlarged = interpolate(maps.float(), size=size, mode="bilinear", align_corners=True)
-    return enlarged.argmax(dim=1) != maps.shape[1] - 1
-
-
 class MaskOverlap(ExactMetric):
     """Keys, all in [0, 1] but for the count. Always:
 
@@ -46,8 +35,6 @@ class MaskOverlap(ExactMetric):
     - `mask_iou`, `mask_dice`: mean over images of the IoU and Dice. Images whose true mask is empty are left out here:
       there is no object to find, and either convention (0 or 1) would measure the share of such images
     - `mask_iou_dataset`: intersection and union summed over all images, then divided
-    - `miou_published`, `miou_published_background`: what the published evaluation calls mIoU, from the part maps
-      (`map_foreground`), sums over all images; only where the prediction has maps
     - `count/masks`: images with a non-empty true mask
     """
 
@@ -57,16 +44,13 @@ class MaskOverlap(ExactMetric):
     empty: Tensor
     images: Tensor
     sums: Tensor
-    foreground: Tensor
-    background: Tensor
 
     def __init__(self, info: DatasetInfo) -> None:
         super().__init__()
         self.info = info
         for name in ("empty", "images"):
             self.add_counter(name)
-        for name in ("sums", "foreground", "background"):
-            self.add_counter(name, 2)  # intersection, union
+        self.add_counter("sums", 2)  # intersection, union
         for name in ("kept", "iou", "dice"):
             self.add_values(name)
 
@@ -79,8 +63,6 @@ class MaskOverlap(ExactMetric):
         self._count_kept(mask, prediction.empty)
         if batch.mask is not None:
             self._count_overlap(mask, batch.mask)
-            if prediction.maps is not None:
-                self._count_maps(prediction.maps.detach(), batch.mask)
 
     def _count_kept(self, mask: Tensor, empty: Tensor | None) -> None:
         kept = mask.sum(dim=(1, 2))
@@ -97,11 +79,6 @@ class MaskOverlap(ExactMetric):
         self.iou.append(some * both / union.clamp(min=1))
         self.dice.append(some * 2 * both / (predicted + true).clamp(min=1))
 
-    def _count_maps(self, maps: Tensor, truth: Tensor) -> None:
-        found = map_foreground(maps, (truth.shape[1], truth.shape[2]))
-        self.foreground += torch.stack([(found & truth).sum(), (found | truth).sum()])
-        self.background += torch.stack([(~found & ~truth).sum(), (~found | ~truth).sum()])
-
     def compute(self) -> dict[str, float]:
         """The figures named in the class docstring."""
         results = {
@@ -110,9 +87,6 @@ class MaskOverlap(ExactMetric):
         }
         if self.values("iou").numel():
             results |= self._overlap()
-        if self.foreground[1].item() or self.background[1].item():
-            results["miou_published"] = ratio(*self.foreground.tolist())
-            results["miou_published_background"] = ratio(*self.background.tolist())
         return results
 
     def _overlap(self) -> dict[str, float]:

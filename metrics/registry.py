@@ -5,8 +5,8 @@ from typing import TypeAlias
 
 from common.errors import UserError
 from common.registry import Registry
-from datasets.types import Batch, DatasetInfo
-from metrics.base import ExactMetric
+from datasets.types import Batch, DatasetInfo, Sample
+from metrics.base import ExactMetric, FittedMetric
 from metrics.types import Prediction
 
 MetricFactory: TypeAlias = Callable[[DatasetInfo], ExactMetric]
@@ -20,14 +20,25 @@ MAX_NAMED_CLASSES = 20
 class MetricSet:
     """Several metrics fed together; their results are one dict."""
 
-    def __init__(self, metrics: dict[str, ExactMetric]) -> None:
-        """`metrics`: by the name that a user asked for, in the order of the report."""
-        self.metrics = metrics
+    def __init__(self, metrics: dict[str, ExactMetric], info: DatasetInfo) -> None:
+        """`metrics`: of the data set `info`, by the name that a user asked for, in the order of the report."""
+        self.metrics, self.info = metrics, info
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch in every metric."""
         for metric in self.metrics.values():
             metric.update(batch, prediction)
+
+    @property
+    def to_fit(self) -> tuple[str, ...]:
+        """Names of the metrics that want the training split through `fit` first."""
+        return tuple(name for name, metric in self.metrics.items() if isinstance(metric, FittedMetric))
+
+    def fit(self, batch: Batch, prediction: Prediction) -> None:
+        """Show one batch of the training split to the metrics `to_fit`."""
+        for metric in self.metrics.values():
+            if isinstance(metric, FittedMetric):
+                metric.fit(batch, prediction)
 
     def compute(self) -> dict[str, float]:
         """All figures. Raises ValueError when two metrics report under one key."""
@@ -54,18 +65,24 @@ def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
         raise UserError(f"--metrics names {', '.join(twice)} more than once")
-    return MetricSet({name: METRICS[name](info) for name in names})
+    return MetricSet({name: METRICS[name](info) for name in names}, info)
 
 
-def default_metrics(info: DatasetInfo, has_mask: bool) -> tuple[str, ...]:
+def default_metrics(info: DatasetInfo, has_mask: bool, sample: Sample | None = None) -> tuple[str, ...]:
     """The metrics that fit a data set and a model, for a user who named none.
 
-    `has_mask`: the model's predictions carry a patch mask (a plain ViT's do not).
+    `has_mask`: the model's predictions carry a patch mask (a plain ViT's do not). `sample`: for a model that hands out
+    part maps, any sample of the data set, whose annotations say what of them can be measured. Metrics that read the
+    training split (`MetricSet.to_fit`) are measured when named, never by default.
     """
+    there = set() if sample is None else {name for name, value in vars(sample).items() if value is not None}
     fits = {
-        "accuracy": True,
+        "accuracy": not info.multi_label,
+        "multilabel": info.multi_label,
         "groups": info.group_names is not None,
-        "auroc": info.num_classes <= MAX_NAMED_CLASSES,
+        "auroc": info.num_classes <= MAX_NAMED_CLASSES and not info.multi_label,
         "mask": has_mask,
+        "foreground": "mask" in there,
+        "parts": info.part_names is not None and bool(there & {"parts", "part_labels"}),
     }
     return tuple(name for name, wanted in fits.items() if wanted)

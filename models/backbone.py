@@ -22,9 +22,7 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     Raises UserError for an unknown name, a model that is not a VisionTransformer, one without a class token, or a size
     that the patch size does not divide.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
-        raise UserError(f"model.backbone: timm has no model {name!r}; nearest: {', '.join(near)}")
+    known_to_timm(name)
     try:  # fc_norm off: the final norm stands before the pooling in every model, also in those made for average pooling
         model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path, fc_norm=False)
     except RuntimeError as error:  # no such tag behind the dot
@@ -41,6 +39,13 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     return model
 
 
+def known_to_timm(name: str) -> None:
+    """Raise UserError, with the nearest names, unless timm has a model `name`."""
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
+        raise UserError(f"model.backbone: timm has no model {name!r}; nearest: {', '.join(near)}")
+
+
 def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> None:
     """Fill `vit` from `source`: "none" (leave as is), "hub" (timm's download), or a weights file.
 
@@ -48,11 +53,12 @@ def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> Non
     """
     if source == "none":
         return
-    state = _hub_state(name) if source == "hub" else read_state(source)
+    state = hub_state(name) if source == "hub" else read_state(source)
     load_into(vit, fit_backbone_state(state, vit), source if source != "hub" else f"hub weights of {name}")
 
 
-def _hub_state(name: str) -> dict[str, Tensor]:
+def hub_state(name: str) -> dict[str, Tensor]:
+    """timm's downloaded weights of `name`, without its classifier. Raises UserError where they cannot be had."""
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # timm and the hub raise many kinds: offline, no such weights, bad cache

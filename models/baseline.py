@@ -18,6 +18,10 @@ class ClassifierOutput:
 
     logits: Tensor
     """[B, C]."""
+    mask: Tensor | None = None
+    """[B, h, w] bool: the patches of a given mask; None where the model takes none."""
+    empty: Tensor | None = None
+    """[B] bool: the given mask showed no patch (before any fallback)."""
 
 
 class EfficientProbing(nn.Module):
@@ -62,6 +66,15 @@ class AimPooling(nn.Module):
         return out.transpose(1, 2).flatten(1)
 
 
+def linear_head(width: int, num_classes: int, bias: bool = True) -> nn.Linear:
+    """A new classifier on `width` numbers; weights truncated normal of std 0.02, bias 0."""
+    head = nn.Linear(width, num_classes, bias=bias)
+    trunc_normal_(head.weight, std=0.02)
+    if bias:
+        nn.init.zeros_(head.bias)
+    return head
+
+
 class PlainViT(
     nn.Module,
     SavedModel,
@@ -77,10 +90,8 @@ class PlainViT(
         width = self.backbone.embed_dim
         pools: dict[str, type[nn.Module]] = {"ep": EfficientProbing, "aim": AimPooling}
         self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()
-        self.head = nn.Linear(width, num_classes, bias=config.pooling != "aim")
-        trunc_normal_(self.head.weight, std=0.02)
-        if self.head.bias is not None:
-            nn.init.zeros_(self.head.bias)
+        read = 2 * width if config.pooling == "gap_cls" else width
+        self.head = linear_head(read, num_classes, bias=config.pooling != "aim")
 
     def load_pretrained_backbones(self) -> None:
         """Fill the backbone from `config.weights`. Raises UserError."""
@@ -88,8 +99,16 @@ class PlainViT(
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W] -> ClassifierOutput. `generator` is unused: the plain ViT draws nothing of its own."""
-        tokens = self.backbone.forward_features(images)
-        patches = tokens[:, self.backbone.num_prefix_tokens :]
-        pooling = self.model_config.pooling
-        pooled = tokens[:, 0] if pooling == "cls" else patches.mean(1) if pooling == "avg" else self.pool(patches)
-        return ClassifierOutput(cast(Tensor, self.head(pooled)))
+        return ClassifierOutput(cast(Tensor, self.head(self._pooled(self.backbone.forward_features(images)))))
+
+    def _pooled(self, tokens_BSD: Tensor) -> Tensor:
+        """What the head reads of all tokens [B, P + N, D]: [B, D], or [B, 2 D] of `gap_cls`."""
+        patches = tokens_BSD[:, self.backbone.num_prefix_tokens :]
+        match self.model_config.pooling:
+            case "cls":
+                return tokens_BSD[:, 0]
+            case "avg":
+                return patches.mean(1)
+            case "gap_cls":
+                return torch.cat([tokens_BSD[:, 0], patches.mean(1)], dim=1)
+        return cast(Tensor, self.pool(patches))

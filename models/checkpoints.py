@@ -1,4 +1,4 @@
-"""Read weights of others: timm's naming, and Hugging Face's DINOv2 / RAD-DINO naming turned into timm's."""
+"""Read weights of others into a module: files, backbones in timm's and Hugging Face's naming, positions."""
 
 import re
 from math import isqrt
@@ -12,23 +12,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
+from models.huggingface import State, huggingface_dinov2_to_timm
 
-State = dict[str, Tensor]
-
-_HF_RENAMES = (
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.register_tokens$", "reg_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"blocks.\1.attn.proj."),
-    (r"^encoder\.layer\.(\d+)\.layer_scale(\d)\.lambda1$", r"blocks.\1.ls\2.gamma"),
-    (r"^encoder\.layer\.(\d+)\.mlp\.weights_in\.", r"blocks.\1.mlp.fc1."),
-    (r"^encoder\.layer\.(\d+)\.mlp\.weights_out\.", r"blocks.\1.mlp.fc2."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"^layernorm\.", "norm."),
-)
 _DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
-_HF_QKV = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist)\.")
 
 
@@ -60,30 +46,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:160]
 
 
-def huggingface_dinov2_to_timm(state: State) -> State:
-    """Rename a `Dinov2Model` (DINOv2, RAD-DINO; with registers or gated MLP too) to timm's VisionTransformer.
-
-    Query, key and value are stacked to timm's qkv; the mask token, which only pre-training uses, is dropped.
-    """
-    state = {name.removeprefix("dinov2.").removeprefix("dinov2_with_registers."): t for name, t in state.items()}
-    renamed: State = {}
-    for name, tensor in state.items():
-        if name == "embeddings.mask_token":
-            continue
-        if match := _HF_QKV.match(name):
-            parts = [name.replace(f".{match[2]}.", f".{part}.") for part in ("query", "key", "value")]
-            if all(part in state for part in parts):
-                renamed[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
-                continue
-        new = name
-        for pattern, target in _HF_RENAMES:
-            new, count = re.subn(pattern, target, new)
-            if count:
-                break
-        renamed[new] = tensor
-    return renamed
-
-
 def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
     """Make a backbone's state dict fit `vit`: names to timm's, heads dropped, positions resampled to its grid."""
     if any(name.startswith(("embeddings.", "dinov2")) for name in state):
@@ -93,10 +55,10 @@ def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
     state = {name: t for name, t in state.items() if not _HEADS.match(name) and name != "mask_token"}
     for pattern, target in _DINOV2_RENAMES:
         state = {re.sub(pattern, target, name): tensor for name, tensor in state.items()}
-    return _fit_positions(state, vit)
+    return fit_positions(state, vit)
 
 
-def _fit_positions(state: State, vit: VisionTransformer) -> State:
+def fit_positions(state: State, vit: VisionTransformer) -> State:
     """Resample a square position table bicubically to vit's grid. A table it cannot read stays for `load_into` to name.
 
     The class token's position is added to the class token where `vit` keeps none for it (DINOv2 with registers).
@@ -125,7 +87,12 @@ def _is_square(count: int) -> bool:
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
     """Load `state` into `module`, all of it or nothing. Raises UserError naming missing, unexpected, misshapen keys."""
-    own = module.state_dict()
+    check_fit(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def check_fit(own: State, state: State, source: str) -> None:
+    """Raise UserError unless `state`, read from `source`, has the names and the shapes of `own`."""
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(
@@ -140,4 +107,3 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
     ]
     if problems:
         raise UserError(f"{source} does not fit the model; {'; '.join(problems)}")
-    module.load_state_dict(state)

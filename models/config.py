@@ -24,6 +24,9 @@ class PartsConfig:
     """Draw the mask's noise apart from the maps' noise, as published; then maps and mask disagree in training."""
     eval_noise: bool = False
     """Keep the noise in evaluation, as published."""
+    modulation: Literal["layer_norm", "original"] = "layer_norm"
+    """What turns pooled into modulated part vectors: a joint LayerNorm, or a factor for each number
+    (original: PDiscoFormer)."""
     threshold_form: Literal["distance", "dot_product"] = "distance"
     """What part-logit thresholds leave standing: the distance logits, or (as published) raw dot products."""
 
@@ -33,11 +36,15 @@ class ModelConfig:
     """One model: which backbone, where its weights come from, and how its stages work."""
 
     name: str = "two_stage"
-    """A name in the model registry: two_stage | vit."""
+    """A name in the model registry: two_stage | vit | decoupled | late_masking | pdiscoformer | cnn."""
     backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
-    """Any timm VisionTransformer."""
+    """Any timm VisionTransformer; of `cnn`, any timm network that pools its features."""
     weights: str = "hub"
     """hub (timm's download) | none (random) | a file: timm's, or Hugging Face's DINOv2 / RAD-DINO naming."""
+    init_from: str = ""
+    """Start from all weights of another model of this config: a run's folder (its best) or one of its checkpoints."""
+    padding: Literal["zeros", "reflect"] = "zeros"
+    """cnn: what its convolutions see beyond the border; reflect keeps borders out of the maps (ATCON)."""
     drop_path: float = 0.0
     stage_1_backbone: str = ""
     """Stage 1's backbone where it differs from `backbone`."""
@@ -53,8 +60,8 @@ class ModelConfig:
     """What stage 2 sees where stage 1 kept nothing: its best-scoring patch, or (as published) no patch at all."""
     stage_2_path: Literal["auto", "dense", "gathered", "packed"] = "auto"
     """How hidden patches are left out: masked (dense), or dropped (gathered, packed). Same numbers."""
-    pooling: Literal["cls", "avg", "ep", "aim"] = "cls"
-    """Plain ViT only: class token, average, or attentive pooling (efficient probing, AIM)."""
+    pooling: Literal["cls", "avg", "gap_cls", "ep", "aim"] = "cls"
+    """Plain ViT only: class token, average, both side by side, or attentive pooling (efficient probing, AIM)."""
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models import masked_attention
-from models.backbone import embed
+from models.backbone import embed, keeps_patches_apart
+from models.config import ModelConfig
 from models.selection import Selection
 
 Path = Literal["auto", "dense", "gathered", "packed"]
@@ -17,11 +18,16 @@ Path = Literal["auto", "dense", "gathered", "packed"]
 class MaskedViT(nn.Module):
     """A timm ViT, a new LayerNorm and a bias-free linear head on its class token (iFAM, section 3.2)."""
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int, path: Path = "auto") -> None:
-        """`path`: how hidden patches are left out; "auto" takes the cheapest one that applies."""
+    def __init__(
+        self, backbone: VisionTransformer, num_classes: int, path: Path = "auto", new_norm: bool = True
+    ) -> None:
+        """`path`: how hidden patches are left out; "auto" takes the cheapest one that applies.
+
+        `new_norm=False` leaves out the new LayerNorm (iFAM's decoupled baseline).
+        """
         super().__init__()
         self.backbone = backbone
-        self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-5)
+        self.fc_norm = nn.LayerNorm(backbone.embed_dim, eps=1e-5) if new_norm else nn.Identity()
         self.head = nn.Linear(backbone.embed_dim, num_classes, bias=False)
         trunc_normal_(self.head.weight, std=0.02)
         self.path: Path = path
@@ -60,3 +66,13 @@ class MaskedViT(nn.Module):
             for module in self.backbone.modules()
         )
         return "packed" if masked_attention.is_plain(self.backbone) and not random_depth else "gathered"
+
+
+def check_masked_vit(config: ModelConfig, vit: MaskedViT) -> None:
+    """Raise UserError where the backbone would let hidden patches through, or cannot run `config.stage_2_path`."""
+    if not keeps_patches_apart(vit.backbone):
+        raise UserError(f"model.backbone: the stem of {config.backbone!r} mixes patches; stage 2 would see hidden ones")
+    if config.stage_2_path == "packed":
+        vit.require_plain_blocks("model.stage_2_path=packed")
+        if config.drop_path:
+            raise UserError("model.stage_2_path=packed cannot apply model.drop_path per image; use auto or gathered")

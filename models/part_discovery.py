@@ -86,6 +86,19 @@ class PartOutput:
     """[B, C, K] fp32, class scores of each part; their mean over K are stage 1's class logits."""
 
 
+class Product(nn.Module):
+    """PDiscoFormer's modulation of kind "original": every number of the part vectors times a learned factor."""
+
+    def __init__(self, width: int, channels: int) -> None:
+        """Factors for `channels` vectors of `width` numbers, 1 at the start."""
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1, width, channels))
+
+    def forward(self, features_BDK: Tensor) -> Tensor:
+        """[B, D, K+1] -> [B, D, K+1]."""
+        return features_BDK * self.weight
+
+
 class PartHead(nn.Module):
     """Prototypes, modulation and the shared classifier of stage 1 (iFAM, section 3.1; PDiscoFormer)."""
 
@@ -96,7 +109,8 @@ class PartHead(nn.Module):
         channels = config.num_parts + 1
         bound = width**-0.5
         self.prototypes = nn.Parameter(torch.empty(channels, width).uniform_(-bound, bound))
-        self.modulation = nn.LayerNorm([width, channels])
+        layer_norm = config.modulation == "layer_norm"
+        self.modulation = nn.LayerNorm([width, channels]) if layer_norm else Product(width, channels)
         self.classifier = nn.Linear(width, num_classes, bias=False)
         trunc_normal_(self.classifier.weight, std=0.02)
 
@@ -107,7 +121,7 @@ class PartHead(nn.Module):
         return (2 * dots - squares) * (self.config.logit_scale / self.config.temperature), dots
 
     def part_features(self, x_BND: Tensor, maps_BNK: Tensor) -> Tensor:
-        """Mean over all patches of map times token, normalised jointly over D and K+1: [B, D, K+1]."""
+        """Mean over all patches of map times token, modulated: [B, D, K+1]."""
         pooled = torch.einsum("bnk,bnd->bdk", maps_BNK, x_BND) / x_BND.shape[1]
         return self.modulation(pooled)
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from models.backbone import create_backbone, grid_of, keeps_patches_apart, load_backbone_weights, patch_tokens
+from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
 from models.config import ModelConfig
 from models.hub import SavedModel
-from models.masked_vit import MaskedViT
+from models.masked_vit import MaskedViT, check_masked_vit
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
 from models.selection import Selection, foreground_margin, keep_best_token, soft_gate, straight_through
 
@@ -79,7 +79,16 @@ class StageOne(nn.Module):
         generator: torch.Generator | None = None,
     ) -> StageOneOutput:
         """Images [B, 3, H, W] -> StageOneOutput. `noise` None: drawn from `generator` (None: the global one)."""
-        tokens = patch_tokens(self.backbone, images)
+        return self.from_tokens(patch_tokens(self.backbone, images), noise, intervention, generator)
+
+    def from_tokens(
+        self,
+        tokens: Tensor,
+        noise: PartNoise | None = None,
+        intervention: Intervention | None = None,
+        generator: torch.Generator | None = None,
+    ) -> StageOneOutput:
+        """The same from the backbone's patch tokens [B, N, D], which many interventions can share."""
         if noise is None:
             noise = draw_noise(
                 self.config.parts, (tokens.shape[0], tokens.shape[1]), tokens.device, self.training, generator
@@ -158,14 +167,9 @@ def _check(config: ModelConfig, model: TwoStageModel) -> None:
     grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
     if grids[0] != grids[1]:
         raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not stage 2's {grids[1]}")
-    if not keeps_patches_apart(model.stage_2.backbone):
-        raise UserError(f"model.backbone: the stem of {config.backbone!r} mixes patches; stage 2 would see hidden ones")
+    check_masked_vit(config, model.stage_2)
     if config.mask_gradient == "straight_through" and config.mask_kind == "hard":
         model.stage_2.require_plain_blocks("model.mask_gradient=straight_through")
-    if config.stage_2_path == "packed":
-        model.stage_2.require_plain_blocks("model.stage_2_path=packed")
-        if config.drop_path:
-            raise UserError("model.stage_2_path=packed cannot apply model.drop_path per image; use auto or gathered")
 
 
 def with_mask(selection: Selection, mask: Tensor) -> Selection:

@@ -23,6 +23,8 @@ Row: TypeAlias = Mapping[str, Any]
 PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("loss", ("train/loss", "val/loss")),
     ("accuracy", ("accuracy", "worst_group_accuracy", "stage_1/accuracy")),
+    ("several classes", ("mean_average_precision", "macro_f1", "micro_f1")),
+    ("agreement", ("agreement", "consistency")),
     ("mask", ("mask_iou", "kept_share", "empty_share")),
 )
 """Panels that show several keys; a key without a split is looked for in val, then in test. Every other "train/" and
@@ -118,7 +120,7 @@ def _panels(rows: Sequence[Row], x: str) -> list[tuple[str, list[Line]]]:
 
 
 def _is_percent(panel: str) -> bool:
-    return panel in ("accuracy", "mask", "accuracy by group")
+    return panel in ("accuracy", "several classes", "mask", "accuracy by group")
 
 
 def _with_split(key: str, keys: Sequence[str]) -> str | None:

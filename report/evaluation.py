@@ -10,7 +10,11 @@ from report.html import Card, Cards, Code, Figure, Section, Table, write_report
 from report.names import is_share, number, pretty
 from report.tables import TableText, write_tables
 
-HEADLINES = ("accuracy", "worst_group_accuracy", "balanced_accuracy", "auroc", "mask_iou", "mask_dice", "kept_share")
+HEADLINES = (
+    "accuracy", "mean_average_precision", "macro_f1", "micro_f1", "worst_group_accuracy", "balanced_accuracy", "auroc",
+    "mask_iou", "mask_dice", "kept_share",
+    "foreground_iou", "part_nmi", "part_ari", "part_nmi_pixels", "part_ari_pixels", "keypoint_error",
+)  # fmt: skip
 
 
 def write_evaluation_report(

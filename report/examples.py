@@ -1,14 +1,15 @@
-"""Sheets of answered images: a selection of them, and the worst failures."""
+"""Sheets of answered images: a selection of them, the worst failures, what was taken away from them."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
-from report.overlays import Array, heat_overlay, mask_view, part_overlay, resize, truth_view
-from report.sheets import Column, LegendEntry, contact_sheet
-from report.style import part_colour
+from report.overlays import Array, heat_overlay, mask_view, part_overlay, removal_view, resize, truth_view
+from report.sheets import Column, LegendEntry, contact_sheet, draw_mark, part_legend
+from report.style import BAD, PAPER
 
 TILE = 168
 """Pixels of a tile's shorter side; a multiple of the usual patch grids 12, 14 and 28."""
@@ -69,6 +70,36 @@ def failure_sheet(
     return _sheet(worst, path, title, [""] * len(worst), per_band) if worst else None
 
 
+def removal_sheet(answers: Mapping[str, Sequence[Example]], path: Path, title: str = "") -> Path:
+    """Image, parts and mask of the first setting, then a row for every other: what stage 2 sees, and what went.
+
+    `answers`: setting to its examples, all with maps and masks, the same images for each. A patch that only the first
+    setting shows is in the colour of its part; a cross marks a wrong answer. Raises ValueError without examples.
+    """
+    first, *others = answers
+    columns = []
+    for i, before in enumerate(answers[first]):
+        picture = _at_tile_size(before.picture)
+        assert before.maps is not None and before.mask is not None
+        tiles = [picture, part_overlay(picture, before.maps, before.mask), _seen(picture, before, before)]
+        tiles += [_seen(picture, before, answers[row][i]) for row in others]
+        heading = before.group or ""
+        columns.append(Column(tiles, heading, _caption(before, heading), before.correct))
+    titles = ["image", "parts", *(row.replace("thresholds, ", "thresholds,\n") for row in answers)]
+    return contact_sheet(columns, titles, path, title, [*_legend(answers[first]), LegendEntry(BAD, "× wrong answer")])
+
+
+def _seen(picture: np.ndarray, before: Example, after: Example) -> np.ndarray:
+    """`removal_view`, with a cross where the answer is wrong."""
+    assert before.maps is not None and before.mask is not None and after.mask is not None
+    view = Image.fromarray(removal_view(picture, before.maps, before.mask, after.mask))
+    if not after.correct:
+        draw, x, y = ImageDraw.Draw(view), view.width - 14, 14
+        draw.ellipse((x - 11, y - 11, x + 11, y + 11), fill=PAPER)
+        draw_mark(draw, False, x, y)
+    return np.asarray(view)
+
+
 def _sheet(
     examples: Sequence[Example],
     path: Path,
@@ -107,7 +138,7 @@ def _caption(example: Example, heading: str) -> str:
 
 def _legend(examples: Sequence[Example]) -> list[LegendEntry]:
     parts = max((len(example.maps) - 1 for example in examples if example.maps is not None), default=0)
-    return [LegendEntry(part_colour(part), f"part {part + 1}") for part in range(parts)]
+    return part_legend(parts)
 
 
 def _at_tile_size(picture: np.ndarray) -> np.ndarray:

@@ -2,10 +2,15 @@
 
 import math
 
-SHARES = ("accuracy", "auroc", "iou", "miou", "dice", "share", "accuracy_top5")
+SHARES = (
+    "accuracy", "auroc", "iou", "miou", "dice", "share", "accuracy_top5", "precision", "f1", "nmi", "ari", "error",
+)  # fmt: skip
 """Last words of keys whose values lie in [0, 1] and are shown in percent."""
-ACRONYMS = {"iou": "IoU", "miou": "mIoU", "auroc": "AUROC", "lr": "learning rate", "tv": "total variation"}
-SUFFIXES = {"_paper": "paper", "_published": "published", "_dataset": "data set"}
+ACRONYMS = {
+    "iou": "IoU", "miou": "mIoU", "auroc": "AUROC", "nmi": "NMI", "ari": "ARI", "lr": "learning rate",
+    "tv": "total variation", "bg": "BG",
+}  # fmt: skip
+SUFFIXES = {"_training_shares": "training shares", "_paper": "paper", "_published": "published", "_dataset": "data set"}
 
 
 def is_share(key: str) -> bool:

@@ -74,6 +74,16 @@ def mask_view(picture: np.ndarray, mask: Array) -> np.ndarray:
     return np.where(kept[..., None], picture, np.array(rgb(HIDDEN), dtype=np.uint8))
 
 
+def removal_view(picture: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:
+    """`mask_view` of `after` [h, w]; patches that `before` showed and `after` hides are in the colour of their part.
+
+    maps [K+1, h, w], last = background, say which part that was.
+    """
+    gone = as_array(before).astype(bool) & ~as_array(after).astype(bool)
+    here = enlarge(gone, picture.shape[:2])
+    return np.where(here[..., None], part_overlay(picture, maps, gone), mask_view(picture, after))
+
+
 def truth_view(picture: np.ndarray, truth: Array) -> np.ndarray:
     """The true object [H', W'] bool, cut out as `mask_view` cuts, so that the two can be compared at a glance."""
     return mask_view(picture, truth)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from report.files import png_bytes, write_atomic
-from report.style import BAD, GOOD, HIDDEN, INK, MUTED, PAPER, RULE, font
+from report.style import BAD, GOOD, HIDDEN, INK, MUTED, PAPER, RULE, font, part_colour
 
 PAD, GAP, GROUP_GAP = 28, 6, 22
 LINE = 27
@@ -36,6 +36,11 @@ class LegendEntry:
 
     colour: str
     label: str
+
+
+def part_legend(parts: int) -> list[LegendEntry]:
+    """The colours of so many parts, numbered from 0 as flags and files number them."""
+    return [LegendEntry(part_colour(part), f"part {part}") for part in range(parts)]
 
 
 def contact_sheet(
@@ -145,7 +150,7 @@ def _draw_headings(draw: ImageDraw.ImageDraw, plan: _Plan, band: Sequence[Column
 
 def _draw_caption(draw: ImageDraw.ImageDraw, column: Column, x: int, y: int, width: int) -> None:
     if column.correct is not None:
-        _draw_mark(draw, column.correct, x + 7, y + 12)
+        draw_mark(draw, column.correct, x + 7, y + 12)
     for number, line in enumerate(_caption_lines(column, width)):
         draw.text((x + _indent(column), y + number * LINE), line, fill=INK if number == 0 else MUTED, font=LABEL)
 
@@ -158,7 +163,7 @@ def _caption_lines(column: Column, width: int) -> list[str]:
     return wrap(column.caption, width - _indent(column), LABEL, lines=3) if column.caption else []
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, correct: bool, x: int, y: int) -> None:
+def draw_mark(draw: ImageDraw.ImageDraw, correct: bool, x: int, y: int) -> None:
     """A dot or a cross: shape and colour both tell."""
     if correct:
         draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=GOOD)

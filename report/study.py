@@ -17,6 +17,10 @@ from report.tables import table_text, write_tables
 
 COLUMNS = (
     "test/accuracy",
+    "test/mean_average_precision",
+    "test/macro_f1",
+    "test/agreement",
+    "test/consistency",
     "test/worst_group_accuracy",
     "test/worst_group_accuracy_paper",
     "test/mask_iou",

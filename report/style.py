@@ -23,7 +23,7 @@ PARTS = (
     "#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#882255",
     "#44aa99", "#332288", "#ddcc77", "#117733", "#aa4499", "#88ccee", "#999933", "#cc6677",
 )  # fmt: skip
-"""Colour of part 1, 2, ...: Okabe & Ito, then Tol's muted scheme; from the 17th part on they repeat."""
+"""Colour of part 0, 1, ...: Okabe & Ito, then Tol's muted scheme; from part 16 on they repeat."""
 
 
 def rgb(colour: str) -> tuple[int, int, int]:

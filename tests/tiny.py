@@ -14,7 +14,7 @@ from datasets import Split, load_split
 from engine.checkpointing import Checkpoint, read_checkpoint
 from engine.config import RunConfig, parse_config
 from engine.objectives import OBJECTIVES, Objective
-from engine.optim import plain_rules, two_stage_rules
+from engine.optim import RULES
 from engine.runs import BEST, LAST, open_run
 from engine.tracking import Row, Tracker
 from engine.trainer import Trainer
@@ -76,7 +76,7 @@ def tiny_trainer(
 ) -> Trainer:
     """A fresh trainer without a run folder."""
     objective = objective or OBJECTIVES[config.model.name](config.loss, 2, [17, 17])
-    rules = plain_rules(config.optim) if config.model.name == "vit" else two_stage_rules(config.optim)
+    rules = RULES[config.model.name](config.optim)
     return Trainer(config, tiny_model(config), objective, rules, splits or tiny_splits(config), CPU)
 
 
@@ -98,7 +98,7 @@ class Session:
         if self.config.resume:
             self.trainer.load()
         self.tracker = Tracker(out, self.config)
-        self.tracker.keep_epochs(self.trainer.progress.epoch)
+        self.tracker.keep_epochs(self.trainer.position)
         objective = self.trainer.objective
 
         def counted(*args: Any, **kwargs: Any) -> Any:

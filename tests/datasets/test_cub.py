@@ -40,6 +40,13 @@ def test_the_held_out_pictures_depend_on_the_data_seed_alone(layout: Path) -> No
     assert names(Cub(config_of(layout), "test")) == names(Cub(other, "test"))
 
 
+def test_what_is_said_of_a_split(layout: Path) -> None:
+    origins = {split: Cub(config_of(layout), split).info.split_origin for split in ("train", "val", "test")}
+    assert origins["val"].startswith("held out: 0.25 of") and origins["val"].endswith("training split, data.seed 0")
+    assert origins["train"] == "published, without what is held out for val" and origins["test"] == "published"
+    assert Cub(config_of(layout, val_fraction=0.0), "train").info.split_origin == "published"
+
+
 def test_the_published_training_split_is_whole_without_validation(layout: Path) -> None:
     assert len(Cub(config_of(layout, val_fraction=0.0), "train")) == 52
     for fraction in (0.0, 1.0, -0.1):

@@ -75,6 +75,7 @@ def test_annotations_agree(birds: SyntheticBirds) -> None:
         sample, part_map = birds.read(index), birds.part_map[index]
         assert sample.mask is not None and sample.parts is not None and sample.boxes is not None
         assert np.array_equal(sample.mask, part_map > 0)
+        assert sample.part_labels is not None and np.array_equal(sample.part_labels + 1, part_map)
         x0, y0, x1, y1 = sample.boxes[0].astype(int)
         assert sample.mask[y0:y1, x0:x1].sum() == sample.mask.sum()
         assert all(

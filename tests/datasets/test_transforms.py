@@ -7,13 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform
 
+from common.errors import UserError
 from datasets import DataConfig, RawSample, Sample, build_transform
 from datasets.transforms import RowOfPlanck
 
 SIZE = (96, 96)
 CONFIG = DataConfig(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
-AUGMENTATIONS = ("none", "flip", "cub_original", "timm")
+AUGMENTATIONS = ("none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm")
 
 
 def scene(height: int = 96, width: int = 96, x: float = 40, y: float = 52, radius: float = 9) -> RawSample:
@@ -118,6 +121,47 @@ def test_planckian_rows() -> None:
     assert warm.tolist() == pytest.approx([100 * 0.6743 / 0.4029, 100, 100 * 0.0013 / 0.4029], abs=1)
 
 
+def test_cub_geometry_is_cub_original_without_its_colours() -> None:
+    """The coloured scene keeps its three values, and moves over the same ranges."""
+    raw = scene()
+    raw = replace(raw, image=(raw.image * np.array([1.0, 0.5, 0.25])).astype(np.uint8))
+    outs = [run(raw, "cub_geometry", seed).image * 255 for seed in range(20)]
+    found = torch.cat([out.flatten(1).T.round().unique(dim=0) for out in outs]).unique(dim=0)
+    assert found.tolist() == [[0, 0, 0], [64, 32, 16], [255, 127, 63]]
+    sizes = [int((out[0] > 200).sum()) for out in outs]
+    assert min(sizes) < 0.75 * 253 and max(sizes) > 1.2 * 253, "253 pixels at scale 1"
+
+
+def test_foreground_crop_contains_the_object_whatever_its_place() -> None:
+    """A 96 x 400 picture whose object of one pixel stands anywhere: the random crop always has it."""
+    starts = set()
+    for seed in range(60):
+        x = 7 * seed % 400
+        raw = replace(scene(96, 400, x=x, y=50, radius=0), parts=np.array([[200, 48, 1]], float), boxes=None)
+        out = run(raw, "foreground_crop", seed)
+        assert out.mask is not None and int(out.mask.sum()) == 1
+        starts.add(int(out.mask.nonzero()[0, 1]))
+    assert len(starts) > 30, "it stands anywhere in the crop"
+
+
+def test_foreground_crop_shifts_colours_half_of_the_time_and_mirrors_half_of_the_time() -> None:
+    raw = replace(scene(x=20), parts=None, boxes=None)
+    outs = [run(raw, "foreground_crop", seed) for seed in range(100)]
+    grey = [bool((out.image - out.image[:1]).abs().max() < 0.02) for out in outs]
+    plain = [bool(torch.equal(out.image.unique(), torch.tensor([64 / 255, 1.0]))) for out in outs]
+    mirrored = [bool(out.mask[52, 75]) for out in outs]  # type: ignore[index]
+    assert 0.35 < np.mean(mirrored) < 0.65
+    assert 0.35 < np.mean(grey) < 0.65, "hue and saturation leave a grey picture grey, Planckian jitter does not"
+    assert 0.12 < np.mean(plain) < 0.4, "a quarter keeps its brightness too"
+
+
+def test_foreground_crop_without_a_mask_is_one_line_and_without_an_object_any_crop() -> None:
+    with pytest.raises(UserError, match=r"foreground_crop needs a mask for every picture, and a\.jpg has none"):
+        run(replace(scene(), mask=None), "foreground_crop", 0)
+    out = run(replace(scene(), mask=np.zeros((96, 96), bool)), "foreground_crop", 0)
+    assert out.mask is not None and not out.mask.any() and out.image.shape == (3, 96, 96)
+
+
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
 def test_a_function_of_the_seed_alone(augmentation: str) -> None:
     raw = scene(80, 110)
@@ -151,7 +195,7 @@ def test_sizes(augmentation: str, size: int | tuple[int, int], shape: tuple[int,
         assert out.mask is not None and out.mask.shape == config.size_hw and out.mask.dtype == torch.bool
 
 
-@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+@pytest.mark.parametrize("augmentation", [name for name in AUGMENTATIONS if name != "foreground_crop"])
 def test_records_without_annotations_and_unchanged_input(augmentation: str) -> None:
     raw = scene()
     bare = run(replace(raw, mask=None, parts=None, boxes=None, group=None), augmentation, 1)
@@ -176,6 +220,58 @@ def test_evaluation_geometry() -> None:
     assert out.boxes[1].tolist() == pytest.approx([50 * across - 16, 0, 30, 30], abs=1e-4)
     centre = out.mask.nonzero().float().mean(0)
     assert centre.tolist() == pytest.approx([14.75, 14], abs=0.3)
+
+
+@pytest.mark.parametrize(
+    ("box", "frame"),
+    [
+        ((30, 10, 90, 50), (10, 10, 60, 40)),  # inside
+        ((10, -6, 50, 70), (0, 0, 40, 76)),  # corner moved into the picture, size as it was
+        ((90, 20, 119, 59), (70, 20, 29, 39)),  # sticks out on the right: not cut
+        ((0, 5, 10, 25), (0, 5, 10, 20)),  # wholly outside
+    ],
+)
+def test_the_frame_of_key_points_is_moved_and_scaled_but_not_cut(box: tuple[int, ...], frame: tuple[int, ...]) -> None:
+    """A 120 x 80 picture loses 20 columns on either side; one twice as large is halved first."""
+    raw = replace(scene(80, 120, x=60, y=40), boxes=np.array([box], float))
+    transform = build_transform(replace(CONFIG, image_size=80), train=False)
+    first, again = transform(raw, 0).frame, transform(raw, 0).frame
+    assert first is not None and again is not None
+    assert first.tolist() == list(frame) == again.tolist(), "a record may be read twice"
+    half = transform(replace(scene(160, 240, x=120, y=80), boxes=2 * raw.boxes), 0).frame  # type: ignore[operator]
+    assert half is not None and half.tolist() == pytest.approx(frame)
+
+
+def test_no_frame_without_key_points_or_boxes_or_in_training() -> None:
+    raw, transform = scene(), build_transform(CONFIG, train=False)
+    assert transform(raw, 0).frame is not None
+    assert transform(replace(raw, parts=None), 0).frame is transform(replace(raw, boxes=None), 0).frame is None
+    assert transform(replace(raw, boxes=np.zeros((0, 4))), 0).frame is None
+    assert all(run(raw, augmentation, 0).frame is None for augmentation in ("flip", "cub_original", "timm"))
+
+
+@pytest.mark.parametrize("size", [224, 384])
+@pytest.mark.parametrize("shape", [(300, 400), (500, 333), (257, 256), (20, 30)])
+def test_the_evaluation_of_imagenet_is_timms(size: int, shape: tuple[int, int]) -> None:
+    """Below 384 pixels a bicubic resize to 8/7 and the centre; from there on all of the picture, squashed."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    ratio = {"crop_pct": 1.0, "crop_mode": "squash"} if size == 384 else {"crop_pct": 0.875}
+    theirs = create_transform(size, interpolation="bicubic", **ratio)  # type: ignore[arg-type]
+    config = DataConfig(image_size=size, evaluation="imagenet")
+    ours = build_transform(config, train=False)(RawSample(image, 0, ""), 0)
+    assert torch.allclose(ours.image, theirs(Image.fromarray(image)), atol=1e-6)
+
+
+def test_boxes_and_masks_follow_the_evaluation_of_imagenet() -> None:
+    """300 x 400 (w x h) becomes 256 x 341, of which columns 16 to 240 and rows 58 to 282 are kept."""
+    mask = np.zeros((400, 300), bool)
+    mask[200:] = True
+    raw = RawSample(np.zeros((400, 300, 3), np.uint8), 0, "", mask=mask, boxes=np.array([[0, 200, 300, 400]], float))
+    sample = build_transform(DataConfig(image_size=224, evaluation="imagenet"), train=False)(raw, 0)
+    assert sample.mask is not None and sample.boxes is not None
+    top = sample.mask[:, 0].int().argmax().item()
+    assert top == round(200 * 341 / 400 - 58) and sample.mask[top:].all()
+    assert torch.allclose(sample.boxes, torch.tensor([[0, 200 * 341 / 400 - 58, 224, 224]]))
 
 
 def test_evaluation_ignores_augmentation_and_seed() -> None:

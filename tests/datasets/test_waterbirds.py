@@ -41,6 +41,12 @@ def test_groups_and_classes(layout: Path) -> None:
         assert (sample.label, sample.group, split) == (int(y), 2 * int(y) + int(place), "2")
 
 
+def test_shares_of_the_groups_are_those_of_the_training_split(layout: Path) -> None:
+    shares = (19 / 40, 1 / 40, 1 / 40, 19 / 40)
+    assert [read(layout, split).info.group_shares for split in ("train", "val", "test")] == [shares] * 3
+    assert read(layout, "val").info.split_origin == "published"
+
+
 def test_cub_annotations_are_matched_by_path_not_by_id(spoiled: Path) -> None:
     before = [read(spoiled).read(i) for i in range(16)]
     path = spoiled / WATERBIRDS / "metadata.csv"

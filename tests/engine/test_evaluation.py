@@ -118,6 +118,23 @@ def test_a_metric_set_starts_afresh(config: RunConfig, split: Split) -> None:
     assert repr(evaluate(model, loader, metrics, CPU)) == repr(first) and first["count/images"] == 37
 
 
+def test_a_metric_is_fitted_on_the_training_split_first(config: RunConfig, split: Split) -> None:
+    """In a pass of its own: figures of the others are those without it, also with the published noise."""
+    noisy = replace(config, model=replace(config.model, parts=replace(config.model.parts, eval_noise=True)))
+    model, training = lively_model(noisy), eval_loader(tiny_splits(config)["val"], batch_size=4, workers=0)
+
+    def figures(names: tuple[str, ...], **more: Any) -> dict[str, float]:
+        loader = eval_loader(split, batch_size=8, workers=0)
+        return evaluate(model, loader, build_metrics(names, split.info), CPU, **more)
+
+    alone = figures(("accuracy", "parts"))
+    both = figures(("accuracy", "parts", "keypoints"), training=training)
+    assert both.pop("count/keypoints") == 5 * 37 and 0 < both.pop("keypoint_error") < 1
+    assert repr(both) == repr(alone)
+    with pytest.raises(UserError, match="'keypoints' needs a pass over the training split first"):
+        figures(("keypoints",))
+
+
 def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
     model = lively_model(config)
     figures, _ = measured(model, split)
@@ -162,3 +179,15 @@ def test_half_precision_answers_in_full_precision(config: RunConfig, split: Spli
         exact, half = predict(model, batch), predict(model, batch, torch.bfloat16)
     assert half.logits.dtype == half.maps.dtype == torch.float32
     assert not torch.equal(half.logits, exact.logits)
+
+
+def test_where_a_picture_shows_several_classes_one_of_them_is_right() -> None:
+    """Class 2 is the answer: right where it is present, though the label is 0; else the best absent class is noted."""
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
+    present = torch.tensor([[True, False, True], [True, True, False]])
+    batch = Batch(torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.int64), ("a", "b"), present=present)
+    recorder = Recorder()
+    recorder(batch, Prediction(logits=logits))
+    probability = logits[0].double().softmax(0).tolist()
+    assert [(record.label, record.predicted) for record in recorder.records] == [(2, 2), (0, 2)]
+    assert [record.wrong_confidence for record in recorder.records] == pytest.approx([probability[1], probability[2]])

@@ -89,7 +89,7 @@ def bench(
     limit: int = 100, **more: Any,
 ) -> tuple[Bench, dict[str, dict[str, Keeper]]]:  # fmt: skip
     keepers = {name: {target: Keeper(target) for target in targets} for name in methods}
-    return Bench(model, methods, keepers, Halving(limit, lambda text: None), **more), keepers  # type: ignore[arg-type]
+    return Bench(model, methods, keepers, Halving(limit, lambda text: None), **{"info": INFO, **more}), keepers  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 4, 10])
@@ -102,6 +102,24 @@ def test_the_label_is_explained_anew_only_where_the_prediction_is_wrong(size: in
     explained = [target for call in method.calls for target in call]
     assert len(explained) == 10 + len(WRONG) == run.clocks["noted"].maps
     assert sorted(explained) == sorted([*PREDICTED.tolist(), *LABELS[list(WRONG)].tolist()])
+
+
+def test_of_many_outputs_the_best_of_a_class_is_explained() -> None:
+    """Outputs 1 and 4 are class 0, outputs 0 and 2 class 1, output 3 none. Metrics see the classes."""
+    info = DatasetInfo("other", ("a", "b"), class_of_output=(1, 0, 1, -1, 0))
+    with torch.no_grad():
+        outputs = MODEL(IMAGES)
+    scores = torch.stack([outputs[:, [1, 4]].amax(1), outputs[:, [0, 2]].amax(1)], 1)
+    predicted, labels = scores.argmax(1), torch.arange(10) % 2
+    best = torch.stack([outputs[:, [1, 4]].argmax(1) * 3 + 1, outputs[:, [0, 2]].argmax(1) * 2], 1)
+    method = Noted()
+    run, keepers = bench({"noted": method}, ("predicted", "label"), info=info)
+    run.run([Batch(IMAGES, labels, tuple("0123456789"))], CPU)
+    kept = keepers["noted"]
+    assert torch.allclose(torch.cat(kept["label"].logits), scores) and kept["label"].asked[0].shape == (10, 2)
+    assert torch.equal(kept["predicted"].seen[:, 0, 0], best.gather(1, predicted[:, None])[:, 0].float())
+    assert torch.equal(kept["label"].seen[:, 0, 0], best.gather(1, labels[:, None])[:, 0].float())
+    assert len({target for call in method.calls for target in call}) > 2
 
 
 @pytest.mark.parametrize(

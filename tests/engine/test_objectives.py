@@ -237,3 +237,19 @@ def test_losses_stay_in_full_precision_under_autocast(tmp_path: Path, batch: Bat
         outcome = seeded(objective(), model, batch)
     assert outcome.loss.dtype == torch.float32
     assert {term.dtype for term in outcome.terms.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["vit", "two_stage"])
+def test_pictures_of_several_classes(name: str, tmp_path: Path, batch: Batch) -> None:
+    """Every classification term is binary cross-entropy against the classes present; labels play no part."""
+    model = plain(tmp_path) if name == "vit" else two_stage(tmp_path)
+    several = replace(batch, present=torch.rand(7, 2, generator=torch.Generator().manual_seed(2)) > 0.4)
+    goal = OBJECTIVES[name](LossConfig(), 2, [17, 17])
+    outcome = seeded(goal, model, several)
+    relabelled = seeded(goal, model, replace(several, label=1 - batch.label))
+    assert torch.equal(outcome.loss, relabelled.loss)
+    assert outcome.prediction is not None
+    term = outcome.terms["classification" if name == "vit" else "stage_2"]
+    logits = outcome.prediction.logits.double()
+    expected = -torch.where(several.present, logits.sigmoid(), (-logits).sigmoid()).log().mean()
+    assert term.item() == pytest.approx(expected.item(), rel=1e-5)

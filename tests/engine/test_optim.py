@@ -11,6 +11,7 @@ from torch import nn
 from common.errors import UserError
 from engine.config import OptimConfig
 from engine.optim import (
+    RULES,
     Rule,
     build_optimizer,
     normalised_weight_decay,
@@ -109,6 +110,7 @@ def test_published_defaults_train_tokens_and_head_of_stage_1_and_all_of_stage_2(
 POOLS = {
     "cls": {},
     "avg": {},
+    "gap_cls": {},
     "ep": {"pool.queries": False, "pool.values.weight": True},
     "aim": {"pool.query": False, "pool.keys.weight": True, "pool.values.weight": True},
 }
@@ -124,6 +126,30 @@ def test_plain_vit_table(pooling: str, frozen: bool) -> None:
     expected = {f"backbone.{name}": None if frozen else (3.0, decays) for name, decays in backbone.items()}
     expected |= {name: (1e4, decays) for name, decays in ({"head.weight": True} | bias | POOLS[pooling]).items()}
     assert fates(model, plain_rules(config), config) == expected
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("name", ["decoupled", "late_masking"])
+def test_given_mask_table(name: str, frozen: bool) -> None:
+    config = replace(BASE, freeze_stage_2=frozen)
+    model = build_model(replace(MODEL, name=name), 2, (32, 32))
+    prefix = "stage_2." if name == "decoupled" else ""
+    backbone = BLOCK | dict.fromkeys(TOKENS, True)
+    expected = {f"{prefix}backbone.{key}": None if frozen else (3.0, decays) for key, decays in backbone.items()}
+    expected |= {f"{prefix}head.weight": (1e4, True)} | ({} if prefix else {"head.bias": (1e4, False)})
+    assert fates(model, RULES[name](config), config) == expected
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "original"])
+def test_pdiscoformer_table_is_stage_1_s(kind: str) -> None:
+    model = build_model(replace(MODEL, name="pdiscoformer", parts=PartsConfig(3, modulation=kind)), 2, (32, 32))
+    config = replace(BASE, freeze_stage_1=True)
+    expected = {
+        name: None if fate.frozen_by == "freeze_stage_1" else (fate.factor, fate.decays)
+        for name, fate in TABLE.items()
+        if name.startswith("stage_1.") and not (kind == "original" and name.endswith("modulation.bias"))
+    }
+    assert fates(model, RULES["pdiscoformer"](config), config) == expected
 
 
 def test_normalised_weight_decay_of_the_published_cub_run() -> None:

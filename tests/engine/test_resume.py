@@ -28,6 +28,10 @@ CASES: dict[str, dict[str, Any]] = {
     "plain vit, mixup, bf16": {
         "model.name": "vit", "loss.classification.mixup": 0.4, "model.drop_path": 0.2, "train.precision": "bf16",
     },
+    "decoupled": {"model.name": "decoupled", "data.augmentation": "foreground_crop"},
+    "late masking": {"model.name": "late_masking", "model.drop_path": 0.2},
+    "PDiscoFormer": {"model.name": "pdiscoformer", "model.parts.modulation": "original", "optim.name": "adam"},
+    "cnn": {"model.name": "cnn", "model.backbone": "resnet10t", "train.ema_decay": 0.9},
 }  # fmt: skip
 
 

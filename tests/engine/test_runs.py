@@ -57,7 +57,8 @@ def test_open_run_writes_config_and_model_description(tmp_path: Path) -> None:
 
 def test_the_best_folder_rebuilds_the_model(tmp_path: Path) -> None:
     for name in MODELS:
-        config = tiny_config(tmp_path / name, {"model.name": name})
+        backbone = {"model.backbone": "resnet10t"} if name == "cnn" else {}
+        config = tiny_config(tmp_path / name, {"model.name": name, **backbone})
         model = tiny_model(config)
         model._save_pretrained(open_run(config, model) / BEST)
         again = type(model).from_pretrained(str(tmp_path / name / BEST))

@@ -94,6 +94,13 @@ def test_a_study_may_vary_the_data_with_the_seed(tmp_path: Path) -> None:
     assert [(job.config.train.seed, job.config.data.seed) for job in found] == [(1, 1), (1, 1), (2, 2), (2, 2)]
 
 
+def test_a_row_may_start_from_another_rows_run(tmp_path: Path) -> None:
+    rows = {"a": {}, "b": {"model.init_from": "{out}/a-seed{seed}"}}
+    study = load_study(study_file(tmp_path, rows=rows))
+    found = [job.config.model.init_from for job in jobs(study, tmp_path / "runs", None, {}) if job.row == "b"]
+    assert found == [str(tmp_path / "runs" / f"a-seed{seed}") for seed in (3, 4)]
+
+
 def test_headline_rows_get_further_seeds(tmp_path: Path) -> None:
     study = load_study(study_file(tmp_path, more_seeds={"b": [4, 5]}, seeds=[3]))
     assert [(job.row, job.seed) for job in jobs(study, tmp_path, None, {})] == [("a", 3), ("b", 3), ("b", 4), ("b", 5)]

@@ -74,6 +74,7 @@ CASES = {
     "swiglu_packed": Case(lambda: vit(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU)),
     "plain_cls": Case(lambda: plain("cls")),
     "plain_aim": Case(lambda: plain("aim")),
+    "plain_gap_cls": Case(lambda: plain("gap_cls")),
     "stage_1": Case(two_stage, stage=1),
     "stage_2": Case(two_stage, stage=2),
 }

@@ -10,7 +10,7 @@ from explain import explain
 from explain.input_x_gradient import InputXGradient
 from tests.explain.classifiers import bare, classifier, images, two_stage
 
-PIXEL_METHODS = ("input_x_gradient", "guided_backprop", "integrated_gradients")
+PIXEL_METHODS = ("input_x_gradient", "gradient", "guided_backprop", "integrated_gradients")
 
 
 def test_parity() -> None:
@@ -23,6 +23,15 @@ def test_parity() -> None:
         for channel in range(3):
             expected[i] += x[i, channel] * leaf.grad[0, channel]
     torch.testing.assert_close(explain(vit, x, "input_x_gradient", torch.tensor(targets)), expected)
+
+
+def test_the_plain_gradient_is_its_magnitude_over_channels() -> None:
+    vit, x, targets = classifier(reg_tokens=2), images(), [1, 4, 0]
+    leaf = x.clone().requires_grad_()
+    vit(leaf)[range(3), targets].sum().backward()
+    assert leaf.grad is not None
+    expected = leaf.grad[:, 0].abs() + leaf.grad[:, 1].abs() + leaf.grad[:, 2].abs()
+    torch.testing.assert_close(explain(vit, x, "gradient", torch.tensor(targets)), expected)
 
 
 def test_a_linear_model_is_explained_whole() -> None:

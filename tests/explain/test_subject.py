@@ -15,7 +15,7 @@ from tests.explain.small import CASES, two_stage, vit
 from tests.models.small import shaken
 
 CLASS_TOKEN = ("class_token", "dino", "wide", "res_post", "plain_cls", "stage_2")
-PATCHES = ("gap", "gap_with_token", "map", "plain_aim", "stage_1")
+PATCHES = ("gap", "gap_with_token", "map", "plain_aim", "plain_gap_cls", "stage_1")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -36,7 +36,7 @@ def test_rows_are_the_tokens_that_the_classifier_reads() -> None:
 
     assert [rows(name) for name in CLASS_TOKEN] == [slice(0, 1)] * len(CLASS_TOKEN)
     assert rows("distilled") == slice(0, 2)
-    prefixes = {"gap": 0, "gap_with_token": 1, "map": 0, "plain_aim": 5, "stage_1": 5}
+    prefixes = {"gap": 0, "gap_with_token": 1, "map": 0, "plain_aim": 5, "plain_gap_cls": 0, "stage_1": 5}
     assert [rows(name) for name in PATCHES] == [slice(prefixes[name], None) for name in PATCHES]
 
 

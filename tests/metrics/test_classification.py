@@ -103,6 +103,17 @@ def test_the_two_definitions_differ_where_a_majority_group_is_worst() -> None:
     ] == pytest.approx(1 / 3)
 
 
+def test_the_average_by_training_shares() -> None:
+    """Group accuracies 1/2, 1, 1/2, 0 with shares 0.7, 0.1, 0.2, 0; a group nobody trained on does not count."""
+    batch = batch_of([0, 0, 0, 1, 1, 1], groups=[0, 0, 1, 2, 2, 3])
+    answers = Prediction(saying([0, 1, 0, 1, 0, 0]))
+    info = replace(BIRDS, group_shares=(0.7, 0.1, 0.2, 0.0))
+    assert run(("groups",), info, batch, answers)["accuracy_training_shares"] == pytest.approx(0.35 + 0.1 + 0.1)
+    assert "accuracy_training_shares" not in run(("groups",), BIRDS, batch, answers)
+    without = run(("groups",), info, batch_of([0, 1, 1], groups=[0, 2, 3]), Prediction(saying([0, 1, 1])))
+    assert math.isnan(without["accuracy_training_shares"])
+
+
 def test_an_absent_group_is_nan_and_not_the_worst() -> None:
     results = run(("groups",), BIRDS, batch_of([0, 0, 1], groups=[0, 0, 3]), Prediction(saying([0, 1, 1])))
     assert results["worst_group_accuracy"] == 0.5

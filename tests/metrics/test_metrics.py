@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from common.errors import UserError
-from datasets.types import DatasetInfo
+from datasets.types import DatasetInfo, Sample
 from metrics import METRICS, MetricSet, build_metrics, default_metrics
-from tests.metrics.cases import BIRDS, feed, many_classes, random_set
+from tests.metrics.cases import BIRDS, feed, many_classes, random_set, rows_of
 
-ALL = ("accuracy", "groups", "auroc", "mask")
+ALL = ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints")
 
 
 def test_known_names() -> None:
-    assert list(METRICS) == sorted(ALL)
+    assert list(METRICS) == sorted((*ALL, "f1", "multilabel", "multilabel_intervals"))
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -26,7 +26,7 @@ def test_results_do_not_depend_on_the_batch_size(size: int) -> None:
     batch, prediction = random_set(BIRDS, n=90)
     whole = feed(build_metrics(ALL, BIRDS), batch, prediction, 90)
     assert feed(build_metrics(ALL, BIRDS), batch, prediction, size) == whole
-    assert len(whole) == 30
+    assert len(whole) == 38
     assert all(isinstance(value, float) for value in whole.values())
 
 
@@ -43,10 +43,7 @@ def test_many_classes_do_not_depend_on_the_batch_size(size: int) -> None:
 def test_order_of_the_images_does_not_matter() -> None:
     batch, prediction = random_set(BIRDS)
     order = torch.randperm(67, generator=torch.Generator().manual_seed(1))
-    turned = replace(batch, label=batch.label[order], group=batch.group[order], mask=batch.mask[order])
-    fields = ("logits", "stage_1_logits", "mask", "maps")
-    turned_prediction = replace(prediction, **{name: getattr(prediction, name)[order] for name in fields})
-    assert feed(build_metrics(ALL, BIRDS), turned, turned_prediction, 7) == feed(
+    assert feed(build_metrics(ALL, BIRDS), *rows_of(batch, prediction, order), 7) == feed(
         build_metrics(ALL, BIRDS), batch, prediction, 7
     )
 
@@ -69,18 +66,37 @@ def test_nothing_counted_is_nan(name: str) -> None:
 
 def test_inputs_are_left_alone_and_need_no_grad() -> None:
     batch, prediction = random_set(BIRDS)
-    asking = replace(prediction, logits=prediction.logits.clone().requires_grad_(), mask=prediction.mask.float())
+    asking = replace(
+        prediction,
+        logits=prediction.logits.clone().requires_grad_(),
+        mask=prediction.mask.float(),
+        maps=prediction.maps.clone().requires_grad_(),
+    )
     metrics = build_metrics(ALL, BIRDS)
     assert feed(metrics, batch, asking, 64) == feed(build_metrics(ALL, BIRDS), batch, prediction, 64)
     assert torch.equal(asking.logits, prediction.logits)
     assert not any(value.requires_grad for value in metrics.metrics["auroc"].rows)
+    assert not any(value.requires_grad for value in metrics.metrics["keypoints"].scored)
 
 
 def test_default_metrics_fit_the_data_set() -> None:
-    assert default_metrics(BIRDS, has_mask=True) == ALL
+    assert default_metrics(BIRDS, has_mask=True) == ALL[:4]
     assert default_metrics(BIRDS, has_mask=False) == ALL[:3]
     assert default_metrics(replace(BIRDS, group_names=None), has_mask=False) == ("accuracy", "auroc")
     assert default_metrics(many_classes(100), has_mask=True) == ("accuracy", "mask")
+
+
+def test_default_metrics_of_part_maps_fit_the_annotations() -> None:
+    mask, points, labels = torch.ones(4, 4, dtype=torch.bool), torch.ones(3, 3), torch.zeros(4, 4, dtype=torch.int64)
+    sample = Sample(torch.zeros(3, 4, 4), 0, "x")
+
+    def chosen(**annotations: torch.Tensor) -> tuple[str, ...]:
+        return default_metrics(BIRDS, True, replace(sample, **annotations))[4:]
+
+    assert chosen() == ()
+    assert chosen(mask=mask, parts=points, frame=torch.ones(4)) == ("foreground", "parts")  # a fit costs a pass
+    assert chosen(parts=points) == ("parts",)
+    assert chosen(mask=mask, part_labels=labels) == ("foreground", "parts")
 
 
 def test_unknown_and_repeated_names() -> None:
@@ -92,7 +108,7 @@ def test_unknown_and_repeated_names() -> None:
 
 def test_two_metrics_under_one_key() -> None:
     batch, prediction = random_set(BIRDS)
-    twice = MetricSet({"one": METRICS["auroc"](BIRDS), "two": METRICS["auroc"](BIRDS)})
+    twice = MetricSet({"one": METRICS["auroc"](BIRDS), "two": METRICS["auroc"](BIRDS)}, BIRDS)
     with pytest.raises(ValueError, match="'one' and 'two' both report 'auroc'"):
         feed(twice, batch, prediction, 64)
 
@@ -117,8 +133,9 @@ def work(rank, place):
     dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=3)
     batch, prediction = random_set(BIRDS)
     mine = torch.arange(67) % 2 == rank  # the third process has no image
-    metrics = build_metrics(("accuracy", "groups", "auroc", "mask"), BIRDS)
+    metrics = build_metrics(sys.argv[2:], BIRDS)
     if mine.any():
+        metrics.fit(*rows_of(batch, prediction, mine))
         metrics.update(*rows_of(batch, prediction, mine))
     torch.save(metrics.compute(), f"{place}/{rank}.pt")
 
@@ -129,6 +146,6 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 def test_three_processes_one_of_them_without_images(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", WORKERS, str(tmp_path)], check=True, timeout=120)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", WORKERS, str(tmp_path), *ALL], check=True, timeout=120)
     whole = feed(build_metrics(ALL, BIRDS), *random_set(BIRDS), 67)
     assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)] == [whole] * 3

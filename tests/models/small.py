@@ -29,6 +29,12 @@ def vit_t_dino(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 
 @register_model
+def vit_t_rad(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """As DINOv2 without registers, RAD-DINO: LayerScale, a class token with a position of its own."""
+    return _vit(init_values=0.5, **kwargs)
+
+
+@register_model
 def vit_t_noembed(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     return _vit(no_embed_class=True, **kwargs)
 

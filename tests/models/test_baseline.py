@@ -40,7 +40,7 @@ def slow_aim(x: Tensor, pool: AimPooling) -> Tensor:
     return torch.cat(heads)
 
 
-@pytest.mark.parametrize("pooling", ["cls", "avg", "ep", "aim"])
+@pytest.mark.parametrize("pooling", ["cls", "avg", "gap_cls", "ep", "aim"])
 @pytest.mark.parametrize("name", ["vit_t_dino", "vit_nano_patch8"])
 @torch.no_grad()
 def test_poolings_follow_their_formulas(pooling: str, name: str) -> None:
@@ -53,6 +53,7 @@ def test_poolings_follow_their_formulas(pooling: str, name: str) -> None:
     pooled = {
         "cls": lambda: tokens[:, 0],
         "avg": lambda: sum(patches[:, u] for u in range(10)) / 10,
+        "gap_cls": lambda: torch.cat([tokens[:, 0], sum(patches[:, u] for u in range(10)) / 10], dim=1),
         "ep": lambda: torch.stack([slow_ep(image, model.pool) for image in patches]),
         "aim": lambda: torch.stack([slow_aim(image, model.pool) for image in patches]),
     }[pooling]()
@@ -78,7 +79,7 @@ def test_aim_normalises_by_the_batch_while_training() -> None:
     torch.testing.assert_close(pool.norm.running_mean, 0.1 * x.mean((0, 1)))
 
 
-@pytest.mark.parametrize("pooling", ["cls", "avg", "ep", "aim"])
+@pytest.mark.parametrize("pooling", ["cls", "avg", "gap_cls", "ep", "aim"])
 def test_everything_that_is_read_gets_a_gradient_also_under_autocast(pooling: str) -> None:
     model, x = model_of(pooling).train(), images(3, SIZE)
     with torch.autocast("cpu", dtype=torch.bfloat16):

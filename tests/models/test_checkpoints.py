@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from models.backbone import create_backbone, load_backbone_weights
 from models.checkpoints import fit_backbone_state, load_into, read_state
+from tests.bomb import Bomb
 from tests.models.small import backbone, images, shaken
 
 WIDTH, PATCH = 32, 7
@@ -150,16 +151,6 @@ def test_containers(tmp_path: Path, key: str | None) -> None:
     torch.save(content, tmp_path / "weights.pth")
     read = read_state(tmp_path / "weights.pth")
     assert read.keys() == state.keys() and all(torch.equal(read[name], state[name]) for name in state)
-
-
-class Bomb:
-    """Leaves a file behind if it is ever unpickled."""
-
-    def __init__(self, trace: Path) -> None:
-        self.trace = trace
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.trace,)
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "bare"])

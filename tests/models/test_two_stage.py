@@ -208,7 +208,8 @@ def test_build_model_is_seeded_and_leaves_the_global_generator_alone() -> None:
 
 
 def test_build_model_knows_its_names() -> None:
-    assert isinstance(build_model(config(name="vit"), CLASSES, SIZE), PlainViT) and set(MODELS) == {"two_stage", "vit"}
+    assert isinstance(build_model(config(name="vit"), CLASSES, SIZE), PlainViT)
+    assert set(MODELS) == {"two_stage", "vit", "cnn", "decoupled", "late_masking", "pdiscoformer"}
     with pytest.raises(UserError, match="did you mean 'two_stage'"):
         build_model(config(name="twostage"), CLASSES, SIZE)
 

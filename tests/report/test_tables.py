@@ -92,6 +92,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         ("count/group/land on water", "number of group: land on water", False),
         ("auroc", "AUROC", True),
         ("kept_share", "kept share", True),
+        ("accuracy_training_shares", "accuracy (training shares)", True),
+        ("stage_1/bg_gap", "stage 1 BG gap", False),
         ("train/loss", "loss", False),
         ("train_seconds", "train seconds", False),
     ],

@@ -42,6 +42,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no such device": ({"train.device": "abacus"}, "train.device"),
     "mixup and topk": ({"loss.classification.mixup": 0.5, "loss.classification.kind": "balanced_topk"}, "mixup"),
     "resume of nothing": ({"resume": True}, "--resume"),
+    "no masks": ({"model.name": "decoupled", "data.augmentation": "timm"}, "data.mask_folder"),
+    "no mask folder": ({"data.mask_folder": "nowhere"}, "data.mask_folder"),
+    "mixup and masks": ({"model.name": "late_masking", "loss.classification.mixup": 0.5}, "mixup"),
     "unknown optimiser": ({"optim.name": "adamsandler"}, "adamsandler"),
 }
 

@@ -1,0 +1,123 @@
+"""F1, each class against the rest, with bootstrap intervals."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics.base import ExactMetric, check_logits, count_by
+from metrics.per_image import bootstrap
+from metrics.registry import MAX_NAMED_CLASSES, METRICS
+from metrics.types import Prediction
+
+
+class F1(ExactMetric):
+    """Keys, in [0, 1]:
+
+    - `macro_f1`: mean over classes of 2 TP / (2 TP + FP + FN), without classes that are neither there nor predicted
+    - `micro_f1`: the same of the counts of all classes together; where a picture shows one class it is the accuracy
+    - both with `/low` and `/high`, their 95 % bootstrap interval over images
+    - `f1/class/<name>`, up to `MAX_NAMED_CLASSES` classes; nan where it is 0 / 0
+
+    The class with the highest logit is predicted; a row of logits with a nan predicts none.
+    """
+
+    confusion: Tensor
+
+    def __init__(self, info: DatasetInfo) -> None:
+        """Raises UserError for a data set with several classes in a picture."""
+        super().__init__()
+        if info.multi_label:
+            raise UserError(f"metric 'f1': pictures of {info.name!r} show several classes; use multilabel")
+        self.info = info
+        self.add_counter("confusion", info.num_classes * (info.num_classes + 1))
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Count one batch. Raises ValueError where the logits do not fit the classes."""
+        self.follow(prediction)
+        classes = self.info.num_classes
+        check_logits(prediction.logits, batch.label, classes)
+        found = prediction.logits.argmax(1).masked_fill(prediction.logits.isnan().any(1), classes)
+        count_by(batch.label * (classes + 1) + found, self.confusion)
+
+    def compute(self) -> dict[str, float]:
+        """The figures named in the class docstring."""
+        classes = self.info.num_classes
+        confusion = self.confusion.cpu().numpy().reshape(classes, classes + 1)
+        label, found = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.flatten(), axis=1)
+        results = figures(confusion)
+        if classes <= MAX_NAMED_CLASSES:
+            named = zip(self.info.class_names, f1_by_class(confusion).tolist(), strict=True)
+            results |= {f"f1/class/{name}": value for name, value in named}
+
+        def resampled(weight: np.ndarray) -> dict[str, float]:
+            drawn = np.bincount(label * (classes + 1) + found, weight, minlength=confusion.size)
+            return figures(drawn.reshape(confusion.shape))
+
+        return results | bootstrap(resampled, len(label))
+
+
+def figures(confusion: np.ndarray) -> dict[str, float]:
+    """Macro and micro F1 of counts [C, C + 1]: rows are labels, columns predictions, the last "none"."""
+    total = confusion.sum() + confusion[:, :-1].sum()
+    return {"macro_f1": _mean(f1_by_class(confusion)), "micro_f1": float(_ratio(2.0 * np.trace(confusion), total))}
+
+
+def f1_by_class(confusion: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of each class, [C]; nan where it is 0 / 0."""
+    return _ratio(2.0 * np.diagonal(confusion), confusion.sum(1) + confusion[:, :-1].sum(0))
+
+
+def _ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+    """parts / wholes, of any one shape; nan where a whole is 0."""
+    return np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=np.asarray(wholes) > 0)
+
+
+def _mean(values: np.ndarray) -> float:
+    """Mean of the values that are not nan; nan of none."""
+    there = values[~np.isnan(values)]
+    return float(there.mean()) if there.size else float("nan")
+
+
+class MultiLabelIntervals(ExactMetric):
+    """`macro_f1` and `micro_f1` of `multilabel`: `/low` and `/high`, their 95 % bootstrap interval over images."""
+
+    def __init__(self, info: DatasetInfo) -> None:
+        """Raises UserError for a data set with one class in a picture."""
+        super().__init__()
+        if not info.multi_label:
+            raise UserError(f"metric 'multilabel_intervals': pictures of {info.name!r} show one class; use f1")
+        self.info = info
+        self.add_values("rows")
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Keep which classes each picture shows, and which the model finds: those with a logit above 0."""
+        self.follow(prediction)
+        check_logits(prediction.logits, batch.label, self.info.num_classes)
+        row = torch.cat([batch.targets.double(), (prediction.logits > 0).double()], dim=1)
+        self.rows.append(row.flatten())  # type: ignore[union-attr, operator]
+
+    def compute(self) -> dict[str, float]:
+        """The figures named in the class docstring."""
+        rows = self.values("rows").reshape(-1, 2, self.info.num_classes).cpu().numpy()
+        rows = rows[np.lexsort(rows.reshape(len(rows), rows[0].size).T)] if len(rows) else rows
+        hits, wholes = 2 * rows.prod(1), rows.sum(1)
+
+        def resampled(weight: np.ndarray) -> dict[str, float]:
+            hit, whole = weight @ hits, weight @ wholes
+            return {"macro_f1": _mean(_ratio(hit, whole)), "micro_f1": float(_ratio(hit.sum(), whole.sum()))}
+
+        return bootstrap(resampled, len(rows))
+
+
+@METRICS.register("multilabel_intervals")
+def multilabel_intervals(info: DatasetInfo) -> MultiLabelIntervals:
+    """See `MultiLabelIntervals`."""
+    return MultiLabelIntervals(info)
+
+
+@METRICS.register("f1")
+def f1(info: DatasetInfo) -> F1:
+    """See `F1`."""
+    return F1(info)

@@ -1,0 +1,55 @@
+"""Part maps read as the published part evaluation reads them: at pixels, at key points, as centres.
+
+Shapes: B images of H x W pixels, part maps [B, K+1, h, w] on the patch grid, last channel = background.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample, interpolate
+
+from common.errors import UserError
+from metrics.types import Prediction
+
+IMAGES_AT_A_TIME = 8
+"""Maps at pixels are K+1 times as large as the picture: a whole batch of them need not fit into memory."""
+
+
+def maps_of(prediction: Prediction, metric: str) -> Tensor:
+    """The prediction's part maps, detached, float32. Raises UserError, naming the metric, where it has none."""
+    if prediction.maps is None:
+        raise UserError(f"metric {metric!r}: this model hands out no part maps; drop it from --metrics")
+    return prediction.maps.detach().float()
+
+
+def pixel_labels(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
+    """[B, H, W] int64: the largest channel at every pixel, of maps enlarged bilinearly to size (H, W)."""
+    some = maps.split(IMAGES_AT_A_TIME)
+    enlarged = (interpolate(few, size=size, mode="bilinear", align_corners=align_corners) for few in some)
+    return torch.cat([few.argmax(dim=1) for few in enlarged])
+
+
+def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, P] int64: `pixel_labels(maps, size, align_corners=False)` at points [B, P, 2] (x, y), pixels.
+
+    A point belongs to the pixel of index round(x - 0.5), halves to even, cut to the picture, as published. Only these
+    pixels are interpolated.
+    """
+    limit = torch.tensor([size[1], size[0]], device=points.device)
+    pixels = torch.minimum((points - 0.5).round().clamp(min=0), limit - 1)
+    grid = (2 * pixels + 1) / limit - 1
+    values = grid_sample(maps, grid[:, :, None].to(maps), padding_mode="border", align_corners=False)
+    return values[..., 0].argmax(dim=1)
+
+
+def part_centres(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, K, 2] float64 (x, y): the mean position of each part's map, pixels of pictures of size (H, W).
+
+    A cell of the grid lies where its first pixel does, without half a pixel more, as published. The centre of a map
+    without any value is (0, 0).
+    """
+    parts = maps[:, :-1].double()
+    mass = parts.sum(dim=(2, 3)).clamp(min=torch.finfo(torch.float64).tiny)
+    h, w = parts.shape[2:]
+    across = torch.arange(w, device=maps.device, dtype=torch.float64) * (size[1] / w)
+    down = torch.arange(h, device=maps.device, dtype=torch.float64)[:, None] * (size[0] / h)
+    return torch.stack([(parts * across).sum(dim=(2, 3)) / mass, (parts * down).sum(dim=(2, 3)) / mass], dim=-1)

@@ -1,0 +1,109 @@
+"""Models that are told where to look: the mask comes with the images, not from a first stage (iFAM's baselines).
+
+Shape legend: B images, N patches (h x w grid), D width, C classes.
+"""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
+from models.baseline import ClassifierOutput, linear_head
+from models.config import ModelConfig
+from models.hub import SavedModel
+from models.masked_vit import MaskedViT, check_masked_vit
+from models.selection import Selection, keep_best_token
+
+
+def select_given(mask: Tensor, grid: tuple[int, int], empty_mask: str) -> Selection:
+    """The patches that a pixel mask [B, H, W] bool shows: the pixel nearest to each patch's centre decides.
+
+    With `empty_mask` best_token, an object too small to hold any such pixel keeps the patch that it covers most. An
+    image without any object pixel keeps nothing in either case; `Selection.empty` counts both (before the fallback).
+    """
+    pixels = mask[:, None].float()
+    kept_BN = F.interpolate(pixels, size=grid, mode="nearest-exact").flatten(1) > 0
+    empty = ~kept_BN.any(1)
+    if empty_mask == "best_token":
+        cover_BN = F.adaptive_avg_pool2d(pixels, grid).flatten(1)
+        kept_BN = keep_best_token(kept_BN, cover_BN.masked_fill(cover_BN == 0, -torch.inf))
+    return Selection(kept_BN.unflatten(1, grid), empty=empty)
+
+
+class GivenMaskModel(nn.Module, SavedModel, library_name="faithful-vit"):
+    """A classifier called as `model(images, mask)`, with a pixel mask [B, H, W] bool of each image's object."""
+
+    model_config: ModelConfig
+
+    def forward(self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
+        """Images [B, 3, H, W], mask [B, H, W] bool -> ClassifierOutput. `generator` is unused: nothing is drawn."""
+        selection = select_given(mask, self.grid, self.model_config.empty_mask)
+        return ClassifierOutput(self.predict(images, selection), selection.mask, selection.empty)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w): the patch grid of the masks that `predict` takes."""
+        raise NotImplementedError
+
+    def predict(self, images: Tensor, selection: Selection) -> Tensor:
+        """Class logits [B, C] of images seen through any Selection."""
+        raise NotImplementedError
+
+
+class DecoupledViT(GivenMaskModel):
+    """Stage 2 alone, trained on given masks: hidden patches have no influence. Linear head without bias, no new norm.
+
+    iFAM's "decoupled two-stage" baseline with true or external masks.
+    """
+
+    def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
+        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        super().__init__()
+        self.model_config = config = model_config
+        backbone = create_backbone(config.backbone, image_size, config.drop_path)
+        self.stage_2 = MaskedViT(backbone, num_classes, config.stage_2_path, new_norm=False)
+        check_masked_vit(config, self.stage_2)
+
+    def load_pretrained_backbones(self) -> None:
+        """Fill the backbone from `config.weights`. Raises UserError."""
+        load_backbone_weights(self.stage_2.backbone, self.model_config.backbone, self.model_config.weights)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w): the patch grid."""
+        return grid_of(self.stage_2.backbone)
+
+    def predict(self, images: Tensor, selection: Selection) -> Tensor:
+        """Class logits [B, C] of images seen through any Selection."""
+        return cast(Tensor, self.stage_2(images, selection))
+
+
+class LateMaskingViT(GivenMaskModel):
+    """An ordinary ViT that reads the whole image; the mask chooses patch tokens after the final norm (iFAM's ablation).
+
+    Not faithful: every token has seen the whole image. Their sum is divided by all N, not by the visible ones.
+    """
+
+    def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
+        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        super().__init__()
+        self.model_config = config = model_config
+        self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
+        self.head = linear_head(self.backbone.embed_dim, num_classes)
+
+    def load_pretrained_backbones(self) -> None:
+        """Fill the backbone from `config.weights`. Raises UserError."""
+        load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w): the patch grid."""
+        return grid_of(self.backbone)
+
+    def predict(self, images: Tensor, selection: Selection) -> Tensor:
+        """Class logits [B, C] of images of which the classifier reads the tokens of a Selection."""
+        tokens_BND = patch_tokens(self.backbone, images)
+        kept_BN1 = selection.mask.flatten(1).unsqueeze(-1).to(tokens_BND)
+        return cast(Tensor, self.head((tokens_BND * kept_BN1).mean(1)))

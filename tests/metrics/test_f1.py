@@ -1,0 +1,99 @@
+"""F1 against scikit-learn, and its intervals against resampling by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics import Prediction, build_metrics
+from tests.metrics.cases import feed, many_classes, random_set, rows_of
+
+
+@pytest.mark.parametrize("classes", [2, 5, 30])
+def test_scikit_learns(classes: int) -> None:
+    info = many_classes(classes)
+    batch, prediction = random_set(info, n=200)
+    results = feed(build_metrics(("f1",), info), batch, prediction, 16)
+    said = prediction.logits.argmax(1)
+    assert results["macro_f1"] == pytest.approx(f1_score(batch.label, said, average="macro"))
+    assert results["micro_f1"] == pytest.approx(f1_score(batch.label, said, average="micro"))
+    assert results["micro_f1"] == pytest.approx(float((said == batch.label).double().mean()))
+    by_class = f1_score(batch.label, said, average=None, labels=range(classes))
+    named = [results.get(f"f1/class/c{c}") for c in range(classes)]
+    assert named == (pytest.approx(by_class) if classes <= 20 else [None] * classes)
+
+
+def test_the_interval_is_that_of_resampled_images() -> None:
+    info = many_classes(3)
+    batch, prediction = random_set(info, n=80)
+    results = feed(build_metrics(("f1",), info), batch, prediction, 80)
+    random, said = np.random.default_rng(1), prediction.logits.argmax(1).numpy()
+    drawn = [random.integers(80, size=80) for _ in range(400)]
+    values = [f1_score(batch.label.numpy()[rows], said[rows], average="macro") for rows in drawn]
+    low, high = np.quantile(values, [0.025, 0.975])
+    assert results["macro_f1/low"] == pytest.approx(low, abs=0.03)
+    assert results["macro_f1/high"] == pytest.approx(high, abs=0.03)
+    assert results["macro_f1/low"] < results["macro_f1"] < results["macro_f1/high"]
+
+
+def test_classes_that_are_neither_there_nor_predicted() -> None:
+    info = many_classes(4)
+    batch = Batch(torch.zeros(3, 3, 1, 1), torch.tensor([0, 0, 1]), ("a", "b", "c"))
+    logits = 4.0 * torch.eye(4)[[0, 2, 1]]
+    results = feed(build_metrics(("f1",), info), batch, Prediction(logits), 3)
+    assert [results[f"f1/class/c{c}"] for c in range(3)] == pytest.approx([2 / 3, 1, 0])
+    assert math.isnan(results["f1/class/c3"])
+    assert results["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
+def test_nan_logits_predict_nothing() -> None:
+    info = many_classes(2)
+    batch = Batch(torch.zeros(2, 3, 1, 1), torch.tensor([0, 0]), ("a", "b"))
+    logits = torch.tensor([[1.0, 0.0], [math.nan, 0.0]])
+    results = feed(build_metrics(("f1",), info), batch, Prediction(logits), 2)
+    assert results["f1/class/c0"] == pytest.approx(2 * 1 / (1 + 2))
+
+
+def test_several_classes_in_a_picture_are_refused() -> None:
+    with pytest.raises(UserError, match="use multilabel"):
+        build_metrics(("f1",), DatasetInfo("voc", ("a", "b"), multi_label=True))
+
+
+SEVERAL = DatasetInfo("several", ("a", "b", "c"), multi_label=True)
+
+
+def shown(n: int = 80) -> tuple[Batch, Prediction]:
+    """Pictures of zero to three classes, and noisy logits of them."""
+    g = torch.Generator().manual_seed(0)
+    present = torch.rand(n, 3, generator=g) > 0.6
+    batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.int64), ("x",) * n, present=present)
+    return batch, Prediction(2 * torch.randn(n, 3, generator=g) + 4 * present - 2)
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_intervals_of_several_classes_are_those_of_resampled_images(average: str) -> None:
+    batch, prediction = shown()
+    assert batch.present is not None
+    results = feed(build_metrics(("multilabel", "multilabel_intervals"), SEVERAL), batch, prediction, 16)
+    random, truth, said = np.random.default_rng(1), batch.present.numpy(), prediction.logits.numpy() > 0
+    drawn = [random.integers(80, size=80) for _ in range(400)]
+    low, high = np.quantile([f1_score(truth[rows], said[rows], average=average) for rows in drawn], [0.025, 0.975])
+    key = f"{average}_f1"
+    assert (results[f"{key}/low"], results[f"{key}/high"]) == pytest.approx((low, high), abs=0.03)
+    assert results[f"{key}/low"] < results[key] < results[f"{key}/high"]
+
+
+def test_intervals_do_not_depend_on_the_order() -> None:
+    batch, prediction = shown()
+    order = torch.randperm(80, generator=torch.Generator().manual_seed(2))
+    found = [
+        feed(build_metrics(("multilabel_intervals",), SEVERAL), *some, 7)
+        for some in ((batch, prediction), rows_of(batch, prediction, order))
+    ]
+    assert found[0] == found[1]
+    with pytest.raises(UserError, match="use f1"):
+        build_metrics(("multilabel_intervals",), many_classes(2))

@@ -1,0 +1,127 @@
+"""The published part evaluation on the command line: generated birds in memory, and in CUB's layout on disk."""
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import evaluate
+import train
+from datasets.layout import WATERBIRDS
+from tests.scripts.method_runs import SCRIPT, fails
+from tests.tiny import flags
+
+pytestmark = pytest.mark.slow
+PARTS = ("--metrics", "parts", "keypoints", "foreground")
+RAW = ("--data.mean=[0,0,0]", "--data.std=[1,1,1]")
+KEYS = {
+    "test/part_nmi", "test/part_ari", "test/count/part_points", "test/keypoint_error", "test/count/keypoints",
+    "test/foreground_iou", "test/background_iou",
+}  # fmt: skip
+PIXELS = {"test/part_nmi_pixels", "test/part_ari_pixels", "test/count/part_pixels"}
+Measure = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Run evaluate.py; what it writes to results.json."""
+
+    def run(folder: Path, *arguments: str) -> dict[str, Any]:
+        out = tmp_path / "out"
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", str(folder), *arguments, "--out", str(out)])
+        evaluate.main()
+        return json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
+    """A folder with the runs `two` (two-stage), `plain`, and `cub`, the first on the birds as CUB.
+
+    The rates are so small that the parts stay as they were drawn: each has patches.
+    """
+    folder = tmp_path_factory.mktemp("runs")
+    two_stage = {**SCRIPT, "model.stage_1_backbone": "vit_pico_patch8", "optim.lr": 1e-7}
+    layout = {"data.name": "cub", "data.root": str(birds), "data.augmentation": "cub_original"}
+    models = {"two": two_stage, "plain": {**SCRIPT, "model.name": "vit"}, "cub": {**two_stage, **layout}}
+    with pytest.MonkeyPatch.context() as patch:
+        for name, keys in models.items():
+            patch.setattr(sys, "argv", ["train.py", *flags({**keys, "out": str(folder / name)})])
+            train.main()
+    return folder
+
+
+def named(results: dict[str, Any]) -> set[str]:
+    return {key for key in results if key.startswith("test/")}
+
+
+def figures(results: dict[str, Any]) -> dict[str, float]:
+    return {key: results[key] for key in sorted(named(results))}
+
+
+def test_the_protocol_in_memory(runs: Path, measure: Measure) -> None:
+    results = measure(runs / "two", *PARTS)
+    assert named(results) == KEYS | PIXELS
+    assert all(0 < results[f"test/{key}"] < 1 for key in ("part_nmi", "part_nmi_pixels", "foreground_iou"))
+    assert results["test/count/part_points"] == results["test/count/keypoints"] == 12 * 5
+    assert results["test/count/part_pixels"] == 12 * 32 * 32
+    assert results["fitted"] == {"metrics": ["keypoints"], "split": "train", "images": 34}
+    other = measure(runs / "two", *PARTS, "--data.eval_batch_size", "12")
+    assert figures(other) == pytest.approx(figures(results), rel=1e-5)
+    by_default, fitted = measure(runs / "two"), {"test/keypoint_error", "test/count/keypoints"}
+    assert set(figures(results)) - set(figures(by_default)) == fitted and "test/accuracy" in by_default
+    assert by_default["fitted"] is None
+
+
+def test_without_normalisation_as_published_and_on_a_sample(runs: Path, measure: Measure) -> None:
+    normal, raw = measure(runs / "two", *PARTS), measure(runs / "two", *PARTS, *RAW)
+    assert all(normal[f"test/{key}"] != raw[f"test/{key}"] for key in ("part_nmi", "foreground_iou", "keypoint_error"))
+    some = measure(runs / "two", *PARTS, "--limit", "7")
+    assert some["images"] == some["fitted"]["images"] == 7 and some["test/count/keypoints"] == 35
+    assert measure(runs / "two", "--metrics", "parts")["fitted"] is None
+
+
+def test_a_plain_vit_has_no_parts(
+    runs: Path, measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not named(measure(runs / "plain")) & (KEYS | PIXELS)
+    for metric in PARTS[1:]:
+        line = fails(["--run", str(runs / "plain"), "--metrics", metric], monkeypatch, capsys)
+        assert f"metric '{metric}': this model hands out no part maps; drop it from --metrics" in line
+
+
+def test_the_protocol_on_cub(runs: Path, measure: Measure) -> None:
+    results = measure(runs / "cub", *PARTS)
+    assert named(results) == KEYS
+    assert results["fitted"]["images"] == 32  # 36 in training, 4 of them held out
+    assert results["test/count/keypoints"] == 12 * 5
+    assert measure(runs / "cub", *PARTS, "--data.val_fraction", "0")["fitted"]["images"] == 36
+
+
+def test_on_other_backgrounds_the_fit_is_on_the_published_pictures(
+    runs: Path,
+    measure: Measure,
+    birds: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Their training pictures may be missing; CUB's own may not."""
+    root = tmp_path / "CUB_200_2011"
+    shutil.copytree(birds / "CUB_200_2011", root)
+    where = (*PARTS, "--data.root", str(root), "--data.image_folder", WATERBIRDS)
+    whole = measure(runs / "cub", *where)
+    for split, word in (line.split() for line in (root / "train_test_split.txt").read_text().splitlines()):
+        if word == "1":
+            path = dict(line.split() for line in (root / "images.txt").read_text().splitlines())[split]
+            (root / WATERBIRDS / path).unlink()
+            missing = root / "images" / path
+    assert repr(figures(measure(runs / "cub", *where))) == repr(figures(whole))
+    missing.unlink()
+    line = fails(["--run", str(runs / "cub"), *where], monkeypatch, capsys)
+    assert f"--metrics: keypoints must be fitted on the training split: {missing} is missing" in line

@@ -1,0 +1,70 @@
+"""Data sets in their published layouts, as small as they can be. Every picture has a colour of its own."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.imagenet9 import VARIANTS
+from datasets.seeds import stable_seed
+
+WNIDS = ("n01440764", "n01498041", "n02102040", "n03000684")
+"""Of ImageNet's classes: outputs 0 (tench), 6 (stingray), 217 (English springer), 491 (chain saw)."""
+OUTPUTS = (0, 6, 217, 491)
+NINE = (
+    "00_dog", "01_bird", "02_wheeled vehicle", "03_reptile", "04_carnivore", "05_insect", "06_musical instrument",
+    "07_primate", "08_fish",
+)  # fmt: skip
+IN9 = {0: 8, 1: 8, 6: 8, 217: 0, 9: 1, 10: 1, 817: 2, 33: 3, 340: 4, 300: 5, 402: 6, 370: 7}
+"""A part of the published mapping."""
+
+
+def picture(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
+    """A plain picture of (width, height), its colour a function of the last four names of its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, f"#{stable_seed(*path.parts[-4:]) % (1 << 24):06x}").save(path)
+    return path
+
+
+def class_tree(root: Path, folders: Iterable[str], count: int, size: tuple[int, int] = (32, 32)) -> Path:
+    """`count` pictures FOLDER_0.JPEG, ... in every folder."""
+    for folder in folders:
+        for i in range(count):
+            picture(root / folder / f"{Path(folder).name}_{i}.JPEG", size)
+    return root
+
+
+def imagenet_tree(root: Path) -> Path:
+    """ImageNet with four of its classes: 8 training and 2 validation pictures of each."""
+    for split, count in (("train", 8), ("val", 2)):
+        class_tree(root / split, WNIDS, count)
+    return root
+
+
+def imagenet9_tree(root: Path, side: int = 32) -> Path:
+    """All eight sets, one picture of each class; masks of the objects: the left half; the mapping (partly)."""
+    for label, folder in enumerate(NINE):
+        name = f"n{label:08d}_00007"
+        for variant in VARIANTS:
+            file = f"fg_{name}_bg_n00000099_00001" if variant.startswith("mixed") else name
+            picture(root / variant / "val" / folder / f"{file}.JPEG", (side, side))
+        mask = np.zeros((side, side), bool)
+        mask[:, : side // 2] = True
+        (root / "fg_mask" / "val" / folder).mkdir(parents=True)
+        np.save(root / "fg_mask" / "val" / folder / f"{name}.npy", mask)
+    mapping = {str(output): IN9.get(output, -1) for output in range(1000)}
+    (root / "in_to_in9.json").write_text(json.dumps(mapping))
+    return root
+
+
+METASHIFT = {"train/cat": ("cat(sofa)", "cat(bed)"), "train/dog": ("dog(bench)", "dog(bike)"),
+             "test/cat": ("cat(shelf)",), "test/dog": ("dog(shelf)",)}  # fmt: skip
+
+
+def metashift_tree(root: Path, count: int = 5) -> Path:
+    """`count` pictures of every class and context."""
+    for folder, contexts in METASHIFT.items():
+        class_tree(root / folder, contexts, count)
+    return root
