@@ -95,6 +95,7 @@ def test_studies_run(name: str, elsewhere: Path) -> None:
     mine = ("model.parts", "train.seed")  # the study's own to say
     small = {key: value for key, value in TINY.items() if not key.startswith(mine)}
     small |= {"optim.stage_1_epochs": 0, "model.stage_1_backbone": "", "data.augmentation": "flip"}
+    small |= {"data.semi.images_per_class": 4} if name.startswith("atcon") else {}
     settings = [f"{key}={yaml.safe_dump(value).splitlines()[0]}" for key, value in small.items()]
     out = f"runs/{name}"
     done = script(
