@@ -8,7 +8,7 @@ SHARES = (
 """Last words of keys whose values lie in [0, 1] and are shown in percent."""
 ACRONYMS = {
     "iou": "IoU", "miou": "mIoU", "auroc": "AUROC", "nmi": "NMI", "ari": "ARI", "lr": "learning rate",
-    "tv": "total variation", "bg": "BG",
+    "tv": "total variation", "bg": "BG", "abpc": "ABPC", "auc": "AUC", "f1": "F1",
 }  # fmt: skip
 SUFFIXES = {"_training_shares": "training shares", "_paper": "paper", "_published": "published", "_dataset": "data set"}
 
@@ -27,6 +27,7 @@ def pretty(key: str) -> str:
     for split in ("train/", "val/", "test/"):
         key = key.removeprefix(split)
     key = key.replace("accuracy_top5", "top-5 accuracy").replace("stage_1/", "stage 1 ")
+    key = key.replace("segmentation/map", "segmentation/mAP")
     key = key.replace("accuracy/group/", "").replace("accuracy/class/", "").replace("count/", "number of ")
     for suffix, text in SUFFIXES.items():
         key = f"{key.removesuffix(suffix)} ({text})" if key.endswith(suffix) else key

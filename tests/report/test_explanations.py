@@ -75,7 +75,7 @@ def test_one_table_in_four_formats(tmp_path: Path) -> None:
     assert (lines[0]["abpc/low"], lines[1]["abpc"], lines[2]["abpc"]) == ("0.1", "", "")
     markdown = (out / "methods.md").read_text().splitlines()
     assert [cell.strip() for cell in markdown[0].split("|")[2:-1]] == [
-        "localization: mask: IoU (%)", "abpc", "as mask: accuracy (%)", "number of abpc: nan maps"
+        "localization: mask: IoU (%)", "ABPC", "as mask: accuracy (%)", "number of abpc: nan maps"
     ]  # fmt: skip
     assert markdown[2] == "| rollout | 50.0 | 0.125 | – | 0 |"
     assert markdown[3] == "| input_x_gradient | 25.0 | – | – | 3 |"
