@@ -95,6 +95,7 @@ def test_with_thresholds_and_fixed_parts(monkeypatch: pytest.MonkeyPatch) -> Non
         "thresholds, without parts 1, 2",
     ]  # fmt: skip
     assert (table["thresholds"], table["fixed_parts"], table["images"]) == ("t/0.9.json", [2], 6)
+    assert table["split_origin"] == "published"
     single = results(monkeypatch, *arguments, "--remove-parts", "2", out="single")
     assert single["val/kept_share"] == rows["thresholds, without part 2"]["kept_share"]
     assert "accuracy" not in rows["unmodified"]
