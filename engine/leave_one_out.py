@@ -69,7 +69,8 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
     ]
     details = {
         "run": str(args.run), "checkpoint": args.checkpoint, "fingerprint": fingerprint(model), "split": args.split,
-        "split_origin": split.info.split_origin, "images": len(split), "thresholds": args.thresholds and str(args.thresholds), "fixed_parts": args.fixed_parts,
+        "split_origin": split.info.split_origin, "images": len(split),
+        "thresholds": args.thresholds and str(args.thresholds), "fixed_parts": args.fixed_parts,
         "provenance": provenance(),
     }  # fmt: skip
     write_atomic(out / RESULTS, json_text({**details, "rows": records}))
