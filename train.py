@@ -3,7 +3,8 @@
     python train.py --config configs/quickstart.yaml --out runs/mine --model.parts.num_parts 8
 
 Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (for
-`from_pretrained`), results.json. Ctrl-C and SIGTERM finish the step and save; `--resume=true` goes on exactly there.
+`from_pretrained`), results.json. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true` goes on exactly
+there. Several processes: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
 """
 
 import shlex
@@ -14,21 +15,25 @@ from typing import Any
 import torch
 
 from common.errors import UserError, exit_on_user_error
+from common.processes import processes, wait_for_all
 from datasets import Split, load_split
 from datasets.loader import Feed
 from datasets.semi import MixedFeed, split_labels
 from datasets.types import SPLITS
+from engine.best import check_best_metric
 from engine.checkpointing import load_weights, read_checkpoint
 from engine.config import RunConfig, parse_config
 from engine.consistency import ConsistentObjective
+from engine.distributed import across_processes
 from engine.given_masks import check_masks
 from engine.loading import warm_start
 from engine.objectives import OBJECTIVES, Objective
 from engine.optim import RULES
 from engine.pictures import Photographer
+from engine.resume import settle_resume
 from engine.runs import BEST, CONFIG_FILE, RESULTS, open_run, prepare_process, provenance
 from engine.stopping import RunStopped
-from engine.tracking import Row, Tracker
+from engine.tracking import Row, Silence, Tracker
 from engine.trainer import Trainer
 from models import build_model
 from report.curves import training_curves
@@ -39,6 +44,8 @@ from report.names import pretty
 def train(config: RunConfig) -> Row:
     """Train as `config` says, evaluate the best checkpoint on the test split, and return what results.json holds."""
     # 1. machine and data
+    config, first = settle_resume(config), processes().first
+    resumes = config.resume is True
     device = prepare_process(config)
     splits = load_splits(config)
     info = splits["train"].info
@@ -49,9 +56,9 @@ def train(config: RunConfig) -> Row:
         )
 
     # 2. model and objective
-    fresh = not (config.resume or config.model.init_from)
+    fresh = not (resumes or config.model.init_from)
     model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=fresh)
-    if config.model.init_from and not config.resume:
+    if config.model.init_from and not resumes:
         warm_start(model, config.model.init_from)
     check_masks(model, splits.values())
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
@@ -62,10 +69,13 @@ def train(config: RunConfig) -> Row:
 
     # 3. trainer and, once everything is known to fit, the run folder
     trainer = Trainer(config, model, objective, rules, splits, device, feed_of(config, splits))
-    if config.resume:
-        trainer.load()
-    out = open_run(config, model)
-    tracker = Tracker(out, config, trainer.progress.wandb_id)
+    if resumes:
+        trainer.load(print if first else lambda line: None)
+    else:
+        known = trainer.metrics.certain(device)
+        check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
+    out = open_run(config, model) if first else Path(config.out)
+    tracker = Tracker(out, config, trainer.progress.wandb_id) if first else Silence()
     tracker.keep_epochs(trainer.position)
     photographer = Photographer(splits["val"], config.data.mean, config.data.std)
 
@@ -77,11 +87,12 @@ def train(config: RunConfig) -> Row:
             sheet = photographer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
             tracker.picture("sheet", sheet, epoch)
 
-    trainer.run(tracker, after_epoch)
+    trainer.run(tracker, after_epoch if first else lambda row: None)
 
     # 5. the best checkpoint on the test split
     results = final_results(trainer, config)
-    write_atomic(out / RESULTS, json_text(results))
+    if first:
+        write_atomic(out / RESULTS, json_text(results))
     figure = config.train.best_metric if info.multi_label else "accuracy"
     share = f"{results[f'test/{figure}']:.1%}"
     tracker.say(f"test {pretty(figure)} {share} (best epoch {results['best_epoch']}); results in {out}")
@@ -110,6 +121,7 @@ def feed_of(config: RunConfig, splits: dict[str, Split]) -> Feed | None:
 def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
     """Figures of the best checkpoint on test and validation, with what they cost and where they came from."""
     path = Path(config.out) / BEST / "model.safetensors"
+    wait_for_all()  # until the first process has written it
     load_weights(trainer.evaluated_model(), read_best(path), path)
     progress = trainer.progress
     return {
@@ -133,6 +145,7 @@ def read_best(path: Path) -> dict[str, torch.Tensor]:
 
 
 @exit_on_user_error
+@across_processes
 def main() -> None:
     """Command line."""
     config = parse_config(description=__doc__)
@@ -140,7 +153,8 @@ def main() -> None:
         train(config)
     except RunStopped as stopped:
         command = f"python train.py --config {shlex.quote(str(Path(config.out) / CONFIG_FILE))} --resume=true"
-        print(f"stopped by {stopped}; everything is saved in {config.out}; go on with: {command}", file=sys.stderr)
+        if processes().first:
+            print(f"stopped by {stopped}; everything is saved in {config.out}; go on with: {command}", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
 
 

@@ -7,10 +7,18 @@ from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
+LONGEST = 2000
+"""Characters of a message."""
 
 
 class UserError(ValueError):
     """Bad input: one line that names the file, key or flag and says what to do about it."""
+
+
+def one_line(text: str) -> str:
+    """The text as one line that a terminal only shows: what a file or its name holds must not steer it."""
+    shown = " ".join(text.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:LONGEST]) + "..." * (len(shown) > LONGEST)
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
@@ -21,7 +29,7 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
         try:
             return main(*args, **kwargs)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)

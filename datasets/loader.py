@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
+from common.processes import Processes, processes
 from datasets.images import UnreadablePictureError
 from datasets.seeds import stable_seed
 from datasets.transforms import Transform
@@ -113,7 +114,8 @@ def _quiet_worker(worker: int) -> None:
     """One OpenCV thread per loading process, and signals left to the main process, which finishes its step first."""
     import cv2
 
-    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal and a cluster send them to every process of the job
+    # A terminal and a cluster send them to every process of the job.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
@@ -158,23 +160,24 @@ class Feed:
     """Batches in an epoch."""
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
-        """`seed`: the training seed. Raises UserError where there is not one batch."""
+        """`batch_size`: of each process. `seed`: the training seed. Raises UserError where there is not one batch."""
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.steps = steps_per_epoch(split, batch_size)
+        self.steps = steps_per_epoch(split, batch_size, world_size=processes().world_size)
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
         """Batches of one epoch from `start_batch` on: a function of (seed, epoch) alone, for an exact resume."""
+        here = processes()
         return train_loader(
             self.split, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start_batch=start_batch,
-            workers=workers,
+            workers=workers, rank=here.rank, world_size=here.world_size,
         )  # fmt: skip
 
 
 def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
-    """Every sample exactly once, in order; process `rank` gets samples rank, rank + world_size, ...
+    """Every sample exactly once, in order; process `rank` of `world_size` gets its `Processes.block`.
 
     Iterating raises UserError naming the first unreadable picture.
     """
-    keys = [(0, index) for index in range(rank, len(split), world_size)]
+    keys = [(0, index) for index in Processes(rank, world_size).block(len(split))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return BatchLoader(split, batches, workers, _collate_eval)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from common.errors import UserError
+from common.processes import processes
 from datasets.config import SemiConfig
 from datasets.files import FileDataset
 from datasets.loader import BatchLoader, Feed, Key, Split, collate_train, steps_per_epoch
@@ -66,18 +67,21 @@ class MixedFeed(Feed):
     """Batches with labels and without, in the order and number of `data.semi.mode`."""
 
     def __init__(self, labelled: Split, unlabelled: Split, batch_size: int, config: SemiConfig, seed: int) -> None:
-        """`batch_size`: with labels; `config.batch_size` without. `seed`: the training seed."""
+        """`batch_size`: with labels; `config.batch_size` without; of each process. `seed`: the training seed."""
         self.config, self.seed = config, seed
         self.sizes = len(labelled), len(unlabelled)
-        self.batch_sizes = min(batch_size, len(labelled)), min(config.batch_size, len(unlabelled))
+        count = processes().world_size
+        self.batch_sizes = min(batch_size, len(labelled) // count), min(config.batch_size, len(unlabelled) // count)
+        if not all(self.batch_sizes):
+            raise UserError(f"data.semi: {self.sizes} images with and without labels do not go round {count} processes")
         self.split = Split(
             PartlyLabelled(labelled.raw, unlabelled.raw), labelled.transform, train=True, seed=labelled.seed
         )
-        shares = config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size
+        shares = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
         self.steps = {
-            "unsupervised": lambda: steps_per_epoch(unlabelled, config.batch_size),
+            "unsupervised": lambda: steps_per_epoch(unlabelled, config.batch_size, world_size=count),
             "alternating": lambda: max(1, int(shares)),
-            "combining": lambda: steps_per_epoch(labelled, batch_size),
+            "combining": lambda: steps_per_epoch(labelled, batch_size, world_size=count),
         }[config.mode]()
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
@@ -97,14 +101,15 @@ class MixedFeed(Feed):
         return [next(labelled if known else unlabelled) for known in with_labels.tolist()]
 
     def _endless(self, epoch: int, kind: int) -> Iterator[list[Key]]:
-        """Batches of one kind (0: with labels), pass after pass, each with its own order and augmentation."""
-        size, batch, first = self.sizes[kind], self.batch_sizes[kind], self.sizes[0] if kind else 0
+        """This process's batches of one kind (0: labelled), pass after pass, each in its own order, augmented anew."""
+        here, size, first = processes(), self.sizes[kind], self.sizes[0] if kind else 0
+        batch = self.batch_sizes[kind] * here.world_size
         for number in itertools.count():
             turn = epoch if number == 0 else stable_seed("pass", epoch, number)
             generator = torch.Generator().manual_seed(stable_seed("order", self.seed, turn, kind))
             order = (torch.randperm(size, generator=generator) + first).tolist()
             for start in range(0, size - batch + 1, batch):
-                yield [(turn, index) for index in order[start : start + batch]]
+                yield [(turn, index) for index in order[start : start + batch][here.rank :: here.world_size]]
 
 
 def _part(split: Split, indices: Sequence[int]) -> Split:

@@ -1,7 +1,12 @@
-"""Save and load a run: tensors in safetensors, everything else as JSON in the same file. Nothing is ever unpickled."""
+"""Save and load a run: tensors in safetensors, everything else as JSON in the same file. Nothing is ever unpickled.
 
+A file is whole or not there at all, whenever the process is killed, and carries a checksum that every reading checks.
+"""
+
+import contextlib
+import itertools
 import json
-import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.processes import processes
+from common.sealing import PLACE, check_seal, seal
+from engine.durable import keep_as, replacing
 
 State = dict[str, Tensor]
 
@@ -36,32 +44,81 @@ def prefixed(prefix: str, tensors: State) -> State:
     return {f"{prefix}/{name}": t.detach().cpu().contiguous() for name, t in tensors.items()}
 
 
-def write_safetensors(path: Path, tensors: State, progress: dict[str, Any]) -> None:
-    """Write all or nothing: a temporary file, flushed to disk, renamed over `path`."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_safetensors(path: Path, tensors: State, progress: dict[str, Any], previous: Path | None = None) -> None:
+    """Write all or nothing: a temporary file, sealed and flushed to the disk, renamed over `path`.
+
+    What stood there goes on as `previous`, where that is given; neither name is without a whole file for a moment.
+    Raises UserError where that is impossible, with every earlier file as it was.
+    """
     try:
-        save_file(tensors, temporary, metadata={"progress": json.dumps(progress)})
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
+            save_file(tensors, temporary, metadata={**PLACE, "progress": json.dumps(progress)})
+            temporary.chmod(mode)  # the library leaves a file that its owner alone may read
+            seal(temporary)
+            if previous and path.exists():
+                keep_as(path, previous)
     except (OSError, SafetensorError) as error:  # a full disk is the second kind
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"cannot write checkpoint {path}: {reason}; the previous one is untouched") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_checkpoint(last: Path, tensors: State, progress: dict[str, Any]) -> None:
+    """`write_safetensors`; the checkpoint before is kept, for `read_newest` to fall back on."""
+    write_safetensors(last, tensors, progress, previous_of(last))
+
+
+def previous_of(last: Path) -> Path:
+    """Where the checkpoint before the last one is kept."""
+    return last.with_name("previous.safetensors")
+
+
+def is_there(last: Path) -> bool:
+    """Whether there is a checkpoint to go on from, whole or not."""
+    return last.exists() or previous_of(last).exists()
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises UserError naming a missing, truncated or foreign file."""
+    """Read a checkpoint. Raises UserError naming a missing, truncated, damaged or foreign file.
+
+    Files from before there were checksums are read unchecked.
+    """
     try:
+        check_seal(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        return Checkpoint(tensors, json.loads(metadata["progress"]))
+        return Checkpoint(tensors, dict(json.loads(metadata["progress"])))
     except FileNotFoundError:
         raise UserError(f"no checkpoint at {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0][:120]})") from None
+
+
+def read_newest(last: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The last checkpoint, or, after a line that says so, the one before it where the last is missing or damaged.
+
+    The damaged file is put aside as broken.safetensors, for the next checkpoint must not keep it as the previous one.
+    Raises UserError naming both where neither can be read.
+    """
+    previous = previous_of(last)
+    try:
+        return read_checkpoint(last)
+    except UserError as error:
+        broken = error
+    if not previous.exists():
+        raise UserError(f"{broken}; there is no earlier one, start afresh with --overwrite=true")
+    try:
+        found = read_checkpoint(previous)
+    except UserError as error:
+        raise UserError(f"{broken}; {error}; start afresh with --overwrite=true") from None
+    done = [found.progress.get(unit) for unit in ("epoch", "batch")]
+    say(f"{broken}; going on from {previous}, after epoch {done[0]}, batch {done[1]} of the next")
+    if processes().first:
+        with contextlib.suppress(OSError):  # it may be missing
+            last.replace(last.with_name("broken.safetensors"))
+    return found
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
@@ -96,7 +153,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     """Put back what `optimizer_tensors` took. Raises UserError when that was of other parameters."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor | float]] = {}
-    groups = optimizer.state_dict()["param_groups"]
+    groups = _numbered_groups(optimizer)
     for key, value in tensors.items():
         *kind, index, name = key.split("/")
         fits = int(index) < len(groups if kind == ["group"] else parameters)
@@ -107,8 +164,15 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
         if kind == ["group"]:
             groups[int(index)][name] = value.item()
             continue
-        state.setdefault(int(index), {})[name] = value.item() if kind == ["number"] else value
+        # A copy, for what was read is the file itself in memory: the disk it is on could not be let go of.
+        state.setdefault(int(index), {})[name] = value.item() if kind == ["number"] else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _numbered_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The groups as `state_dict` gives them, which ZeRO's cannot before its state has been brought together."""
+    count = itertools.count()
+    return [{**group, "params": [next(count) for _ in group["params"]]} for group in optimizer.param_groups]
 
 
 def load_weights(model: nn.Module, state: State, path: Path) -> None:

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from common.errors import UserError
+from common.plain_yaml import check_yaml
 from datasets.config import DataConfig, with_prescribed
+from engine.config_checks import problems
 from losses.config import LossConfig
 from models.config import ModelConfig
 
@@ -44,6 +46,8 @@ class OptimConfig:
     """Largest global gradient norm; 0 = off."""
     accumulation: int = 1
     """Micro-batches per optimiser step."""
+    zero: bool = False
+    """Of several processes each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
     """When the rate moves: after every epoch (as published) or after every step."""
@@ -108,8 +112,10 @@ class RunConfig:
 
     out: str = "runs/default"
     """The run folder."""
-    resume: bool = False
-    """Continue the run in `out` exactly where it stopped."""
+    resume: bool | Literal["auto"] = False
+    """Continue the run in `out` exactly where it stopped; auto: if there is one, else start."""
+    allow_change: bool = False
+    """Resume (`--resume.allow-change`) although config keys or the number of processes have changed."""
     overwrite: bool = False
     """Start afresh in a folder that already holds a run."""
     compat: Literal["none", "reference"] = "none"
@@ -124,7 +130,9 @@ class RunConfig:
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
     """The command line of a RunConfig: `--config FILE` and one flag per field."""
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the texts beside the fields become --help
+    # The texts beside the fields become --help. No value may name a module: the parser would import it to look at it.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
+    set_loader("yaml", _load_plain, (yaml.YAMLError, ValueError))
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
     parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
     parser.add_class_arguments(RunConfig, None)
@@ -133,11 +141,15 @@ def config_parser(**kwargs: Any) -> ArgumentParser:
 
 def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     """Command line (or `args`) -> resolved RunConfig. Raises UserError for an unknown key or a bad value."""
-    parser = config_parser(**kwargs)
+    parser, words = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
     try:
-        return resolve(_instantiate(parser, parser.parse_args(args)))
+        return resolve(_instantiate(parser, parser.parse_args([_spelled_out(word) for word in words])))
     except ArgumentError as error:
-        raise UserError(_one_line(error) + _file_to_blame(error, sys.argv[1:] if args is None else args)) from None
+        raise UserError(_one_line(error) + _file_to_blame(error, words)) from None
+    except UnicodeDecodeError:
+        raise UserError(f"a config file is no text in UTF-8{_config_files(words)}") from None
+    except ImportError:
+        raise UserError(f"a value names a Python module, and none is ever imported{_config_files(words)}") from None
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
@@ -158,84 +170,24 @@ def resolve(config: RunConfig) -> RunConfig:
     config = replace(config, data=with_prescribed(config.data))
     if config.compat == "reference":
         config = _with_reference_quirks(config)
-    for key in _nulls(config):
-        raise UserError(f"{key} has no value; give one or leave the key out")
-    for problem, fine in {**_model_and_data(config), **_course(config), **_few_labels(config)}.items():
-        if not fine:
-            raise UserError(problem)
+    for key, value, kind in _leaves(config):
+        if value is None and "None" not in kind:  # left empty in a YAML file; the parser lets that pass
+            raise UserError(f"{key} has no value; give one or leave the key out")
+        if isinstance(value, int | float) and not abs(value) < 2**63:  # so is nan not
+            raise UserError(f"{key} is not a number that can be computed with; give another")
+    for problem in problems(config):
+        raise UserError(problem)
     return config
 
 
-def _model_and_data(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
-    return {
-        "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
-        "model.parts.temperature must be positive": config.model.parts.temperature > 0,
-        "model.parts.logit_scale must be positive": config.model.parts.logit_scale > 0,
-        "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
-        "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
-        "data.image_size must be positive": min(config.data.size_hw) >= 1,
-        "data.batch_size must be at least 1": config.data.batch_size >= 1,
-        "data.eval_batch_size must be at least 1": config.data.eval_batch_size >= 1,
-        "data.workers must not be negative": config.data.workers >= 0,
-        "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
-        f"loss.classification: mixed images have no mask, which model.name={config.model.name} needs; set mixup and "
-        "cutmix to 0": not (config.loss.classification.mixup or config.loss.classification.cutmix)
-        or config.model.name not in ("decoupled", "late_masking"),
-    }
-
-
-def _course(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
-    optim, train = config.optim, config.train
-    stage_1_terms = any(weight for name, weight in asdict(config.loss.weights).items() if name != "stage_2")
-    return {
-        "train.epochs must be at least 1": train.epochs >= 1,
-        "train.eval_every must be at least 1": train.eval_every >= 1,
-        "train.ema_decay must be in [0, 1)": 0 <= train.ema_decay < 1,
-        "train.threads must not be negative": train.threads >= 0,
-        "train.sheet_every must not be negative": train.sheet_every >= 0,
-        "train.save_every_steps must not be negative": train.save_every_steps >= 0,
-        "train.eval_every_steps must not be negative": train.eval_every_steps >= 0,
-        "train.keep_every must not be negative": train.keep_every >= 0,
-        "optim.lr must be positive": optim.lr > 0,
-        "optim.clip must not be negative": optim.clip >= 0,
-        "optim.accumulation must be at least 1": optim.accumulation >= 1,
-        "optim.step_epochs must be at least 1": optim.step_epochs >= 1,
-        "optim.warmup_epochs must not be negative": optim.warmup_epochs >= 0,
-        "optim.min_lr_share must be in [0, 1]": 0 <= optim.min_lr_share <= 1,
-        "optim.stage_1_epochs must be from 0 to train.epochs - 1": 0 <= optim.stage_1_epochs < train.epochs,
-        "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
-        "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
-    }
-
-
-def _few_labels(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
-    semi, weight = config.data.semi, config.loss.consistency.weight
-    supervised = semi.mode == "supervised"
-    return {
-        "data.semi.alpha must be positive": semi.alpha > 0,
-        "data.semi.batch_size must be at least 1": semi.batch_size >= 1,
-        "data.semi.images_per_class must not be negative": semi.images_per_class >= 0,
-        "data.semi.unlabelled_size must not be negative": semi.unlabelled_size >= 0,
-        "loss.consistency.weight must not be negative": weight >= 0,
-        f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, to 1 say": supervised
-        or weight > 0,
-        f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,
-        "loss.consistency: compiled code has no second derivative; set train.compile to false": not weight
-        or not config.train.compile,
-    }
-
-
-def _nulls(config: Any, prefix: str = "") -> Iterator[str]:
-    """Keys left empty in a YAML file although they need a value; the parser lets them pass."""
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every dotted key with its value and its type."""
     for item in fields(config):
         value, key = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
-            yield from _nulls(value, f"{key}.")
-        elif value is None and "None" not in str(item.type):
-            yield key
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value, str(item.type)
 
 
 def _with_reference_quirks(config: RunConfig) -> RunConfig:
@@ -245,9 +197,23 @@ def _with_reference_quirks(config: RunConfig) -> RunConfig:
     return replace(config, model=model, loss=replace(config.loss, orthogonality="channels", equivariance=equivariance))
 
 
+_load_yaml = get_loader("yaml")
+
+
+def _load_plain(text: str) -> Any:
+    check_yaml(text)
+    return _load_yaml(text)
+
+
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+
+
+def _spelled_out(word: str) -> str:
+    """`--resume.allow-change` as the parser knows it, for which `resume` has a value and no keys below."""
+    flag, _, value = word.partition("=")
+    return f"--allow_change={value or 'true'}" if flag == "--resume.allow-change" else word
 
 
 def _one_line(error: Exception) -> str:
@@ -257,8 +223,10 @@ def _one_line(error: Exception) -> str:
 
 def _file_to_blame(error: Exception, args: Sequence[str]) -> str:
     """The config files given, where the parser complains about a file's syntax without naming it."""
-    if not str(error).startswith(("Problems parsing config", "Unexpected config")):
-        return ""
+    return _config_files(args) if str(error).startswith(("Problems parsing config", "Unexpected config")) else ""
+
+
+def _config_files(args: Sequence[str]) -> str:
     following = dict(zip(args, [*args[1:], ""], strict=True))
     files = [arg.partition("=")[2] or following[arg] for arg in args if arg.partition("=")[0] == "--config"]
     return f" (in {', '.join(files)})"

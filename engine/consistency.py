@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from common.processes import gather_blocks
+from datasets.seeds import stable_seed
 from datasets.types import Batch
 from engine.objectives import Objective, Outcome
 from explain import Explainer, build_method, explain
@@ -38,18 +40,24 @@ class Consistency:
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
         """images [B, 3, H, W], normalised -> [B]. Raises UserError for a method that cannot explain the model."""
+        return self._loss(*self._maps(model, predicted_classes(model, images)), images)
+
+    def measured(self, model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """(agreement, loss) of each image for its class, [B] each; maps that both need are computed once.
+
+        Agreement is Pearson's correlation of the two maps themselves, at the coarser one's resolution: in [-1, 1].
+        """
+        first, second = (computed_once(maps_of, images) for maps_of in self._maps(model, classes))
+        pair = same_size(first(images), second(images), smaller=True)
+        return pearson(*(standardise(maps) for maps in pair)), self._loss(first, second, images)
+
+    def _loss(self, first: MapsOf, second: MapsOf, images: Tensor) -> Tensor:
         config = self.config
         with torch.autocast(images.device.type, enabled=False):
-            pair = matched(*self._maps(model, images), images, config.resolution_match, config.mask_intensity)
+            pair = matched(first, second, images, config.resolution_match, config.mask_intensity)
             return consistency(*pair, config.similarity)
 
-    def agreement(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Pearson's correlation of the two maps themselves, at the coarser one's resolution: [B] in [-1, 1]."""
-        first, second = (maps_of(images) for maps_of in self._maps(model, images))
-        return pearson(*(standardise(maps) for maps in same_size(first, second, smaller=True)))
-
-    def _maps(self, model: nn.Module, images: Tensor) -> tuple[MapsOf, MapsOf]:
-        classes = predicted_classes(model, images)
+    def _maps(self, model: nn.Module, classes: Tensor) -> tuple[MapsOf, MapsOf]:
         run = differentiable_maps if torch.is_grad_enabled() else explain
 
         def maps_of(name: str) -> MapsOf:
@@ -60,6 +68,12 @@ class Consistency:
     def _method(self, name: str) -> Explainer:
         method, options = METHODS.get(name, (name, {}))
         return build_method(method, **options, **({"module": self.config.layer} if name == "gradcam" else {}))
+
+
+def computed_once(maps_of: MapsOf, images: Tensor) -> MapsOf:
+    """The same function, with the maps of this very tensor of images at hand."""
+    maps = maps_of(images)
+    return lambda others: maps if others is images else maps_of(others)
 
 
 class ConsistentObjective:
@@ -90,8 +104,9 @@ class ConsistentObjective:
 class Agreement:
     """An observer of an evaluation: how far the two explanations of a model agree, over all images.
 
-    `agreement`: mean of `Consistency.agreement`, in [-1, 1]; `consistency`: mean loss, as it is trained on. Both with
-    `/low` and `/high`, their 95 % bootstrap interval over images.
+    `agreement`: mean correlation of the two maps, in [-1, 1] (`Consistency.measured`); `consistency`: mean loss, as it
+    is trained on. Both with `/low` and `/high`, their 95 % bootstrap interval over images. `report_share` chooses
+    images by their paths alone, so by neither batches nor the number of processes.
     """
 
     def __init__(self, model: nn.Module, config: ConsistencyConfig) -> None:
@@ -101,16 +116,25 @@ class Agreement:
         self.columns: dict[str, list[float]] = {"agreement": [], "consistency": []}
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
-        """Explain one batch."""
-        self.columns["agreement"] += self.consistency.agreement(self.model, batch.image).double().tolist()
-        self.columns["consistency"] += self.consistency(self.model, batch.image).double().tolist()
+        """Explain what the model answered for one batch."""
+        below = self.consistency.config.report_share * 2**32
+        chosen = [i for i, path in enumerate(batch.paths) if stable_seed("agreement", path) < below]
+        values = torch.full((2, len(batch)), torch.nan, dtype=torch.float64)
+        if chosen:
+            classes = prediction.logits[chosen].argmax(1)
+            measured = self.consistency.measured(self.model, batch.image[chosen], classes)
+            values[:, chosen] = torch.stack(measured).double().cpu()
+        for column, of_images in zip(self.columns.values(), values.tolist(), strict=True):
+            column += of_images  # a nan for every image left out: processes are put together image by image
 
     def figures(self) -> dict[str, float]:
-        """The figures named in the class docstring; none where nothing was seen."""
-        columns = {name: np.array(values) for name, values in self.columns.items() if values}
+        """The figures named in the class docstring; none where nothing was measured."""
+        columns = {name: np.array(gather_blocks(values)) for name, values in self.columns.items()}
+        there = ~np.isnan(columns["agreement"])
+        columns = {name: values[there] for name, values in columns.items()}
 
         def means(weight: np.ndarray) -> dict[str, float]:
             return {name: weighted_mean(values, weight) for name, values in columns.items()}
 
-        count = len(self.columns["agreement"])
+        count = len(columns["agreement"])
         return means(np.ones(count)) | bootstrap(means, count) if count else {}

@@ -9,6 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from common.processes import gather_blocks, processes
+from datasets import Split, eval_loader
+from datasets.config import DataConfig
+from datasets.loader import BatchLoader
 from datasets.types import Batch
 from engine.given_masks import given_mask
 from engine.objectives import prediction_of
@@ -51,10 +55,12 @@ def evaluate(
 
     `training`: the training split in its evaluation transform, read where a metric asks for it (`MetricSet.to_fit`).
 
+    Of several processes each brings other images (`split_loader`); all get the figures of all of them.
+
     Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
     as they were. The model's mode is restored.
     """
-    metrics.reset()
+    metrics.reset(device)
 
     def show(some: Iterable[Batch], observe: Iterable[Observer]) -> None:
         with evaluation_mode(model, device, seed):
@@ -68,6 +74,14 @@ def evaluate(
         show(training, (metrics.fit,))
     show(batches, (metrics.update, *observers))
     return metrics.compute()
+
+
+def split_loader(split: Split, data: DataConfig) -> BatchLoader:
+    """This process's images of a split, in the evaluation's batches: no image twice, none left out."""
+    here = processes()
+    return eval_loader(
+        split, batch_size=data.eval_batch_size, workers=data.workers, rank=here.rank, world_size=here.world_size
+    )
 
 
 def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
@@ -116,3 +130,7 @@ class Recorder:
                     kept_share=None if kept is None else float(kept[i]),
                 )
             )
+
+    def everyone(self) -> list[ImageRecord]:
+        """The records of all processes, in the order of the split; every process must ask."""
+        return gather_blocks(self.records)

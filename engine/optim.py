@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import timm.optim
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from common.errors import UserError
+from common.processes import processes
 from common.registry import Registry
 from engine.config import OptimConfig
 
@@ -93,7 +96,12 @@ def build_optimizer(
     if not groups:
         raise UserError("optim.freeze_*: every parameter is frozen, there is nothing to train")
     extra = {"momentum": config.betas[0]} if "sgd" in config.name else {"betas": config.betas, "eps": config.eps}
+    make: Callable[..., torch.optim.Optimizer] = partial(
+        timm.optim.create_optimizer_v2, opt=config.name, weight_decay=0.0, **extra
+    )
     try:
-        return timm.optim.create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=0.0, **extra)
+        if config.zero and processes().several:
+            return ZeroRedundancyOptimizer(groups, optimizer_class=make, lr=config.lr)  # type: ignore[arg-type]
+        return make(groups, lr=config.lr)
     except (ValueError, TypeError, IndexError) as error:  # IndexError: a name that wants three betas
         raise UserError(f"optim.name={config.name}: {str(error).splitlines()[0]}") from None

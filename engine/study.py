@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.errors import UserError
+from common.plain_yaml import read_yaml
+from engine.checkpointing import is_there
 from engine.config import RunConfig, load_config
 from engine.runs import LAST, read_results, run_config
 from engine.tracking import Row
@@ -59,8 +59,8 @@ class Job:
 
 def load_study(path: Path) -> Study:
     """Read a study file. Raises UserError naming what is wrong in it."""
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(path.read_text())
         study = Study(
             title=str(content["title"]),
             about=str(content.get("about", "")),
@@ -72,11 +72,9 @@ def load_study(path: Path) -> Study:
                 str(name): tuple(int(seed) for seed in more) for name, more in content.get("more_seeds", {}).items()
             },
         )
-    except OSError as error:
-        raise UserError(f"cannot read study {path}: {error.strerror}") from None
-    except (yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
-    unknown = set(content) - set(Study.__dataclass_fields__)
+    unknown = {str(key) for key in content} - set(Study.__dataclass_fields__)
     if unknown:
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
     if strangers := set(study.more_seeds) - set(study.rows):
@@ -108,7 +106,7 @@ def _filled(value: Any, out: Path, seed: int) -> Any:
 def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:
     """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
     out = Path(job.config.out)
-    if not (out / LAST).exists():
+    if not is_there(out / LAST):
         return train(job.config)
     stored = run_config(out)
     if not same_run(stored, job.config):

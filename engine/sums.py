@@ -1,12 +1,16 @@
 """Means over the images of a running epoch."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from common.processes import gather
 from datasets.types import Batch
 from engine.objectives import Outcome
+
+Sums = dict[str, list[float]]
+"""Name -> sum and number of images."""
 
 
 class EpochMeans:
@@ -28,12 +32,18 @@ class EpochMeans:
             self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self) -> dict[str, float]:
-        """Name -> mean. Reads the device."""
-        return {name: value.item() / max(1, self.counts[name]) for name, value in self.sums.items()}
+        """Name -> mean over the images of all processes, which all must ask. Reads the device."""
+        return {name: value / max(1, count) for name, (value, count) in merged(gather(self.state())).items()}
 
-    def state(self) -> dict[str, list[float]]:
-        """Name -> sum and number of images. Reads the device."""
+    def state(self) -> Sums:
+        """This process's sums. Reads the device."""
         return {name: [value.item(), self.counts[name]] for name, value in self.sums.items()}
+
+
+def merged(parts: Sequence[Sums]) -> Sums:
+    """The sums of all parts together."""
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: [sum(part.get(name, [0.0, 0])[i] for part in parts) for i in (0, 1)] for name in names}
 
 
 def _sums(outcome: Outcome, batch: Batch) -> dict[str, Tensor]:

@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from common.errors import UserError
 from engine.config import RunConfig
+from engine.durable import replacing
 from engine.runs import METRICS_FILE
 
 Row = dict[str, Any]
@@ -36,7 +38,7 @@ class Tracker:
     def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
         """`run_id` continues a Weights & Biases run."""
         self.path = out / METRICS_FILE
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, markup=False)  # a path may hold [brackets]
         self.wandb = _start_wandb(out, config, run_id)
         self._header_shown = False
 
@@ -52,14 +54,13 @@ class Tracker:
     def keep_epochs(self, last: float) -> None:
         """Drop rows of later than `last` epochs: a resumed run writes them anew."""
         rows = [row for row in self.rows() if row["epoch"] <= last]
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.path)
+        with _full_disk_named(self.path), replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: Row) -> None:
         """Write one row: of an epoch, or of a validation within one (its epoch is no whole number then)."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        with _full_disk_named(self.path):
+            _append_line(self.path, json.dumps(row))
         self._print(row)
         if self.wandb:
             self.wandb.log(row, step=math.ceil(row["epoch"]))
@@ -96,6 +97,29 @@ class Tracker:
         self.console.print(f"{row['epoch']:5.4g}  {figures}", soft_wrap=True)
 
 
+class Silence(Tracker):
+    """What the other processes of a job have for a tracker: the first one speaks for all."""
+
+    def __init__(self) -> None:
+        self.wandb = None
+
+    def keep_epochs(self, last: float) -> None:
+        """Nothing."""
+
+    def log(self, row: Row) -> None:
+        """Nothing."""
+
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """Counts nothing."""
+        return nullcontext(lambda count: None)
+
+
 @contextmanager
 def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
     """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
@@ -121,12 +145,36 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            float(row["epoch"])  # every row has this number
+        except (ValueError, TypeError, KeyError, RecursionError):
             break
+        rows.append(row)
     return rows
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Whole and on the disk, or not at all."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):  # it may not even be there
+            os.truncate(path, before)
+        raise
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what it held is untouched") from None
 
 
 def _fit(title: str, form: str) -> str:

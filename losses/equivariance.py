@@ -19,6 +19,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import affine
 
 from common.errors import UserError
+from common.processes import own_rows
 from losses.config import EquivarianceConfig
 
 IN_VIEW = 1 - 1e-3
@@ -66,7 +67,7 @@ def draw_view(
     if config.published:
         return _draw_published(batch, size_hw, config, generator)
     where = generator.device if generator is not None else device
-    unit = torch.rand(4, batch, generator=generator, device=where)
+    unit = own_rows(lambda count: torch.rand(4, count, generator=generator, device=where), batch, dim=1)
     low, high = config.scale
     return AffineView(
         angle=(2 * unit[0] - 1) * config.max_angle,

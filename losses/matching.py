@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.processes import own_rows
 from losses.consistency import soft_mask
 
 ResolutionMatch = Literal["enlarge", "shrink", "mask_by_second", "mask_by_first", "smoothgrad"]
@@ -75,4 +76,6 @@ def noisy(images: Tensor) -> Tensor:
     """Images with Gaussian noise of `NOISE` times the range of each."""
     flat = images.detach().flatten(1)
     spread = NOISE * (flat.amax(1) - flat.amin(1))
-    return images + torch.randn_like(images) * spread[:, None, None, None]
+    shape = images.shape[1:]
+    noise = own_rows(lambda n: torch.randn(n, *shape, dtype=images.dtype, device=images.device), len(images))
+    return images + noise * spread[:, None, None, None]

@@ -6,7 +6,8 @@ Shapes: B images, K foreground parts, K+1 channels (the LAST one is background),
 start at 3x3.
 
 Call these with fp32 tensors inside `torch.autocast(device_type, enabled=False)`: nothing here casts, and sums over
-thousands of patches lose their meaning in half precision. Values are means over the images given, on one process.
+thousands of patches lose their meaning in half precision. Values are means over the images given; of several processes
+the average is the value of their batches together, and `presence` is that already.
 """
 
 from typing import Literal
@@ -14,6 +15,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from common.processes import all_rows
 
 PresenceKind = Literal["original", "soft_constraint", "tanh", "soft_tanh"]
 EnforcedPresenceKind = Literal["enforced_presence", "log", "linear", "mse"]
@@ -31,18 +34,19 @@ def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
     `soft_constraint` mean_k (1 - p_k)((1 - b) sg(p_k) + b), b = 0.1. With t_k = tanh(sum over images of
     max_u avg3(A_k)): `tanh` mean_k -log t_k; `soft_tanh` mean_k (1 - t_k).
 
-    The maximum runs over the batch of this process, so the value depends on the per-process batch size.
+    The batch is that of all processes together.
     """
     peaks_BK = _avg3(_checked(maps_BKhw)[:, :-1]).amax(dim=(2, 3))
+    # One row from each process: all have one row, however many of their pictures could be read.
     if kind == "original":
-        return 1 - peaks_BK.amax(dim=0).mean()
+        return 1 - all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0).mean()
     if kind == "soft_constraint":
-        p_K = peaks_BK.amax(dim=0)
+        p_K = all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0)
         return ((1 - p_K) * ((1 - SOFT_CONSTRAINT_BETA) * p_K.detach() + SOFT_CONSTRAINT_BETA)).mean()
     if kind == "tanh":
-        return _negative_log(peaks_BK.sum(dim=0).tanh()).mean()
+        return _negative_log(all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()).mean()
     if kind == "soft_tanh":
-        return (1 - peaks_BK.sum(dim=0).tanh()).mean()
+        return (1 - all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()).mean()
     raise ValueError(f"unknown presence kind {kind!r}")
 
 
@@ -166,7 +170,8 @@ def equivariance(maps_BKhw: Tensor, maps_back_BKhw: Tensor, valid_Bhw: Tensor | 
     valid = valid_Bhw.to(first.dtype)
     seen_B = valid.amax(dim=(1, 2))
     distance_B = 1 - _cosine(first * valid[:, None], second * valid[:, None]).mean(dim=1)
-    return (distance_B * seen_B).sum() / seen_B.sum().clamp_min(1)
+    count = all_rows(seen_B.sum().reshape(1)).mean()  # of a process, so that the average over processes is exact
+    return (distance_B * seen_B).sum() / count.clamp_min(1e-6)
 
 
 def border(logits_BKhw: Tensor, ring_weight: float) -> Tensor:

@@ -1,7 +1,10 @@
 """Metrics by name, and several of them as one."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
+
+import torch
 
 from common.errors import UserError
 from common.registry import Registry
@@ -51,10 +54,19 @@ class MetricSet:
                 owner[key], results[key] = name, value
         return results
 
-    def reset(self) -> None:
-        """Forget everything counted."""
+    def certain(self, device: torch.device) -> frozenset[str]:
+        """Keys of the figures that there are of any model and pictures; forgets everything counted."""
+        self.reset(device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchmetrics minds that nothing was counted
+            return frozenset(self.compute())
+
+    def reset(self, device: torch.device | None = None) -> None:
+        """Forget everything counted; `device`: where to count from now on, also in a process that gets no image."""
         for metric in self.metrics.values():
             metric.reset()
+            if device is not None:
+                metric.to(device)
 
 
 def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:

@@ -10,6 +10,7 @@ import torch
 from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
+from common.processes import own_rows
 from models.config import PartsConfig
 from models.selection import foreground_margin, without_parts
 
@@ -39,18 +40,21 @@ def draw_noise(
     batch, patches = shape
     noisy = training or config.eval_noise
 
-    def gumbel() -> Tensor:
-        size = (batch, patches, config.num_parts + 1)
+    def gumbel(count: int) -> Tensor:
+        size = (count, patches, config.num_parts + 1)
         return -torch.empty(size, device=device).exponential_(generator=generator).log()
 
     def keep(dropout: float) -> Tensor | None:
         if not training or dropout == 0:
             return None
-        return torch.rand((batch, config.num_parts), device=device, generator=generator) >= dropout
+        return (
+            own_rows(lambda count: torch.rand((count, config.num_parts), device=device, generator=generator), batch)
+            >= dropout
+        )
 
     return PartNoise(
-        gumbel=gumbel() if noisy and config.gumbel else None,
-        gumbel_mask=gumbel() if noisy and config.independent_draws else None,
+        gumbel=own_rows(gumbel, batch) if noisy and config.gumbel else None,
+        gumbel_mask=own_rows(gumbel, batch) if noisy and config.independent_draws else None,
         keep_features=keep(config.part_dropout),
         keep_in_mask=keep(config.mask_dropout),
     )

@@ -10,13 +10,14 @@ import torch
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
+from common.processes import processes
 from datasets import Split, load_split
 from engine.checkpointing import Checkpoint, read_checkpoint
 from engine.config import RunConfig, parse_config
 from engine.objectives import OBJECTIVES, Objective
 from engine.optim import RULES
 from engine.runs import BEST, LAST, open_run
-from engine.tracking import Row, Tracker
+from engine.tracking import Row, Silence, Tracker
 from engine.trainer import Trainer
 from models import build_model
 from models.registry import AnyModel
@@ -94,10 +95,12 @@ class Session:
 
     def __post_init__(self) -> None:
         self.trainer = tiny_trainer(self.config, splits=self.splits)
-        out = open_run(self.config, self.trainer.model)
+        first, out = processes().first, Path(self.config.out)
+        if first:
+            open_run(self.config, self.trainer.model)
         if self.config.resume:
             self.trainer.load()
-        self.tracker = Tracker(out, self.config)
+        self.tracker = Tracker(out, self.config) if first else Silence()
         self.tracker.keep_epochs(self.trainer.position)
         objective = self.trainer.objective
 

@@ -1,17 +1,24 @@
 """A run stopped anywhere and resumed equals the uninterrupted run to the last bit."""
 
+import random
 import signal
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy
 import pytest
+import torch
 
 import engine.trainer
 from common.errors import UserError
 from engine.checkpointing import read_checkpoint, write_safetensors
 from engine.runs import LAST
 from engine.stopping import RunStopped, StopRequest
+from engine.tracking import Tracker
 from tests.tiny import Session, assert_same_run, resumed, tiny_config
 
 BATCHES = 8
@@ -22,6 +29,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "averaged": {"train.ema_decay": 0.9},
     "accumulated": {"optim.accumulation": 3, "optim.name": "sgd"},  # windows of 3 and 1
+    "scaled": {"train.precision": "fp16"},
     "augmented, straight through": {"data.augmentation": "cub_original", "model.mask_gradient": "straight_through"},
     "stage 1 first, by step": {"optim.stage_1_epochs": 1, "optim.schedule_unit": "step", "optim.warmup_epochs": 0.5},
     "published": {"compat": "reference", "model.drop_path": 0.2, "optim.freeze_stage_1": True},
@@ -92,15 +100,56 @@ def test_stopped_once(batch: int, tmp_path: Path, request_of_this_run: list[Stop
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_a_request_in_the_last_batch_of_the_run_lets_it_finish(
+def test_a_request_in_the_last_batch_is_heeded_when_all_is_saved(
     tmp_path: Path, request_of_this_run: list[StopRequest]
 ) -> None:
-    def ask(count: int) -> None:
-        if count == BATCHES - 1:
-            request_of_this_run[-1].signal = signal.SIGTERM
+    """Whoever started the run must learn of it, or a study would go on with its next row."""
+    session = stopped_after(tiny_config(tmp_path), BATCHES - 1, request_of_this_run)
+    assert session.trainer.progress.epoch == read_checkpoint(tmp_path / LAST).progress["epoch"] == 2
+    assert Session(resumed(session.config)).go().batches == 0
 
-    session = Session(tiny_config(tmp_path), before_batch=ask).go()
-    assert session.trainer.progress.epoch == 2
+
+@pytest.mark.parametrize("case", ["augmented, straight through", "plain vit, mixup, bf16", "published"])
+def test_nothing_hangs_on_the_generators_of_python_numpy_and_torch(case: str, tmp_path: Path) -> None:
+    """They stand elsewhere at the start, before every batch and in the middle of every step."""
+
+    def run(out: Path, seed: int) -> None:
+        dice = random.Random(seed)
+
+        def scramble(count: int) -> None:
+            for seeded in (random.seed, numpy.random.seed):
+                seeded(dice.randrange(2**32))
+
+        def scrambled(batches: Iterable[Any]) -> Iterator[Any]:
+            for count, batch in enumerate(batches):
+                scramble(count)
+                torch.manual_seed(dice.randrange(2**32))
+                yield batch
+
+        session = Session(tiny_config(out, CASES[case]), before_batch=scramble)
+        loader = session.trainer.feed.loader
+        session.trainer.feed.loader = lambda *where: scrambled(loader(*where))
+        session.go()
+
+    run(tmp_path / "a", 1)
+    run(tmp_path / "b", 2)
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+def test_the_run_of_weights_and_biases_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its id is in the checkpoint, and the resumed run asks for that id."""
+    asked: list[dict[str, Any]] = []
+
+    def init(**how: Any) -> Any:
+        asked.append(how)
+        return SimpleNamespace(id=how["id"] or "abc", log=lambda row, step: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    config = tiny_config(tmp_path, {"train.epochs": 1, "wandb.mode": "offline"})
+    Session(config).go()
+    assert Session(resumed(config)).trainer.progress.wandb_id == "abc"
+    Tracker(tmp_path, config, read_checkpoint(tmp_path / LAST).progress["wandb_id"])
+    assert (asked[0]["id"], asked[-1]["id"], asked[-1]["resume"]) == (None, "abc", "allow")
 
 
 @pytest.mark.slow

@@ -88,13 +88,13 @@ def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:
         "optim.stage_1_lr_factor": 2.0, "optim.scratch_factor": 10.0, "optim.lr": 1e-5,
     }  # fmt: skip
     session, seen = Session(tiny_config(tmp_path, keys)), []
-    step = session.trainer.scaler.step
+    step = session.trainer.state.scaler.step
 
     def watched(optimizer):
         seen.append([group["lr"] for group in optimizer.param_groups])
         return step(optimizer)
 
-    session.trainer.scaler.step = watched
+    session.trainer.state.scaler.step = watched
     session.go()
     config = session.config.optim
     bases = [group["base_lr"] for group in session.trainer.optimizer.param_groups]

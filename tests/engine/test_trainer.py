@@ -77,13 +77,13 @@ def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: 
     """Under fp16 the gradients are scaled; what is clipped and stepped with are the gradients themselves."""
     trainer = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.clip": clip, "train.precision": precision}))
     seen: list[float] = []
-    step = trainer.scaler.step
+    step = trainer.state.scaler.step
 
     def watched(optimizer: torch.optim.Optimizer) -> Any:
         seen.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item())
         return step(optimizer)
 
-    trainer.scaler.step = watched
+    trainer.state.scaler.step = watched
     batch = first_batches(trainer, 1, 8)[0]
     trainer.objective(trainer.model, batch).loss.backward()
     free = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
@@ -95,25 +95,25 @@ def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: 
 def test_averaging_follows_the_published_decay(tmp_path: Path) -> None:
     session = Session(tiny_config(tmp_path, PLAIN | {"train.ema_decay": 0.6}))
     trainer = session.trainer
-    assert trainer.ema is not None
+    assert trainer.state.ema is not None
     name = "head.weight"
     expected = trainer.model.state_dict()[name].double()
-    update = trainer.ema.update
+    update = trainer.state.ema.update
 
     def watched(model: nn.Module, step: int) -> None:
         nonlocal expected
         decay = min(0.6, 1 - step ** (-2 / 3))
         expected = decay * expected + (1 - decay) * model.state_dict()[name].double()
         update(model, step=step)
-        torch.testing.assert_close(trainer.ema.module.state_dict()[name].double(), expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(trainer.state.ema.module.state_dict()[name].double(), expected, rtol=0, atol=1e-6)
 
-    trainer.ema.update = watched
+    trainer.state.ema.update = watched
     session.go()
     assert trainer.progress.step == 4
-    assert not torch.equal(trainer.ema.module.state_dict()[name], trainer.model.state_dict()[name])
-    assert trainer.evaluated_model() is trainer.ema.module
+    assert not torch.equal(trainer.state.ema.module.state_dict()[name], trainer.model.state_dict()[name])
+    assert trainer.evaluated_model() is trainer.state.ema.module
     best = read_checkpoint(tmp_path / BEST / "model.safetensors").tensors
-    assert_same_tensors(best, copied(trainer.ema.module.state_dict()))
+    assert_same_tensors(best, copied(trainer.state.ema.module.state_dict()))
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

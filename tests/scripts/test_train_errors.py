@@ -45,6 +45,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no masks": ({"model.name": "decoupled", "data.augmentation": "timm"}, "data.mask_folder"),
     "no mask folder": ({"data.mask_folder": "nowhere"}, "data.mask_folder"),
     "mixup and masks": ({"model.name": "late_masking", "loss.classification.mixup": 0.5}, "mixup"),
+    "unknown best metric": ({"train.best_metric": "accurracy"}, "train.best_metric"),
     "unknown optimiser": ({"optim.name": "adamsandler"}, "adamsandler"),
 }
 
@@ -79,7 +80,7 @@ def contents(out: Path) -> dict[Path, bytes]:
     ("keys", "named"),
     [
         ({}, "--resume=true or --overwrite=true"),
-        ({"resume": True}, "last.safetensors"),  # which is no checkpoint
+        ({"resume": True}, "config.yaml"),  # which is no config, beside a checkpoint that is none
         ({"overwrite": True, "model.backbone": "vit_nanno_patch8"}, "vit_nanno_patch8"),
         ({"overwrite": True, "resume": True}, "contradict"),
         ({"overwrite": True, "optim.name": "adamsandler"}, "adamsandler"),

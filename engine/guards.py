@@ -1,0 +1,107 @@
+"""What stops a step before it spoils the weights, and failures of the machine told in one line."""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.processes import largest
+from datasets.types import Batch
+from engine.distributed import PeerFailed
+from engine.objectives import Outcome
+
+GIB = 2**30
+NO_STEP = "no step was taken, the last checkpoint is untouched; lower optim.lr or use train.precision=fp32"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a micro-batch gave, kept until its step is checked."""
+
+    place: str
+    """Epoch and batch, in words."""
+    loss: Tensor
+    terms: dict[str, Tensor]
+    paths: tuple[str, ...]
+
+
+class StepGuard:
+    """Checks losses and gradients of one optimiser step together: one wait for the device in a step."""
+
+    def __init__(self) -> None:
+        self.answers: list[Answer] = []
+
+    def note(self, place: str, outcome: Outcome, batch: Batch) -> None:
+        """Remember a micro-batch of the step."""
+        self.answers.append(Answer(place, outcome.loss.detach(), outcome.terms, tuple(batch.paths)))
+
+    def check(self, norm: Tensor | None, model: nn.Module) -> None:
+        """Raise UserError unless all losses and the gradients' norm are finite (None: not to be checked), and forget.
+
+        Where another process has such a loss, that one raises UserError and this one PeerFailed.
+        """
+        answers, self.answers = self.answers, []
+        values = torch.stack([answer.loss.float() for answer in answers] + ([] if norm is None else [norm.float()]))
+        finite = values.isfinite().tolist()
+        spoilt = [answer for answer, fine in zip(answers, finite, strict=False) if not fine]
+        somewhere = largest(len(spoilt))[0]
+        if spoilt:
+            raise UserError(_about_loss(spoilt[0]))
+        if somewhere:
+            raise PeerFailed
+        if not all(finite):
+            raise UserError(_about_gradient(answers[-1], model))
+
+
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Global norm of all gradients."""
+    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+
+
+def _about_loss(answer: Answer) -> str:
+    terms = ", ".join(f"{name}={value.item():g}" for name, value in answer.terms.items())
+    return f"loss is not finite at {answer.place}; {NO_STEP}; terms: {terms}; files: {', '.join(answer.paths)}"
+
+
+def _about_gradient(answer: Answer, model: nn.Module) -> str:
+    bad = [
+        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
+    ]  # fmt: skip
+    where = f"{', '.join(bad[:3])} and {len(bad) - 3} more" if len(bad) > 3 else ", ".join(bad) or "their norm"
+    return f"the gradient is not finite at {answer.place} ({where}); {NO_STEP}; files: {', '.join(answer.paths)}"
+
+
+@contextlib.contextmanager
+def machine_errors(advice: str, device: torch.device) -> Iterator[None]:
+    """Failures of the machine as one line: memory (with `advice` on what to change), a loading process that died."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
+            raise UserError(f"out of memory on {_memory(device, text)}; {advice}") from None
+        if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", text):
+            raise UserError(
+                f"a loading process (pid {found[1]}) died{_cause(found[2])}; it may have run out of memory: lower "
+                "data.workers or data.batch_size; all that was saved is whole, --resume=true goes on from there"
+            ) from None
+        raise
+
+
+def _memory(device: torch.device, text: str) -> str:
+    asked = re.search(r"allocate (\d[\d.]* ?\w+)", text)
+    request = f" (asked for {asked[1]})" if asked else ""
+    if device.type != "cuda":
+        return f"the CPU{request}"
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return f"{device}{request}: {total / GIB:.1f} GiB, {free / GIB:.1f} free, this process's peak {peak / GIB:.1f}"
+
+
+def _cause(text: str) -> str:
+    found = re.search(r"killed by signal: (\w+)", text)
+    return f", killed by {found[1]}" if found else ""

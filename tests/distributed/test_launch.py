@@ -1,0 +1,188 @@
+"""Processes that torchrun or srun started: who they are, and how they end together when one fails."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from common.errors import UserError, exit_on_user_error
+from common.processes import processes, totals
+from engine.distributed import PeerFailed, across_processes, launch_environment, one_process_only
+
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "29500"}
+SRUN = {
+    "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "2", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_NUM_NODES": "2", "MASTER_ADDR": "node3", "MASTER_PORT": "29500",
+}  # fmt: skip
+PATIENCE = 90.0
+"""Seconds until processes that should have ended are taken for hanging."""
+
+
+def test_places_that_torchrun_gives() -> None:
+    assert launch_environment(TORCHRUN) == TORCHRUN
+    assert launch_environment({}) == {}
+    assert launch_environment({**TORCHRUN, "RANK": "0", "WORLD_SIZE": "1"}) == {}
+
+
+def test_places_that_srun_gives() -> None:
+    found = launch_environment(SRUN)
+    assert found == {**TORCHRUN, "RANK": "5", "WORLD_SIZE": "8"}
+    alone = {**SRUN, "SLURM_STEP_NUM_NODES": "1"}
+    del alone["MASTER_ADDR"], alone["MASTER_PORT"]
+    assert launch_environment(alone)["MASTER_ADDR"] == "127.0.0.1"
+    ports = {launch_environment({**alone, "SLURM_STEP_ID": step})["MASTER_PORT"] for step in ("0", "1")}
+    assert len(ports) == 2 and all(20000 <= int(port) < 40000 for port in ports)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, {**SRUN, "SLURM_STEP_NUM_TASKS": "1"}],
+)
+def test_a_batch_script_and_a_step_of_one_task_are_lone_processes(environment: dict[str, str]) -> None:
+    assert launch_environment(environment) == {}
+
+
+@pytest.mark.parametrize(
+    ("environment", "missing"), [({"RANK": "0"}, "WORLD_SIZE"), ({**SRUN, "MASTER_ADDR": ""}, "MASTER_ADDR")]
+)
+def test_a_missing_variable_is_one_line(environment: dict[str, str], missing: str) -> None:
+    with pytest.raises(UserError, match=missing):
+        launch_environment(environment)
+
+
+def test_scripts_of_one_process_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_process_only("study.py", "")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=r"study\.py works in one process.*slurm/seeds"):
+        one_process_only("study.py", "slurm/seeds.sbatch runs seeds side by side")
+
+
+def all_is_well() -> None:
+    assert totals(1) == [2]
+    print(f"process {processes().rank} done", file=sys.stderr)
+
+
+def user_error_in_one() -> None:
+    if processes().rank == 1:
+        raise UserError("data.root: no folder here")
+    dist.barrier()
+
+
+def user_error_in_the_first() -> None:
+    """Which keeps the store that the others look into."""
+    if processes().rank == 0:
+        raise UserError("data.root: no folder here")
+    dist.barrier()
+
+
+def same_error_in_all() -> None:
+    raise UserError("data.root: no folder here")
+
+
+def one_leads_another_follows() -> None:
+    totals(0)
+    if processes().rank == 1:
+        raise UserError("loss is not finite")
+    raise PeerFailed
+
+
+def crash_in_one() -> None:
+    if processes().rank == 1:
+        raise ZeroDivisionError("a mistake of ours")
+    dist.barrier()
+
+
+def crash_while_another_is_busy() -> None:
+    """Not in a collective that would break: as if it waited for a GPU."""
+    if processes().rank == 1:
+        raise UserError("data.root: no folder here")
+    time.sleep(PATIENCE)
+
+
+def killed_in_the_first() -> None:
+    _killed(0)
+
+
+def killed_in_the_second() -> None:
+    _killed(1)
+
+
+def _killed(rank: int) -> None:
+    totals(0)
+    if processes().rank == rank:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.barrier()
+
+
+def stopped_in_all() -> None:
+    raise SystemExit(138)
+
+
+def ended(folder: Path, main: Callable[[], None]) -> tuple[list[int | None], str]:
+    """Exit codes of two processes that ran a script's `main`, and what they said together, in the order of time."""
+    context = multiprocessing.get_context("forkserver")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    said = folder / "stderr"
+    workers = [context.Process(target=_script, args=(rank, port, said, main), daemon=True) for rank in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(PATIENCE / 2)
+    codes = [worker.exitcode for worker in workers]
+    for worker in workers:
+        worker.kill()
+    return codes, said.read_text()
+
+
+def _script(rank: int, port: int, said: Path, main: Callable[[], None]) -> None:
+    places = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in places.items()})
+    sys.stderr = said.open("a", buffering=1)
+    exit_on_user_error(across_processes(main))()
+
+
+@pytest.mark.parametrize(
+    ("main", "codes", "lines"),
+    [
+        (all_is_well, [0, 0], ["process 0 done", "process 1 done"]),
+        (user_error_in_one, [1, 2], ["error: process 1 of 2: data.root: no folder here"]),
+        (user_error_in_the_first, [2, 1], ["error: process 0 of 2: data.root: no folder here"]),
+        (one_leads_another_follows, [1, 2], ["error: process 1 of 2: loss is not finite"]),
+        (crash_while_another_is_busy, [1, 2], ["error: process 1 of 2: data.root: no folder here"]),
+        (stopped_in_all, [138, 138], []),
+    ],
+)  # fmt: skip
+def test_processes_end_together_and_one_says_why(
+    main: Callable[[], None], codes: list[int], lines: list[str], tmp_path: Path
+) -> None:
+    found, said = ended(tmp_path, main)
+    assert (found, sorted(said.splitlines())) == (codes, lines)
+
+
+def test_an_error_of_all_is_said_once(tmp_path: Path) -> None:
+    codes, said = ended(tmp_path, same_error_in_all)
+    assert sorted(codes) in ([1, 2], [2, 2])  # type: ignore[type-var]
+    assert said.count("data.root: no folder here") == said.count("\n") == 1
+
+
+def test_a_mistake_of_ours_shows_its_own_traceback_alone(tmp_path: Path) -> None:
+    codes, said = ended(tmp_path, crash_in_one)
+    assert codes == [1, 1]
+    assert said.startswith("process 1 of 2:\nTraceback") and said.endswith("ZeroDivisionError: a mistake of ours\n")
+
+
+@pytest.mark.parametrize(("main", "killed"), [(killed_in_the_first, 0), (killed_in_the_second, 1)])
+def test_a_process_that_is_killed_takes_the_others_down(main: Callable[[], None], killed: int, tmp_path: Path) -> None:
+    codes, said = ended(tmp_path, main)
+    assert (codes[killed], codes[1 - killed]) == (-signal.SIGKILL, 1)
+    assert said.startswith(f"error: process {1 - killed} of 2: another process is gone") and said.count("\n") == 1
