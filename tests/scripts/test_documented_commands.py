@@ -8,22 +8,38 @@ from pathlib import Path
 import pytest
 
 import backgrounds
+import compare_evaluations
 import evaluate
 import part_thresholds
+import submit
 from engine.config import parse_config
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(?:bash|sh)\n(.*?)```", re.DOTALL)
+JOBS = {
+    "train": "train.py",
+    "seeds": "train.py --out",
+    "eval_array": "evaluate.py --run runs/cub --method rollout",
+}
+"""What a job script runs with the words that follow it."""
+
+
+def run_by(line: str) -> str:
+    """A line that calls python, or what the job runs that it submits."""
+    job = re.search(r"slurm/(\w+)\.sbatch(.*)", line)
+    return f"python {JOBS[job[1]]}{job[2]}" if job else line
+
+
 COMMANDS = sorted(
     {
-        line
+        run_by(line)
         for page in (ROOT / "docs").glob("*.md")
         for block in BLOCK.findall(page.read_text())
         for line in block.replace("\\\n", " ").splitlines()
-        if re.match(r"python [\w/]+\.py ", line)
+        if re.match(r"python [\w/]+\.py |(?:[A-Z]+=.* )?sbatch ", line)
     }
 )
-PARSERS = {f"{script.__name__}.py": script.parse_args for script in (evaluate, backgrounds, part_thresholds)}
+PARSERS = {f"{script.__name__}.py": script.parse_args for script in (evaluate, backgrounds, part_thresholds, submit)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -34,6 +50,9 @@ def test_it_can_be_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     if script in PARSERS:
         _, arguments = PARSERS[script]()
+    elif script == "compare_evaluations.py":
+        compare_evaluations.parse_args()
+        return
     elif script != "train.py":
         return
     if not any("runs/" in word and word.endswith(".yaml") for word in arguments):  # the config of a finished run

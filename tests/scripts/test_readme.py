@@ -1,5 +1,6 @@
 """Every command and every Python block of the README works as written, on a tiny run where a real one takes long."""
 
+import json
 import os
 import re
 import shlex
@@ -49,7 +50,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_readme_has_commands() -> None:
     assert len(COMMANDS) >= 10
-    assert {command.split()[0] for command in COMMANDS} == {"make", "python"}
+    assert {command.split()[0] for command in COMMANDS} == {"make", "python", "torchrun", "sbatch"}
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("make")])
@@ -58,13 +59,33 @@ def test_make_targets_exist(command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python train.py")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if " train.py " in c or c.startswith("sbatch slurm/train")])
 def test_train_commands_parse(command: str) -> None:
-    arguments = shlex.split(command)[2:]
+    words = shlex.split(command)
+    arguments = words[words.index("--config") :]
     config_file = arguments[arguments.index("--config") + 1]
     if config_file.startswith("runs/"):  # the resolved config of a run: same keys as the one it came from
         arguments[arguments.index("--config") + 1] = "configs/waterbirds.yaml"
     parse_config([a.replace("configs/", f"{ROOT}/configs/") for a in arguments])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("torchrun")])
+def test_torchrun_trains(command: str, elsewhere: Path) -> None:
+    """On two processes: a tiny run of two epochs; a wrong flag is one line of ours, said once."""
+    launcher, *arguments = shlex.split(command)
+    assert (launcher, arguments[0], arguments[2]) == ("torchrun", "--nproc-per-node", "train.py")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py")]
+    tiny = flags({**TINY, "data.root": "", "out": "runs/two", "train.epochs": 2})
+    done = subprocess.run(
+        [*torchrun, *arguments[3:], *tiny], cwd=elsewhere, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("results in runs/two") == 1
+    assert json.loads((elsewhere / "runs/two/results.json").read_text())["epochs"] == 2
+    wrong = subprocess.run([*torchrun, "--data.nmae", "x"], cwd=elsewhere, capture_output=True, text=True, check=False)
+    assert wrong.returncode != 0
+    assert [line for line in wrong.stderr.splitlines() if "data.nmae" in line and line.startswith("error: process")]
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python prepare_")])
