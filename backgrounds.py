@@ -16,7 +16,9 @@ from rich.console import Console
 
 from common.errors import exit_on_user_error
 from common.flags import Parser
+from common.processes import processes
 from engine.backgrounds import FOREGROUNDS, background_gaps, measure_set, read_sets, run_challenge
+from engine.distributed import across_processes
 from engine.loading import fingerprint, load_run_model
 from engine.runs import CONFIG_FILE, RESULTS, prepare_process, provenance, run_config
 from engine.tracking import progress_bar
@@ -36,6 +38,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
+@across_processes
 def main() -> None:
     """Command line."""
     # 1. run and data
@@ -53,8 +56,10 @@ def main() -> None:
     figures = {name: measure_set(model, split, config, device) for name, split in sets.items()}
     summary = background_gaps(figures)
     if args.challenge:
-        with progress_bar(Console(), "challenge", len(sets[FOREGROUNDS])) as advance:
+        with progress_bar(Console(quiet=not processes().first), "challenge", len(sets[FOREGROUNDS])) as advance:
             summary |= run_challenge(model, sets, config, device, advance)
+    if not processes().first:
+        return
 
     # 4. write
     records = [{"row": name, **values} for name, values in figures.items()]

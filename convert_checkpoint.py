@@ -103,8 +103,8 @@ def export_checkpoint(source: Path, form: Form, out: Path) -> None:
 def _our_model(source: Path) -> PublishedModel:
     folder = source / BEST if (source / BEST).is_dir() else source
     try:
-        name = json.loads((folder / "config.json").read_text())["model_config"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = str(json.loads((folder / "config.json").read_text())["model_config"]["name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{source} is neither a run nor a folder of save_pretrained: no readable config.json") from None
     kind = MODELS[name]
     if kind not in (TwoStageModel, PDiscoFormer):

@@ -6,24 +6,26 @@
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
-Any key of the run's config can be overridden by a flag. Writes results.json, tables, contact sheets and a
-self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to RUN/evaluation/SPLIT-methods, with
---leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of one checkpoint on the CPU are equal
-to the last bit.
+Any key of the run's config can be overridden by a flag. Writes results.json, tables, every image's answer
+(answers.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to
+RUN/evaluation/SPLIT-methods, with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
+one checkpoint on the CPU are equal to the last bit. Several processes share the images:
+torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
 """
 
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
-from datasets import eval_loader
+from common.processes import processes
 from datasets.types import SPLITS
-from engine.evaluation import Recorder, evaluate
+from engine.answers import ANSWERS, Answers
+from engine.distributed import across_processes
+from engine.evaluation import Recorder, evaluate, split_loader
 from engine.given_masks import hands_out_mask
 from engine.interventions import add_flags as add_intervention_flags
 from engine.interventions import check_flags as check_intervention_flags
@@ -86,13 +88,16 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
 
     # 3. measure
-    recorder, started = Recorder(), time.perf_counter()
-    load = partial(eval_loader, batch_size=config.data.eval_batch_size, workers=config.data.workers)
+    recorder, answers, started = Recorder(), Answers(split.info), time.perf_counter()
     fit_split = read_fit_split(config, args.limit, metrics.to_fit) if metrics.to_fit else None
     figures = evaluate(
-        model, load(split), metrics, device, PRECISIONS[config.train.precision], observers=[recorder], options=options,
-        training=load(fit_split) if fit_split else (),
+        model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision],
+        observers=[recorder, answers], options=options,
+        training=split_loader(fit_split, config.data) if fit_split else (),
     )  # fmt: skip
+    records, table = recorder.everyone(), answers.csv()
+    if not processes().first:
+        return
 
     # 4. write
     details = {
@@ -105,9 +110,10 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     }  # fmt: skip
     content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
     write_atomic(out / RESULTS, json_text(content))
+    write_atomic(out / ANSWERS, table)
     photographer = Photographer(split, config.data.mean, config.data.std)
     sheet = photographer.sheet(model, out / "sheet.png", **options)
-    failures = photographer.failures(model, recorder.records, out / "failures.png", **options)
+    failures = photographer.failures(model, records, out / "failures.png", **options)
     history, text = read_rows(args.run / METRICS_FILE), (args.run / CONFIG_FILE).read_text()
     title = f"{args.run.name}: {args.split}"
     report = write_evaluation_report(out, title, figures, details, history, sheet, failures, text)
@@ -117,6 +123,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 @exit_on_user_error
+@across_processes
 def main() -> None:
     """Command line."""
     args, overrides = parse_args()

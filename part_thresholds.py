@@ -19,6 +19,7 @@ from common.errors import exit_on_user_error
 from common.flags import Parser
 from datasets import eval_loader
 from engine.config import RunConfig
+from engine.distributed import one_process_only
 from engine.interventions import INFO, require_two_stage
 from engine.loading import fingerprint, load_run_model, read_split
 from engine.part_thresholds import PartThresholds, check_quantiles, measure_thresholds, threshold_file
@@ -44,6 +45,7 @@ def main() -> None:
     """Command line."""
     # 1. run and data
     args, overrides = parse_args()
+    one_process_only("part_thresholds.py", "it needs no more than stage 1, twice")
     check_quantiles(args.quantiles)
     out = check_folder(args.out or args.run / "part_thresholds", "--out")
     config = run_config(args.run, overrides)

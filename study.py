@@ -11,10 +11,12 @@ self-contained report.html; with train.watch_test also worst-group accuracy over
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from common.errors import exit_on_user_error
+from common.errors import UserError, exit_on_user_error
+from engine.distributed import one_process_only
 from engine.runs import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.stopping import RunStopped
 from engine.study import Job, jobs, load_study, run_job, summarise
@@ -36,12 +38,21 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_overrides(items: list[str]) -> dict[str, Any]:
+    """KEY=VALUE to values by key. Raises UserError for a value that is no YAML."""
+    try:
+        return {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in items)}
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"--set: {' '.join(str(error).split())}") from None
+
+
 @exit_on_user_error
 def main() -> None:
     """Run what is missing, then write the comparison."""
     args = parse_args()
+    one_process_only("study.py", "slurm/seeds.sbatch runs seeds side by side")
     study = load_study(args.study).only(args.rows)
-    overrides = {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in args.set)}
+    overrides = read_overrides(args.set)
     results = []
     try:
         for job in jobs(study, args.out, args.seeds, overrides):

@@ -72,7 +72,7 @@ def train(config: RunConfig) -> Row:
     if resumes:
         trainer.load(print if first else lambda line: None)
     else:
-        known = trainer.metrics.certain(device)
+        known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
     out = open_run(config, model) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id) if first else Silence()

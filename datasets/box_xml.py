@@ -11,6 +11,8 @@ from common.errors import UserError
 
 LARGEST = 1 << 20
 """Bytes; the published files have a few hundred for each box."""
+FARTHEST = 1 << 20
+"""Pixels."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -48,13 +50,14 @@ def read_box_file(path: Path, first_pixel: int = 0) -> BoxFile:
     root = _parse(path)
     width, height = (_number(root, f"size/{side}", path) for side in ("width", "height"))
     objects = [(item, box) for item in root.iterfind("object") for box in item.iterfind("bndbox")]
-    boxes = np.array([[_number(box, corner, path) for corner in CORNERS] for _, box in objects]).reshape(-1, 4)
-    boxes[:, :2] -= first_pixel
+    corners = np.array([[_number(box, corner, path) for corner in CORNERS] for _, box in objects]).reshape(-1, 4)
+    corners[:, :2] -= first_pixel
+    boxes = corners.astype(np.float32)
     for x0, y0, x1, y1 in boxes:
         if x1 <= x0 or y1 <= y0:
             raise UserError(f"{path}: a box from ({x0:g}, {y0:g}) to ({x1:g}, {y1:g}) has no area; restore the file")
     names = tuple((item.findtext("name") or "").strip() for item, _ in objects)
-    return BoxFile((height, width), names, boxes.astype(np.float32))
+    return BoxFile((height, width), names, boxes)
 
 
 def _parse(path: Path) -> ElementTree.Element:
@@ -77,12 +80,12 @@ def _parse(path: Path) -> ElementTree.Element:
 
 
 def _number(element: ElementTree.Element, place: str, path: Path) -> float:
-    """The finite number at a place below the element."""
+    """The number at a place below the element."""
     text = (element.findtext(place) or "").strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise UserError(f"{path}: {place} is {text[:40]!r}, not a number; restore the file as published")
+    if not abs(value) <= FARTHEST:  # so is nan not
+        raise UserError(f"{path}: {place} is {text[:40]!r}, not a number of pixels; restore the file as published")
     return value

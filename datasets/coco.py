@@ -10,9 +10,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from common.errors import UserError
+from datasets.tables import leaves_folder
 
 BACKGROUND = 0.1
 """How strongly a pixel without any part counts as background, where a part's mask counts 1."""
+FAR = 8
+"""Sides of its picture that a point of an outline may be away from the corner."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +55,15 @@ def read_coco(path: Path) -> tuple[list[CocoPicture], tuple[str, ...]]:
             CocoPicture(str(item["file_name"]), (int(item["height"]), int(item["width"])), tuple(kept[item["id"]]))
             for item in content["images"]
         ]
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
+        if outside := next((picture.name for picture in pictures if leaves_folder(picture.name)), None):
+            raise ValueError(f"{outside!r} leaves its folder")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path} is not of COCO's form ({what}); restore the file as published") from None
     if strange:
         raise UserError(f"{path}: annotation {strange[0]} is of no category of the file; restore the file")
     if sorted(names) != list(range(len(names))):
-        raise UserError(f"{path}: the categories' ids are {sorted(names)}, not 0, 1, 2, ...; number them from 0")
+        raise UserError(f"{path}: the categories' ids are {sorted(names)[:50]}, not 0, 1, 2, ...; number them from 0")
     return [picture for picture in pictures if picture.annotations], tuple(names[i] for i in range(len(names)))
 
 
@@ -104,20 +109,29 @@ def _polygon(outline: Sequence[float], item: Mapping[str, Any]) -> np.ndarray:
 def _draw(annotation: Annotation, size_hw: tuple[int, int], path: Path) -> np.ndarray:
     """[H, W] 0 or 1: inside of the outlines, or the run lengths decoded."""
     try:
-        drawn = np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
-        if drawn.shape != size_hw:
-            raise ValueError(f"it is for {drawn.shape[1]} x {drawn.shape[0]} pixels")
-        return drawn
-    except (KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
+        return np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path}: annotation {annotation.number} cannot be drawn ({what}); restore the file") from None
 
 
 def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> Any:
-    """What pycocotools decodes: run lengths packed in a text."""
+    """What pycocotools decodes: run lengths packed in a text.
+
+    Raises ValueError for what its C code would take memory or write out of bounds for.
+    """
     if isinstance(outlines, list):
+        if any(np.abs(outline).max() > FAR * max(size_hw) for outline in outlines):
+            raise ValueError("a point lies far outside the picture")
         return coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))
-    return coco_mask.frPyObjects(outlines, *size_hw) if isinstance(outlines["counts"], list) else outlines
+    if tuple(outlines["size"]) != size_hw:
+        raise ValueError(f"it is for {outlines['size']} pixels")
+    counts = outlines["counts"]
+    if not isinstance(counts, list):
+        return outlines
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
+        raise ValueError("the run lengths do not fill the picture")
+    return coco_mask.frPyObjects(outlines, *size_hw)
 
 
 def _load(path: Path) -> Any:
@@ -125,5 +139,5 @@ def _load(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}: {error}); restore the file") from None

@@ -83,9 +83,9 @@ class DataConfig:
     """Folder of masks (.png, > 0 is the object) under the pictures' own relative paths; replaces the data set's."""
     image_size: int | tuple[int, int] = 224
     """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
-    augmentation: Literal["none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr"] = (
-        "cub_original"
-    )
+    augmentation: Literal[
+        "none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr", "atcon_voc", "atcon_svhn"
+    ] = "cub_original"
     """Training augmentation."""
     evaluation: Literal["cover", "imagenet", "warp"] = "cover"
     """Evaluation transform. cover: short side to the image size, centre crop, bilinear. imagenet (published for

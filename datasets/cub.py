@@ -38,7 +38,7 @@ class Cub(FileDataset):
         info = DatasetInfo("cub", names, part_names=notes.part_names, split_origin=split_origin(split, config))
         records = []
         for key in choose_split(labels, train, split, config):
-            path = paths[key].text("path")
+            path = paths[key].file("path")
             boxes, parts, mask = notes.of(path)
             picture = base / (config.image_folder or "images") / path
             records.append(Record(picture, labels[key], None, mask, parts, boxes))

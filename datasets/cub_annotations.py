@@ -66,9 +66,10 @@ def _boxes(path: Path, index: Path, paths: Mapping[int, str]) -> dict[str, np.nd
 
 def _box(row: Row) -> np.ndarray:
     x, y, width, height = (row.number(column) for column in BOXES[1:])
-    if width <= 0 or height <= 0:
+    box = np.array([[x, y, x + width, y + height]], np.float32)
+    if (box[:, 2:] <= box[:, :2]).any():
         raise row.error(f"the box is {width:g} wide and {height:g} high; both must be above 0")
-    return np.array([[x, y, x + width, y + height]], np.float32)
+    return box
 
 
 def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """A radiograph in a DICOM file as 8-bit pixels, or one line that says what is wrong with the file.
 
-Compressed pixels are decoded by pydicom with GDCM, Pillow or whatever decoder is installed. No text of a file's tags
-ever enters an error: they may name a patient, and so may the messages and warnings of the libraries.
+Compressed pixels are decoded by Pillow where it can, else by pydicom with GDCM or whatever decoder is installed, in a
+process of their own, since a broken file ends GDCM's. No text of a file's tags ever enters an error: they may name a
+patient, and so may the messages and warnings of the libraries.
 """
 
 import logging
@@ -11,14 +12,24 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    RLELossless,
+    UID_dictionary,
+)
 
-from datasets.images import UnreadablePictureError
+from common.isolation import IsolatedError, in_child
+from datasets.images import UnreadablePictureError, check_pixels, check_regular
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
+BY_PILLOW = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000)
 
 
 def read_dicom(path: Path | str) -> np.ndarray:
@@ -28,16 +39,17 @@ def read_dicom(path: Path | str) -> np.ndarray:
     the rescaling to modality units (DICOM PS3.3 C.11.1, C.11.2). MONOCHROME1 is inverted. An 8-bit MONOCHROME2 file
     without window keeps its values. Raises UnreadablePictureError: broken, cut off, in colour, of several frames, ...
     """
-    with _quiet():
+    with quiet():
         dataset = _open(path)
         if problem := _problem(dataset):
             raise UnreadablePictureError(path, problem)
+        check_pixels(path, int(dataset.Columns), int(dataset.Rows))
         # Parsers of broken files raise anything at all.
         try:
-            pixels = dataset.pixel_array
+            pixels = _pixels(dataset)
         except Exception as error:
-            syntax = dataset.file_meta.TransferSyntaxUID.name
-            reason = f"its pixels are cut off or cannot be decoded ({syntax}: {type(error).__name__})"
+            kind = error.kind if isinstance(error, IsolatedError) else type(error).__name__
+            reason = f"its pixels are cut off or cannot be decoded ({_coding(dataset)}: {kind})"
             raise UnreadablePictureError(path, reason) from None
         try:
             return _as_shown(pixels, dataset)
@@ -47,8 +59,8 @@ def read_dicom(path: Path | str) -> np.ndarray:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No warning and no log line of pydicom's."""
+def quiet() -> Iterator[None]:
+    """No warning and no log line of pydicom's, which may quote a tag."""
     log = logging.getLogger("pydicom")
     before = log.propagate
     with warnings.catch_warnings():
@@ -61,8 +73,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _open(path: Path | str) -> Dataset:
+    check_regular(path)
     try:
+        if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+            raise UnreadablePictureError(path, "deflated as a whole, which can expand without end; store it otherwise")
         return dcmread(path)
+    except UnreadablePictureError:
+        raise
     except OSError as error:
         raise UnreadablePictureError(path, error.strerror or "cannot be read") from None
     except InvalidDicomError:
@@ -80,12 +97,27 @@ def _problem(dataset: Dataset) -> str | None:
             return f"its pixels are not grey ({' or '.join(GREY)})"
         if (frames := int(dataset.get("NumberOfFrames") or 1)) != 1:
             return f"{frames} frames where a radiograph has one"
-        limit = Image.MAX_IMAGE_PIXELS
-        if limit is not None and dataset.Rows * dataset.Columns > limit:
-            return f"{dataset.Columns} x {dataset.Rows} pixels is over Pillow's limit"
+        if min(int(dataset.Rows), int(dataset.Columns)) < 1:
+            return "no pixels (it has no rows or no columns)"
     except Exception as error:
         return f"the tags that describe its pixels are missing or wrong ({type(error).__name__})"
     return None
+
+
+def _pixels(dataset: Dataset) -> np.ndarray:
+    """[H, W], the stored values."""
+    syntax = dataset.file_meta.TransferSyntaxUID
+    if syntax in BY_PILLOW:
+        dataset.pixel_array_options(decoding_plugin="pillow")
+    if syntax in (*BY_PILLOW, RLELossless) or not syntax.is_compressed:
+        return dataset.pixel_array
+    return in_child(lambda: dataset.pixel_array)
+
+
+def _coding(dataset: Dataset) -> str:
+    """For people. An unknown code may be any text."""
+    syntax = str(dataset.file_meta.get("TransferSyntaxUID"))
+    return UID_dictionary[syntax][0] if syntax in UID_dictionary else "unknown coding"
 
 
 def _as_shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:

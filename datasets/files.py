@@ -23,6 +23,7 @@ class Record:
     mask: Path | None = None
     parts: np.ndarray | None = None
     boxes: np.ndarray | None = None
+    box_labels: np.ndarray | None = None
     present: np.ndarray | None = None
 
 
@@ -62,7 +63,7 @@ class FileDataset:
             check_mask_size(mask, record.mask, image, record.path)
         return RawSample(
             image, record.label, str(record.path), record.group, mask, record.parts, record.boxes,
-            present=record.present,
+            box_labels=record.box_labels, present=record.present,
         )  # fmt: skip
 
 
@@ -117,5 +118,5 @@ def _names(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries)
-    except (FileNotFoundError, NotADirectoryError):
+    except (OSError, ValueError):  # no such folder, not ours to read, or a name that no folder can have
         return frozenset()

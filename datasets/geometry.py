@@ -78,10 +78,21 @@ def inside_parts(parts: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def inside_boxes(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Boxes [N, 4] cut to (height, width), so shortened where they stick out; boxes left without area are dropped."""
+    """Boxes [N, 4] cut to (height, width), so shortened where they stick out; boxes left without area are dropped.
+
+    Columns behind the fourth stay as they are.
+    """
     height, width = size_hw
-    cut = np.clip(boxes, 0, np.array([width, height, width, height]))
+    cut = np.column_stack([np.clip(boxes[:, :4], 0, np.array([width, height, width, height])), boxes[:, 4:]])
     return cut[(cut[:, 2] > cut[:, 0]) & (cut[:, 3] > cut[:, 1])]
+
+
+def labels_inside(raw: RawSample) -> Tensor | None:
+    """[N] int64: the classes of the boxes that `inside_boxes` leaves of a record; None where it does not tell them."""
+    if raw.boxes is None or raw.box_labels is None:
+        return None
+    labelled = np.column_stack([raw.boxes, raw.box_labels])
+    return torch.from_numpy(inside_boxes(labelled, raw.image.shape[:2])[:, 4].astype(np.int64))
 
 
 def frame_of(raw: RawSample) -> Tensor | None:

@@ -73,7 +73,7 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
         raise UserError(
             f"{path} is missing; take it from the challenge's repository or give data.class_mapping"
         ) from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f'{path} must map "0".."{outputs - 1}" to whole numbers ({error}); restore the file') from None
     strange = [key for key in table if not 0 <= key < outputs]
     lacking = sorted(set(range(NUM_CLASSES)) - set(table.values()))

@@ -5,13 +5,16 @@ files (boxes, key points) are taken to be in those displayed coordinates.
 Transparency: a see-through picture is laid on white; what hides under transparent pixels is never seen.
 """
 
-import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from common.errors import UserError
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""What pictures come as. Pillow knows more, and for one of them (EPS) it starts a program with the file."""
 
 
 class UnreadablePictureError(UserError):
@@ -57,38 +60,55 @@ def read_indices(path: Path | str) -> np.ndarray:
     return np.asarray(picture)
 
 
+def check_regular(path: Path | str) -> None:
+    """Raise UnreadablePictureError for what is no file: one reads a pipe or a device without end."""
+    if not Path(path).is_file():
+        raise UnreadablePictureError(path, "no regular file" if Path(path).exists() else "no such file")
+
+
+def check_pixels(path: Path | str, width: int, height: int) -> None:
+    """Raise UnreadablePictureError for a picture over Pillow's limit on pixels, before memory is taken for it."""
+    if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
+        raise UnreadablePictureError(path, f"{width} x {height} pixels is over Pillow's limit")
+
+
 def _load(path: Path | str) -> Image.Image:
     """All pixels of a picture file, upright, with every way Pillow fails turned into one kind of error."""
+    check_regular(path)
     try:
-        with Image.open(path) as picture:
-            limit = Image.MAX_IMAGE_PIXELS
-            if limit is not None and picture.width * picture.height > limit:
-                raise UnreadablePictureError(path, f"{picture.width} x {picture.height} pixels is over Pillow's limit")
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except FileNotFoundError:
-        raise UnreadablePictureError(path, "no such file") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is worth a word is an error
+            with Image.open(path, formats=FORMATS) as picture:
+                check_pixels(path, *picture.size)
+                picture.load()
+                return ImageOps.exif_transpose(picture)
+    except UserError:
+        raise
     except Image.DecompressionBombError:
         raise UnreadablePictureError(path, "far over Pillow's limit on pixels (a decompression bomb?)") from None
     except Image.UnidentifiedImageError:
-        raise UnreadablePictureError(path, "not a picture in any format Pillow knows") from None
-    except (OSError, SyntaxError, EOFError, ValueError, IndexError, TypeError, struct.error) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UnreadablePictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+        raise UnreadablePictureError(path, f"not a picture in a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # parsers of broken files raise anything at all
+        raise UnreadablePictureError(path, _reason(error)) from None
 
 
 def _load_array(path: Path | str) -> np.ndarray:
-    """[H, W] bool or numbers. Nothing in the file is unpickled."""
+    """[H, W] bool or numbers. Nothing in the file is unpickled, nor is more of it read than it has."""
+    check_regular(path)
     try:
-        values = np.load(path, allow_pickle=False)
-    except FileNotFoundError:
-        raise UnreadablePictureError(path, "no such file") from None
-    except (OSError, EOFError, ValueError) as error:
-        raise UnreadablePictureError(path, " ".join(str(error).split()) or type(error).__name__) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sizes that overflow
+            values = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:
+        raise UnreadablePictureError(path, _reason(error)) from None
     if not (isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf"):
         raise UnreadablePictureError(path, "no array of rows and columns of numbers")
+    check_pixels(path, values.shape[1], values.shape[0])
     return values
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _to_eight_bits(values: np.ndarray, path: Path | str) -> np.ndarray:

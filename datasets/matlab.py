@@ -1,29 +1,40 @@
-"""MATLAB files that data sets publish as indices or as containers of pictures."""
+"""MATLAB files that data sets publish as indices or as containers of pictures. The files are not trusted."""
 
-import zlib
+from math import prod
 from pathlib import Path
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
+from scipy.io import loadmat, whosmat
 
 from common.errors import UserError
+from common.isolation import IsolatedError, in_child
+
+LARGEST = 1 << 29
+"""Values of an array; SVHN's largest has 2.3e8."""
 
 
 def read_mat(path: Path, name: str) -> np.ndarray:
     """The array of this name, in MATLAB's own order of axes. Raises UserError naming file and array."""
+    if not path.is_file():
+        raise UserError(f"{path} is missing; put the published file there, or correct data.root")
     try:
-        with path.open("rb") as file:
-            content = loadmat(file, variable_names=[name])
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; put the published file there, or correct data.root") from None
-    except (MatReadError, OSError, ValueError, TypeError, NotImplementedError, zlib.error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        return in_child(lambda: _read(path, name))  # SciPy's reader crashes on some broken files
+    except IsolatedError as error:
+        reason = " ".join(str(error).split())[:200] or error.kind
         raise UserError(f"cannot read {path} ({reason}); restore the file as published") from None
-    if name not in content:
-        raise UserError(f"{path} holds no array {name}; restore the file as published")
-    array: np.ndarray = content[name]
-    return array
+
+
+def _read(path: Path, name: str) -> np.ndarray:
+    """Raises ValueError for an array that is not there or too large to be meant, before memory is taken for it."""
+    with path.open("rb") as file:
+        shapes = {found: shape for found, shape, _ in whosmat(file)}
+        if name not in shapes:
+            raise ValueError(f"it holds no array {name}")
+        if prod(shapes[name]) > LARGEST:
+            raise ValueError(f"array {name} has over {LARGEST} values")
+        file.seek(0)
+        array: np.ndarray = loadmat(file, variable_names=[name])[name]
+        return array
 
 
 def read_numbers(path: Path, name: str, highest: int) -> list[int]:

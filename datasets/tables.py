@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from common.errors import UserError
 
@@ -27,6 +27,13 @@ class Row:
             raise self.error(f"column {column} is empty; restore the file as published")
         return self.cells[column]
 
+    def file(self, column: str) -> str:
+        """A cell that names a file below the folder it belongs to."""
+        cell = self.text(column)
+        if leaves_folder(cell):
+            raise self.error(f"column {column} is {cell!r}, which leaves its folder; restore the file as published")
+        return cell
+
     def integer(self, column: str, allowed: Iterable[int] | None = None) -> int:
         """A whole number, one of `allowed` if given."""
         cell = self.text(column)
@@ -40,15 +47,20 @@ class Row:
         return value
 
     def number(self, column: str) -> float:
-        """A finite number."""
+        """A number of pixels, which float32 can hold."""
         cell = self.text(column)
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
-        if not math.isfinite(value):
-            raise self.error(f"column {column} is {cell!r}, not a number; correct it")
+        if not abs(value) < 1 << 24:  # so is nan not
+            raise self.error(f"column {column} is {cell!r}, not a number of pixels; correct it")
         return value
+
+
+def leaves_folder(name: str) -> bool:
+    """Whether a path is not one of a file below the folder it is joined to."""
+    return PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name
 
 
 def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[Row]:

@@ -19,7 +19,16 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.geometry import centre_crop, frame_of, imagenet_view, inside_boxes, inside_parts, resize, resize_to_cover
+from datasets.geometry import (
+    centre_crop,
+    frame_of,
+    imagenet_view,
+    inside_boxes,
+    inside_parts,
+    labels_inside,
+    resize,
+    resize_to_cover,
+)  # fmt: skip
 from datasets.seeds import stable_seed
 from datasets.types import RawSample, Sample
 
@@ -56,6 +65,15 @@ def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
     return centre_crop(resize_to_cover(raw, config.size_hw), config.size_hw)
 
 
+def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
+    """What the steps of an augmentation start from."""
+    if config.augmentation == "atcon_voc":
+        return raw  # its crop resizes
+    if config.augmentation in ("flip", "siim_acr", "atcon_svhn"):
+        return eval_geometry(raw, config)
+    return resize_to_cover(raw, config.size_hw)
+
+
 class EvalTransform:
     """`eval_geometry`, normalise. Uses no randomness."""
 
@@ -65,17 +83,16 @@ class EvalTransform:
     def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
         """Sample of config.size_hw; `seed` is ignored."""
         raw = eval_geometry(raw, self.config)
-        return replace(finish(raw, self.config), frame=frame_of(raw))
+        return replace(finish(raw, self.config), frame=frame_of(raw), box_labels=labels_inside(raw))
 
 
 class AugmentTransform:
     """`flip`, `siim_acr`: the evaluation geometry, mirrored half of the time. `cub_original`: iFAM's (`cub_steps`);
     `cub_geometry`: the same without its colour jitter. `foreground_crop`: that of iFAM's decoupled training
-    (`foreground_steps`)."""
+    (`foreground_steps`). `atcon_voc`, `atcon_svhn`: ATCON's (`atcon_voc_steps`, `atcon_svhn_steps`)."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
-        self.crop_first = config.augmentation in ("flip", "siim_acr")
         self.needs_mask = config.augmentation == "foreground_crop"
         steps = STEPS[config.augmentation](config.size_hw)
         boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True)
@@ -93,7 +110,7 @@ class AugmentTransform:
                 f"data.augmentation=foreground_crop needs a mask for every picture, and {raw.path} has none; "
                 "give data.mask_folder or another augmentation"
             )
-        raw = eval_geometry(raw, self.config) if self.crop_first else resize_to_cover(raw, self.config.size_hw)
+        raw = start_geometry(raw, self.config)
         for position, step in enumerate(self.pipeline.transforms):
             # One seed for all steps would give them the same draws: every mirrored picture jittered alike.
             step.set_random_seed(stable_seed(seed, position))
@@ -124,12 +141,35 @@ def foreground_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
     ]
 
 
+def atcon_voc_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
+    """ATCON on PASCAL VOC: a crop of 8 to 100 % of the area and aspect 3/4 to 4/3, at the full size; flip; colours."""
+    return [
+        A.RandomResizedCrop(size_hw, area_for_downscale="image"),
+        A.HorizontalFlip(p=0.5),
+        A.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=(0, 0), p=1.0),
+    ]
+
+
+def atcon_svhn_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
+    """ATCON on SVHN, after the resize: up to 10 degrees either way, black outside, then both flips."""
+    return [
+        A.Affine(
+            rotate=(-10, 10), interpolation=NEAREST, mask_interpolation=NEAREST, border_mode=BLACK, fill=BLACK,
+            fill_mask=BLACK, p=1.0,
+        ),
+        A.HorizontalFlip(p=0.5),
+        A.VerticalFlip(p=0.5),
+    ]  # fmt: skip
+
+
 STEPS: dict[str, Callable[[tuple[int, int]], list[A.BasicTransform]]] = {
     "flip": lambda _: [A.HorizontalFlip(p=0.5)],
     "siim_acr": lambda _: [A.HorizontalFlip(p=0.5)],
     "cub_original": cub_steps,
     "cub_geometry": lambda size_hw: [step for step in cub_steps(size_hw) if not isinstance(step, RowOfPlanck)],
     "foreground_crop": foreground_steps,
+    "atcon_voc": atcon_voc_steps,
+    "atcon_svhn": atcon_svhn_steps,
 }
 """Augmentation by name -> its steps for inputs of (height, width) pixels."""
 

@@ -62,6 +62,8 @@ class RawSample:
     """[P, 3] float (x, y, visible), pixels."""
     boxes: np.ndarray | None = None
     """[N, 4] float, xyxy pixels."""
+    box_labels: np.ndarray | None = None
+    """[N] int, the class of the object in each box; None: that of the record."""
     part_labels: np.ndarray | None = None
     """[H, W] int16: index of the part at each pixel, -1 = none."""
     present: np.ndarray | None = None
@@ -103,6 +105,8 @@ class Sample:
     """[P, 3] float32 (x, y, visible), pixels of the transformed image."""
     boxes: Tensor | None = None
     """[N, 4] float32 xyxy, pixels of the transformed image."""
+    box_labels: Tensor | None = None
+    """[N] int64, the class of each box; None in training, and where all are of `label`."""
     part_labels: Tensor | None = None
     """[H, W] int64, the part at every pixel, -1 = none."""
     frame: Tensor | None = None
@@ -128,6 +132,8 @@ class Batch:
     """[B, P, 3] float32."""
     boxes: tuple[Tensor, ...] | None = None
     """B tensors [N_i, 4]."""
+    box_labels: tuple[Tensor, ...] | None = None
+    """B tensors [N_i] int64."""
     part_labels: Tensor | None = None
     """[B, H, W] int64."""
     frame: Tensor | None = None
@@ -185,6 +191,7 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
 
     groups = [sample.group for sample in samples]
     boxes = tuple(sample.boxes for sample in samples if sample.boxes is not None)
+    box_labels = tuple(sample.box_labels for sample in samples if sample.box_labels is not None)
     return Batch(
         image=torch.stack([sample.image for sample in samples]),
         label=torch.tensor([sample.label for sample in samples]),
@@ -193,6 +200,7 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
         mask=stack("mask"),
         parts=stack("parts"),
         boxes=boxes or None,
+        box_labels=box_labels or None,
         part_labels=stack("part_labels"),
         frame=stack("frame"),
         present=stack("present"),

@@ -44,7 +44,7 @@ class Voc2012(FileDataset):
             check_fraction("voc2012", split, config)
         base = find_root(config, "ImageSets", ("VOCdevkit/VOC2012", "VOC2012"))
         index = base / "ImageSets" / SETS[config.variant] / ("val.txt" if split == "test" else "train.txt")
-        names = [row.text("id") for row in read_spaced(index, ("id",))]
+        names = [row.file("id") for row in read_spaced(index, ("id",))]
         files = [base / "Annotations" / f"{name}.xml" for name in names]
         check_files(files, "unpack Annotations/ of the published archive again")
         masks = base / "SegmentationClass" if config.variant == "segmentation" else None
@@ -69,7 +69,8 @@ def _record(picture: Path, annotation: Path, masks: Path | None) -> Record:
     present = np.zeros(len(CLASSES), bool)
     present[classes] = True
     mask = masks and masks / f"{picture.stem}.png"
-    return Record(picture, classes[_largest(found)], mask=mask, boxes=found.boxes, present=present)
+    label, labels = classes[_largest(found)], np.array(classes)
+    return Record(picture, label, mask=mask, boxes=found.boxes, box_labels=labels, present=present)
 
 
 def _class(name: str, annotation: Path) -> int:

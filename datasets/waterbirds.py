@@ -40,8 +40,9 @@ class Waterbirds(FileDataset):
             )
             training[2 * label + place] += SPLITS[number] == "train"
             if SPLITS[number] == split:
-                boxes, parts, mask = notes.of(row.text("img_filename"))
-                picture = pictures / row.text("img_filename")
+                name = row.file("img_filename")
+                boxes, parts, mask = notes.of(name)
+                picture = pictures / name
                 records.append(Record(picture, label, 2 * label + place, mask, parts, boxes))
         shares = tuple(count / sum(training) for count in training) if any(training) else None
         info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, shares)

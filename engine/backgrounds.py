@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.processes import totals
 from datasets import Split, eval_loader
 from datasets.imagenet9 import VARIANTS
 from datasets.types import Batch, DatasetInfo
 from engine.config import RunConfig
-from engine.evaluation import evaluate, evaluation_mode, predict
+from engine.evaluation import evaluate, evaluation_mode, predict, split_loader
 from engine.given_masks import hands_out_mask
 from engine.loading import read_split
 from engine.trainer import PRECISIONS
@@ -47,7 +48,7 @@ def read_sets(config: RunConfig, limit: int | None, challenge: bool) -> dict[str
 def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch.device) -> dict[str, float]:
     """The default metrics of one set."""
     metrics = build_metrics(default_metrics(split.info, has_mask=hands_out_mask(model)), split.info)
-    return evaluate(model, _batches(split, config), metrics, device, PRECISIONS[config.train.precision])
+    return evaluate(model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision])
 
 
 def background_gaps(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -62,19 +63,22 @@ def run_challenge(
 ) -> dict[str, float]:
     """`challenge_accuracy`: share of the objects that are classified rightly before every background of only_bg_t.
 
-    Also by class. The more backgrounds, the lower. Holds the backgrounds on the device: 12 H W bytes each.
+    Also by class. The more backgrounds, the lower. Holds the backgrounds on the device: 12 H W bytes each; of several
+    processes each brings other objects and has all backgrounds.
     """
     info, precision = sets[FOREGROUNDS].info, PRECISIONS[config.train.precision]
-    backgrounds = torch.cat([batch.image.to(device) for batch in _batches(sets[BACKGROUNDS], config)])
+    loader = eval_loader(sets[BACKGROUNDS], batch_size=config.data.eval_batch_size, workers=config.data.workers)
+    backgrounds = torch.cat([batch.image.to(device) for batch in loader])
     pieces = list(backgrounds.split(config.data.eval_batch_size))
     total, safe = [0] * info.num_classes, [0] * info.num_classes
     with evaluation_mode(model, device, seed=0):
-        for batch in _batches(sets[FOREGROUNDS], config):
+        for batch in split_loader(sets[FOREGROUNDS], config.data):
             batch = batch.to(device)
             for i, label in enumerate(batch.label.tolist()):
                 advance(1)
                 total[label] += 1
                 safe[label] += withstands(model, batch, i, pieces, info, precision)
+    total, safe = totals(*total), totals(*safe)
     by_class = {
         f"challenge_accuracy/class/{name}": ratio(safe[label], total[label])
         for label, name in enumerate(info.class_names) if total[label]
@@ -101,7 +105,3 @@ def withstands(
             backgrounds.insert(0, backgrounds.pop(position))
             return False
     return True
-
-
-def _batches(split: Split, config: RunConfig) -> Any:
-    return eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)

@@ -206,8 +206,19 @@ def _load_plain(text: str) -> Any:
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
+    for key in _bare_groups(namespace, RunConfig()):
+        raise UserError(f"{key} is a group of keys, not a value; give its keys, such as {key}.NAME, or leave it out")
     values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+
+
+def _bare_groups(namespace: Namespace, config: Any, prefix: str = "") -> Iterator[str]:
+    """Groups that a config file gives a value of their own; the parser ignores it, or stumbles over it."""
+    for item in fields(config):
+        default, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(default):
+            given = namespace[item.name]
+            yield from _bare_groups(given, default, f"{key}.") if isinstance(given, Namespace) else (key,)
 
 
 def _spelled_out(word: str) -> str:

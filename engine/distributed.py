@@ -24,6 +24,8 @@ POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
 """What a process has to leave by itself, its work undone properly, once another one has failed."""
 JOIN_TIMEOUT = timedelta(minutes=10)
+WAIT_TIMEOUT = timedelta(hours=2)
+"""For slower processes at the end of an evaluation, say; those that are gone are noticed within seconds."""
 
 
 class PeerFailed(Exception):  # noqa: N818 - not this process's error
@@ -100,7 +102,7 @@ class Company:
         """Join the others. gloo carries what is on the CPU, NCCL what is on a GPU."""
         self.store, rank, world_size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
         self.store.set_timeout(JOIN_TIMEOUT)
-        dist.init_process_group(store=self.store, rank=rank, world_size=world_size)
+        dist.init_process_group(store=self.store, rank=rank, world_size=world_size, timeout=WAIT_TIMEOUT)
         self.leaving, self.heard = threading.Event(), False
         self.watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
         self.watcher.start()

@@ -60,7 +60,7 @@ def evaluate(
     Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
     as they were. The model's mode is restored.
     """
-    metrics.reset(device)
+    metrics.reset()
 
     def show(some: Iterable[Batch], observe: Iterable[Observer]) -> None:
         with evaluation_mode(model, device, seed):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.processes import gather
 from datasets.types import Batch, DatasetInfo
 from engine.map_store import MapReader, MapWriter, Target
 from engine.memory import Halving
@@ -56,9 +57,10 @@ class Bench:
     clocks: dict[str, Clock] = field(default_factory=dict)
     """Method to its clock; none for maps that were read."""
 
-    def run(self, batches: Iterable[Batch], device: torch.device, observers: Sequence[Observer] = ()) -> None:
-        """Feed every metric, and the writer where there is one."""
-        start = 0
+    def run(
+        self, batches: Iterable[Batch], device: torch.device, observers: Sequence[Observer] = (), start: int = 0
+    ) -> None:
+        """Feed every metric, and the writer where there is one; `start`: the first image's number in the split."""
         for batch in batches:
             batch = batch.to(device)
             outputs = self.outputs(batch.image)
@@ -81,6 +83,22 @@ class Bench:
     def predict(self, images: Tensor) -> Tensor:
         """The same in the data set's classes: logits [M, C]."""
         return class_logits(self.outputs(images), self.info)
+
+    def start_after(self, previous: Batch) -> None:
+        """Be told the image before the first one, where another process measures it."""
+        for metrics in self.metrics.values():
+            for metric in metrics.values():
+                metric.start_after(previous)
+
+    def everyones_clocks(self) -> dict[str, Clock]:
+        """The clocks of all processes added up; every process must ask."""
+        total: dict[str, Clock] = {}
+        for clocks in gather(self.clocks):
+            for name, clock in clocks.items():
+                so_far = total.setdefault(name, Clock())
+                so_far.seconds += clock.seconds
+                so_far.maps += clock.maps
+        return total
 
     def _score(self, name: str, batch: Batch, outputs: Tensor, predicted: Tensor, start: int) -> Tensor:
         """Count one method's maps of a batch; those of the predicted class."""

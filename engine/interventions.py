@@ -79,12 +79,17 @@ def read_thresholds(path: Path | None, model: nn.Module) -> Tensor | None:
         found = f"{len(content)} keys" if isinstance(content, dict) else "something else"
         raise UserError(f'--thresholds: {path} must map "0".."{parts - 1}" ({parts} parts) to numbers, it has {found}')
     values = [content[key] for key in keys]
-    if not all(isinstance(value, int | float) and not math.isnan(value) for value in values):
-        raise UserError(f"--thresholds: {path} must map every part to a number, got {values}")
+    if not all(map(_is_threshold, values)):
+        raise UserError(f"--thresholds: {path} must map every part to a number, got {str(values)[:200]}")
     info = _read_json(path.with_name(INFO)) if path.with_name(INFO).is_file() else None
     if isinstance(info, dict) and info.get("fingerprint") not in (None, fingerprint(model)):
         raise UserError(f"--thresholds: {path} was made from other weights; run part_thresholds.py on this run")
     return torch.tensor(values, dtype=torch.float32)
+
+
+def _is_threshold(value: object) -> bool:
+    """A float that is no nan, or a whole number that a float can hold."""
+    return not math.isnan(value) if isinstance(value, float) else isinstance(value, int) and abs(value) < 2**63
 
 
 def _read_json(path: Path) -> Any:
@@ -92,5 +97,5 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"--thresholds: cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"--thresholds: {path} is no JSON ({error})") from None

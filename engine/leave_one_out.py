@@ -9,9 +9,9 @@ from rich.console import Console
 from torch import Tensor
 
 from common.errors import UserError
-from datasets import eval_loader
+from common.processes import processes, totals
 from datasets.types import Batch
-from engine.evaluation import evaluation_mode
+from engine.evaluation import evaluation_mode, split_loader
 from engine.interventions import check_parts, read_thresholds, require_two_stage
 from engine.loading import fingerprint, load_run_model, read_split
 from engine.objectives import prediction_of
@@ -52,8 +52,8 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"--metrics: {', '.join(to_fit)} speaks of part maps alone, which removing a part leaves as is")
 
     # 3. measure
-    loader = eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)
-    with progress_bar(Console(), "leave one part out", len(loader)) as advance:
+    loader = split_loader(split, config.data)
+    with progress_bar(Console(quiet=not processes().first), "leave one part out", len(loader)) as advance:
         precision = PRECISIONS[config.train.precision]
         changed = measure(model, loader, settings, metrics, device, precision, advance)
 
@@ -67,6 +67,8 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
         }
         for row in settings
     ]
+    if not processes().first:
+        return
     details = {
         "run": str(args.run), "checkpoint": args.checkpoint, "fingerprint": fingerprint(model), "split": args.split,
         "split_origin": split.info.split_origin, "images": len(split),
@@ -105,6 +107,7 @@ def measure(
 ) -> dict[str, int]:
     """Feed every setting's metrics in one pass over the images; how many answers differ from the unmodified model's.
 
+    Of several processes each brings other images; all get the counts of all of them.
     Stage 1's backbone runs once per image, and published noise is drawn once: what differs is the intervention alone.
     """
     changed = {row: torch.zeros((), dtype=torch.int64, device=device) for row in settings}
@@ -120,7 +123,7 @@ def measure(
                     before = predicted
                 changed[row] += (predicted != before).sum()
             advance(len(batch))
-    return {row: int(count) for row, count in changed.items()}
+    return dict(zip(changed, totals(*map(int, changed.values())), strict=True))
 
 
 def shared_answers(

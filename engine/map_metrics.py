@@ -14,8 +14,11 @@ OF_STAGE_2 = "as_masks"
 OF_THE_MODEL = "background_swap"
 DEFAULT = ("localization", "segmentation", "pointing", "abpc", "perturbation", "insertion_deletion", "certificate")
 KNOWN = (*MAP_METRICS, OF_STAGE_2, OF_THE_MODEL)
-NEEDS = {"localization": "masks or boxes", "pointing": "masks or boxes", "segmentation": "masks", OF_THE_MODEL: "masks"}
-"""Metric to what the data set must have: true masks, or masks or boxes."""
+NEEDS = {
+    "localization": "masks or boxes", "pointing": "masks or boxes", "segmentation": "masks", OF_THE_MODEL: "masks",
+    "detection": "boxes",
+}  # fmt: skip
+"""Metric to what the data set must have: true masks, boxes, or either."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,8 @@ def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool
     `sample`: any batch of the data. `has_stage_2`: a two-stage model is at hand to be shown maps as masks. Raises
     UserError for an unknown name, or a metric that the data set or the models cannot serve.
     """
-    there = {"masks": sample.mask is not None, "masks or boxes": sample.mask is not None or sample.boxes is not None}
+    there = {"masks": sample.mask is not None, "boxes": sample.boxes is not None}
+    there["masks or boxes"] = any(there.values())
     can = {name: there[NEEDS[name]] if name in NEEDS else True for name in KNOWN}
     can[OF_STAGE_2] = has_stage_2
     for name in names or ():
@@ -77,6 +81,7 @@ class Protocol:
         own: dict[str, dict[str, Any]] = {
             "localization": {"threshold": self.threshold, "edges": self.edges},
             "segmentation": {},
+            "detection": {},
             "pointing": {"tolerance": self.tolerance},
             "certificate": {"patch": self.patch, "kept": self.kept},
         }

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -23,6 +24,10 @@ from common.errors import UserError
 
 Target = Literal["predicted", "label"]
 FORMAT = "faithful-vit maps 1"
+LARGEST = 2**22
+"""Values of a map."""
+LARGEST_CHUNK = 2**27
+"""Bytes, unpacked."""
 CHUNK = 2**18
 """Values of a chunk, about: a part of HDF5's cache, so that appending a batch does not pack a chunk again and again."""
 
@@ -114,10 +119,10 @@ class MapReader:
         self.path = path
         with self._as_user_error():
             self.file = h5py.File(path, "r")
-            if self.file.attrs.get("format") != FORMAT:
+            if str(self.file.attrs.get("format")) != FORMAT:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
-            made_of, methods = (json.loads(self.file.attrs[key]) for key in ("made_of", "methods"))
-            self.paths = [text.decode() for text in self.file["paths"][()]]
+            made_of, methods = (dict(json.loads(self.file.attrs[key])) for key in ("made_of", "methods"))
+            self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
         for key, wanted in _plain(source.made_of).items():
             if made_of.get(key) != wanted:
                 raise UserError(f"--maps: {path} was made with the {key} {made_of.get(key)}, not {wanted}")
@@ -133,22 +138,36 @@ class MapReader:
         if self.paths[start:stop] != list(paths):
             raise UserError(f"--maps: {self.path} was made of other images; {paths[0]} should be number {start + 1}")
         with self._as_user_error():
-            stored = self.file["predicted"][start:stop]
-        if (stored != predicted.cpu().numpy()).any():
+            stored = self._dataset("predicted", 1, np.int32)[start:stop]
+        if not np.array_equal(stored, predicted.cpu().numpy()):
             raise UserError(f"--maps: {self.path} was made for other predicted classes; make it anew on this device")
 
     def read(self, method: str, target: Target, start: int, count: int) -> Tensor:
         """Maps [count, h, w] float32 of the images from `start` on."""
         rows = slice(start, start + count)
         with self._as_user_error():
-            unit, scale = (self.file[f"{method}/{kind}/{target}"][rows] for kind in ("maps", "scale"))
+            unit = self._dataset(f"{method}/maps/{target}", 3, np.float16)[rows]
+            scale = self._dataset(f"{method}/scale/{target}", 1, np.float32)[rows]
+            if len(unit) != len(scale):
+                raise ValueError(f"{method} has {len(unit)} maps, but {len(scale)} scales")
         return torch.from_numpy(unit.astype(np.float32)) * torch.from_numpy(scale)[:, None, None]
+
+    def _dataset(self, name: str, dimensions: int, dtype: Any) -> h5py.Dataset:
+        """Raises ValueError for what reading would take more memory for than was written."""
+        found = self.file[name]
+        chunk = prod(found.chunks or ()) * found.dtype.itemsize
+        sizes = len(found) <= self.path.stat().st_size, prod(found.shape[1:]) <= LARGEST, chunk <= LARGEST_CHUNK
+        if found.ndim != dimensions or found.dtype != dtype or not all(sizes):
+            raise ValueError(f"{name} is not as it was written")
+        return found
 
     @contextlib.contextmanager
     def _as_user_error(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, RuntimeError, KeyError) as error:  # no such file, not HDF5, cut short, damaged
+        except UserError:
+            raise
+        except Exception as error:  # no such file, not HDF5, cut short, damaged in any way
             raise UserError(f"--maps: cannot read {self.path} ({_line(error)})") from None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from torch import Tensor
 
+from common.processes import gather_blocks
 from datasets import Split
 from datasets.types import Batch
 from engine.map_metrics import OF_STAGE_2, OF_THE_MODEL, Protocol, Wanted
@@ -65,6 +66,13 @@ class ModelChecks:
     def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
         return Prediction(logits, mask=self.own.select(images).mask if self.own else None)
 
+    def start_after(self, previous: Batch) -> None:
+        """Be told the image before the first one, where another process measures it."""
+        if self.wanted.background_swap:
+            self.swap.start_after(previous)
+        if self.certificate:
+            self.certificate.start_after(previous)
+
     def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
         """Count one batch."""
         self.right += is_correct(logits, batch.label).tolist()
@@ -82,8 +90,8 @@ class ModelChecks:
             self.comparison.update(batch, self.judge.select(batch.image).mask, maps)
 
     def model_figures(self) -> dict[str, float]:
-        """Of the model, whatever the method."""
-        right = np.array(self.right, float)
+        """Of the model, whatever the method; every process must ask, also for `rows`."""
+        right = np.array(gather_blocks(self.right), float)
 
         def figures(weight: np.ndarray) -> dict[str, float]:
             return {"accuracy": weighted_mean(right, weight)}

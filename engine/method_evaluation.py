@@ -12,8 +12,10 @@ from rich.console import Console
 from torch import nn
 
 from common.errors import UserError
-from datasets import Split, collate, eval_loader
+from common.processes import processes
+from datasets import Split, collate
 from engine.config import RunConfig, parse_config
+from engine.evaluation import split_loader
 from engine.explaining import Bench, chosen_methods, options_of
 from engine.loading import fingerprint, load_run_model, read_split
 from engine.map_metrics import build_map_metrics, wanted_metrics
@@ -34,7 +36,10 @@ from report.files import check_folder, json_text, write_atomic
 
 
 def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Explanation methods on a run or a timm ViT: a table methods x figures, their maps, report."""
+    """Explanation methods on a run or a timm ViT: a table methods x figures, their maps, report.
+
+    Of several processes each measures a block of neighbouring images, and the first one writes.
+    """
     # 1. model and data
     check_flags(args)
     out = check_folder(
@@ -46,7 +51,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     sample = collate([split[0]]).to(device)
 
     # 2. methods and metrics
-    console = Console(highlight=False)
+    console = Console(highlight=False, quiet=not processes().first)
     say = partial(console.print, soft_wrap=True, markup=False)
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, say)
@@ -61,28 +66,36 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     source = Source(made_of(config, args.split, stage, model), options_of(methods))
     bench = Bench(model, methods, metrics, halving, split.info, stage)
     checks, gallery = ModelChecks(split, wanted, protocol, bench.predict, own, judge), Gallery(split, protocol)
-    loader = eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)
+    loader, start = split_loader(split, config.data), processes().block(len(split)).start
+    if 0 < start < len(split):
+        previous = collate([split[start - 1]]).to(device)
+        bench.start_after(previous)
+        checks.start_after(previous)
     bench.reader = MapReader(args.maps, source) if args.maps else None
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sigterm_unwinds())
-        bench.writer = stack.enter_context(MapWriter(args.save_maps, source)) if args.save_maps else None
+        if args.save_maps:
+            stack.enter_context(sigterm_unwinds())
+            bench.writer = stack.enter_context(MapWriter(args.save_maps, source))
         advance = stack.enter_context(progress_bar(console, "explain", len(loader)))
-        bench.run(loader, device, [checks, gallery, lambda batch, *_: advance(len(batch))])
+        bench.run(loader, device, [checks, gallery, lambda batch, *_: advance(len(batch))], start)
 
     # 4. write
     records = method_records(bench, checks.rows())
+    figures_of_the_model, shown = checks.model_figures(), gallery.images()
+    write_per_image(out, bench)
+    if not processes().first:
+        return
     details = {
         "model": str(args.run or args.model), "checkpoint": args.checkpoint if args.run else args.weights or "hub",
         "data": config.data.name, "split": args.split, "split_origin": split.info.split_origin,
         "images": len(split), "stage": stage,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
-        "figures_of_the_model": checks.model_figures(), "methods": source.methods,
+        "figures_of_the_model": figures_of_the_model, "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
         | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
     write_atomic(out / RESULTS, json_text({**details, "rows": records}))
-    write_per_image(out, bench)
-    sheet = method_sheet(gallery.images, out / "sheet.png")
+    sheet = method_sheet(shown, out / "sheet.png")
     title, text = f"Explanations of {args.run or args.model}", yaml.safe_dump(asdict(config), sort_keys=False)
     report = write_explanation_report(out, title, records, HEADLINES, sheet, details, text)
     say(f"{len(split)} images, {len(methods)} methods: look at {report}")

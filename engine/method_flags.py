@@ -7,6 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from common.errors import UserError
+from common.processes import processes
 from datasets.config import DataConfig
 from engine.map_metrics import Protocol
 from engine.masked_judge import MaskedJudge
@@ -57,6 +58,9 @@ def check_flags(args: argparse.Namespace) -> None:
         "--removal-cell must be at least 1 pixel": args.removal_cell >= 1,
         "--kept must be in [0, 1]": args.kept is None or 0 <= args.kept <= 1,
         "--save-maps and --maps contradict each other: what is read is not written": not (args.save_maps and args.maps),
+        "--save-maps works in one process: start evaluate.py with python; --maps reads the file in several": not (
+            args.save_maps and processes().several
+        ),
         "--weights goes with --model; a run has its own": not (args.weights and args.run),
     }
     for problem, holds in fine.items():

@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import timm
-import yaml
 from timm.data import resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
 from common.errors import UserError
+from common.plain_yaml import read_yaml
 from explain.subject import not_explainable
 from models.baseline import PlainViT
 from models.checkpoints import load_into, read_state
 from models.cnn import Cnn
 from models.given_mask import GivenMaskModel
+from models.huggingface import State
 from models.pdiscoformer import PDiscoFormer
 from models.registry import MODELS, AnyModel, classifying_vit
 from models.two_stage import TwoStageModel
@@ -63,26 +64,29 @@ def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = No
         raise UserError(f"--model: timm has no model {name!r}; nearest: {', '.join(near)}")
     settings: dict[str, Any] = {"img_size": size} if size else {}
     state = None if weights in ("hub", "none") else read_state(_existing(weights))
-    if state is not None and "head.weight" in state:
+    if state is not None and "head.weight" in state and state["head.weight"].ndim:
         settings["num_classes"] = len(state["head.weight"])
     model = _create(name, weights == "hub", settings)
     if size and any(side % patch for side, patch in zip(size, model.patch_embed.patch_size, strict=True)):
         why = f"is no multiple of the patch size {model.patch_embed.patch_size} (in evaluate.py: --data.image_size)"
         raise UserError(f"--size: {size[0]} {size[1]} {why}")
     if state is not None:
-        load_into(model, checkpoint_filter_fn(state, model), weights)
+        load_into(model, _filtered(state, model, weights), weights)
     config = resolve_model_data_config(model)
     return Classifier(model.eval(), config["mean"], config["std"])
 
 
 def load_run(folder: Path) -> Classifier:
     """The best model of a run of train.py, with the run's normalisation. Raises UserError for another folder."""
+    file = folder / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"--run: {folder} is not a run of train.py: it has no config.yaml")
+    config = read_yaml(file)
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text())
-        kind = cast(type[AnyModel], MODELS[config["model"]["name"]])
-        mean, std = (cast(Triple, tuple(config["data"][key])) for key in ("mean", "std"))
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UserError(f"--run: {folder} is not a run of train.py: it has no readable config.yaml") from None
+        name, mean, std = str(config["model"]["name"]), _triple(config["data"]["mean"]), _triple(config["data"]["std"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise UserError(f"--run: {file} is no config of train.py; choose another folder") from None
+    kind = cast(type[AnyModel], MODELS[name])
     if not (folder / "best" / "model.safetensors").is_file():
         raise UserError(f"--run: {folder} has no best/model.safetensors yet; train it for at least one epoch")
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
@@ -90,6 +94,20 @@ def load_run(folder: Path) -> Classifier:
     if isinstance(model, GivenMaskModel):
         raise not_explainable(model)
     return Classifier(model, mean, std)
+
+
+def _triple(values: Any) -> Triple:
+    red, green, blue = values
+    return float(red), float(green), float(blue)
+
+
+def _filtered(state: State, model: VisionTransformer, weights: str) -> State:
+    """The names and positions that timm's model has. Raises UserError where timm stumbles over the state dict."""
+    try:
+        return cast(State, checkpoint_filter_fn(state, model))
+    except Exception as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise UserError(f"--weights: {weights} holds no weights of this model ({what})") from None
 
 
 def _existing(weights: str) -> str:

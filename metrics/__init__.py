@@ -3,6 +3,7 @@
 from metrics import (  # noqa: F401  (each registers its metrics)
     auroc,
     classification,
+    detection,
     f1,
     faithfulness,
     foreground,
@@ -11,6 +12,7 @@ from metrics import (  # noqa: F401  (each registers its metrics)
     localization,
     masks,
     multilabel,
+    multilabel_intervals,
     parts,
     perturbation,
     pointing,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.processes import gather, gather_blocks
 from datasets.types import Batch, DatasetInfo
 from metrics.registry import MetricSet, build_metrics
 from metrics.removal import on_grid, rank_cells
@@ -57,14 +58,19 @@ class MaskComparison:
             self._count(name, batch, keep_largest(on_grid(heat, grid), learned.flatten(1).sum(1)))
 
     def _count(self, source: str, batch: Batch, mask: Tensor) -> None:
+        self._metrics(source).update(batch, Prediction(self.predict(batch.image, mask), mask=mask))
+
+    def _metrics(self, source: str) -> MetricSet:
         if source not in self.sources:
             names = ("accuracy", "mask") if self.info.group_names is None else ("accuracy", "groups", "mask")
             self.sources[source] = build_metrics(names, self.info)
-        self.sources[source].update(batch, Prediction(self.predict(batch.image, mask), mask=mask))
+        return self.sources[source]
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Figures by source: `learned`, `truth` (of data sets with masks), then the methods."""
-        figures = {source: metrics.compute() for source, metrics in self.sources.items()}
-        for name, count in self.nan_maps.items():
-            figures[name]["count/nan_maps"] = float(count)
+        sources = dict.fromkeys(gather_blocks(list(self.sources)))  # a process that saw no image has none
+        figures = {source: self._metrics(source).compute() for source in sources}
+        for nan_maps in gather({name: int(count) for name, count in self.nan_maps.items()}):
+            for name, count in nan_maps.items():
+                figures[name]["count/nan_maps"] = figures[name].get("count/nan_maps", 0.0) + count
         return figures

@@ -42,17 +42,20 @@ class BackgroundSwap(ExactMetric):
         super().reset()
         self.predecessors = Predecessors()
 
+    def start_after(self, previous: Batch) -> None:
+        """Be told the image [1, ...] before the first one, where another process counts it."""
+        self.predecessors(background_only(previous.image, _objects(previous)))
+
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where it has no masks."""
-        if batch.mask is None:
-            raise UserError("metric 'background_swap': this data set has no object masks; drop it from --metrics")
+        mask = _objects(batch)
         self.follow(prediction)
-        donors = self.predecessors(background_only(batch.image, batch.mask))
-        swapped = self.answer(torch.where(batch.mask[:, None], batch.image, donors))
+        donors = self.predecessors(background_only(batch.image, mask))
+        swapped = self.answer(torch.where(mask[:, None], batch.image, donors))
         right = (swapped.logits.argmax(1) == batch.label).double()
         moved = movement(prediction.logits, swapped.logits, batch.label)
         rows = torch.cat([moved, right[:, None], mask_iou(prediction, swapped)[:, None]], 1)
-        empty = ~batch.mask.flatten(1).any(1, keepdim=True)
+        empty = ~mask.flatten(1).any(1, keepdim=True)
         self.table.append(rows.masked_fill(empty, torch.nan).flatten())  # type: ignore[union-attr, operator]
 
     def compute(self) -> dict[str, float]:
@@ -67,6 +70,12 @@ class BackgroundSwap(ExactMetric):
         count = float((~np.isnan(table[:, 0])).sum())
         intervals = bootstrap(figures, len(table))
         return {**figures(np.ones(len(table))), **intervals, "count/background_swap/images": count}
+
+
+def _objects(batch: Batch) -> Tensor:
+    if batch.mask is None:
+        raise UserError("metric 'background_swap': this data set has no object masks; drop it from --metrics")
+    return batch.mask
 
 
 def mask_iou(before: Prediction, after: Prediction) -> Tensor:

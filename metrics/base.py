@@ -9,6 +9,7 @@ import torch
 import torchmetrics
 from torch import Tensor
 
+from common.processes import gather
 from datasets.types import Batch
 from metrics.types import Prediction
 
@@ -24,9 +25,13 @@ class ExactMetric(torchmetrics.Metric):
     full_state_update = False
 
     def __init__(self) -> None:
-        super().__init__()
-        # A process without images sends an empty tensor of this type; gathering needs one type everywhere.
+        super().__init__(dist_sync_fn=_of_all_processes)
         self.set_dtype(torch.float64)
+
+    @property
+    def update_called(self) -> bool:
+        """For torchmetrics, which else warns of a process that got no image: figures are nan where nothing counted."""
+        return True
 
     @abstractmethod
     def update(self, batch: Batch, prediction: Prediction) -> None:
@@ -63,6 +68,11 @@ class FittedMetric(ExactMetric):
     @abstractmethod
     def fit(self, batch: Batch, prediction: Prediction) -> None:
         """Take in one batch of the training split, in its evaluation transform. All of them come before `update`."""
+
+
+def _of_all_processes(state: Tensor, group: Any = None) -> list[Tensor]:
+    """A state of every process, by rank, on this one's device: one that saw no image has never left the CPU."""
+    return [other.to(state.device) for other in gather(state.cpu())]
 
 
 def ratio(part: float, whole: float) -> float:

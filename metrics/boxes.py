@@ -13,9 +13,10 @@ from torch import Tensor
 from common.errors import UserError
 from datasets.types import Batch
 
-Edges = Literal["exact", "inclusive"]
-"""exact: a box holds the pixels whose centres it encloses. inclusive, as published: coordinates are cut to whole
-numbers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x 11."""
+Edges = Literal["exact", "inclusive", "strict"]
+"""exact: a box holds the pixels whose centres it encloses. inclusive, as AGCAM published: coordinates are cut to whole
+numbers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x 11. strict, as ATCON published: the
+pixels whose numbers, from 0, lie between the coordinates, so that a box around 10 x 10 pixels fills 9 x 9."""
 
 TRUTHS = ("boxes", "mask")
 """The kinds of true objects, in the order of the figures."""
@@ -29,7 +30,13 @@ def check_edges(edges: str) -> None:
 
 def fill_boxes(boxes: np.ndarray, size: tuple[int, int], edges: Edges = "exact") -> np.ndarray:
     """[H, W] bool, the union of boxes [N, 4], cut to size (H, W)."""
-    corners = np.ceil(boxes - 0.5) if edges == "exact" else np.trunc(boxes) + [0, 0, 1, 1]
+    match edges:
+        case "exact":
+            corners = np.ceil(boxes - 0.5)
+        case "inclusive":
+            corners = np.trunc(boxes) + [0, 0, 1, 1]
+        case "strict":
+            corners = np.hstack([np.floor(boxes[:, :2]) + 1, np.ceil(boxes[:, 2:])])
     filled = np.zeros(size, bool)
     # A negative end would count from the far side.
     for left, top, right, bottom in corners.clip(min=0).astype(int):

@@ -1,7 +1,6 @@
 """F1, each class against the rest, with bootstrap intervals."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from common.errors import UserError
@@ -61,60 +60,26 @@ class F1(ExactMetric):
 def figures(confusion: np.ndarray) -> dict[str, float]:
     """Macro and micro F1 of counts [C, C + 1]: rows are labels, columns predictions, the last "none"."""
     total = confusion.sum() + confusion[:, :-1].sum()
-    return {"macro_f1": _mean(f1_by_class(confusion)), "micro_f1": float(_ratio(2.0 * np.trace(confusion), total))}
+    return {
+        "macro_f1": mean_of_known(f1_by_class(confusion)),
+        "micro_f1": float(ratio_or_nan(2.0 * np.trace(confusion), total)),
+    }
 
 
 def f1_by_class(confusion: np.ndarray) -> np.ndarray:
     """2 TP / (2 TP + FP + FN) of each class, [C]; nan where it is 0 / 0."""
-    return _ratio(2.0 * np.diagonal(confusion), confusion.sum(1) + confusion[:, :-1].sum(0))
+    return ratio_or_nan(2.0 * np.diagonal(confusion), confusion.sum(1) + confusion[:, :-1].sum(0))
 
 
-def _ratio(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
+def ratio_or_nan(parts: np.ndarray, wholes: np.ndarray) -> np.ndarray:
     """parts / wholes, of any one shape; nan where a whole is 0."""
     return np.divide(parts, wholes, out=np.full(np.shape(parts), np.nan), where=np.asarray(wholes) > 0)
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
     """Mean of the values that are not nan; nan of none."""
     there = values[~np.isnan(values)]
     return float(there.mean()) if there.size else float("nan")
-
-
-class MultiLabelIntervals(ExactMetric):
-    """`macro_f1` and `micro_f1` of `multilabel`: `/low` and `/high`, their 95 % bootstrap interval over images."""
-
-    def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with one class in a picture."""
-        super().__init__()
-        if not info.multi_label:
-            raise UserError(f"metric 'multilabel_intervals': pictures of {info.name!r} show one class; use f1")
-        self.info = info
-        self.add_values("rows")
-
-    def update(self, batch: Batch, prediction: Prediction) -> None:
-        """Keep which classes each picture shows, and which the model finds: those with a logit above 0."""
-        self.follow(prediction)
-        check_logits(prediction.logits, batch.label, self.info.num_classes)
-        row = torch.cat([batch.targets.double(), (prediction.logits > 0).double()], dim=1)
-        self.rows.append(row.flatten())  # type: ignore[union-attr, operator]
-
-    def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
-        rows = self.values("rows").reshape(-1, 2, self.info.num_classes).cpu().numpy()
-        rows = rows[np.lexsort(rows.reshape(len(rows), rows[0].size).T)] if len(rows) else rows
-        hits, wholes = 2 * rows.prod(1), rows.sum(1)
-
-        def resampled(weight: np.ndarray) -> dict[str, float]:
-            hit, whole = weight @ hits, weight @ wholes
-            return {"macro_f1": _mean(_ratio(hit, whole)), "micro_f1": float(_ratio(hit.sum(), whole.sum()))}
-
-        return bootstrap(resampled, len(rows))
-
-
-@METRICS.register("multilabel_intervals")
-def multilabel_intervals(info: DatasetInfo) -> MultiLabelIntervals:
-    """See `MultiLabelIntervals`."""
-    return MultiLabelIntervals(info)
 
 
 @METRICS.register("f1")

@@ -84,6 +84,10 @@ class Certificate(MapMetric):
         super().reset()
         self.predecessors = Predecessors()
 
+    def start_after(self, previous: Batch) -> None:
+        """It overwrites the first image."""
+        self.predecessors(previous.image)
+
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, columns]; nan but for the flag where the map is not finite."""
         images, mask = batch.image, self.mask(batch.image, explanation.maps)

@@ -54,9 +54,7 @@ class KeyPointRegression(FittedMetric):
         self.fitted_images += len(batch)
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
-        """Count one batch. Raises UserError as `fit` does, and where nothing was fitted."""
-        if not self.fitted:
-            raise UserError("metric 'keypoints' needs a pass over the training split first; drop it from --metrics")
+        """Count one batch. Raises UserError as `fit` does."""
         self.scored.append(self._rows(batch, prediction).flatten())
         self.scored_images += len(batch)
 
@@ -74,9 +72,11 @@ class KeyPointRegression(FittedMetric):
         return torch.cat([values.flatten(1) for values in (centres, active, points, batch.parts[..., 2] > 0)], dim=1)
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The figures named in the class docstring. Raises UserError where nothing was fitted."""
         if not self.scored_images:
             return {"keypoint_error": math.nan, "count/keypoints": 0.0}
+        if not self.fitted_images:
+            raise UserError("metric 'keypoints' needs a pass over the training split first; drop it from --metrics")
         train, test = self._table("fitted"), self._table("scored")
         if not (np.isfinite(train.centres).all() and np.isfinite(test.centres).all()):
             return {"keypoint_error": math.nan, "count/keypoints": float(test.visible.sum())}

@@ -43,6 +43,9 @@ class MapMetric(ExactMetric):
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
         """The figures of a data set in which image i occurs weight[i] times; weight [n] float64 >= 0."""
 
+    def start_after(self, previous: Batch) -> None:
+        """Be told the image [1, ...] before the first one: another process counts it. For metrics that look there."""
+
     @abstractmethod
     def protocol(self) -> dict[str, object]:
         """Everything that a reader must know to repeat the figures; written beside them."""

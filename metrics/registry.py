@@ -1,10 +1,7 @@
 """Metrics by name, and several of them as one."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
-
-import torch
 
 from common.errors import UserError
 from common.registry import Registry
@@ -54,19 +51,15 @@ class MetricSet:
                 owner[key], results[key] = name, value
         return results
 
-    def certain(self, device: torch.device) -> frozenset[str]:
+    def certain(self) -> frozenset[str]:
         """Keys of the figures that there are of any model and pictures; forgets everything counted."""
-        self.reset(device)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torchmetrics minds that nothing was counted
-            return frozenset(self.compute())
+        self.reset()
+        return frozenset(self.compute())
 
-    def reset(self, device: torch.device | None = None) -> None:
-        """Forget everything counted; `device`: where to count from now on, also in a process that gets no image."""
+    def reset(self) -> None:
+        """Forget everything counted."""
         for metric in self.metrics.values():
             metric.reset()
-            if device is not None:
-                metric.to(device)
 
 
 def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:

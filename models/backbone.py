@@ -26,9 +26,10 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     try:  # fc_norm off: the final norm stands before the pooling in every model, also in those made for average pooling
         model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path, fc_norm=False)
     except RuntimeError as error:  # no such tag behind the dot
-        raise UserError(f"model.backbone: {error}") from None
+        raise UserError(f"model.backbone: {' '.join(str(error).split())[:300]}") from None
     except TypeError as error:
-        raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer ({error})") from None
+        what = " ".join(str(error).split())[:300]
+        raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer ({what})") from None
     if not isinstance(model, VisionTransformer):
         raise UserError(f"model.backbone: {name!r} is a {type(model).__name__}, not a timm VisionTransformer")
     if model.cls_token is None:

@@ -43,7 +43,7 @@ def huggingface_dinov2_to_timm(state: State) -> State:
             continue
         if match := _HF_QKV.match(name):
             parts = [name.replace(f".{match[2]}.", f".{part}.") for part in _QKV]
-            if all(part in state for part in parts):
+            if tensor.ndim and all(part in state and state[part].shape == tensor.shape for part in parts):
                 renamed[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
                 continue
         renamed[_to_timm(name)] = tensor

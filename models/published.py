@@ -70,8 +70,9 @@ def load_published(
 def _check_names(state: State, expected: State, source: str) -> None:
     """Compare in the file's own names. What is inert may be absent; positions of any number can be resampled."""
     inert = {name for name in expected if name == _KEY_MASK or name.endswith("embeddings.mask_token")}
-    loose = {name for name in expected if name.endswith((POSITIONS, "position_embeddings"))} & state.keys() | inert
-    check_fit(expected, state | {name: expected[name] for name in loose}, source)
+    tables = {name for name in expected if name.endswith((POSITIONS, "position_embeddings"))} & state.keys()
+    loose = {name for name in tables if state[name].ndim == 3 and state[name].shape[::2] == expected[name].shape[::2]}
+    check_fit(expected, state | {name: expected[name] for name in loose | inert}, source)
 
 
 def _with_positions(state: State, model: PublishedModel) -> State:

@@ -81,12 +81,14 @@ def read_layout(state: State, source: str) -> Layout:
 
     def shape(name: str, dimensions: int) -> torch.Size:
         tensor = stage.get(name)
-        if tensor is None or tensor.ndim != dimensions:
+        if tensor is None or tensor.ndim != dimensions or 0 in tensor.shape:
             what = "is missing" if tensor is None else f"has the shape {tuple(tensor.shape)}"
             raise UserError(f"{source}: {prefix}{name} {what}")
         return tensor.shape
 
     channels, width = shape(PROTOTYPES, 4)[:2]
+    if shape(names["positions"], 3)[2] != width:
+        raise UserError(f"{source}: {prefix}{names['positions']} is not as wide as {PROTOTYPES}")
     registers = shape(names["registers"], 3)[1] if names["registers"] in stage else 0
     height, breadth = shape(names["patches"], 4)[2:]
     return Layout(

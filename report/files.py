@@ -19,7 +19,7 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
     Raises UserError naming the file where that is impossible.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -219,7 +219,7 @@ def test_a_compressed_frame_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_what_is_no_dicom_file(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    for name, reason in (("a.png", "not a DICOM file"), ("none.dcm", "No such file"), (".", "Is a directory")):
+    for name, reason in (("a.png", "not a DICOM file"), ("none.dcm", "no such file"), (".", "no regular file")):
         with pytest.raises(UnreadablePictureError, match=reason):
             read_dicom(tmp_path / name)
     (tmp_path / "empty.dcm").touch()

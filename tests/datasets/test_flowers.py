@@ -79,7 +79,7 @@ def test_what_can_be_wrong(base: Path) -> None:
     with pytest.raises(UserError, match="setid.mat: array trnid holds 25, not a whole number from 1 to 24"):
         read(base)
     savemat(base / "setid.mat", {"trnid": [1, 2]})
-    with pytest.raises(UserError, match="setid.mat holds no array tstid"):
+    with pytest.raises(UserError, match="setid.mat .it holds no array tstid"):
         read(base, "test")
     Image.new("RGB", (5, 5)).save(base / "segmim" / "segmim_00001.jpg")
     with pytest.raises(UserError, match="segmim_00001.jpg is 5 x 5 pixels"):

@@ -167,7 +167,7 @@ def test_processes_share_an_epoch() -> None:
     shares = [
         list(eval_loader(split_of(5, train=False), batch_size=2, workers=0, rank=r, world_size=2)) for r in (0, 1)
     ]
-    assert [paths(share) for share in shares] == [["0.jpg", "2.jpg", "4.jpg"], ["1.jpg", "3.jpg"]]
+    assert [paths(share) for share in shares] == [["0.jpg", "1.jpg", "2.jpg"], ["3.jpg", "4.jpg"]]
 
 
 def test_too_few_images_for_a_batch() -> None:

@@ -115,7 +115,7 @@ def test_refuses_an_existing_folder(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "exists already" in line_of(stamps.main, [str(tmp_path)], capsys)
 
 
-@pytest.mark.parametrize("tool", ["apt-get", "dpkg"])
+@pytest.mark.parametrize("tool", ["apt-get", "dpkg-deb"])
 def test_tool_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, tool: str) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None if name == tool else f"/bin/{name}")
     line = line_of(stamps.main, [str(tmp_path / "out")], capsys)
@@ -126,7 +126,7 @@ def test_tool_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: A
 def test_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("apt-get", "dpkg"):
+    for name in ("apt-get", "dpkg-deb"):
         script = tools / name
         script.write_text("#!/bin/sh\necho 'W: noise' >&2\necho 'E: Unable to locate package' >&2\nexit 100\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)

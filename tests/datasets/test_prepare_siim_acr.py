@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 import prepare_siim_acr as script
+from datasets.dicom import read_dicom
 from tests.datasets import radiographs
 from tests.datasets.radiographs import PATIENT, image_id, smooth, source_of, write_archive, write_dicom, write_tubes
 
@@ -73,7 +74,8 @@ def test_which_image_is_in_which_set(archive: Path, capsys: pytest.CaptureFixtur
     assert report(archive) == {}
     said = " ".join(capsys.readouterr().out.split())
     assert "6 in train_set, 8 in full_test_set, 4 in robust_test_set, 4 in non_robust_test_set" in said
-    assert (archive / "full_test_set/1" / f"{image_id(1)}.dcm").read_bytes() == source_of(archive, 1).read_bytes()
+    copy = archive / "full_test_set/1" / f"{image_id(1)}.dcm"
+    assert np.array_equal(read_dicom(copy), read_dicom(source_of(archive, 1)))
 
 
 def test_masks_run_down_the_columns_and_join_all_rows(archive: Path) -> None:
@@ -130,18 +132,6 @@ def test_it_goes_on_where_it_stopped(archive: Path, monkeypatch: pytest.MonkeyPa
     assert not half.exists()
     assert {name: snapshot(archive)[name] for name in started} == started
     assert sum(map(len, layout(archive).values())) == 6 + 8 + 4 + 4
-
-
-def test_a_file_system_without_hard_links(archive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise PermissionError
-
-    monkeypatch.setattr(os, "link", refuse)
-    run(archive)
-    copy = archive / "train_set/0" / f"{image_id(8)}.dcm"
-    assert copy.read_bytes() == source_of(archive, 8).read_bytes()
-    assert copy.stat().st_ino != source_of(archive, 8).stat().st_ino
-    assert sum(map(len, layout(archive).values())) == 22
 
 
 def test_what_is_left_out(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:

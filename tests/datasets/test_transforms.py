@@ -16,7 +16,7 @@ from datasets.transforms import RowOfPlanck
 
 SIZE = (96, 96)
 CONFIG = DataConfig(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
-AUGMENTATIONS = ("none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm")
+AUGMENTATIONS = ("none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "atcon_voc", "atcon_svhn")
 
 
 def scene(height: int = 96, width: int = 96, x: float = 40, y: float = 52, radius: float = 9) -> RawSample:
@@ -38,7 +38,7 @@ def same(a: Sample, b: Sample) -> bool:
     return all(x is y is None or torch.equal(x, y) for x, y in fields)
 
 
-@pytest.mark.parametrize("augmentation", ["none", "flip", "cub_original"])
+@pytest.mark.parametrize("augmentation", ["none", "flip", "cub_original", "atcon_svhn"])
 def test_annotations_follow_the_pixels(augmentation: str) -> None:
     seen = 0
     for seed in range(40):

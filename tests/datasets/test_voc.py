@@ -46,6 +46,7 @@ def test_a_record(base: Path) -> None:
     assert sample.label == CAT and sample.mask is None  # the larger box, though it comes second
     assert sample.present is not None and np.flatnonzero(sample.present).tolist() == sorted([DOG, CAT])
     assert np.array_equal(sample.boxes, [(0, 0, 12, 10), (10, 5, 40, 30)])  # type: ignore[arg-type]  # pixel edges
+    assert sample.box_labels is not None and sample.box_labels.tolist() == [DOG, CAT]
     assert sample.path == str(base / "JPEGImages" / "2008_000014.jpg")
 
 
@@ -63,6 +64,16 @@ def test_pictures_with_masks(base: Path) -> None:
     truth = np.zeros((40, 48), bool)
     truth[5:30, 10:40] = True  # without the void border
     assert np.array_equal(data.read(0).mask, truth)  # type: ignore[arg-type]
+
+
+def test_boxes_know_their_class_also_where_the_crop_takes_some(base: Path) -> None:
+    """At 40 x 40 the dog in the corner stays; of rows 12 to 20 of 33 it has none."""
+    for size, classes in ((40, [DOG, CAT]), ((8, 40), [CAT])):
+        config = DataConfig(name="voc2012", root=str(base), image_size=size)  # type: ignore[arg-type]
+        (batch,) = eval_loader(load_split(config, "test", train=False, seed=0), batch_size=4, workers=0)
+        assert batch.boxes is not None and batch.box_labels is not None
+        assert batch.box_labels[2].tolist() == classes and len(batch.boxes[2]) == len(classes)
+        assert batch.with_labels().box_labels == batch.box_labels
 
 
 @pytest.mark.parametrize("augmentation", ["flip", "cub_original", "timm"])

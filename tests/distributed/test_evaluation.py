@@ -21,21 +21,23 @@ from common.errors import UserError
 from datasets import Split
 from datasets.config import DataConfig
 from datasets.subset import Subset
+from engine.backgrounds import measure_set, read_sets, run_challenge
+from engine.config import RunConfig
 from engine.consistency import Agreement
 from engine.evaluation import Recorder, split_loader
 from engine.evaluation import evaluate as measure
 from losses.config import ConsistencyConfig
 from metrics import build_metrics
 from tests.distributed.test_metrics import few_resamples
+from tests.engine.test_backgrounds import Swayed
 from tests.engine.test_evaluation import lively_model
 from tests.processes import on_processes
 from tests.scripts.running import ROOT
 from tests.tiny import CPU, timeless, tiny_config, tiny_splits
+from tests.trees import imagenet9_tree
 
 IMAGES = 7
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--")
-
-
 SIZES = (*((count, IMAGES) for count in range(1, IMAGES + 1)), (IMAGES, 1))
 """Images of the test split, and those that a metric is fitted on."""
 Found = tuple[dict[str, float], list[dict[str, Any]]]
@@ -89,6 +91,23 @@ def test_any_number_of_images(world_size: int, alone: list[Found]) -> None:
         assert "agreement/low" in figures
 
 
+def figures_of_backgrounds(config: RunConfig) -> str:
+    """As text: nan equals nan."""
+    sets = read_sets(config, None, challenge=True)
+    model = Swayed(sets)
+    figures = measure_set(model, sets["mixed_rand"], config, CPU)
+    return repr(figures | run_challenge(model, sets, config, CPU, lambda count: None))
+
+
+def test_backgrounds(tmp_path: Path) -> None:
+    root = imagenet9_tree(tmp_path / "sets")
+    keys = {"data.name": "imagenet9", "data.root": str(root), "model.name": "vit", "data.eval_batch_size": 4}
+    config = tiny_config(tmp_path / "run", keys)
+    alone = figures_of_backgrounds(config)
+    assert "'count/foregrounds': 9.0" in alone
+    assert on_processes(2, figures_of_backgrounds, config) == [alone, alone]
+
+
 def evaluated(*arguments: str) -> None:
     """evaluate.py in the process group that there is."""
     torch.set_num_threads(1)
@@ -118,6 +137,7 @@ CASES: dict[str, Sequence[str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_image_at_a_time_nothing_differs(case: str, runs: Path, tmp_path: Path) -> None:
     """Figures to the last digit, tables, pictures: of one process and of three."""
@@ -128,6 +148,7 @@ def test_one_image_at_a_time_nothing_differs(case: str, runs: Path, tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "3"]
 
 
+@pytest.mark.slow
 def test_saved_maps(runs: Path, tmp_path: Path) -> None:
     """One process writes them, any number reads them."""
     arguments = ("--run", str(runs / "two"), *ALONE, "--method", "rollout", "--metrics", "pointing", "--limit", "4")

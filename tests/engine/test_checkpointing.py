@@ -41,6 +41,13 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.safetensors"]
 
 
+def test_others_may_read_it_as_far_as_the_user_lets_them(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    write_safetensors(tmp_path / "x.safetensors", NEW, {})
+    os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o640
+
+
 def half_a_file(tensors: Any, path: Path, metadata: Any) -> None:
     Path(path).write_bytes(b"half")
     raise KeyboardInterrupt
@@ -92,7 +99,7 @@ def test_a_write_is_flushed_before_it_takes_the_old_files_place(
     monkeypatch.setattr(os, "fsync", lambda file: (order.append("flush"), fsync(file)))
     monkeypatch.setattr(os, "replace", lambda *names: (order.append("rename"), rename(*names)))
     write_safetensors(path, OLD, {})
-    assert order[-2:] == ["flush", "rename"]
+    assert order == ["flush", "flush", "rename", "flush"]  # sealed, about to be renamed, and the folder
 
 
 def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from common.errors import UserError
 from engine import consistency as engine_consistency
 from engine.consistency import Consistency
-from explain import METHODS
+from explain import METHODS, explain
 from losses import matching
 from losses.config import ConsistencyConfig, ConsistencyMethod
+from losses.matching import ResolutionMatch
 from models.cnn import Cnn
 from models.config import ModelConfig
 from tests.explain.small import CASES
@@ -218,12 +219,33 @@ def test_a_mask_of_ones_is_full_agreement(monkeypatch: pytest.MonkeyPatch) -> No
 def test_agreement_is_pearson_of_the_maps() -> None:
     model, images = cnn(), pictures()
     with torch.no_grad():
-        found = Consistency(ConsistencyConfig(layer=LAYER)).agreement(model, images)
-    model.eval()
+        classes = model.eval()(images).logits.argmax(1)
+        found, _ = Consistency(ConsistencyConfig(layer=LAYER)).measured(model, images, classes)
     for value, image in zip(found, images, strict=True):
         k, q = pair(model, image, "shrink", 8)
         expected = torch.corrcoef(torch.stack([k.flatten(), q.flatten()]))[0, 1]
         torch.testing.assert_close(value, expected.detach())
+
+
+@pytest.mark.parametrize("match", get_args(ResolutionMatch))
+def test_what_is_measured_is_what_is_trained(match: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps that agreement and loss share are made once, and neither changes by a bit."""
+    model, images = cnn().eval(), pictures()
+    term, called = Consistency(ConsistencyConfig(resolution_match=match, layer=LAYER)), []
+
+    def counting(*args: Any, **kwargs: Any) -> Tensor:
+        called.append(kwargs["method"])
+        return explain(*args, **kwargs)
+
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = term(model, images)
+        classes = model(images).logits.argmax(1)
+        monkeypatch.setattr(engine_consistency, "explain", counting)
+        torch.manual_seed(0)
+        agreement, value = term.measured(model, images, classes)
+    assert torch.equal(value, expected) and agreement.shape == (2,)
+    assert len(called) == {"enlarge": 2, "shrink": 2, "smoothgrad": 2 + matching.NOISY_COPIES}.get(match, 3)
 
 
 def test_full_precision_under_autocast() -> None:

@@ -11,10 +11,11 @@ from torch import Tensor
 from common.errors import UserError
 from datasets import Split, train_loader
 from datasets.images import UnreadablePictureError
+from engine.best import check_best_metric
 from engine.checkpointing import read_checkpoint
 from engine.runs import BEST, LAST
 from engine.trainer import Trainer
-from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits
+from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits, tiny_trainer
 
 PLAIN = {"model.name": "vit", "train.epochs": 1}
 
@@ -62,6 +63,20 @@ def test_an_unknown_best_metric_lists_the_known(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="best_metric.*accurracy.*accuracy") as caught:
         Session(tiny_config(tmp_path, {"train.best_metric": "accurracy"})).go()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{}, {"model.name": "vit"}, {"loss.consistency.weight": 1.0}])
+def test_figures_that_are_certain_are_there(keys: dict[str, Any], tmp_path: Path) -> None:
+    """So that a best metric among them needs no validation before the run; any other does."""
+    trainer = tiny_trainer(tiny_config(tmp_path, keys))
+    certain = trainer.metrics.certain()
+    row = trainer.evaluate("val")
+    assert {"accuracy", "worst_group_accuracy", "auroc"} <= certain
+    assert {f"val/{key}" for key in certain} <= row.keys()
+    for key in row:
+        check_best_metric(key.removeprefix("val/"), certain, lambda: row)
+    with pytest.raises(UserError, match=r"train\.best_metric.*'accurracy'.*accuracy"):
+        check_best_metric("accurracy", certain, lambda: row)
 
 
 def test_epochs_of_stage_1_alone_leave_stage_2_untouched(tmp_path: Path) -> None:

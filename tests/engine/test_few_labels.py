@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from common.errors import UserError
+from datasets.seeds import stable_seed
 from datasets.types import Batch
 from engine.checkpointing import read_checkpoint
 from engine.consistency import Agreement, Consistency, ConsistentObjective
-from engine.objectives import ClassifierObjective
+from engine.objectives import ClassifierObjective, prediction_of
 from engine.runs import BEST, LAST
 from engine.stopping import RunStopped
 from losses.config import ConsistencyConfig, LossConfig
@@ -170,20 +171,25 @@ def test_a_labelled_batch_of_another_mode_is_as_without() -> None:
 
 
 def test_agreement_of_all_images_whatever_the_batch() -> None:
-    model, images = plain().eval(), batch(0, 5)
-    config = ConsistencyConfig(weight=1)
+    model, images = plain().eval(), batch(0, 5).image
 
-    def figures(sizes: list[int]) -> dict[str, float]:
-        watch = Agreement(model, config)
+    def figures(sizes: list[int], share: float = 1.0) -> dict[str, float]:
+        watch = Agreement(model, ConsistencyConfig(weight=1, report_share=share))
         with torch.no_grad():
-            for part in images.image.split(sizes):
-                watch(Batch(part, torch.zeros(len(part)), ("x",) * len(part)), None)  # type: ignore[arg-type]
+            for part in torch.arange(5).split(sizes):
+                names = tuple(f"{i}.png" for i in part.tolist())
+                watch(Batch(images[part], torch.zeros(len(part)), names), prediction_of(model(images[part])))
         return watch.figures()
 
+    with torch.no_grad():
+        term = Consistency(ConsistencyConfig(weight=1))
+        every, _ = term.measured(model, images, model(images).logits.argmax(1))
     whole = figures([5])
     assert figures([2, 3]) == pytest.approx(whole, abs=1e-5)
-    with torch.no_grad():
-        assert whole["agreement"] == pytest.approx(float(Consistency(config).agreement(model, images.image).mean()))
+    assert whole["agreement"] == pytest.approx(float(every.mean()))
+    some = [i for i in range(5) if stable_seed("agreement", f"{i}.png") < 0.5 * 2**32]
+    assert 0 < len(some) < 5 and figures([2, 3], 0.5) == pytest.approx(figures([5], 0.5), abs=1e-5)
+    assert figures([5], 0.5)["agreement"] == pytest.approx(float(every[some].mean()), abs=1e-5)
     assert whole["agreement/low"] <= whole["agreement"] <= whole["agreement/high"]
     assert Agreement(model, ConsistencyConfig()).figures() == {}
     assert not Agreement(model, ConsistencyConfig()).wanted and Agreement(model, ConsistencyConfig(report=True)).wanted
@@ -204,6 +210,7 @@ def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
         ({"data.semi.mode": "alternating", "optim.stage_1_epochs": 1}, "optim.stage_1_epochs must be 0"),
         ({"train.compile": True}, "set train.compile to false"),
         ({"data.semi.alpha": 0}, "data.semi.alpha must be positive"),
+        ({"loss.consistency.report_share": 0}, "loss.consistency.report_share must be above 0 and at most 1"),
         ({"data.semi.batch_size": 0}, "data.semi.batch_size must be at least 1"),
         ({"data.semi.images_per_class": -1}, "data.semi.images_per_class must not be negative"),
         ({"train.eval_every_steps": -1}, "train.eval_every_steps must not be negative"),

@@ -50,6 +50,7 @@ def test_those_named_and_no_others() -> None:
         ("background_swap", BOXED, "background_swap needs a data set with masks"),
         ("localization", BARE, "localization needs a data set with masks or boxes"),
         ("pointing", BARE, "pointing needs a data set with masks or boxes"),
+        ("detection", MASKED, "detection needs a data set with boxes"),
         ("as_masks", MASKED, "as_masks needs a two-stage run .*--masks-for"),
     ],
 )

@@ -66,6 +66,7 @@ def take(batch: Batch, explanation: Explanation, rows: Sequence[int]) -> tuple[B
         paths=tuple(batch.paths[i] for i in rows),
         mask=None if batch.mask is None else batch.mask[rows],
         boxes=None if batch.boxes is None else tuple(batch.boxes[i] for i in rows),
+        box_labels=None if batch.box_labels is None else tuple(batch.box_labels[i] for i in rows),
     )
     return part, replace(explanation, maps=explanation.maps[rows], logits=explanation.logits[rows])
 

@@ -10,7 +10,7 @@ from sklearn.metrics import f1_score
 from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
 from metrics import Prediction, build_metrics
-from tests.metrics.cases import feed, many_classes, random_set, rows_of
+from tests.metrics.cases import feed, many_classes, random_set
 
 
 @pytest.mark.parametrize("classes", [2, 5, 30])
@@ -61,39 +61,3 @@ def test_nan_logits_predict_nothing() -> None:
 def test_several_classes_in_a_picture_are_refused() -> None:
     with pytest.raises(UserError, match="use multilabel"):
         build_metrics(("f1",), DatasetInfo("voc", ("a", "b"), multi_label=True))
-
-
-SEVERAL = DatasetInfo("several", ("a", "b", "c"), multi_label=True)
-
-
-def shown(n: int = 80) -> tuple[Batch, Prediction]:
-    """Pictures of zero to three classes, and noisy logits of them."""
-    g = torch.Generator().manual_seed(0)
-    present = torch.rand(n, 3, generator=g) > 0.6
-    batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.int64), ("x",) * n, present=present)
-    return batch, Prediction(2 * torch.randn(n, 3, generator=g) + 4 * present - 2)
-
-
-@pytest.mark.parametrize("average", ["macro", "micro"])
-def test_intervals_of_several_classes_are_those_of_resampled_images(average: str) -> None:
-    batch, prediction = shown()
-    assert batch.present is not None
-    results = feed(build_metrics(("multilabel", "multilabel_intervals"), SEVERAL), batch, prediction, 16)
-    random, truth, said = np.random.default_rng(1), batch.present.numpy(), prediction.logits.numpy() > 0
-    drawn = [random.integers(80, size=80) for _ in range(400)]
-    low, high = np.quantile([f1_score(truth[rows], said[rows], average=average) for rows in drawn], [0.025, 0.975])
-    key = f"{average}_f1"
-    assert (results[f"{key}/low"], results[f"{key}/high"]) == pytest.approx((low, high), abs=0.03)
-    assert results[f"{key}/low"] < results[key] < results[f"{key}/high"]
-
-
-def test_intervals_do_not_depend_on_the_order() -> None:
-    batch, prediction = shown()
-    order = torch.randperm(80, generator=torch.Generator().manual_seed(2))
-    found = [
-        feed(build_metrics(("multilabel_intervals",), SEVERAL), *some, 7)
-        for some in ((batch, prediction), rows_of(batch, prediction, order))
-    ]
-    assert found[0] == found[1]
-    with pytest.raises(UserError, match="use f1"):
-        build_metrics(("multilabel_intervals",), many_classes(2))

@@ -1,10 +1,7 @@
-"""All metrics together: batch sizes, processes, the registry, and what does not fit a data set."""
+"""All metrics together: batch sizes, the registry, and what does not fit a data set."""
 
 import math
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +54,6 @@ def test_reset_and_a_second_compute() -> None:
     assert feed(metrics, batch, prediction, 10) == first
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("name", ALL)
 def test_nothing_counted_is_nan(name: str) -> None:
     results = build_metrics([name], BIRDS).compute()
@@ -118,34 +114,3 @@ def test_logits_of_another_label_space(name: str) -> None:
     info = DatasetInfo("three", ("a", "b", "c"), group_names=BIRDS.group_names)
     with pytest.raises(ValueError, match=r"\(67, 2\), expected \(67, 3\)"):
         build_metrics([name], info).update(*random_set(BIRDS))
-
-
-WORKERS = """
-import sys
-import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-from metrics import build_metrics
-from tests.metrics.cases import BIRDS, random_set, rows_of
-
-def work(rank, place):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{place}/meet", rank=rank, world_size=3)
-    batch, prediction = random_set(BIRDS)
-    mine = torch.arange(67) % 2 == rank  # the third process has no image
-    metrics = build_metrics(sys.argv[2:], BIRDS)
-    if mine.any():
-        metrics.fit(*rows_of(batch, prediction, mine))
-        metrics.update(*rows_of(batch, prediction, mine))
-    torch.save(metrics.compute(), f"{place}/{rank}.pt")
-
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=3, start_method="fork")
-"""
-
-
-@pytest.mark.slow
-def test_three_processes_one_of_them_without_images(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-W", "ignore", "-c", WORKERS, str(tmp_path), *ALL], check=True, timeout=120)
-    whole = feed(build_metrics(ALL, BIRDS), *random_set(BIRDS), 67)
-    assert [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)] == [whole] * 3

@@ -112,7 +112,6 @@ def test_large_logits_do_not_tie() -> None:
     assert measured(first, Prediction(logits=scores), info=info)["mean_average_precision"] == 1
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_counted_is_nan() -> None:
     found = build_metrics(["multilabel"], THREE).compute()
     assert found.pop("count/images") == 0 and all(math.isnan(value) for value in found.values())

@@ -72,7 +72,6 @@ def test_rows_and_protocol(name: str) -> None:
     assert same(feed(metric, batch, explanation, 7).compute(), first)
 
 
-@pytest.mark.filterwarnings("ignore:The ``compute`` method:UserWarning")
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_counted(name: str) -> None:
     results = MAP_METRICS[name](INFO).compute()

@@ -1,0 +1,91 @@
+"""Do two models differ on the same images? Bootstrap tests of any figure (ATCON, section 4)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from metrics.f1 import figures as f1_figures
+from metrics.multilabel_intervals import resampled_figures
+from metrics.per_image import bootstrap, weighted_mean
+
+Figures = Callable[[np.ndarray], Mapping[str, float]]
+"""How often each image occurs, [n] float64 -> figures of that data set; nan for one that it does not have."""
+PRESENT, LOGIT = "present/", "logit/"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One figure of two models."""
+
+    first: float
+    second: float
+    low: float
+    high: float
+    """Middle 95 % of first - second over resampled images, both models seeing the same ones."""
+    p: float
+    """Probability of a difference of at least this size between two models that are the same (pooled bootstrap)."""
+
+
+def compare(figures: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
+    """Every figure of two models that answered the same `count` images.
+
+    `figures` is of 2 `count` images: the first model's, then the second's in the same order. The pooled bootstrap draws
+    `count` of them for either model, `resamples` times; p is the share of draws whose absolute difference is at least
+    the observed one, the observed one counted as a draw. A draw without the figure does not count.
+    """
+    none = np.zeros(count)
+
+    def both(weight: np.ndarray) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        return figures(np.concatenate([weight, none])), figures(np.concatenate([none, weight]))
+
+    def differences(weight: np.ndarray) -> dict[str, float]:
+        first, second = both(weight)
+        return {name: first[name] - second[name] for name in first}
+
+    random = np.random.default_rng(seed)
+
+    def drawn() -> Mapping[str, float]:
+        draw = random.integers(2 * count, size=count)
+        return figures(np.bincount(draw, minlength=2 * count).astype(np.float64))
+
+    pairs = [(drawn(), drawn()) for _ in range(resamples)]
+    bounds = bootstrap(differences, count, resamples, seed)
+    first, second = both(np.ones(count))
+    results = {}
+    for name in first:
+        observed = abs(first[name] - second[name])
+        by_chance = np.array([abs(one[name] - other[name]) for one, other in pairs])
+        known = by_chance[~np.isnan(by_chance)]
+        # A hair below: equal differences may round apart.
+        p = (1 + (known >= observed - 1e-12).sum()) / (1 + len(known)) if not np.isnan(observed) else np.nan
+        results[name] = Difference(first[name], second[name], bounds[f"{name}/low"], bounds[f"{name}/high"], float(p))
+    return results
+
+
+def answer_figures(table: pd.DataFrame) -> Figures:
+    """Accuracy, worst group, F1 and average precision of the answers that `evaluate.py` writes, one line per image."""
+    several = [table.filter(regex=f"^{kind}").to_numpy(float) for kind in (PRESENT, LOGIT)]
+    if several[0].size:
+        return resampled_figures(several[0] > 0, several[1])
+    label, predicted = (table[name].to_numpy(int) for name in ("label", "predicted"))
+    side = int(max(label.max(), predicted.max())) + 1
+    right = (label == predicted).astype(np.float64)
+    groups = [table["group"].to_numpy() == group for group in sorted(table["group"].dropna().unique())]
+
+    def figures(weight: np.ndarray) -> dict[str, float]:
+        # The last column of the counts is for answers of no class.
+        counts = np.bincount(label * (side + 1) + predicted, weight, minlength=side * (side + 1))
+        results = {"accuracy": weighted_mean(right, weight)}
+        if groups:
+            by_group = np.array([weighted_mean(right[group], weight[group]) for group in groups])
+            results["worst_group_accuracy"] = float(np.nanmin(by_group))
+        return results | {"macro_f1": f1_figures(counts.reshape(side, side + 1))["macro_f1"]}
+
+    return figures
+
+
+def column_figures(values: np.ndarray, name: str) -> Figures:
+    """The mean of one number per image, [n]."""
+    return lambda weight: {name: weighted_mean(values, weight)}

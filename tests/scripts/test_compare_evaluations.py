@@ -1,0 +1,85 @@
+"""compare_evaluations.py as a user runs it, and a user's mistakes with it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import compare_evaluations
+import evaluate
+from tests.scripts.method_runs import Measure
+
+ANSWERS = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
+BETTER = ANSWERS.replace("b,1,0", "b,1,1")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare_evaluations.py", *arguments])
+    compare_evaluations.main()
+
+
+def test_two_files_of_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first.csv").write_text(BETTER)
+    lines = ANSWERS.splitlines()
+    Path("second.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
+    run(monkeypatch, "first.csv", "second.csv", "--resamples", "50", "--out", "out")
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "4 images; first - second, 95 % interval, p"
+    assert printed[1].startswith("accuracy: 0.7500 - 0.5000 = +0.2500 [+0.0000, +")
+    rows = {row["row"]: row for row in json.loads(Path("out/comparison.json").read_text())["rows"]}
+    assert set(rows) == {"accuracy", "worst_group_accuracy", "macro_f1"}
+    assert rows["worst_group_accuracy"]["first"] == 0.5 and 0 < rows["accuracy"]["p"] <= 1
+
+
+def test_columns_of_a_method_are_compared_where_both_have_a_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("first.csv").write_text("path,detection/iou,detection/none\na,0.5,\nb,,\nc,0.25,1\n")
+    Path("second.csv").write_text("path,detection/iou,detection/none\na,0.25,\nb,0.5,1\nc,0.25,\n")
+    run(monkeypatch, "first.csv", "second.csv", "--resamples", "20")
+    (line,) = capsys.readouterr().out.splitlines()[1:]
+    assert line.startswith("detection/iou: 0.3750 - 0.2500 = +0.1250 [+0.0000, +0.2500], p 0.")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "says"),
+    [
+        (ANSWERS, ANSWERS.replace("d,", "e,"), "second.csv: d is in one of the two files alone"),
+        (ANSWERS, ANSWERS.replace("d,0", "d,1"), "second.csv is of other columns or labels"),
+        (ANSWERS, "path,iou\na,1\nb,1\nc,1\nd,1\n", "second.csv is of other columns or labels"),
+        (ANSWERS + "a,0,0,0\n", ANSWERS, "first.csv holds an image twice"),
+        ("path,label\n", ANSWERS, "first.csv holds no image"),
+        ("nothing", ANSWERS, "cannot read first.csv"),
+    ],
+)
+def test_mistakes(
+    first: str, second: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("first.csv").write_text(first)
+    Path("second.csv").write_text(second)
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, "first.csv", "second.csv")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and says in error, error
+
+
+@pytest.mark.slow
+def test_two_runs(measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """From two trained runs to what the tool says of their answers and of their maps."""
+    for name in ("two", "plain"):
+        measure("--run", name, "--method", "gradcam", "--metrics", "localization", out=f"{name}-maps")
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", name, "--out", f"{name}-answers"])
+        evaluate.main()
+        assert Path(f"{name}-answers/answers.csv").read_text().startswith("path,label,predicted,group\n")
+    capsys.readouterr()
+    run(monkeypatch, "two-answers/answers.csv", "plain-answers/answers.csv")
+    run(monkeypatch, *(f"{name}-maps/per_image/gradcam.csv" for name in ("two", "plain")))
+    printed = capsys.readouterr().out
+    assert "worst_group_accuracy: " in printed and "localization/mask/iou: " in printed
