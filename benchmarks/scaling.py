@@ -67,9 +67,7 @@ def communication(model: Backbone, nodes: int, network: float) -> float:
 
 def main() -> None:
     """Print the table."""
-    print(
-        "| model | images | compute (ms) | nodes | network | all-reduce (ms) | efficiency, hidden | not hidden |"
-    )
+    print("| model | images | compute (ms) | nodes | network | all-reduce (ms) | efficiency | without overlap |")
     print("|---|--:|--:|--:|---|--:|--:|--:|")
     for model in (Backbone("ViT-B/14", 768, 12, 32), Backbone("ViT-L/14", 1024, 24, 16)):
         step = model.seconds()

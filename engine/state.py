@@ -90,6 +90,8 @@ class RunState:
             self.progress = Progress(**checkpoint.progress)
         except TypeError:
             raise UserError(f"{path} was written by another version of this code; start the run afresh") from None
+        if not isinstance(self.progress.sums, list):  # as they were before there were several processes
+            self.progress.sums = [self.progress.sums]
         if len(set(gather(self.progress.step))) > 1:  # one found a file damaged or missing that others could read
             raise UserError(f"--resume: not all processes read the same checkpoint in {path.parent}; is it shared?")
         check_processes(self.progress.world_size, processes().world_size, allow_change)

@@ -247,3 +247,18 @@ def test_a_checkpoint_of_another_version_is_one_line(tmp_path: Path) -> None:
     write_safetensors(tmp_path / LAST, old.tensors, {**old.progress, "momentum": 1})
     with pytest.raises(UserError, match="another version"):
         Session(resumed(config))
+
+
+def test_a_checkpoint_from_before_there_were_several_processes(
+    tmp_path: Path, request_of_this_run: list[StopRequest]
+) -> None:
+    """Its sums of the running epoch are those of the one process there was."""
+    Session(tiny_config(tmp_path / "whole")).go()
+    config = tiny_config(tmp_path / "parts")
+    stopped_after(config, 5, request_of_this_run)
+    old = read_checkpoint(tmp_path / "parts" / LAST)
+    (sums,) = old.progress["sums"]
+    progress = {key: value for key, value in old.progress.items() if key not in ("world_size", "batch_images")}
+    write_safetensors(tmp_path / "parts" / LAST, old.tensors, {**progress, "sums": sums})
+    Session(resumed(config)).go()
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
