@@ -19,7 +19,7 @@ class IsolatedError(Exception):
         self.kind = kind
 
 
-def in_child(work: Callable[[], np.ndarray], seconds: int = 300) -> np.ndarray:
+def in_child(work: Callable[[], np.ndarray], seconds: int = 60) -> np.ndarray:
     """The array that `work` returns, from a forked copy of this process, which may crash or hang without harm.
 
     A fork takes some milliseconds. What `work` prints is lost, and nothing is unpickled on the way back. Raises

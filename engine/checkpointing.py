@@ -6,6 +6,7 @@ A file is whole or not there at all, whenever the process is killed, and carries
 import contextlib
 import itertools
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from common.sealing import PLACE, check_seal, seal
 from engine.durable import keep_as, replacing
 
 State = dict[str, Tensor]
+STRANGE_STATE = "the checkpoint's optimiser state does not fit this config; were optim.* keys changed?"
 
 
 @dataclass(frozen=True)
@@ -155,18 +157,27 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     state: dict[int, dict[str, Tensor | float]] = {}
     groups = _numbered_groups(optimizer)
     for key, value in tensors.items():
-        *kind, index, name = key.split("/")
-        fits = int(index) < len(groups if kind == ["group"] else parameters)
+        kind, index, name = _state_key(key)
+        count = len(groups if kind == "group" else parameters)
+        fits = index < count and (value.numel() == 1 if kind else True)
         if fits and name in ("exp_avg", "momentum_buffer"):
-            fits = value.shape == parameters[int(index)].shape
+            fits = value.shape == parameters[index].shape
         if not fits:
-            raise UserError("the checkpoint's optimiser state does not fit this config; were optim.* keys changed?")
-        if kind == ["group"]:
-            groups[int(index)][name] = value.item()
+            raise UserError(STRANGE_STATE)
+        if kind == "group":
+            groups[index][name] = value.item()
             continue
         # A copy, for what was read is the file itself in memory: the disk it is on could not be let go of.
-        state.setdefault(int(index), {})[name] = value.item() if kind == ["number"] else value.clone()
+        state.setdefault(index, {})[name] = value.item() if kind == "number" else value.clone()
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _state_key(key: str) -> tuple[str, int, str]:
+    """Kind ("" for a tensor), index and name of what `optimizer_tensors` names. Raises UserError for another name."""
+    found = re.fullmatch(r"(?:(group|number)/)?(\d{1,9})/([^/]+)", key)
+    if not found:
+        raise UserError(STRANGE_STATE)
+    return found[1] or "", int(found[2]), found[3]
 
 
 def _numbered_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -148,6 +148,8 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
         raise UserError(_one_line(error) + _file_to_blame(error, words)) from None
     except UnicodeDecodeError:
         raise UserError(f"a config file is no text in UTF-8{_config_files(words)}") from None
+    except OverflowError:
+        raise UserError(f"a number is too large to be computed with{_config_files(words)}") from None
     except ImportError:
         raise UserError(f"a value names a Python module, and none is ever imported{_config_files(words)}") from None
 

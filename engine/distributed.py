@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from common.errors import UserError
+from common.errors import UserError, one_line
 from common.processes import processes, wait_for_all
 
 SPEAKERS = "speakers"
@@ -157,7 +157,7 @@ def _tell(error: BaseException) -> int:
     here = processes()
     who = f"process {here.rank} of {here.world_size}"
     if isinstance(error, UserError):
-        print(f"error: {who}: {error}", file=sys.stderr)
+        print(f"error: {who}: {one_line(str(error))}", file=sys.stderr)
         return 2
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1

@@ -104,7 +104,7 @@ def _triple(values: Any) -> Triple:
 def _filtered(state: State, model: VisionTransformer, weights: str) -> State:
     """The names and positions that timm's model has. Raises UserError where timm stumbles over the state dict."""
     try:
-        return cast(State, checkpoint_filter_fn(state, model))
+        return checkpoint_filter_fn(state, model)
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise UserError(f"--weights: {weights} holds no weights of this model ({what})") from None

@@ -199,6 +199,20 @@ def test_an_optimiser_of_other_parameters_is_one_line() -> None:
             load_optimizer(torch.optim.AdamW(other.parameters()), optimizer_tensors(optimizer))
 
 
+@pytest.mark.parametrize(
+    "strange", ["exp_avg", "a/exp_avg", "-1/exp_avg", "9/exp_avg", "group/9/step", "number/0/", "thing/0/step"]
+)
+def test_a_strange_optimiser_state_is_one_line(strange: str) -> None:
+    with pytest.raises(UserError, match=r"optim\.\*"):
+        load_optimizer(torch.optim.AdamW(nn.Linear(3, 4).parameters()), {strange: torch.zeros(())})
+
+
+@pytest.mark.parametrize("several", ["group/0/step", "number/0/step"])
+def test_a_number_of_a_state_that_is_several_is_one_line(several: str) -> None:
+    with pytest.raises(UserError, match=r"optim\.\*"):
+        load_optimizer(torch.optim.AdamW(nn.Linear(3, 4).parameters()), {several: torch.zeros(2)})
+
+
 def test_weights_of_another_model_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="best.safetensors") as caught:
         load_weights(nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), tmp_path / "best.safetensors")

@@ -1,0 +1,19 @@
+"""Every kind of file that we read."""
+
+from tests.fuzz import pictures, tables, tensors
+from tests.fuzz.kind import Kind
+
+KINDS = {
+    "pictures": Kind(pictures.pictures, pictures.read_picture),
+    "arrays": Kind(pictures.arrays, pictures.read_array),
+    "radiographs": Kind(pictures.radiographs, pictures.read_radiograph),
+    "checkpoints": Kind(tensors.checkpoints, tensors.read_run),
+    "weights": Kind(tensors.weights, tensors.read_weights),
+    "published weights": Kind(tensors.published, tensors.read_published),
+    "heat maps": Kind(tensors.maps, tensors.read_maps),
+    "MATLAB arrays": Kind(tensors.matlab, tensors.read_matlab),
+    "tube labels": Kind(tables.tubes, tables.read_tubes),
+    "boxes": Kind(tables.boxes, tables.read_box_xml),
+    "part annotations": Kind(tables.parts, tables.read_parts),
+    "configs": Kind(tables.configs, tables.read_config),
+}

@@ -1,0 +1,65 @@
+"""Names that are code or steer a terminal: shown, never obeyed."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import LONGEST, UserError, exit_on_user_error, one_line
+from engine.tracking import Tracker, read_rows
+from report.files import write_atomic
+from report.study import StudyRun, write_study_report
+from tests.tiny import tiny_config
+
+EVIL = "<script>alert(1)</script>"
+RESULTS: Mapping[str, Any] = {"test/accuracy": 0.5, "provenance": {"command": EVIL, EVIL: EVIL}}
+HISTORY = [
+    {"epoch": epoch, "train/loss": 1.0, "val/accuracy": 0.5, f"val/accuracy/class/{EVIL}": 0.5} for epoch in (1, 2)
+]
+
+
+def test_names_in_a_study_report_are_text(tmp_path: Path) -> None:
+    """A class, a row and a path may be called anything that a folder can be."""
+    run = StudyRun(EVIL.replace("/", ""), 0, RESULTS, HISTORY, None, config=f"data:\n  root: {EVIL}\n")
+    page = write_study_report(tmp_path, f"Study {EVIL}", f"About {EVIL}", [run]).read_text()
+    assert "<script" not in page and page.count("&lt;script&gt;") > 4
+    assert "default-src 'none'" in page
+
+
+def ends_with(message: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """What a script prints."""
+
+    @exit_on_user_error
+    def main() -> None:
+        raise UserError(message)
+
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_an_error_is_one_line_that_a_terminal_only_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    said = ends_with("no file a\x1b[2J\nb\r\u2028\x07\u202ec\udcff.png; give é", capsys)
+    assert said == r"error: no file a\x1b[2J b \x07\u202ec\udcff.png; give é" + "\n"
+    assert len(ends_with("x" * 10**6, capsys)) < LONGEST + 20
+    assert one_line("as it was") == "as it was"
+
+
+@pytest.mark.parametrize("name", ["[/red]", "[bold", "[link=file:///etc/passwd]x[/link]"])
+def test_brackets_in_a_path_are_no_markup(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Tracker(tmp_path, tiny_config(tmp_path)).say(f"look at runs/{name}/report.html")
+    assert f"runs/{name}/report.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    """Of a file in another encoding, as the system hands it over."""
+    assert write_atomic(tmp_path / "a.html", "picture \udcff.jpg").read_text() == r"picture \udcff.jpg"
+
+
+def test_rows_that_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for spoilt in (b"\xff\xfe", b"[1]", b"7", b'{"loss": 1}', b'{"epoch": "x"}', b"[" * 100000, b""):
+        path.write_bytes(b'{"epoch": 1}\n' + spoilt)
+        assert read_rows(path) == [{"epoch": 1}]

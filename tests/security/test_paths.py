@@ -1,0 +1,73 @@
+"""Index files that name files elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.errors import UserError
+from datasets.coco import read_coco
+from datasets.config import DataConfig
+from datasets.cub import Cub
+from datasets.synthetic_layout import write_cub_layout
+from datasets.voc import Voc2012
+from datasets.waterbirds import Waterbirds
+from tests.datasets.conftest import TINY
+
+OUTSIDE = ("../../../secret.jpg", "/secret.jpg", "001.x/../../../../secret.jpg", "a\0b.jpg")
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("paths") / "birds"
+    write_cub_layout(TINY, out)
+    return out / "CUB_200_2011"
+
+
+def renamed(path: Path, column: int, separator: str, name: str) -> str:
+    """The index with another file name in its second line; the old text."""
+    whole = path.read_text()
+    lines = whole.splitlines()
+    cells = lines[1].split(separator)
+    cells[column] = name
+    path.write_text("\n".join([lines[0], separator.join(cells), *lines[2:]]) + "\n")
+    return whole
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_cub_and_waterbirds(name: str, birds: Path) -> None:
+    for file, column, separator, kind in (
+        ("images.txt", 1, " ", Cub), ("waterbird_complete95_forest2water2/metadata.csv", 1, ",", Waterbirds),
+    ):  # fmt: skip
+        whole = renamed(birds / file, column, separator, name)
+        try:
+            with pytest.raises(UserError, match=r"line 2: column \w+ is .*, which leaves its folder") as caught:
+                [kind(DataConfig(root=str(birds)), split) for split in ("train", "val", "test")]
+            assert "\n" not in str(caught.value)
+        finally:
+            (birds / file).write_text(whole)
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_voc(name: str, tmp_path: Path) -> None:
+    (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    (tmp_path / "ImageSets/Main/val.txt").write_text(name + "\n")
+    with pytest.raises(UserError, match="column id is .*, which leaves its folder"):
+        Voc2012(DataConfig(root=str(tmp_path)), "test")
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_coco(name: str, tmp_path: Path) -> None:
+    note = {
+        "id": 1,
+        "image_id": 7,
+        "category_id": 0,
+        "area": 5,
+        "bbox": [1, 1, 2, 2],
+        "segmentation": [[1, 1, 5, 1, 5, 5]],
+    }
+    picture = {"id": 7, "file_name": name, "height": 6, "width": 7}
+    table = {"categories": [{"id": 0, "name": "head"}], "images": [picture], "annotations": [note]}
+    (tmp_path / "train.json").write_text(json.dumps(table))
+    with pytest.raises(UserError, match="leaves its folder"):
+        read_coco(tmp_path / "train.json")

@@ -1,0 +1,113 @@
+"""Tables of a run that are damaged or not what they seem."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import UserError
+from convert_checkpoint import _our_model
+from engine.config import parse_config
+from engine.interventions import read_thresholds
+from engine.runs import read_results
+from explain.loading import load_run
+from models.two_stage import TwoStageModel
+from study import read_overrides
+from tests.tiny import tiny_config, tiny_model
+
+HUGE = 10**400
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> TwoStageModel:
+    found = tiny_model(tiny_config(tmp_path_factory.mktemp("model")))
+    assert isinstance(found, TwoStageModel)
+    return found
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100000, b"\xff\xfe", b"{", b"[1, 2, 3]", json.dumps({"0": HUGE, "1": 0, "2": 0}).encode(),
+     b'{"0": NaN, "1": 0, "2": 0}', b'{"0": "1", "1": 0, "2": 0}', b'{"0": [], "1": 0, "2": 0}'],
+)  # fmt: skip
+def test_thresholds(content: bytes, model: TwoStageModel, tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_bytes(content)
+    with pytest.raises(UserError, match="--thresholds: ") as caught:
+        read_thresholds(tmp_path / "t.json", model)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"7", b"\xff", b"[" * 100000])
+def test_results_of_a_run(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_bytes(content)
+    with pytest.raises(UserError, match=r"results\.json is damaged"):
+        read_results(tmp_path)
+    (tmp_path / "results.json").write_text("{}")
+    assert read_results(tmp_path) == {}
+
+
+def changed(folder: Path, key: str, value: Any) -> None:
+    """config.json with another value at a dotted key."""
+    content = json.loads((folder / "config.json").read_text())
+    *parents, name = key.split(".")
+    place = content
+    for parent in parents:
+        place = place[parent]
+    place[name] = value
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_classes", "x"), ("num_classes", -1), ("image_size", 7), ("image_size", [0, 0]), ("model_config", [1]),
+     ("model_config.parts", None), ("model_config.parts.num_parts", "x"), ("model_config.backbone", 7),
+     ("model_config.backbone", "no_such_model"), ("model_config.name", [])],
+)  # fmt: skip
+def test_a_saved_models_config(key: str, value: Any, model: TwoStageModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    changed(tmp_path, key, value)
+    with pytest.raises(UserError) as caught:
+        _our_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100000, b"7", b""])
+def test_a_saved_models_config_that_is_none(content: bytes, model: TwoStageModel, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError):
+        TwoStageModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "model: 7", "model: {name: vit}", "data: {mean: [1], std: 2}", "[[[", "a: *b"]
+)
+def test_a_runs_config_for_python_m_explain(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"--run: |cannot read") as caught:
+        load_run(tmp_path)
+    assert "config.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["loss: 3", "model: []", "model: {parts: }", "loss: {weights: null}"])
+def test_a_group_of_keys_is_no_value(text: str, tmp_path: Path) -> None:
+    """The parser would take the defaults and say nothing."""
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match="is a group of keys, not a value"):
+        parse_config([f"--config={tmp_path / 'c.yaml'}"])
+
+
+@pytest.mark.parametrize("value", ["[1", "{", "9" * 5000, "!!python/name:os.system", "@"])
+def test_overrides_of_a_study(value: str) -> None:
+    with pytest.raises(UserError, match="--set: ") as caught:
+        read_overrides(["train.epochs=3", f"train.seed={value}"])
+    assert "\n" not in str(caught.value)
+    assert read_overrides(["a=3", "b=x=y"]) == {"a": 3, "b": "x=y"}
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "9" * 400])
+def test_numbers_that_nothing_can_be_computed_with(number: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"optim: {{weight_decay: {number}}}\n")
+    with pytest.raises(UserError, match=r"optim\.weight_decay is not a number|a number is too large"):
+        parse_config([f"--config={tmp_path / 'c.yaml'}"])
