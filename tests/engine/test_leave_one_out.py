@@ -12,19 +12,9 @@ from engine.leave_one_out import UNMODIFIED, measure, removal_settings
 from metrics.registry import build_metrics, default_metrics
 from models.part_discovery import Intervention
 from models.two_stage import TwoStageModel
-from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
+from tests.tiny import CPU, tiny_model
 
 THRESHOLDS = torch.tensor([0.5, -1.0, 2.0])
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return tiny_config(tmp_path_factory.mktemp("run"), {"model.parts.temperature": 20.0})
-
-
-@pytest.fixture(scope="module")
-def split(config: RunConfig) -> Split:
-    return tiny_splits(config)["test"]
 
 
 def model_of(config: RunConfig, **parts: object) -> TwoStageModel:

@@ -22,19 +22,9 @@ from engine.part_thresholds import (
 from models.backbone import patch_tokens
 from models.part_discovery import Intervention
 from models.two_stage import TwoStageModel
-from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
+from tests.tiny import CPU, tiny_model
 
 QUANTILES = [0.01, 0.05, 0.3]
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return tiny_config(tmp_path_factory.mktemp("run"), {"model.parts.temperature": 20.0})
-
-
-@pytest.fixture(scope="module")
-def split(config: RunConfig) -> Split:
-    return tiny_splits(config)["test"]
 
 
 def model_of(config: RunConfig, **parts: object) -> TwoStageModel:
