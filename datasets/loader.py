@@ -1,6 +1,7 @@
 """Batches whose order and augmentation depend on (seed, epoch) alone: never on workers, never on a restart."""
 
 import math
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -104,10 +105,30 @@ class BatchLoader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator rather than torch's private iterator
-        for item in super().__iter__():
-            if isinstance(item, Problem):
-                raise UserError(item.message)
-            yield item
+        try:
+            for item in super().__iter__():
+                if isinstance(item, Problem):
+                    raise UserError(item.message)
+                yield item
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            raise lost_worker(error) or error from None
+
+
+def lost_worker(error: Exception) -> UserError | None:
+    """What to say of an error that comes of a loading process's death; None for another one.
+
+    A reading that it leaves undone fails in the connection; torch notices it in that, or in a signal at any moment.
+    """
+    found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
+    if not found and not isinstance(error, ConnectionError | EOFError):
+        return None
+    signal_name = re.search(r"killed by signal: (\w+)", str(error))
+    who = f" (pid {found[1]})" if found else ""
+    cause = f", killed by {signal_name[1]}" if signal_name else ""
+    return UserError(
+        f"a loading process{who} died{cause}; it may have run out of memory: lower data.workers or data.batch_size; "
+        "all that was saved is whole, --resume=true goes on from there"
+    )
 
 
 def _quiet_worker(worker: int) -> None:

@@ -15,12 +15,15 @@ from datasets.config import DataConfig
 from datasets.loader import BatchLoader
 from datasets.types import Batch
 from engine.given_masks import given_mask
+from engine.guards import machine_errors
 from engine.objectives import prediction_of
 from metrics.outputs import in_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
 
 Observer = Callable[[Batch, Prediction], None]
+SMALLER = "measuring takes data.eval_batch_size images at a time: give half as many"
+"""What to change where a batch does not fit into memory."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def evaluate(
     metrics.reset()
 
     def show(some: Iterable[Batch], observe: Iterable[Observer]) -> None:
-        with evaluation_mode(model, device, seed):
+        with machine_errors(SMALLER, device), evaluation_mode(model, device, seed):
             for batch in some:
                 batch = batch.to(device)
                 prediction = in_classes(predict(model, batch, precision, **options), metrics.info)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from common.processes import largest
+from datasets.loader import lost_worker
 from datasets.types import Batch
 from engine.distributed import PeerFailed
 from engine.objectives import Outcome
@@ -84,11 +85,8 @@ def machine_errors(advice: str, device: torch.device) -> Iterator[None]:
         text = " ".join(str(error).split())
         if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
             raise UserError(f"out of memory on {_memory(device, text)}; {advice}") from None
-        if found := re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", text):
-            raise UserError(
-                f"a loading process (pid {found[1]}) died{_cause(found[2])}; it may have run out of memory: lower "
-                "data.workers or data.batch_size; all that was saved is whole, --resume=true goes on from there"
-            ) from None
+        if lost := lost_worker(error):
+            raise lost from None
         raise
 
 
@@ -100,8 +98,3 @@ def _memory(device: torch.device, text: str) -> str:
     free, total = torch.cuda.mem_get_info(device)
     peak = torch.cuda.max_memory_allocated(device)
     return f"{device}{request}: {total / GIB:.1f} GiB, {free / GIB:.1f} free, this process's peak {peak / GIB:.1f}"
-
-
-def _cause(text: str) -> str:
-    found = re.search(r"killed by signal: (\w+)", text)
-    return f", killed by {found[1]}" if found else ""

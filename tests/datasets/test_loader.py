@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from datasets import (
     train_loader,
 )
 from datasets.images import UnreadablePictureError
+from datasets.loader import lost_worker
 
 CONFIG = DataConfig(image_size=8, augmentation="cub_original")
 
@@ -201,3 +203,24 @@ def test_pinning_keeps_everything_but_tensors() -> None:
         batch = batch.pin_memory()
         assert batch.image.is_pinned()
     assert batch.paths and batch.boxes
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 71) is killed by signal: Killed. "),
+            r"\(pid 71\) died, killed by Killed;",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 71, 72) exited unexpectedly"), r"\(pid 71, 72\) died;"),
+        (ConnectionResetError(104, "Connection reset by peer"), "a loading process died;"),
+        (EOFError(), "a loading process died;"),
+    ],
+)
+def test_the_death_of_a_loading_process_is_one_line(error: Exception, told: str) -> None:
+    found = lost_worker(error)
+    assert found and re.search(told, str(found)) and "data.workers" in str(found) and "\n" not in str(found)
+
+
+def test_other_errors_say_nothing_of_loading_processes() -> None:
+    assert lost_worker(RuntimeError("shape '[3]' is invalid for input of size 4")) is None

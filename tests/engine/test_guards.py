@@ -12,11 +12,12 @@ from torch import nn
 from common.errors import UserError
 from datasets import Batch
 from engine.checkpointing import read_checkpoint
+from engine.evaluation import evaluate, split_loader
 from engine.guards import machine_errors
 from engine.runs import LAST
-from tests.tiny import Session, assert_same_tensors, copied, tiny_config, tiny_splits
-
-CPU = torch.device("cpu")
+from metrics.registry import build_metrics
+from metrics.types import Prediction
+from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, tiny_splits, tiny_trainer
 
 
 def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
@@ -36,6 +37,18 @@ def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
     kept = read_checkpoint(tmp_path / LAST)
     assert kept.progress["step"] == 2
     assert_same_tensors(kept.part("model"), copied(session.trainer.model.state_dict()))
+
+
+def test_memory_that_an_evaluation_does_not_have(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, {"model.name": "vit"})
+    trainer, splits = tiny_trainer(config), tiny_splits(config)
+    metrics = build_metrics(("accuracy",), splits["val"].info)
+
+    def greedy(batch: Batch, prediction: Prediction) -> None:
+        torch.empty(2**50)
+
+    with pytest.raises(UserError, match=r"out of memory on the CPU .*data\.eval_batch_size"):
+        evaluate(trainer.model, split_loader(splits["val"], config.data), metrics, CPU, observers=[greedy])
 
 
 def test_memory_that_a_gpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +81,7 @@ def test_a_loading_process_that_is_killed(tmp_path: Path) -> None:
     order = [batch.paths for batch in Session(config, splits).trainer.feed.loader(0, 0, 0)]
     splits["train"].raw.read = deadly  # type: ignore[method-assign]
     assert any("synthetic/train/00033" in paths for paths in order)
-    with pytest.raises(UserError, match=r"a loading process \(pid \d+\) died.*data\.workers") as caught:
+    with pytest.raises(UserError, match=r"a loading process.* died.*data\.workers") as caught:
         Session(tiny_config(tmp_path / "again", {"data.workers": 1}), splits).go()
     assert "\n" not in str(caught.value)
 

@@ -33,7 +33,8 @@ def test_from_a_config_file_to_results(tmp_path: Path) -> None:
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert written == {
         "config.yaml", "metrics.jsonl", "results.json", "curves.png", "sheets/epoch_001.png", "sheets/epoch_002.png",
-        "checkpoints/last.safetensors", "best/model.safetensors", "best/config.json",
+        "checkpoints/last.safetensors", "checkpoints/previous.safetensors",
+        "best/model.safetensors", "best/config.json",
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
     assert {"test/accuracy", "val/accuracy", "best_epoch", "train_seconds", "wall_seconds", "seed"} <= results.keys()

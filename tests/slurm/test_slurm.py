@@ -96,15 +96,17 @@ def test_an_array_of_seeds(seeds: Path) -> None:
 
 
 def test_an_array_of_evaluations(cluster: Cluster, seeds: Path, tmp_path: Path) -> None:
-    """Two of the four pairs, whose numbers differ in model and method."""
+    """Two of the eight combinations, whose numbers differ in model, method and data set."""
     runs, methods = [seeds / "run-seed3", seeds / "run-seed5"], ["rollout", "gradient"]
     lists = {"MODELS": f"{runs[0]} {runs[1]}", "METHODS": " ".join(methods), "OUT": str(tmp_path / "figures")}
-    words = (*ONE, "--array=0,3", f"--output={tmp_path}/%a.log", "slurm/eval_array.sbatch", "--metrics", "pointing")
+    lists["DATA"] = "own synthetic="
+    words = (*ONE, "--array=0,7", f"--output={tmp_path}/%a.log", "slurm/eval_array.sbatch", "--metrics", "pointing")
     job = cluster.sbatch(*words, **lists)
     assert job.finish() == ["COMPLETED"] * 2, [log.read_text() for log in tmp_path.glob("*.log")]
-    results = [tmp_path / f"figures/{run}/{method}" / RESULTS for run, method in zip(runs, methods, strict=True)]
+    figures = tmp_path / "figures"
+    results = [figures / f"{runs[0]}/{methods[0]}" / RESULTS, figures / f"{runs[1]}/synthetic/{methods[1]}" / RESULTS]
     assert [json.loads(path.read_text())["rows"][0]["row"] for path in results] == methods
-    assert len(list((tmp_path / "figures").rglob("results.json"))) == 2
+    assert len(list(figures.rglob("results.json"))) == 2
 
 
 BAD = {
