@@ -104,7 +104,8 @@ def test_an_array_of_evaluations(cluster: Cluster, seeds: Path, tmp_path: Path) 
     job = cluster.sbatch(*words, **lists)
     assert job.finish() == ["COMPLETED"] * 2, [log.read_text() for log in tmp_path.glob("*.log")]
     figures = tmp_path / "figures"
-    results = [figures / f"{runs[0]}/{methods[0]}" / RESULTS, figures / f"{runs[1]}/synthetic/{methods[1]}" / RESULTS]
+    places = [f"{figures}/{runs[0]}/{methods[0]}", f"{figures}/{runs[1]}/synthetic/{methods[1]}"]  # runs' whole paths
+    results = [Path(place) / RESULTS for place in places]
     assert [json.loads(path.read_text())["rows"][0]["row"] for path in results] == methods
     assert len(list(figures.rglob("results.json"))) == 2
 
