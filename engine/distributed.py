@@ -113,8 +113,9 @@ class Company:
             try:
                 self.heard = store.check([SPEAKERS])
             except dist.DistError:  # the first process, which keeps the store, is gone
-                self.leaving.wait(GRACE_SECONDS)
-                self.fail(ConnectionError("no answer from the first process"))
+                if not self.leaving.wait(GRACE_SECONDS):  # else the main thread has noticed, and says so
+                    self.fail(ConnectionError("no answer from the first process"))
+                return
             if self.heard and not self.leaving.wait(GRACE_SECONDS):
                 os._exit(1)
 

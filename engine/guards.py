@@ -69,9 +69,7 @@ def _about_loss(answer: Answer) -> str:
 
 
 def _about_gradient(answer: Answer, model: nn.Module) -> str:
-    bad = [
-        name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()
-    ]  # fmt: skip
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
     where = f"{', '.join(bad[:3])} and {len(bad) - 3} more" if len(bad) > 3 else ", ".join(bad) or "their norm"
     return f"the gradient is not finite at {answer.place} ({where}); {NO_STEP}; files: {', '.join(answer.paths)}"
 
