@@ -15,35 +15,22 @@ torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
 
 import argparse
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
+from commands.evaluate_flags import add_flags as add_intervention_flags
+from commands.evaluate_flags import check_flags as check_intervention_flags
+from commands.evaluate_methods import evaluate_methods
+from commands.evaluate_run import evaluate_run
+from commands.leave_one_part_out import leave_one_part_out
+from commands.method_flags import add_flags
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
-from common.processes import processes
 from datasets.types import SPLITS
-from engine.answers import ANSWERS, Answers
-from engine.distributed import across_processes
-from engine.evaluation import Recorder, evaluate, split_loader
-from engine.given_masks import hands_out_mask
-from engine.interventions import add_flags as add_intervention_flags
-from engine.interventions import check_flags as check_intervention_flags
-from engine.interventions import read_intervention
-from engine.leave_one_out import leave_one_part_out
-from engine.loading import load_run_model, read_fit_split, read_split
-from engine.map_metrics import KNOWN
-from engine.method_evaluation import evaluate_methods
-from engine.method_flags import add_flags
-from engine.pictures import Photographer
-from engine.runs import CONFIG_FILE, METRICS_FILE, RESULTS, prepare_process, provenance, run_config
-from engine.tracking import read_rows
-from engine.trainer import PRECISIONS
+from engine.explanation.map_metrics import KNOWN
+from engine.run.distributed import across_processes
 from explain import METHODS
 from explain.options import add_options
-from metrics.registry import METRICS, build_metrics, default_metrics
-from report.evaluation import HEADLINES, write_evaluation_report
-from report.files import check_folder, json_text, write_atomic
+from metrics.registry import METRICS
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
@@ -69,57 +56,6 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         add_flags(parser)
         add_options(parser)
     return parser.parse_known_args()
-
-
-def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """A trained run on a split: figures, sheets, report."""
-    # 1. run and data
-    out = check_folder(args.out or args.run / "evaluation" / args.split, "--out")
-    config = run_config(args.run, overrides)
-    device = prepare_process(config)
-    split = read_split(config, args.split, args.limit)
-
-    # 2. model and metrics
-    model = load_run_model(args.run, config, args.checkpoint, split.info.num_outputs).to(device)
-    sample = split[0] if hasattr(model, "select") else None
-    names = args.metrics or default_metrics(split.info, hands_out_mask(model), sample)
-    metrics = build_metrics(names, split.info)
-    intervention = read_intervention(args.thresholds, args.remove_parts, model)
-    options: dict[str, Any] = {"intervention": intervention} if intervention else {}
-
-    # 3. measure
-    recorder, answers, started = Recorder(), Answers(split.info), time.perf_counter()
-    fit_split = read_fit_split(config, args.limit, metrics.to_fit) if metrics.to_fit else None
-    figures = evaluate(
-        model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision],
-        observers=[recorder, answers], options=options,
-        training=split_loader(fit_split, config.data) if fit_split else (),
-    )  # fmt: skip
-    records, table = recorder.everyone(), answers.csv()
-    if not processes().first:
-        return
-
-    # 4. write
-    details = {
-        "run": str(args.run), "checkpoint": args.checkpoint, "split": args.split,
-        "split_origin": split.info.split_origin, "images": len(split),
-        "seconds": time.perf_counter() - started, "interventions": {"remove_parts": args.remove_parts,
-        "thresholds": str(args.thresholds) if args.thresholds else None},
-        "fitted": fit_split and {"metrics": metrics.to_fit, "split": "train", "images": len(fit_split)},
-        "provenance": provenance(),
-    }  # fmt: skip
-    content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
-    write_atomic(out / RESULTS, json_text(content))
-    write_atomic(out / ANSWERS, table)
-    photographer = Photographer(split, config.data.mean, config.data.std)
-    sheet = photographer.sheet(model, out / "sheet.png", **options)
-    failures = photographer.failures(model, records, out / "failures.png", **options)
-    history, text = read_rows(args.run / METRICS_FILE), (args.run / CONFIG_FILE).read_text()
-    title = f"{args.run.name}: {args.split}"
-    report = write_evaluation_report(out, title, figures, details, history, sheet, failures, text)
-    headlines = ", ".join(f"{name} {figures[name]:.4f}" for name in HEADLINES if name in figures)
-    print(f"{args.split}, {len(split)} images: {headlines}")
-    print(f"look at {report}")
 
 
 @exit_on_user_error

@@ -33,13 +33,13 @@ from PIL import Image
 from rich.progress import track
 
 from common.errors import UserError, exit_on_user_error
-from datasets.dicom import read_dicom
-from datasets.dicom_copy import without_patient
-from datasets.images import UnreadablePictureError
-from datasets.rle import EMPTY, decode_runs
-from datasets.siim_acr import MASKS, TESTS, TRAIN, folders_of
-from datasets.tables import read_csv
-from datasets.tube_labels import read_tube_labels
+from datasets.formats.dicom import read_dicom
+from datasets.formats.dicom_copy import without_patient
+from datasets.formats.images import UnreadablePictureError
+from datasets.formats.rle import EMPTY, decode_runs
+from datasets.formats.tables import read_csv
+from datasets.formats.tube_labels import read_tube_labels
+from datasets.readers.siim_acr import MASKS, TESTS, TRAIN, folders_of
 from report.files import check_folder, json_text, png_bytes, write_atomic
 
 TABLE, PICTURES = "train-rle.csv", "dicom-images-train"

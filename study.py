@@ -15,12 +15,12 @@ from typing import Any
 
 import yaml
 
+from commands.study_jobs import Job, jobs, load_study, run_job, summarise
 from common.errors import UserError, exit_on_user_error
-from engine.distributed import one_process_only
-from engine.runs import CONFIG_FILE, METRICS_FILE, RESULTS
-from engine.stopping import RunStopped
-from engine.study import Job, jobs, load_study, run_job, summarise
-from engine.tracking import Row, read_rows
+from engine.run.distributed import one_process_only
+from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
+from engine.run.stopping import RunStopped
+from engine.run.tracking import Row, read_rows
 from report.files import json_text, write_atomic
 from report.study import StudyRun, publish, write_study_report
 from train import train

@@ -14,27 +14,29 @@ from typing import Any
 
 import torch
 
+from commands.prediction_sheets import Photographer
 from common.errors import UserError, exit_on_user_error
 from common.processes import processes, wait_for_all
 from datasets import Split, load_split
 from datasets.loader import Feed
-from datasets.semi import MixedFeed, split_labels
+from datasets.semi_supervised import MixedFeed, split_labels
 from datasets.types import SPLITS
-from engine.best import check_best_metric
-from engine.checkpointing import load_weights, read_checkpoint
-from engine.config import RunConfig, parse_config
-from engine.consistency import ConsistentObjective
-from engine.distributed import across_processes
-from engine.given_masks import check_masks
-from engine.loading import warm_start
-from engine.objectives import OBJECTIVES, Objective
-from engine.optim import RULES
-from engine.pictures import Photographer
-from engine.resume import settle_resume
-from engine.runs import BEST, CONFIG_FILE, RESULTS, open_run, prepare_process, provenance
-from engine.stopping import RunStopped
-from engine.tracking import Row, Silence, Tracker
-from engine.trainer import Trainer
+from engine.evaluation.loading import warm_start
+from engine.evaluation.predict import check_masks
+from engine.run.checkpointing import load_weights, read_checkpoint
+from engine.run.command_line import parse_config
+from engine.run.config import RunConfig
+from engine.run.distributed import across_processes
+from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run
+from engine.run.machine import prepare_process, provenance
+from engine.run.resume import settle_resume
+from engine.run.stopping import RunStopped
+from engine.run.tracking import Row, Silence, Tracker
+from engine.training.best import check_best_metric
+from engine.training.consistency import ConsistentObjective
+from engine.training.objectives import OBJECTIVES, Objective
+from engine.training.optim import RULES
+from engine.training.trainer import Trainer
 from models import build_model
 from report.curves import training_curves
 from report.files import json_text, write_atomic

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from datasets.types import Batch, DatasetInfo
 from explain import explain
 from explain.loading import load_timm
-from metrics.perturbation import ABPC
-from metrics.removal import Removal
+from metrics.maps.perturbation import ABPC
+from metrics.maps.removal import Removal
 from metrics.types import Explanation
 
 SEED = 0

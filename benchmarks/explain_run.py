@@ -16,7 +16,7 @@ from step_report import write
 from torch import Tensor
 
 from common.errors import exit_on_user_error
-from engine.runs import pick_device, provenance
+from engine.run.machine import pick_device, provenance
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = list(dict.fromkeys(method.name for method in METHODS if method.name not in (FORWARD, BOTH)))

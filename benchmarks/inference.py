@@ -24,9 +24,9 @@ from step_report import write
 
 from common.errors import UserError, exit_on_user_error
 from datasets.types import SPLITS
-from engine.evaluation import evaluation_mode
-from engine.runs import CONFIG_FILE, pick_device, provenance
-from engine.trainer import PRECISIONS
+from engine.evaluation.predict import evaluation_mode
+from engine.run.folder import CONFIG_FILE
+from engine.run.machine import PRECISIONS, pick_device, provenance
 from models import masked_vit
 from models.backbone import grid_of
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from engine.evaluation import predict
+from engine.evaluation.predict import predict
 from models.backbone import grid_of
 from models.masked_vit import MaskedViT, Path
 from models.registry import AnyModel

@@ -11,8 +11,8 @@ from torch import Tensor
 from common.errors import UserError
 from datasets import eval_loader
 from datasets.types import Batch
-from engine.loading import load_run_model, read_split
-from engine.runs import run_config
+from engine.evaluation.loading import load_run_model, read_split
+from engine.run.folder import run_config
 from models import build_model
 from models.config import ModelConfig
 from models.registry import MODELS, AnyModel

@@ -13,9 +13,9 @@ from timm.layers import LayerScale
 from torch import Tensor, nn
 
 from datasets.types import Batch
-from engine.config import OptimConfig
-from engine.objectives import TwoStageObjective
-from engine.optim import build_optimizer, two_stage_rules
+from engine.run.config import OptimConfig
+from engine.training.objectives import TwoStageObjective
+from engine.training.optim import build_optimizer, two_stage_rules
 from losses.config import LossConfig
 from losses.equivariance import draw_view, unwarp_maps, warp_images
 from models.backbone import grid_of

@@ -23,7 +23,7 @@ from step_report import markdown, summary, write
 from step_variants import VARIANTS, Bench, random_batch, random_mask
 
 from common.errors import UserError
-from engine.runs import pick_device, provenance
+from engine.run.machine import pick_device, provenance
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = [name for name in VARIANTS if name != "published"]

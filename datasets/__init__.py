@@ -4,7 +4,7 @@ from pathlib import Path
 
 from datasets.config import DataConfig, SyntheticConfig
 from datasets.loader import BatchLoader, Split, eval_loader, steps_per_epoch, train_loader
-from datasets.mask_folder import MaskedDataset
+from datasets.readers.mask_folder import MaskedDataset
 from datasets.registry import DATASETS
 from datasets.transforms import build_transform
 from datasets.types import Batch, DatasetInfo, RawDataset, RawSample, Sample, collate

@@ -6,8 +6,8 @@ from typing import TypeVar
 import numpy as np
 
 from common.errors import UserError
+from common.seeds import stable_seed
 from datasets.config import DataConfig
-from datasets.seeds import stable_seed
 
 T = TypeVar("T", int, str)
 

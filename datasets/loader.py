@@ -11,8 +11,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.errors import UserError
 from common.processes import Processes, processes
-from datasets.images import UnreadablePictureError
-from datasets.seeds import stable_seed
+from common.seeds import stable_seed
+from datasets.formats.images import UnreadablePictureError
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 

@@ -12,7 +12,7 @@ DATASETS: Registry[Callable[[DataConfig, str], RawDataset]] = Registry("data set
 @DATASETS.register("synthetic")
 def synthetic(config: DataConfig, split: str) -> RawDataset:
     """Procedural birds; needs no files."""
-    from datasets.synthetic import SyntheticBirds
+    from datasets.synthetic.dataset import SyntheticBirds
 
     return SyntheticBirds(config, split)
 
@@ -20,7 +20,7 @@ def synthetic(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("digits")
 def digits(config: DataConfig, split: str) -> RawDataset:
     """Handwritten digits that come with scikit-learn; needs no files."""
-    from datasets.digits import Digits
+    from datasets.readers.digits import Digits
 
     return Digits(config, split)
 
@@ -28,7 +28,7 @@ def digits(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("cub")
 def cub(config: DataConfig, split: str) -> RawDataset:
     """CUB-200-2011, 200 species."""
-    from datasets.cub import Cub
+    from datasets.readers.cub import Cub
 
     return Cub(config, split)
 
@@ -36,7 +36,7 @@ def cub(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("waterbirds")
 def waterbirds(config: DataConfig, split: str) -> RawDataset:
     """Waterbirds: land- and waterbirds on land or water."""
-    from datasets.waterbirds import Waterbirds
+    from datasets.readers.waterbirds import Waterbirds
 
     return Waterbirds(config, split)
 
@@ -44,7 +44,7 @@ def waterbirds(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet")
 def imagenet(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-1k, or any tree of train and val folders with one folder for each class."""
-    from datasets.imagenet import ImageNet
+    from datasets.readers.imagenet import ImageNet
 
     return ImageNet(config, split)
 
@@ -52,7 +52,7 @@ def imagenet(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet1k")
 def imagenet1k(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-1k with the labels of all 1000 classes, also where the tree has few of them."""
-    from datasets.imagenet import ImageNet1k
+    from datasets.readers.imagenet import ImageNet1k
 
     return ImageNet1k(config, split)
 
@@ -60,7 +60,7 @@ def imagenet1k(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet_a")
 def imagenet_a(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-A, natural adversarial pictures of 200 classes."""
-    from datasets.imagenet_shifts import ImageNetSubset
+    from datasets.readers.imagenet_shifts import ImageNetSubset
 
     return ImageNetSubset("imagenet_a", config, split)
 
@@ -68,7 +68,7 @@ def imagenet_a(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet_r")
 def imagenet_r(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-R, renditions (art, toys, ...) of 200 classes."""
-    from datasets.imagenet_shifts import ImageNetSubset
+    from datasets.readers.imagenet_shifts import ImageNetSubset
 
     return ImageNetSubset("imagenet_r", config, split)
 
@@ -76,7 +76,7 @@ def imagenet_r(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet_v2")
 def imagenet_v2(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-V2, a new test set of the 1000 classes."""
-    from datasets.imagenet_shifts import ImageNetV2
+    from datasets.readers.imagenet_shifts import ImageNetV2
 
     return ImageNetV2(config, split)
 
@@ -84,7 +84,7 @@ def imagenet_v2(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("imagenet9")
 def imagenet9(config: DataConfig, split: str) -> RawDataset:
     """ImageNet-9, the backgrounds challenge."""
-    from datasets.imagenet9 import ImageNet9
+    from datasets.readers.imagenet9 import ImageNet9
 
     return ImageNet9(config, split)
 
@@ -92,7 +92,7 @@ def imagenet9(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("metashift")
 def metashift(config: DataConfig, split: str) -> RawDataset:
     """MetaShift's cats and dogs by surroundings."""
-    from datasets.metashift import MetaShift
+    from datasets.readers.metashift import MetaShift
 
     return MetaShift(config, split)
 
@@ -100,7 +100,7 @@ def metashift(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("siim_acr")
 def siim_acr(config: DataConfig, split: str) -> RawDataset:
     """SIIM-ACR pneumothorax, as prepare_siim_acr.py lays it out."""
-    from datasets.siim_acr import SiimAcr
+    from datasets.readers.siim_acr import SiimAcr
 
     return SiimAcr(config, split)
 
@@ -108,7 +108,7 @@ def siim_acr(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("part_imagenet")
 def part_imagenet(config: DataConfig, split: str) -> RawDataset:
     """PartImageNet, classes of ImageNet with masks of their parts."""
-    from datasets.part_imagenet import PartImageNet
+    from datasets.readers.part_imagenet import PartImageNet
 
     return PartImageNet(config, split)
 
@@ -116,7 +116,7 @@ def part_imagenet(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("voc2012")
 def voc2012(config: DataConfig, split: str) -> RawDataset:
     """PASCAL VOC 2012, several classes in a picture."""
-    from datasets.voc import Voc2012
+    from datasets.readers.voc import Voc2012
 
     return Voc2012(config, split)
 
@@ -124,7 +124,7 @@ def voc2012(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("svhn")
 def svhn(config: DataConfig, split: str) -> RawDataset:
     """SVHN, digits cropped from house numbers."""
-    from datasets.svhn import Svhn
+    from datasets.readers.svhn import Svhn
 
     return Svhn(config, split)
 
@@ -132,6 +132,6 @@ def svhn(config: DataConfig, split: str) -> RawDataset:
 @DATASETS.register("flowers102")
 def flowers102(config: DataConfig, split: str) -> RawDataset:
     """Oxford Flowers 102."""
-    from datasets.flowers import Flowers
+    from datasets.readers.flowers import Flowers
 
     return Flowers(config, split)

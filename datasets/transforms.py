@@ -18,6 +18,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from common.errors import UserError
+from common.seeds import stable_seed
 from datasets.config import DataConfig
 from datasets.geometry import (
     centre_crop,
@@ -29,7 +30,6 @@ from datasets.geometry import (
     resize,
     resize_to_cover,
 )  # fmt: skip
-from datasets.seeds import stable_seed
 from datasets.types import RawSample, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a newer version

@@ -19,13 +19,12 @@ from explain import (  # noqa: F401  (each registers its methods)
     inherent,
     input_x_gradient,
     integrated_gradients,
-    lrp,
     raw_attention,
     rollout,
 )
-from explain.registry import METHODS
+from explain.lrp import method as _lrp  # noqa: F401
 from explain.subject import Subject, explainable, subject_of, usable
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 __all__ = ["METHODS", "Explainer", "explain", "run_method", "subject_of"]
 

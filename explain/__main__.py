@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.errors import UserError, exit_on_user_error
 from datasets.config import DataConfig
-from datasets.images import read_image
+from datasets.formats.images import read_image
 from datasets.transforms import EvalTransform
 from datasets.types import RawSample
 from explain.loading import Classifier, load_run, load_timm

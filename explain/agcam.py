@@ -13,10 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from explain.registry import METHODS
+from explain.attention_capture import Tape, record, replay
 from explain.subject import Subject
-from explain.tape import Tape, record, replay
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 
 @METHODS.register("agcam")

@@ -24,11 +24,10 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
-from explain.registry import METHODS
+from explain.attention_capture import record
 from explain.rollout import Fusion, fused_heads, readout_row
 from explain.subject import Subject
-from explain.tape import record
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 SCALE = 2**30
 """Capacity 1 as an integer; capacities are rounded to 1 / SCALE, and flows are exact for the rounded ones."""

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import UserError
-from explain.registry import METHODS
 from explain.subject import Subject, explainable, subject_of
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 DIFFERENTIABLE = tuple(name for name in METHODS if METHODS[name].keeps_graph)
 """Names of the methods whose maps can be differentiated."""

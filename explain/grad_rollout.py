@@ -6,11 +6,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from explain.registry import METHODS
+from explain.attention_capture import Attention, Tape, record
 from explain.rollout import FUSIONS, VIT_EXPLAIN_DISCARD, Fusion, check_ratio, discard, over_maximum, roll_out
 from explain.subject import Subject
-from explain.tape import Attention, Tape, record
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 
 @METHODS.register("grad_rollout")

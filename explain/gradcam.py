@@ -14,11 +14,10 @@ from timm.models.vision_transformer import ResPostBlock, VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
+from explain.attention_capture import record
 from explain.gradients import at_least_float
-from explain.registry import METHODS
 from explain.subject import Subject, require_attention, require_block
-from explain.tape import record
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 
 @METHODS.register("gradcam")

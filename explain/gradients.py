@@ -6,9 +6,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from explain.registry import METHODS
 from explain.subject import Subject
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 
 class PixelExplainer(Explainer):

@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from explain.gradients import PixelExplainer, image_gradient
-from explain.registry import METHODS
 from explain.subject import Subject
+from explain.types import METHODS
 
 FUNCTIONS = (F.gelu, F.relu, F.silu)
 MODULES = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh)

@@ -6,9 +6,8 @@ from typing import ClassVar, Literal, cast
 from torch import Tensor
 
 from common.errors import UserError
-from explain.registry import METHODS
 from explain.subject import Subject, select
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 from models.pdiscoformer import PartModel
 
 

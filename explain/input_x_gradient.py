@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from explain.gradients import PixelExplainer, image_gradient
-from explain.registry import METHODS
 from explain.subject import Subject
+from explain.types import METHODS
 
 
 @METHODS.register("input_x_gradient")

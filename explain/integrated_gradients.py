@@ -13,8 +13,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain.gradients import PixelExplainer, at_least_float, image_gradient
-from explain.registry import METHODS
 from explain.subject import Subject, subject_with_mask
+from explain.types import METHODS
 from models.selection import Selection
 
 IMAGES_AT_ONCE = 32

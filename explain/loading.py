@@ -15,13 +15,13 @@ from common.errors import UserError
 from common.plain_yaml import read_yaml
 from explain.subject import not_explainable
 from models.baseline import PlainViT
-from models.checkpoints import load_into, read_state
 from models.cnn import Cnn
 from models.given_mask import GivenMaskModel
-from models.huggingface import State
 from models.pdiscoformer import PDiscoFormer
 from models.registry import MODELS, AnyModel, classifying_vit
 from models.two_stage import TwoStageModel
+from models.weights.checkpoints import load_into, read_state
+from models.weights.huggingface import State
 
 Triple = tuple[float, float, float]
 

@@ -6,11 +6,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from explain.registry import METHODS
+from explain.attention_capture import record
 from explain.rollout import Fusion, fused_heads
 from explain.subject import Subject, require_block
-from explain.tape import record
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 
 @METHODS.register("raw_attention")

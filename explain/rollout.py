@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from explain.registry import METHODS
+from explain.attention_capture import ALL, Attention, Tape, exact_product, record
 from explain.subject import Subject
-from explain.tape import ALL, Attention, Tape, exact_product, record
-from explain.types import Explainer
+from explain.types import METHODS, Explainer
 
 Fusion = Literal["mean", "max", "min"]
 FUSIONS: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}

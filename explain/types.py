@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, get_args, get_origin
 from torch import Tensor
 
 from common.errors import UserError
+from common.registry import Registry
 from explain.subject import Subject, require_attention
 
 
@@ -45,3 +46,6 @@ class Explainer(ABC):
 
         Runs inside `explainable`: eval mode, gradients on, fused attention on.
         """
+
+
+METHODS: Registry[type[Explainer]] = Registry("explanation method (--method)")

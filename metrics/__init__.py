@@ -1,23 +1,8 @@
 """What measures: classification, groups, masks and heat maps. Importing this package fills the registries."""
 
-from metrics import (  # noqa: F401  (each registers its metrics)
-    auroc,
-    classification,
-    detection,
-    f1,
-    faithfulness,
-    foreground,
-    groups,
-    keypoints,
-    localization,
-    masks,
-    multilabel,
-    multilabel_intervals,
-    parts,
-    perturbation,
-    pointing,
-    segmentation,
-)
+from metrics import auroc, classification, f1, groups, masks, multilabel, multilabel_intervals  # noqa: F401
+from metrics.maps import certificate, detection, localization, perturbation, pointing, segmentation  # noqa: F401
+from metrics.parts import agreement, foreground, keypoints  # noqa: F401
 from metrics.registry import METRICS, MetricSet, build_metrics, default_metrics
 from metrics.types import Metric, Prediction
 

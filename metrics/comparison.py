@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from metrics.f1 import figures as f1_figures
+from metrics.maps.per_image import bootstrap, weighted_mean
 from metrics.multilabel_intervals import resampled_figures
-from metrics.per_image import bootstrap, weighted_mean
 
 Figures = Callable[[np.ndarray], Mapping[str, float]]
 """How often each image occurs, [n] float64 -> figures of that data set; nan for one that it does not have."""

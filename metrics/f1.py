@@ -6,7 +6,7 @@ from torch import Tensor
 from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, check_logits, count_by
-from metrics.per_image import bootstrap
+from metrics.maps.per_image import bootstrap
 from metrics.registry import MAX_NAMED_CLASSES, METRICS
 from metrics.types import Prediction
 

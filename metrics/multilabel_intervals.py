@@ -9,7 +9,7 @@ from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, check_logits
 from metrics.f1 import mean_of_known, ratio_or_nan
-from metrics.per_image import bootstrap
+from metrics.maps.per_image import bootstrap
 from metrics.registry import METRICS
 from metrics.types import Prediction
 

@@ -12,8 +12,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UserError
-from models.checkpoints import fit_backbone_state, load_into, read_state
 from models.nano import MlpPatchEmbed  # the import also registers the small ViTs with timm
+from models.weights.checkpoints import fit_backbone_state, load_into, read_state
 
 
 def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> VisionTransformer:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from common.errors import UserError
 from models.backbone import hub_state, known_to_timm
 from models.baseline import ClassifierOutput, linear_head
-from models.checkpoints import load_into, read_state
 from models.config import ModelConfig
 from models.hub import SavedModel
+from models.weights.checkpoints import load_into, read_state
 
 
 class Cnn(nn.Module, SavedModel, library_name="faithful-vit"):

@@ -8,8 +8,8 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from common.errors import UserError
-from models.checkpoints import load_into, read_state
 from models.config import model_config_from_dict
+from models.weights.checkpoints import load_into, read_state
 
 M = TypeVar("M")
 

@@ -7,12 +7,12 @@ from timm.models.vision_transformer import VisionTransformer
 
 from common.errors import UserError
 from models.backbone import grid_of
-from models.checkpoints import check_fit, fit_positions, load_into
 from models.config import ModelConfig
-from models.huggingface import State, huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
 from models.pdiscoformer import PDiscoFormer
-from models.published_layout import CLASSIFIER, PATCHES, POSITIONS, PROTOTYPES, Form, Layout, read_layout
 from models.two_stage import TwoStageModel
+from models.weights.checkpoints import check_fit, fit_positions, load_into
+from models.weights.huggingface import State, huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
+from models.weights.published_layout import CLASSIFIER, PATCHES, POSITIONS, PROTOTYPES, Form, Layout, read_layout
 
 PublishedModel = TwoStageModel | PDiscoFormer
 _KEY_MASK = "stage_2.prefix_attn_mask"

@@ -8,7 +8,7 @@ from typing import Any
 from report.curves import training_curves
 from report.html import Card, Cards, Code, Figure, Section, Table, write_report
 from report.names import is_share, number, pretty
-from report.tables import TableText, write_tables
+from report.tables import TableText, table_text, write_tables
 
 HEADLINES = (
     "accuracy", "mean_average_precision", "macro_f1", "micro_f1", "worst_group_accuracy", "balanced_accuracy", "auroc",
@@ -52,3 +52,66 @@ def _table(figures: Mapping[str, float]) -> TableText:
 def _shown(key: str, value: float) -> str:
     share = is_share(key)
     return number(value, share) + (" %" if share else "")
+
+
+BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "kept_share", "empty_share", "count/images")
+"""The figures of the table for people; the JSON and the CSV hold all."""
+
+
+def write_background_report(
+    out: Path,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, float],
+    details: Mapping[str, Any],
+    config: str,
+) -> Path:
+    """Write table.{json,csv,md} and report.html to `out`; the report's path.
+
+    `records`: one per set: "row", figures. `summary`: shares and differences of shares by name.
+    """
+    keys = [key for key in BACKGROUND_COLUMNS if any(key in record for record in records)]
+    write_tables(records, out / "table", keys=keys)
+    caption = "BG-gap: accuracy on mixed_same minus accuracy on mixed_rand, percentage points."
+    sections: list[Section] = [
+        Cards([Card(pretty(key), f"{number(value, True)} %") for key, value in summary.items()]),
+        Table(table_text(records, keys=keys), title="By set", caption=caption),
+        Code(json.dumps(details, indent=2, default=str), title="Provenance"),
+        Code(config, title="Config"),
+    ]
+    return write_report(out / "report.html", title, sections)
+
+
+REMOVAL_COLUMNS = (*HEADLINES, "empty_share", "share_of_answers_changed")
+"""The figures of the table for people; the JSON and the CSV hold all."""
+
+
+def write_removal_report(
+    out: Path,
+    title: str,
+    records: Sequence[Mapping[str, Any]],
+    sheet: Path,
+    details: Mapping[str, Any],
+    config: str,
+) -> Path:
+    """Write table.{json,csv,md} and report.html to `out`; the report's path.
+
+    `records`: one per setting, the unmodified model first: "row", "removed_parts", figures.
+    """
+    keys = [key for key in REMOVAL_COLUMNS if key in records[0]]
+    write_tables(records, out / "table", keys=keys)
+    sections: list[Section] = [
+        Table(
+            table_text(records, keys=keys),
+            title="Without each part",
+            caption="Empty: images of which nothing is left. All other figures, of groups too: table.json, table.csv.",
+        ),
+        Figure(
+            sheet,
+            title="What went",
+            caption="Grey was never shown to the classifier; colour went, and tells the part. A cross: wrong answer.",
+        ),
+        Code(json.dumps(details, indent=2, default=str), title="Provenance"),
+        Code(config, title="Config"),
+    ]
+    return write_report(out / "report.html", title, sections)

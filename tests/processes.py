@@ -27,7 +27,7 @@ SECONDS = 120.0
 """Longer than any such test takes on a busy machine: a process that has not answered by then hangs."""
 GRACE_SECONDS = 5.0
 """What the others have to answer, once one has failed."""
-PRELOADED = ["tests.tiny", "engine.method_evaluation"]
+PRELOADED = ["tests.tiny", "commands.evaluate_methods"]
 
 
 def on_processes(world_size: int, function: Callable[..., T], *arguments: Any) -> list[T]:

@@ -12,13 +12,14 @@ from timm.models.vision_transformer import VisionTransformer
 
 from common.processes import processes
 from datasets import Split, load_split
-from engine.checkpointing import Checkpoint, read_checkpoint
-from engine.config import RunConfig, parse_config
-from engine.objectives import OBJECTIVES, Objective
-from engine.optim import RULES
-from engine.runs import BEST, LAST, open_run
-from engine.tracking import Row, Silence, Tracker
-from engine.trainer import Trainer
+from engine.run.checkpointing import Checkpoint, read_checkpoint
+from engine.run.command_line import parse_config
+from engine.run.config import RunConfig
+from engine.run.folder import BEST, LAST, open_run
+from engine.run.tracking import Row, Silence, Tracker
+from engine.training.objectives import OBJECTIVES, Objective
+from engine.training.optim import RULES
+from engine.training.trainer import Trainer
 from models import build_model
 from models.registry import AnyModel
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.imagenet9 import VARIANTS
-from datasets.seeds import stable_seed
+from common.seeds import stable_seed
+from datasets.readers.imagenet9 import VARIANTS
 
 WNIDS = ("n01440764", "n01498041", "n02102040", "n03000684")
 """Of ImageNet's classes: outputs 0 (tench), 6 (stingray), 217 (English springer), 491 (chain saw)."""

@@ -19,8 +19,8 @@ import inference_report
 import inference_subjects
 from inference_measure import Case
 
-from engine.checkpointing import write_safetensors
-from engine.runs import BEST, open_run
+from engine.run.checkpointing import write_safetensors
+from engine.run.folder import BEST, open_run
 from models.masked_vit import MaskedViT
 from tests.models.small import FLAT
 from tests.tiny import tiny_config, tiny_model

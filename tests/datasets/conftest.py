@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.synthetic_layout import write_cub_layout
+from datasets.synthetic.__main__ import write_cub_layout
 
 TINY = DataConfig(image_size=48, synthetic=SyntheticConfig(train_images=40, val_images=12, test_images=16))
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.cub import Cub, choose_split
-from datasets.layout import WATERBIRDS
+from datasets.formats.layout import WATERBIRDS
+from datasets.readers.cub import Cub, choose_split
 
 
 def config_of(root: Path, **changes: object) -> DataConfig:

@@ -13,8 +13,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
-from datasets.dicom import read_dicom
-from datasets.images import UnreadablePictureError
+from datasets.formats.dicom import read_dicom
+from datasets.formats.images import UnreadablePictureError
 from tests.datasets.radiographs import PATIENT, encoded, smooth, write_dicom
 
 SAMPLES = sorted(path.name for path in (Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))

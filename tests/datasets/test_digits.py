@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 
 from common.errors import UserError
 from datasets import DataConfig, load_split
-from datasets.digits import Digits
+from datasets.readers.digits import Digits
 
 CONFIG = DataConfig(name="digits", image_size=32, augmentation="none")
 

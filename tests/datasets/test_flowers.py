@@ -9,7 +9,7 @@ from scipy.io import savemat
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig
-from datasets.flowers import Flowers, not_blue
+from datasets.readers.flowers import Flowers, not_blue
 from tests.datasets.published import write_flowers
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, collate, eval_loader, load_split
-from datasets.imagenet import BOXES, CLASS_NAMES, ImageNet
+from datasets.readers.imagenet import BOXES, CLASS_NAMES, ImageNet
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
 NAMES = ("tench, Tinca tinca", "English springer, English springer spaniel", "chain saw, chainsaw")

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from datasets import DataConfig, load_split
 from datasets.config import with_prescribed
-from datasets.imagenet9 import NONE, VARIANTS, ImageNet9
+from datasets.readers.imagenet9 import NONE, VARIANTS, ImageNet9
 from tests.trees import IN9, NINE, imagenet9_tree
 
 

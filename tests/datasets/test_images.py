@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from common.errors import UserError
-from datasets.images import UnreadablePictureError, read_image, read_mask
+from datasets.formats.images import UnreadablePictureError, read_image, read_mask
 
 RAMP = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (12, 1))  # [12, 16]
 RGB = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)

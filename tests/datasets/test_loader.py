@@ -23,7 +23,7 @@ from datasets import (
     steps_per_epoch,
     train_loader,
 )
-from datasets.images import UnreadablePictureError
+from datasets.formats.images import UnreadablePictureError
 from datasets.loader import lost_worker
 
 CONFIG = DataConfig(image_size=8, augmentation="cub_original")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets import DataConfig, load_split
-from datasets.mask_folder import find_masks
+from datasets.readers.mask_folder import find_masks
 
 EDGE = 5
 """Columns of the left edge, which the test's masks call the object."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets import DataConfig, load_split
-from datasets.metashift import MetaShift
+from datasets.readers.metashift import MetaShift
 from tests.trees import metashift_tree, picture
 
 GROUPS = ("cat(bed)", "cat(shelf)", "cat(sofa)", "dog(bench)", "dog(bike)", "dog(shelf)")

@@ -16,8 +16,8 @@ from skimage.draw import polygon2mask
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, eval_loader, load_split
-from datasets.coco import part_labels, read_coco
-from datasets.part_imagenet import PartImageNet
+from datasets.formats.coco import part_labels, read_coco
+from datasets.readers.part_imagenet import PartImageNet
 from tests.datasets.published import HEIGHT, WIDTH, WNIDS, annotation, picture, square, write_part_imagenet
 
 Content = dict[str, Any]

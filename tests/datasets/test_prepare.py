@@ -15,11 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import prepare_dinov2_small as dinov2
-import prepare_waterstamps as stamps
+from commands import prepare_dinov2_small as dinov2
+from commands import prepare_waterstamps as stamps
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.waterbirds import Waterbirds
+from datasets.readers.waterbirds import Waterbirds
 
 
 def disc(size: int = 60) -> Image.Image:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import prepare_siim_acr as script
-from datasets.dicom import read_dicom
+from datasets.formats.dicom import read_dicom
 from tests.datasets import radiographs
 from tests.datasets.radiographs import PATIENT, image_id, smooth, source_of, write_archive, write_dicom, write_tubes
 

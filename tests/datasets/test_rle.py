@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datasets.rle import decode_runs
+from datasets.formats.rle import decode_runs
 
 
 def encode(mask: np.ndarray) -> str:

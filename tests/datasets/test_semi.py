@@ -12,8 +12,8 @@ import torch
 from common.errors import UserError
 from datasets import DataConfig, DatasetInfo, Split, load_split
 from datasets.config import SemiConfig, SyntheticConfig
-from datasets.files import FileDataset, Record
-from datasets.semi import MixedFeed, PartlyLabelled, split_labels
+from datasets.readers.files import FileDataset, Record
+from datasets.semi_supervised import MixedFeed, PartlyLabelled, split_labels
 from datasets.types import UNLABELLED, Batch
 
 CONFIG = DataConfig(image_size=32, augmentation="flip", synthetic=SyntheticConfig(train_images=40))

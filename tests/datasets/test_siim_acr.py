@@ -19,9 +19,9 @@ import train
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, RawSample, Sample, build_transform, collate, load_split
 from datasets.config import with_prescribed
-from datasets.dicom import read_dicom
-from datasets.siim_acr import SiimAcr
-from engine.config import parse_config
+from datasets.formats.dicom import read_dicom
+from datasets.readers.siim_acr import SiimAcr
+from engine.run.command_line import parse_config
 from tests.datasets.radiographs import image_id, source_of, write_archive
 from tests.tiny import KEYS, flags
 

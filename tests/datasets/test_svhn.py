@@ -10,7 +10,7 @@ from scipy.io import loadmat, savemat
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig
-from datasets.svhn import Svhn
+from datasets.readers.svhn import Svhn
 from tests.datasets.published import write_svhn
 
 

@@ -10,9 +10,9 @@ import torch
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, SyntheticConfig
-from datasets.synthetic import SyntheticBirds
-from datasets.synthetic_drawing import Uniform, blank_canvas, draw_pose
-from datasets.synthetic_layout import main, write_cub_layout
+from datasets.synthetic.__main__ import main, write_cub_layout
+from datasets.synthetic.dataset import SyntheticBirds
+from datasets.synthetic.drawing import Uniform, blank_canvas, draw_pose
 
 DIALS = SyntheticConfig(train_images=80, val_images=40, test_images=40)
 CONFIG = DataConfig(image_size=96, synthetic=DIALS)

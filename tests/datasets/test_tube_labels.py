@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from datasets.tube_labels import read_tube_labels
+from datasets.formats.tube_labels import read_tube_labels
 from tests.datasets.radiographs import write_tubes
 
 TABLE = {"1.2.3": 1, "1.2.4": 0, "abc": 1}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, eval_loader, load_split
-from datasets.voc import CLASSES, Voc2012
+from datasets.readers.voc import CLASSES, Voc2012
 from tests.datasets.published import BOXES, picture, voc_xml, write_voc
 
 DOG, CAT, PERSON = (CLASSES.index(name) for name in ("dog", "cat", "person"))

@@ -9,8 +9,8 @@ import pytest
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.layout import WATERBIRDS
-from datasets.waterbirds import GROUPS, Waterbirds
+from datasets.formats.layout import WATERBIRDS
+from datasets.readers.waterbirds import GROUPS, Waterbirds
 
 
 def read(root: Path, split: str = "test", **changes: str) -> Waterbirds:

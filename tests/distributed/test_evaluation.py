@@ -15,22 +15,23 @@ import torch
 from torch import nn
 
 import evaluate
-import part_thresholds
 import study
+from commands import part_thresholds
 from common.errors import UserError
 from datasets import Split
 from datasets.config import DataConfig
 from datasets.subset import Subset
-from engine.backgrounds import measure_set, read_sets, run_challenge
-from engine.config import RunConfig
-from engine.consistency import Agreement
-from engine.evaluation import Recorder, split_loader
-from engine.evaluation import evaluate as measure
+from engine.evaluation.backgrounds import measure_set, read_sets, run_challenge
+from engine.evaluation.loop import evaluate as measure
+from engine.evaluation.loop import split_loader
+from engine.evaluation.records import Recorder
+from engine.run.config import RunConfig
+from engine.training.consistency import Agreement
 from losses.config import ConsistencyConfig
 from metrics import build_metrics
 from tests.distributed.test_metrics import few_resamples
-from tests.engine.test_backgrounds import Swayed
-from tests.engine.test_evaluation import lively_model
+from tests.engine.evaluation.test_backgrounds import Swayed
+from tests.engine.evaluation.test_evaluation import lively_model
 from tests.processes import on_processes
 from tests.scripts.running import ROOT
 from tests.tiny import CPU, timeless, tiny_config, tiny_splits

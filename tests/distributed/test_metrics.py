@@ -8,11 +8,11 @@ import torch
 
 from common.processes import gather_blocks, processes
 from datasets.types import Batch, DatasetInfo
-from engine.map_metrics import Protocol
+from engine.explanation.map_metrics import Protocol
 from metrics import METRICS, Prediction, build_metrics
-from metrics.as_masks import MaskComparison
-from metrics.background_swap import BackgroundSwap
-from metrics.per_image import MAP_METRICS, bootstrap
+from metrics.maps.as_masks import MaskComparison
+from metrics.maps.background_swap import BackgroundSwap
+from metrics.maps.per_image import MAP_METRICS, bootstrap
 from metrics.types import Explanation
 from tests.metrics import map_cases
 from tests.metrics.cases import BIRDS, many_classes, random_set, rows_of

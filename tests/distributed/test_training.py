@@ -16,13 +16,13 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from common.errors import UserError
 from common.processes import processes
 from datasets import Batch
-from datasets.semi import MixedFeed, split_labels
-from engine.checkpointing import read_checkpoint
-from engine.consistency import ConsistentObjective
-from engine.distributed import PeerFailed
-from engine.runs import LAST
-from engine.stopping import RunStopped
-from engine.trainer import Trainer
+from datasets.semi_supervised import MixedFeed, split_labels
+from engine.run.checkpointing import read_checkpoint
+from engine.run.distributed import PeerFailed
+from engine.run.folder import LAST
+from engine.run.stopping import RunStopped
+from engine.training.consistency import ConsistentObjective
+from engine.training.trainer import Trainer
 from tests.processes import on_processes
 from tests.tiny import Session, assert_same_run, resumed, timeless, tiny_config, tiny_splits
 

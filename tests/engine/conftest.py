@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from datasets import Split
-from engine.config import RunConfig
+from engine.run.config import RunConfig
 from tests.tiny import tiny_config, tiny_splits
 
 

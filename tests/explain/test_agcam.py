@@ -6,7 +6,7 @@ from torch import Tensor
 
 from explain import explain
 from explain.agcam import Agcam
-from explain.tape import Attention
+from explain.attention_capture import Attention
 from tests.explain.small import CASES, TIMM
 from tests.explain.test_rollout import assert_known, known_subject, known_tape
 from tests.explain.textbook import explicit_layers, read_out

@@ -13,8 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.synthetic import SyntheticBirds
-from engine.runs import open_run
+from datasets.synthetic.dataset import SyntheticBirds
+from engine.run.folder import open_run
 from explain import __main__ as cli
 from explain import explain
 from explain.loading import load_run, load_timm

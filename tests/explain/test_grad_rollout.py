@@ -8,8 +8,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain import explain
+from explain.attention_capture import Tape
 from explain.grad_rollout import GradRollout
-from explain.tape import Tape
 from tests.explain.small import CASES, TIMM
 from tests.explain.test_rollout import assert_known, known_subject, known_tape
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out

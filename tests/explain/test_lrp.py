@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain import explain, subject_of
-from explain.lrp import Lrp, Variant, scores_of
-from explain.relevance_mode import RelevanceMode
+from explain.lrp.autograd_mode import RelevanceMode
+from explain.lrp.method import Lrp, Variant, scores_of
 from models.backbone import embed
 from tests.explain import classifiers, textbook_lrp
 from tests.explain.classifiers import images, two_stage

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from explain import relevance
+from explain.lrp import rules as relevance
 from tests.explain import textbook_lrp as textbook
 
 

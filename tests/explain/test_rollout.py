@@ -9,10 +9,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain import explain
+from explain.attention_capture import Tape
 from explain.raw_attention import RawAttention
 from explain.rollout import Fusion, Rollout, discard, over_maximum, roll_out
 from explain.subject import Subject, subject_of
-from explain.tape import Tape
 from tests.explain.small import CASES, TIMM, vit
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 

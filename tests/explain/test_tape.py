@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from explain.attention_capture import Attention, Tape, exact_product, record
 from explain.subject import Subject, explainable
-from explain.tape import Attention, Tape, exact_product, record
 from tests.explain.small import CASES, TIMM
 from tests.explain.textbook import Layer, explicit_layers
 

@@ -16,8 +16,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from datasets.dicom import read_dicom
-from datasets.images import UnreadablePictureError, read_image, read_indices, read_mask
+from datasets.formats.dicom import read_dicom
+from datasets.formats.images import UnreadablePictureError, read_image, read_indices, read_mask
 from tests.datasets.radiographs import encoded, smooth, write_dicom
 from tests.fuzz.kind import File, content
 

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from datasets.box_xml import read_box_file
-from datasets.coco import part_labels, read_coco
-from datasets.tube_labels import read_tube_labels
-from engine.config import RunConfig, parse_config
+from datasets.formats.box_xml import read_box_file
+from datasets.formats.coco import part_labels, read_coco
+from datasets.formats.tube_labels import read_tube_labels
+from engine.run.command_line import parse_config
+from engine.run.config import RunConfig
 from tests.datasets.radiographs import smooth
 from tests.fuzz.kind import File
 

@@ -8,12 +8,12 @@ from safetensors.torch import save_file
 from scipy.io import savemat
 from torch import Tensor, nn
 
-from datasets.matlab import read_mat, read_numbers
-from engine.checkpointing import load_weights, read_checkpoint, write_safetensors
-from engine.map_store import MapReader, MapWriter, Source
+from datasets.formats.matlab import read_mat, read_numbers
+from engine.explanation.map_store import MapReader, MapWriter, Source
+from engine.run.checkpointing import load_weights, read_checkpoint, write_safetensors
 from models.backbone import load_backbone_weights
-from models.checkpoints import read_state
 from models.published import load_published
+from models.weights.checkpoints import read_state
 from tests.fuzz.kind import File, content
 from tests.models.published_states import published_state
 from tests.models.small import backbone, config

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import convert_checkpoint
 import prepare_siim_acr
+from commands import convert_checkpoint
 from common.errors import UserError
-from datasets.dicom import read_dicom
-from engine.checkpointing import read_checkpoint
-from engine.runs import BEST
+from datasets.formats.dicom import read_dicom
+from engine.run.checkpointing import read_checkpoint
+from engine.run.folder import BEST
 from tests.datasets.radiographs import source_of, write_archive
 from tests.fuzz import tensors
 from tests.fuzz.mutations import mutate

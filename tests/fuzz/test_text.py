@@ -13,22 +13,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from commands.study_jobs import load_study
 from common.errors import UserError
 from common.plain_yaml import read_yaml
-from datasets.box_xml import read_box_file
-from datasets.coco import part_labels, read_coco
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.cub import Cub
-from datasets.files import FileDataset
-from datasets.imagenet9 import read_mapping
-from datasets.rle import decode_runs
-from datasets.synthetic_layout import write_cub_layout
-from datasets.tables import read_csv, read_spaced
-from datasets.tube_labels import read_tube_labels
-from datasets.waterbirds import Waterbirds
-from engine.config import RunConfig, load_config, parse_config
-from engine.study import load_study
-from engine.tracking import read_rows
+from datasets.formats.box_xml import read_box_file
+from datasets.formats.coco import part_labels, read_coco
+from datasets.formats.rle import decode_runs
+from datasets.formats.tables import read_csv, read_spaced
+from datasets.formats.tube_labels import read_tube_labels
+from datasets.readers.cub import Cub
+from datasets.readers.files import FileDataset
+from datasets.readers.imagenet9 import read_mapping
+from datasets.readers.waterbirds import Waterbirds
+from datasets.synthetic.__main__ import write_cub_layout
+from engine.run.command_line import load_config, parse_config
+from engine.run.config import RunConfig
+from engine.run.tracking import read_rows
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, -1, 1, 2**31, 2**63, 10**400, 1e308]))
 WORDS = st.one_of(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datasets.types import Batch, DatasetInfo
-from metrics.per_image import MapMetric
+from metrics.maps.per_image import MapMetric
 from metrics.types import Explanation
 
 INFO = DatasetInfo(name="things", class_names=("a", "b", "c"))

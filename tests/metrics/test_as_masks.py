@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 
 from datasets.types import Batch
 from metrics import Prediction, build_metrics
-from metrics.as_masks import MaskComparison, keep_largest, object_patches
+from metrics.maps.as_masks import MaskComparison, keep_largest, object_patches
 from models.selection import Selection
 from models.two_stage import TwoStageModel
 from tests.metrics.cases import BIRDS, many_classes, random_set

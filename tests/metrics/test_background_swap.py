@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets.types import Batch
-from metrics.background_swap import BackgroundSwap, background_only, mask_iou
+from metrics.maps.background_swap import BackgroundSwap, background_only, mask_iou
 from metrics.types import Prediction
 from tests.models.small import images
 

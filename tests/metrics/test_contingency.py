@@ -8,7 +8,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torchmetrics.functional.clustering import adjusted_rand_score as torchmetrics_ari
 from torchmetrics.functional.clustering import normalized_mutual_info_score as torchmetrics_nmi
 
-from metrics.contingency import adjusted_rand_index, normalized_mutual_information
+from metrics.parts.contingency import adjusted_rand_index, normalized_mutual_information
 
 
 def table_of(truth: torch.Tensor, found: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ import torch
 
 from common.errors import UserError
 from datasets.types import Batch
-from metrics.boxes import fill_boxes
-from metrics.detection import display_maps
-from metrics.per_image import MAP_METRICS
+from metrics.maps.boxes import fill_boxes
+from metrics.maps.detection import display_maps
+from metrics.maps.per_image import MAP_METRICS
 from metrics.types import Explanation
 from tests.metrics.map_cases import CONSTANT, EMPTY, FAILED, INFO, SIZE, feed, one, random_maps
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets.types import Batch
-from metrics.faithfulness import FILLS, Certificate, Predecessors, masked_explanation, movement
-from metrics.per_image import MAP_METRICS
+from metrics.maps.certificate import FILLS, Certificate, Predecessors, masked_explanation, movement
+from metrics.maps.per_image import MAP_METRICS
 from metrics.types import Explanation
 from models.selection import Selection
 from models.two_stage import TwoStageModel

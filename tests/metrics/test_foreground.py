@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from common.errors import UserError
 from datasets.types import Batch
 from metrics import build_metrics
-from metrics.foreground import map_foreground
+from metrics.parts.foreground import map_foreground
 from tests.metrics.cases import BIRDS, feed, random_set
 
 

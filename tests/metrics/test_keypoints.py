@@ -13,7 +13,7 @@ from torch import Tensor
 from common.errors import UserError
 from datasets.types import Batch
 from metrics import MetricSet, Prediction, build_metrics
-from metrics.part_maps import part_centres
+from metrics.parts.part_maps import part_centres
 from tests.metrics.cases import BIRDS, feed, random_set, rows_of
 
 N, TRAIN = 120, 80

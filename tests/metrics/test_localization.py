@@ -8,9 +8,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from common.errors import UserError
-from metrics.boxes import component_boxes, fill_boxes, fill_components
-from metrics.per_image import MAP_METRICS
-from metrics.pixels import foreground, heat
+from metrics.maps.boxes import component_boxes, fill_boxes, fill_components
+from metrics.maps.per_image import MAP_METRICS
+from metrics.maps.pixels import foreground, heat
 from tests.metrics.map_cases import CONSTANT, EMPTY, FAILED, INFO, SIZE, feed, one, random_maps
 
 SCORES = ("accuracy", "iou", "dice", "precision", "recall")

@@ -7,7 +7,7 @@ import torch
 
 from datasets.types import DatasetInfo
 from metrics import Prediction
-from metrics.outputs import best_outputs, class_logits, in_classes
+from metrics.class_mapping import best_outputs, class_logits, in_classes
 from tests.metrics.cases import many_classes
 
 OWNERS = (2, -1, 0, 0, -1, 1, 2)

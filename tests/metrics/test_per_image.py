@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from datasets.types import Batch
-from metrics.per_image import MAP_METRICS, Columns, MapMetric, bootstrap, weighted_mean
+from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, bootstrap, weighted_mean
 from metrics.types import Explanation
 from tests.metrics.map_cases import INFO, feed, random_maps
 

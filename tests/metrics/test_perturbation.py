@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from datasets.types import Batch
-from metrics.per_image import MAP_METRICS
-from metrics.perturbation import ABPC
-from metrics.perturbation_curves import CurveMetric
-from metrics.removal import Removal, blur, on_grid
+from metrics.maps.per_image import MAP_METRICS
+from metrics.maps.perturbation import ABPC
+from metrics.maps.perturbation_curves import CurveMetric
+from metrics.maps.removal import Removal, blur, on_grid
 from metrics.types import Explanation
 from tests.metrics.cases import many_classes
 

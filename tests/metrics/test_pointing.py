@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from common.errors import UserError
-from metrics.per_image import MAP_METRICS
+from metrics.maps.per_image import MAP_METRICS
 from tests.metrics.map_cases import CONSTANT, EMPTY, FAILED, INFO, SIZE, feed, one, random_maps
 
 

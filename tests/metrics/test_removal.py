@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from metrics.removal import Removal, rank_cells
+from metrics.maps.removal import Removal, rank_cells
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 

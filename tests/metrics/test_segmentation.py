@@ -8,9 +8,9 @@ from sklearn.metrics import average_precision_score, f1_score, jaccard_score
 from torch.nn.functional import interpolate
 
 from common.errors import UserError
-from metrics.per_image import MAP_METRICS
-from metrics.pixels import count_pixels, foreground, heat
-from metrics.segmentation import THRESHOLDS, average_precision, pixels_above, row_f1
+from metrics.maps.per_image import MAP_METRICS
+from metrics.maps.pixels import count_pixels, foreground, heat
+from metrics.maps.segmentation import THRESHOLDS, average_precision, pixels_above, row_f1
 from tests.metrics.map_cases import CONSTANT, EMPTY, FAILED, INFO, SIZE, feed, one, random_maps
 
 MAP = torch.tensor([[0.1, 0.9, 0.4, 0.2], [0.3, 0.8, 0.7, 0.1], [0, 0.6, 1, 0.2], [0.5, 0.2, 0.1, 0.3]])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models.backbone import create_backbone, load_backbone_weights
-from models.checkpoints import fit_backbone_state, load_into, read_state
+from models.weights.checkpoints import fit_backbone_state, load_into, read_state
 from tests.bomb import Bomb
 from tests.models.small import backbone, images, shaken
 

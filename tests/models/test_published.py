@@ -14,11 +14,11 @@ from torch import nn
 from common.errors import UserError
 from models.backbone import create_backbone
 from models.config import ModelConfig, PartsConfig
-from models.huggingface import huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
 from models.pdiscoformer import PDiscoFormer
 from models.published import PublishedModel, load_published, to_published
-from models.published_layout import FORMS, Form, read_layout
 from models.two_stage import TwoStageModel
+from models.weights.huggingface import huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
+from models.weights.published_layout import FORMS, Form, read_layout
 from tests.models.published_states import (
     Sizes,
     State,

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from report.evaluation import write_removal_report
 from report.examples import TILE, Example, removal_sheet
 from report.files import png_bytes
-from report.interventions import write_removal_report
 from report.overlays import mask_view, part_overlay, removal_view
 from report.sheets import GAP, PAD
 from report.style import BAD, HIDDEN, part_colour, rgb

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.synthetic_layout import write_cub_layout
+from datasets.synthetic.__main__ import write_cub_layout
 from tests.scripts.method_runs import measure, runs
 
 __all__ = ["birds", "measure", "runs"]

@@ -1,6 +1,6 @@
 """Every baseline through train.py and evaluate.py: from a data set on disk to results, read back, explained.
 
-Resuming them is part of tests/engine/test_resume.py.
+Resuming them is part of tests/engine/run/test_resume.py.
 """
 
 import json
@@ -17,8 +17,8 @@ from PIL import Image
 
 import evaluate
 import train
-from engine.config import parse_config
-from engine.runs import BEST
+from engine.run.command_line import parse_config
+from engine.run.folder import BEST
 from models import MODELS
 from tests.scripts.test_train_cli import SCRIPT
 from tests.tiny import flags

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import backgrounds
 import evaluate
 import train
+from commands import imagenet9 as backgrounds
 from tests.scripts.method_runs import SCRIPT
 from tests.tiny import flags
 from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree

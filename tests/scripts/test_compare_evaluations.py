@@ -1,4 +1,4 @@
-"""compare_evaluations.py as a user runs it, and a user's mistakes with it."""
+"""commands.compare_evaluations as a user runs it, and a user's mistakes with it."""
 
 import json
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import compare_evaluations
 import evaluate
+from commands import compare_evaluations
 from tests.scripts.method_runs import Measure
 
 ANSWERS = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
@@ -15,7 +15,7 @@ BETTER = ANSWERS.replace("b,1,0", "b,1,1")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["compare_evaluations.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["commands.compare_evaluations", *arguments])
     compare_evaluations.main()
 
 

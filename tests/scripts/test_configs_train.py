@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import prepare_siim_acr
-from engine.config import load_config
+from engine.run.command_line import load_config
 from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
 from tests.datasets.radiographs import write_archive
 from tests.trees import imagenet_tree, metashift_tree

@@ -1,4 +1,4 @@
-"""convert_checkpoint.py as a user runs it: a published file becomes a run that evaluate.py measures, and back."""
+"""commands.convert_checkpoint as a user runs it: a published file becomes a run that evaluate.py measures, and back."""
 
 import json
 import pickle
@@ -11,12 +11,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-import convert_checkpoint
 import evaluate
-from engine.config import load_config
+from commands import convert_checkpoint
+from engine.run.command_line import load_config
 from models.pdiscoformer import PDiscoFormer
-from models.published_layout import FORMS
 from models.two_stage import TwoStageModel
+from models.weights.published_layout import FORMS
 from tests.bomb import Bomb
 from tests.models.published_states import Sizes, State, forward, published_state
 from tests.models.small import images

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import backgrounds
-import compare_evaluations
 import evaluate
-import part_thresholds
-import submit
-from engine.config import parse_config
+from commands import compare_evaluations, imagenet9, part_thresholds
+from engine.run.command_line import parse_config
+from slurm import submit
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(?:bash|sh)\n(.*?)```", re.DOTALL)
@@ -36,21 +34,34 @@ COMMANDS = sorted(
         for page in (ROOT / "docs").glob("*.md")
         for block in BLOCK.findall(page.read_text())
         for line in block.replace("\\\n", " ").splitlines()
-        if re.match(r"python [\w/]+\.py |(?:[A-Z]+=.* )?sbatch ", line)
+        if re.match(r"python (?:-m (?:commands|slurm)\.\w+|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ", line)
     }
 )
-PARSERS = {f"{script.__name__}.py": script.parse_args for script in (evaluate, backgrounds, part_thresholds, submit)}
+PARSERS = {"evaluate.py": evaluate.parse_args} | {
+    f"-m {script.__name__}": script.parse_args for script in (imagenet9, part_thresholds, submit)
+}
+
+
+def split_command(line: str) -> tuple[str, list[str]]:
+    """("train.py" or "-m commands.NAME", its arguments)."""
+    words = shlex.split(line, comments=True)[1:]
+    count = 2 if words[0] == "-m" else 1
+    return " ".join(words[:count]), words[count:]
+
+
+def file_of(script: str) -> str:
+    return script.removeprefix("-m ").replace(".", "/") + ".py" if script.startswith("-m ") else script
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_can_be_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, *arguments = shlex.split(command, comments=True)[1:]
-    assert (ROOT / script).is_file()
+    script, arguments = split_command(command)
+    assert (ROOT / file_of(script)).is_file()
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     if script in PARSERS:
         _, arguments = PARSERS[script]()
-    elif script == "compare_evaluations.py":
+    elif script == "-m commands.compare_evaluations":
         compare_evaluations.parse_args()
         return
     elif script != "train.py":
@@ -60,5 +71,5 @@ def test_it_can_be_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_there_are_some() -> None:
-    scripts = {command.split()[1] for command in COMMANDS}
+    scripts = {split_command(command)[0] for command in COMMANDS}
     assert len(COMMANDS) > 30 and {"train.py", *PARSERS} <= scripts

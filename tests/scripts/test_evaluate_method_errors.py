@@ -114,7 +114,7 @@ def test_a_failure_while_measuring_leaves_no_maps(
     def fail(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("engine.explaining.run_method", fail)
+    monkeypatch.setattr("engine.explanation.evaluator.run_method", fail)
     monkeypatch.chdir(tmp_path)
     error = fails(["--run", str(runs / "two"), *FAST, "--out", "out", "--save-maps", "maps.h5"], monkeypatch, capsys)
     assert "single image" in error and list(tmp_path.iterdir()) == []

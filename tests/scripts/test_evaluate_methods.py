@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import evaluate
-from engine.map_metrics import DEFAULT
+from engine.explanation.map_metrics import DEFAULT
 from explain import METHODS
 from tests.scripts.method_runs import FAST, NANO, Measure, figures
 from tests.scripts.running import run_script

@@ -11,7 +11,7 @@ import pytest
 
 import evaluate
 import train
-from datasets.layout import WATERBIRDS
+from datasets.formats.layout import WATERBIRDS
 from tests.scripts.method_runs import SCRIPT, fails
 from tests.tiny import flags
 

@@ -1,4 +1,4 @@
-"""part_thresholds.py and evaluate.py --leave-one-part-out as a user runs them, and a user's mistakes with them."""
+"""commands.part_thresholds and evaluate.py --leave-one-part-out as a user runs them, and bad input."""
 
 import json
 import sys
@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 import evaluate
-import part_thresholds
-from engine.loading import fingerprint, load_run_model
-from engine.runs import run_config
+from commands import part_thresholds
+from engine.evaluation.loading import fingerprint, load_run_model
+from engine.run.folder import run_config
 from tests.scripts.method_runs import contents, fails
 
 pytestmark = pytest.mark.slow
@@ -30,7 +30,7 @@ def folder(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def thresholds(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["part_thresholds.py", *arguments])
+    monkeypatch.setattr(sys, "argv", ["commands.part_thresholds", *arguments])
     part_thresholds.main()
 
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from engine.config import parse_config
-from engine.study import load_study
+from commands.study_jobs import load_study
+from engine.run.command_line import parse_config
 from tests.tiny import KEYS, flags
 
 ROOT = Path(__file__).parents[2]

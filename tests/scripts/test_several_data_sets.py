@@ -11,7 +11,7 @@ import pytest
 import evaluate
 import train
 from common.errors import UserError
-from engine.config import parse_config
+from engine.run.command_line import parse_config
 from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
 from tests.scripts.method_runs import SCRIPT
 from tests.tiny import flags

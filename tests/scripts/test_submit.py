@@ -1,11 +1,11 @@
-"""submit.py where there is no SLURM: its mistakes, and a run in this very process. On a real SLURM: tests/slurm/."""
+"""slurm.submit where there is no SLURM: its mistakes, and a run in this very process. On a real SLURM: tests/slurm/."""
 
 import sys
 from pathlib import Path
 
 import pytest
 
-import submit
+from slurm import submit
 from tests.scripts.test_train_cli import SCRIPT
 from tests.tiny import flags
 
@@ -13,7 +13,7 @@ TINY = [*flags({**SCRIPT, "train.epochs": 1})]
 
 
 def start(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["submit.py", *words])
+    monkeypatch.setattr(sys, "argv", ["slurm.submit", *words])
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
     submit.main()

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from engine.runs import BEST, LAST, run_config
+from engine.run.folder import BEST, LAST, run_config
 from models import PlainViT, TwoStageModel
 from tests.scripts.running import command, run_script
 from tests.tiny import KEYS, assert_same_run, flags

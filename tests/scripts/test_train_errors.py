@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import train
-from engine.runs import BEST, LAST
+from engine.run.folder import BEST, LAST
 from tests.scripts.running import run_script
 from tests.tiny import KEYS, flags
 

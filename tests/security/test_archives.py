@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-import prepare_dinov2_small as dinov2
-import prepare_waterstamps as stamps
+from commands import prepare_dinov2_small as dinov2
+from commands import prepare_waterstamps as stamps
 from common.archives import unpack_member, unpack_tar
 from common.errors import UserError
 

@@ -14,20 +14,20 @@ import torch
 import yaml
 from torch import nn
 
-import convert_checkpoint
+from commands import convert_checkpoint
+from commands.study_jobs import load_study
 from common.errors import UserError
 from common.plain_yaml import read_yaml
-from datasets.images import read_image, read_mask
-from datasets.matlab import read_mat
-from datasets.tube_labels import read_tube_labels
-from engine.checkpointing import read_checkpoint
-from engine.config import parse_config
-from engine.loading import warm_start
-from engine.map_store import MapReader, Source
-from engine.study import load_study
+from datasets.formats.images import read_image, read_mask
+from datasets.formats.matlab import read_mat
+from datasets.formats.tube_labels import read_tube_labels
+from engine.evaluation.loading import warm_start
+from engine.explanation.map_store import MapReader, Source
+from engine.run.checkpointing import read_checkpoint
+from engine.run.command_line import parse_config
 from explain.loading import load_run, load_timm
-from models.checkpoints import read_state
 from models.two_stage import TwoStageModel
+from models.weights.checkpoints import read_state
 from tests.bomb import Bomb
 
 Write = Callable[[Path, Path], None]
@@ -96,7 +96,7 @@ MALICIOUS: dict[str, tuple[str, Write, Callable[[Path], Any], Callable[[Path], A
     "weights named safetensors": ("w.safetensors", packed, read_state, trusted_torch),
     "a run's checkpoint": ("last.safetensors", packed, read_checkpoint, trusted_torch),
     "model.init_from": ("model.safetensors", bare, init_from, trusted_pickle),
-    "convert_checkpoint.py": ("w.pt", packed, conversion, trusted_torch),
+    "commands.convert_checkpoint": ("w.pt", packed, conversion, trusted_torch),
     "--weights": ("w.pt", packed, lambda path: load_timm("vit_nano_patch8", str(path)), trusted_torch),
     "tube labels": ("tubes.pkl", bare, read_tube_labels, trusted_pickle),
     "tube labels named json": ("tubes.json", bare, read_tube_labels, trusted_pickle),

@@ -12,8 +12,8 @@ from scipy.io import savemat
 
 from common.errors import UserError
 from common.isolation import IsolatedError, in_child
-from datasets import dicom, matlab
-from datasets.dicom import read_dicom
+from datasets.formats import dicom, matlab
+from datasets.formats.dicom import read_dicom
 from tests.datasets.radiographs import encoded, smooth, write_dicom
 from tests.fuzz.mutations import mutate
 

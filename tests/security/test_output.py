@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from common.errors import LONGEST, UserError, exit_on_user_error, one_line
-from engine.tracking import Tracker, read_rows
+from engine.run.tracking import Tracker, read_rows
 from report.files import write_atomic
 from report.study import StudyRun, write_study_report
 from tests.tiny import tiny_config

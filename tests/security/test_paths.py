@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
-from datasets.coco import read_coco
 from datasets.config import DataConfig
-from datasets.cub import Cub
-from datasets.synthetic_layout import write_cub_layout
-from datasets.voc import Voc2012
-from datasets.waterbirds import Waterbirds
+from datasets.formats.coco import read_coco
+from datasets.readers.cub import Cub
+from datasets.readers.voc import Voc2012
+from datasets.readers.waterbirds import Waterbirds
+from datasets.synthetic.__main__ import write_cub_layout
 from tests.datasets.conftest import TINY
 
 OUTSIDE = ("../../../secret.jpg", "/secret.jpg", "001.x/../../../../secret.jpg", "a\0b.jpg")

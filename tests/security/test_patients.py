@@ -16,9 +16,9 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 import prepare_siim_acr
 from common.errors import UserError
-from datasets.dicom import read_dicom
-from datasets.dicom_copy import IN_TABLES, KEPT, TABLES, without_patient
-from datasets.images import UnreadablePictureError
+from datasets.formats.dicom import read_dicom
+from datasets.formats.dicom_copy import IN_TABLES, KEPT, TABLES, without_patient
+from datasets.formats.images import UnreadablePictureError
 from tests.datasets.radiographs import smooth, source_of, write_archive
 
 SECRET = "SECRET"

@@ -16,10 +16,10 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGBaseline8Bit
 from scipy.io import savemat
 
 from common.errors import UserError
-from datasets.dicom import read_dicom
-from datasets.images import read_image, read_mask
-from datasets.matlab import read_mat
-from engine.config import parse_config
+from datasets.formats.dicom import read_dicom
+from datasets.formats.images import read_image, read_mask
+from datasets.formats.matlab import read_mat
+from engine.run.command_line import parse_config
 from explain.__main__ import main as explain
 from tests.datasets.radiographs import encoded, smooth, write_dicom
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from commands.convert_checkpoint import _our_model
 from common.errors import UserError
-from convert_checkpoint import _our_model
-from engine.config import parse_config
-from engine.interventions import read_thresholds
-from engine.runs import read_results
+from engine.evaluation.interventions import read_thresholds
+from engine.run.command_line import parse_config
+from engine.run.folder import read_results
 from explain.loading import load_run
 from models.two_stage import TwoStageModel
 from study import read_overrides

@@ -1,4 +1,4 @@
-"""The job scripts and submit.py on a real SLURM: what a user submits trains, stops, goes on and ends."""
+"""The job scripts and slurm.submit on a real SLURM: what a user submits trains, stops, goes on and ends."""
 
 import json
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import submit
-from engine.checkpointing import read_checkpoint
-from engine.runs import LAST, RESULTS, run_config
+from engine.run.checkpointing import read_checkpoint
+from engine.run.folder import LAST, RESULTS, run_config
+from slurm import submit
 from tests.scripts.test_train_cli import LONG, SCRIPT
 from tests.slurm.cluster import Cluster, Job, wait_for
 from tests.tiny import assert_same_run, flags
@@ -66,7 +66,7 @@ def test_warned_of_its_time_limit_a_job_goes_on_and_ends_as_if_never_stopped(
 def test_submit_py_does_the_same_on_one_node(cluster: Cluster, tmp_path: Path, whole: Path) -> None:
     asked = ("--gpus", "2", "--cpus", "1", "--time", "01:00:00", "--partition", "all", "--sbatch", "comment=tiny")
     words = flags({**KEYS, "out": str(tmp_path / "run")})
-    said = cluster.call(sys.executable, "submit.py", *asked, "--", *words)
+    said = cluster.call(sys.executable, "-m", "slurm.submit", *asked, "--", *words)
     found = re.fullmatch(r"job (\d+); its log: (.+)", said)
     assert found, said
     job, log = Job(cluster, int(found[1])), Path(found[2])
@@ -81,7 +81,7 @@ def test_what_sbatch_refuses_is_one_line(
 ) -> None:
     for name, value in {**cluster.environment, "SUBMITIT_PREEMPT_SIGNAL": "USR1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(sys, "argv", ["submit.py", "--partition", "none", "--", "--out", str(tmp_path / "run")])
+    monkeypatch.setattr(sys, "argv", ["slurm.submit", "--partition", "none", "--", "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit):
         submit.main()
     error = capfd.readouterr().err

@@ -1,0 +1,89 @@
+"""Do two models differ on the same images? Bootstrap tests of two files that evaluate.py wrote.
+
+    python -m commands.compare_evaluations runs/a/evaluation/test/answers.csv runs/b/evaluation/test/answers.csv
+    python -m commands.compare_evaluations runs/{a,b}/evaluation/test-methods/per_image/lrp.csv --out runs/comparison
+
+Of answers.csv: accuracy, worst group and F1, or average precision and F1 where pictures show several classes. Of
+per_image/METHOD.csv: the mean of every column over the images where both have a number. Says of each figure the
+difference with its 95 % interval over images, and p by the pooled bootstrap of the absolute difference (docs/atcon.md).
+"""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from common.errors import UserError, exit_on_user_error
+from metrics.comparison import Difference, answer_figures, column_figures, compare
+from report.files import check_folder
+from report.tables import write_tables
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="answers.csv, or per_image/METHOD.csv, of one evaluation")
+    parser.add_argument("second", type=Path, help="the same file of another, of the same images")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N")
+    parser.add_argument("--out", type=Path, help="also write comparison.{json,csv,md} to this folder")
+    return parser.parse_args()
+
+
+@exit_on_user_error
+def main() -> None:
+    """Compare, print, and write where asked to."""
+    args = parse_args()
+    if args.resamples < 1:
+        raise UserError("--resamples must be at least 1")
+    out = check_folder(args.out, "--out") if args.out else None
+    first, second = read_table(args.first), read_table(args.second)
+    differences = compare_tables(first, matched(first, second, args.second), args.resamples)
+    records = [{"row": name, **asdict(difference)} for name, difference in differences.items()]
+    print(f"{len(first)} images; first - second, 95 % interval, p")
+    for name, found in differences.items():
+        change = f"{found.first - found.second:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
+        print(f"{name}: {found.first:.4f} - {found.second:.4f} = {change}, p {found.p:.3g}")
+    if out:
+        write_tables(records, out / "comparison")
+
+
+def read_table(path: Path) -> pd.DataFrame:
+    """One line per image, by path. Raises UserError for a file that evaluate.py did not write."""
+    try:
+        table = pd.read_csv(path, dtype={"path": str}).set_index("path")
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}); give a file of evaluate.py") from None
+    if table.empty or not table.index.is_unique:
+        raise UserError(f"{path} holds {'no image' if table.empty else 'an image twice'}; write it again")
+    return table
+
+
+def matched(first: pd.DataFrame, second: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The second table in the order of the first. Raises UserError, naming `path`, unless both are alike."""
+    if set(first.index) != set(second.index):
+        odd = sorted(set(first.index) ^ set(second.index))[0]
+        raise UserError(f"{path}: {odd} is in one of the two files alone; evaluate both on the same images")
+    second = second.loc[first.index]
+    truth = first.columns[first.columns.str.match("(label|group)$|present/")]
+    if list(first) != list(second) or not first[truth].equals(second[truth]):
+        raise UserError(f"{path} is of other columns or labels than the first file; compare like with like")
+    return second
+
+
+def compare_tables(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, Difference]:
+    """Every figure of the two tables."""
+    if "predicted" in first:
+        return compare(answer_figures(pd.concat([first, second], ignore_index=True)), len(first), resamples)
+    results: dict[str, Difference] = {}
+    for name in first:
+        known = (first[name].notna() & second[name].notna()).to_numpy()
+        if known.any():
+            values = np.concatenate([first[name][known], second[name][known]]).astype(np.float64)
+            results |= compare(column_figures(values, str(name)), int(known.sum()), resamples)
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Pictures of a run: curves, and sheets of what the model kept and got wrong."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from datasets import Sample, Split, collate
+from engine.evaluation.predict import evaluation_mode, predict
+from engine.evaluation.records import ImageRecord
+from metrics.class_mapping import in_classes
+from models.part_discovery import Intervention
+from report.examples import Example, example_sheet, failure_sheet, removal_sheet
+from report.overlays import denormalise
+
+Triple = tuple[float, float, float]
+
+
+class Photographer:
+    """Shows a model's answers on chosen images of one split."""
+
+    def __init__(self, split: Split, mean: Triple, std: Triple) -> None:
+        """`mean`, `std`: the normalisation to undo."""
+        self.split, self.mean, self.std = split, mean, std
+
+    def sheet(self, model: nn.Module, path: Path, title: str = "", per_group: int = 3, **options: Any) -> Path:
+        """Contact sheet of the first images of every group (of every class where there are no groups)."""
+        return example_sheet(self.examples(model, self._spread(per_group), **options), path, title)
+
+    def failures(
+        self, model: nn.Module, records: Sequence[ImageRecord], path: Path, limit: int = 12, **options: Any
+    ) -> Path | None:
+        """Sheet of the most confident wrong answers; None where nothing is wrong."""
+        wrong = [(record.wrong_confidence, i) for i, record in enumerate(records) if record.predicted != record.label]
+        worst = [i for _, i in sorted(wrong, reverse=True)[:limit]]
+        return failure_sheet(self.examples(model, worst, **options), path) if worst else None
+
+    def removals(
+        self, model: nn.Module, settings: Mapping[str, Intervention], path: Path, title: str = "", per_group: int = 2
+    ) -> Path:
+        """Sheet of what each setting takes away from the first one's masks; images as in `sheet`."""
+        chosen = self._spread(per_group)
+        answers = {row: self.examples(model, chosen, intervention=taken) for row, taken in settings.items()}
+        return removal_sheet(answers, path, title)
+
+    def examples(self, model: nn.Module, indices: Iterable[int], **options: Any) -> list[Example]:
+        """The model's answers on images of the split, at most a sheetful."""
+        samples = [self.split[i] for i in indices]
+        device = next(model.parameters()).device
+        with evaluation_mode(model, device, seed=0):
+            answer = in_classes(predict(model, collate(samples).to(device), **options), self.split.info)
+        probability = answer.logits.softmax(1).cpu()
+        names, groups = self.split.info.class_names, self.split.info.group_names
+        return [
+            Example(
+                picture=denormalise(sample.image, self.mean, self.std),
+                label=names[_true_class(sample, int(probability[i].argmax()))],
+                predicted=names[int(probability[i].argmax())],
+                confidence=float(probability[i].max()),
+                group=groups[sample.group] if groups and sample.group is not None else names[sample.label],
+                maps=None if answer.maps is None else answer.maps[i].cpu(),
+                mask=None if answer.mask is None else answer.mask[i].cpu(),
+                truth=sample.mask,
+            )
+            for i, sample in enumerate(samples)
+        ]
+
+    def _spread(self, per_group: int, limit: int = 12) -> list[int]:
+        """Indices of the first `per_group` images of each group or class, at most `limit`."""
+        seen: dict[int, list[int]] = {}
+        groups = self.split.raw.groups or self.split.labels
+        for index, group in enumerate(groups):
+            seen.setdefault(int(group), []).append(index)
+        return [i for group in sorted(seen) for i in seen[group][:per_group]][:limit]
+
+
+def _true_class(sample: Sample, predicted: int) -> int:
+    """The label; where the picture shows several classes, the predicted one if that is among them."""
+    return predicted if sample.present is not None and sample.present[predicted] else sample.label

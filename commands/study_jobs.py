@@ -1,0 +1,151 @@
+"""A study: several rows (overrides of one config) times several seeds, each an ordinary run."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from common.plain_yaml import read_yaml
+from engine.run.checkpointing import is_there
+from engine.run.command_line import load_config
+from engine.run.config import RunConfig
+from engine.run.folder import LAST, read_results, run_config
+from engine.run.tracking import Row
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study file says."""
+
+    title: str
+    about: str
+    config: Path
+    seeds: tuple[int, ...]
+    vary: tuple[str, ...]
+    """Config keys that take the seed."""
+    rows: dict[str, dict[str, Any]]
+    """Row name to overrides by dotted key; in texts {out} and {seed} stand for the study's folder and the seed."""
+    more_seeds: dict[str, tuple[int, ...]]
+    """Further seeds of single rows: the headline rows deserve several."""
+
+    def pairs(self, seeds: Sequence[int] | None = None) -> Iterator[tuple[int, str]]:
+        """(seed, row) of every run, seeds outermost so that an interrupted study has whole comparisons.
+
+        `seeds`: these for every row, in place of the study's own.
+        """
+        several = {row: () if seeds else self.more_seeds.get(row, ()) for row in self.rows}
+        everywhere = tuple(seeds or self.seeds)
+        for seed in dict.fromkeys((*everywhere, *(seed for more in several.values() for seed in more))):
+            yield from ((seed, row) for row in self.rows if seed in everywhere or seed in several[row])
+
+    def only(self, names: list[str] | None) -> "Study":
+        """The same study with the named rows alone (None: all). Raises UserError for a row it does not have."""
+        unknown = set(names or ()) - set(self.rows)
+        if unknown:
+            raise UserError(f"--rows: no row {', '.join(sorted(unknown))}; the study has {', '.join(self.rows)}")
+        return replace(self, rows={name: self.rows[name] for name in names}) if names else self
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row with one seed."""
+
+    row: str
+    seed: int
+    config: RunConfig
+
+
+def load_study(path: Path) -> Study:
+    """Read a study file. Raises UserError naming what is wrong in it."""
+    content = read_yaml(path)
+    try:
+        study = Study(
+            title=str(content["title"]),
+            about=str(content.get("about", "")),
+            config=Path(content["config"]),
+            seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
+            vary=tuple(content.get("vary", ["train.seed"])),
+            rows={str(name): dict(overrides or {}) for name, overrides in content["rows"].items()},
+            more_seeds={
+                str(name): tuple(int(seed) for seed in more) for name, more in content.get("more_seeds", {}).items()
+            },
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
+    unknown = {str(key) for key in content} - set(Study.__dataclass_fields__)
+    if unknown:
+        raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+    if strangers := set(study.more_seeds) - set(study.rows):
+        raise UserError(
+            f"{path}: more_seeds names {', '.join(sorted(strangers))}, which is no row; rows: {', '.join(study.rows)}"
+        )
+    return study
+
+
+def jobs(study: Study, out: Path, seeds: Sequence[int] | None, overrides: dict[str, Any]) -> Iterator[Job]:
+    """Every run of the study, in the order of `Study.pairs`.
+
+    Raises UserError for an override of a key that the study varies with the seed.
+    """
+    fixed = set(overrides) & {*study.vary, "out"}
+    if fixed:
+        raise UserError(f"--set: {', '.join(sorted(fixed))} follows from --seeds and --out; leave it out")
+    for seed, row in study.pairs(seeds):
+        varied = dict.fromkeys(study.vary, seed)
+        own = {key: _filled(value, out, seed) for key, value in study.rows[row].items()}
+        keys = {**own, **overrides, **varied, "out": str(out / f"{row}-seed{seed}")}
+        yield Job(row, seed, load_config(study.config, keys))
+
+
+def _filled(value: Any, out: Path, seed: int) -> Any:
+    return value.replace("{out}", str(out)).replace("{seed}", str(seed)) if isinstance(value, str) else value
+
+
+def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:
+    """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
+    out = Path(job.config.out)
+    if not is_there(out / LAST):
+        return train(job.config)
+    stored = run_config(out)
+    if not same_run(stored, job.config):
+        raise UserError(f"{out} holds a run of another config; remove it or choose another --out")
+    done = read_results(out)
+    return done if done is not None else train(replace(job.config, resume=True))
+
+
+def same_run(first: RunConfig, second: RunConfig) -> bool:
+    """Whether two configs describe the same training."""
+
+    def essence(config: RunConfig) -> dict[str, Any]:
+        return asdict(replace(config, out="", resume=False, overwrite=False))
+
+    return essence(first) == essence(second)
+
+
+def summarise(results: list[tuple[Job, Row]]) -> dict[str, Any]:
+    """Row name to figures: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
+    summary: dict[str, Any] = {}
+    for row in dict.fromkeys(job.row for job, _ in results):
+        runs = [result for job, result in results if job.row == row]
+        numbers = [key for key, value in runs[0].items() if _is_number(value)]
+        values = {key: [run[key] for run in runs] for key in numbers if all(_is_number(run.get(key)) for run in runs)}
+        summary[row] = {
+            **{key: statistics.fmean(v) for key, v in values.items()},
+            "std": {key: _deviation(v) for key, v in values.items()},
+            "seeds": runs,
+        }
+    return summary
+
+
+def _deviation(values: list[float]) -> float:
+    """Sample standard deviation; 0 for one run, nan where a run has no finite value (`stdev` fails there)."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

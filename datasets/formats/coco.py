@@ -1,0 +1,143 @@
+"""Part annotations in COCO's JSON form."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from common.errors import UserError
+from datasets.formats.tables import leaves_folder
+
+BACKGROUND = 0.1
+"""How strongly a pixel without any part counts as background, where a part's mask counts 1."""
+FAR = 8
+"""Sides of its picture that a point of an outline may be away from the corner."""
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One part of one picture."""
+
+    number: int
+    category: int
+    outlines: list[np.ndarray] | dict[str, Any]
+    """Points [2 n] float64 (x, y, x, y ...) of each outline, or run lengths in one of COCO's two forms."""
+
+
+@dataclass(frozen=True)
+class CocoPicture:
+    """One picture of a file: its name and size, and the annotations to use."""
+
+    name: str
+    size_hw: tuple[int, int]
+    annotations: tuple[Annotation, ...]
+
+
+def read_coco(path: Path) -> tuple[list[CocoPicture], tuple[str, ...]]:
+    """The pictures with annotations, in the file's order, and the names of the categories, which are numbered from 0.
+
+    Annotations of area 0 and of crowds are skipped; pictures left without one are dropped. Raises UserError, naming the
+    file, where it is missing or is not of this form.
+    """
+    content = _load(path)
+    try:
+        names = {int(item["id"]): str(item["name"]) for item in content["categories"]}
+        kept: dict[int, list[Annotation]] = {int(item["id"]): [] for item in content["images"]}
+        for item in content["annotations"]:
+            if item["area"] > 0 and not item.get("iscrowd"):
+                kept[item["image_id"]].append(_annotation(item))
+        strange = [item["id"] for item in content["annotations"] if item["category_id"] not in names]
+        pictures = [
+            CocoPicture(str(item["file_name"]), (int(item["height"]), int(item["width"])), tuple(kept[item["id"]]))
+            for item in content["images"]
+        ]
+        if outside := next((picture.name for picture in pictures if leaves_folder(picture.name)), None):
+            raise ValueError(f"{outside!r} leaves its folder")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} is not of COCO's form ({what}); restore the file as published") from None
+    if strange:
+        raise UserError(f"{path}: annotation {strange[0]} is of no category of the file; restore the file")
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{path}: the categories' ids are {sorted(names)[:50]}, not 0, 1, 2, ...; number them from 0")
+    return [picture for picture in pictures if picture.annotations], tuple(names[i] for i in range(len(names)))
+
+
+def part_labels(picture: CocoPicture, path: Path) -> np.ndarray:
+    """[H, W] int16: the category at every pixel, -1 where there is none.
+
+    The largest of the parts' masks, where annotations of one part add up, and of a constant background. Equals go to
+    the lower id. Raises UserError, naming the file `path` of the annotations, for run lengths that cannot be decoded.
+    """
+    sums: dict[int, np.ndarray] = {}
+    for item in picture.annotations:
+        drawn = _draw(item, picture.size_hw, path).astype(np.float32)
+        sums[item.category] = sums.get(item.category, 0) + drawn
+    ids = sorted(sums)
+    layers = np.stack([np.full(picture.size_hw, BACKGROUND, np.float32), *(sums[i] for i in ids)])
+    return np.array([-1, *ids], np.int16)[layers.argmax(axis=0)]
+
+
+def _annotation(item: Mapping[str, Any]) -> Annotation:
+    """Numbers become arrays: as Python's objects those of the whole data set would take a gigabyte.
+
+    Raises ValueError for an outline that is none.
+    """
+    outlines = item["segmentation"]
+    if not isinstance(outlines, dict):
+        outlines = [_polygon(outline, item) for outline in outlines]
+        if not outlines:
+            raise ValueError(f"annotation {item['id']} has no outline")
+    return Annotation(int(item["id"]), int(item["category_id"]), outlines)
+
+
+def _polygon(outline: Sequence[float], item: Mapping[str, Any]) -> np.ndarray:
+    """The outline's points; four numbers are none, there the corners of the annotation's box are."""
+    points = np.array(outline, np.float64)
+    if points.shape == (4,):
+        x, y, width, height = map(float, item["bbox"])
+        return np.array([x, y, x + width, y, x + width, y + height, x, y + height])
+    if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
+        raise ValueError(f"an outline of annotation {item['id']} is no list of points x, y, x, y ...")
+    return points
+
+
+def _draw(annotation: Annotation, size_hw: tuple[int, int], path: Path) -> np.ndarray:
+    """[H, W] 0 or 1: inside of the outlines, or the run lengths decoded."""
+    try:
+        return np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path}: annotation {annotation.number} cannot be drawn ({what}); restore the file") from None
+
+
+def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> Any:
+    """What pycocotools decodes: run lengths packed in a text.
+
+    Raises ValueError for what its C code would take memory or write out of bounds for.
+    """
+    if isinstance(outlines, list):
+        if any(np.abs(outline).max() > FAR * max(size_hw) for outline in outlines):
+            raise ValueError("a point lies far outside the picture")
+        return coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))
+    if tuple(outlines["size"]) != size_hw:
+        raise ValueError(f"it is for {outlines['size']} pixels")
+    counts = outlines["counts"]
+    if not isinstance(counts, list):
+        return outlines
+    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
+        raise ValueError("the run lengths do not fill the picture")
+    return coco_mask.frPyObjects(outlines, *size_hw)
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path} ({type(error).__name__}: {error}); restore the file") from None

@@ -1,0 +1,142 @@
+"""Which SIIM-ACR images show a chest tube: {image id: 0 or 1} from a pickle, a CSV or a JSON file.
+
+A pickle is a program. This one may build a plain dict of texts and numbers and nothing else: no class or function of
+any module is ever looked up, and numpy's scalars are rebuilt here from their bytes.
+"""
+
+import io
+import json
+import pickle
+import pickletools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from datasets.formats.tables import read_csv
+
+MAX_BYTES = 1 << 26
+COLUMNS = ("ImageId", "tube")
+SCALAR = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,3}")
+"""Codes of the numpy types that a pickle may hold."""
+
+
+def read_tube_labels(path: Path) -> dict[str, bool]:
+    """Image id -> whether a tube is visible. Raises UserError naming the file and what is wrong in it.
+
+    .csv: columns ImageId, tube. .json: one object. Any other ending: the published pickle.
+    """
+    if path.suffix.lower() == ".csv":
+        return _from_csv(path)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} has over {MAX_BYTES} bytes, too many for tube labels; give the right file")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"--pkl_file_path: cannot read {path}: {error.strerror or error}") from None
+    table = _from_json(path, data) if path.suffix.lower() == ".json" else _from_pickle(path, data)
+    if not isinstance(table, dict) or not table:
+        raise UserError(f"{path} holds no table {{image id: 0 or 1}}; give the published file, or a .csv or .json")
+    return {_text(path, key): _flag(path, key, value) for key, value in table.items()}
+
+
+def _from_csv(path: Path) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for row in read_csv(path, COLUMNS):
+        key = row.text("ImageId")
+        if key in found:
+            raise row.error(f"ImageId {key} stands twice; keep one of the two")
+        found[key] = bool(row.integer("tube", (0, 1)))
+    if not found:
+        raise UserError(f"{path} has no lines after its header {','.join(COLUMNS)}; give the tube labels")
+    return found
+
+
+def _from_json(path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is no JSON; give one object {{image id: 0 or 1}}") from None
+
+
+def _text(path: Path, key: Any) -> str:
+    if not isinstance(key, str):
+        raise UserError(f"{path}: an image id is {type(key).__name__}, not a text; give {{image id: 0 or 1}}")
+    return key.strip()
+
+
+def _flag(path: Path, key: str, value: Any) -> bool:
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise UserError(f"{path}: image {key[:80]!r} has a label that is not 0 or 1; correct the file")
+    return bool(value)
+
+
+class _Dtype:
+    """Stands for numpy.dtype in a pickle: the code of a number's type and its byte order."""
+
+    def __init__(self, code: str) -> None:
+        if not SCALAR.fullmatch(code):
+            raise pickle.UnpicklingError("a numpy type that is no number or text")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+
+class _Restricted(pickle.Unpickler):
+    """An Unpickler that knows three names, and gives stand-ins even for those.
+
+    They are bound methods, because a pickle can set attributes of what it gets, and a bound method lets it set none.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a name. Raises UnpicklingError for any other name."""
+        known = {
+            ("numpy", "dtype"): self._dtype,
+            ("numpy.core.multiarray", "scalar"): self._scalar,
+            ("numpy._core.multiarray", "scalar"): self._scalar,
+            ("_codecs", "encode"): self._encode,
+        }
+        if (module, name) not in known:
+            raise pickle.UnpicklingError(f"it asks for {module[:40]!a}, {name[:40]!a}")
+        return known[module, name]
+
+    def _dtype(self, code: str, *_: bool) -> _Dtype:
+        return _Dtype(code)
+
+    def _scalar(self, dtype: _Dtype, data: bytes | str) -> bool | int | float | str:
+        """Pickles of Python 2 hold the bytes as Latin-1 text."""
+        if not isinstance(dtype, _Dtype):
+            raise pickle.UnpicklingError("a numpy scalar of no type")
+        raw = data.encode("latin1") if isinstance(data, str) else data
+        value: bool | int | float | str = np.frombuffer(raw, dtype.order + dtype.code)[0].item()
+        return value
+
+    def _encode(self, text: str, encoding: str) -> bytes:
+        """How protocol 2 writes bytes."""
+        if encoding != "latin1":
+            raise pickle.UnpicklingError("bytes in an unexpected encoding")
+        return text.encode("latin1")
+
+
+def _from_pickle(path: Path, data: bytes) -> Any:
+    try:
+        _check_memo(data)
+        return _Restricted(io.BytesIO(data), encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path}: refused to unpickle ({reason}); it must be a plain dict {{image id: 0 or 1}}: give that, "
+            f"or a .json, or a .csv with the columns {', '.join(COLUMNS)}"
+        ) from None
+    except Exception as error:  # the machine of a broken pickle stumbles in any way
+        raise UserError(f"{path} is no pickle, or a broken one ({type(error).__name__}); restore the file") from None
+
+
+def _check_memo(data: bytes) -> None:
+    """Refuse a memo index beyond the file's length, for which the unpickler would reserve up to 64 GB."""
+    for operation, argument, _ in pickletools.genops(data):
+        if "PUT" in operation.name and isinstance(argument, int) and argument > len(data):
+            raise pickle.UnpicklingError("an index beyond all bounds")

@@ -1,0 +1,95 @@
+"""What the files of CUB-200-2011 say about a picture beside its class: box, key points, mask.
+
+Each kind is optional as a whole (its file or folder may be absent), but complete where it is present. Waterbirds'
+pictures are CUB's on other backgrounds under the same relative paths, so both data sets look up here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from datasets.formats.tables import Row, by_id, read_spaced, same_ids
+
+IMAGES = ("id", "path")
+BOXES = ("id", "x", "y", "width", "height")
+PARTS = ("part_id", "name")
+PART_LOCATIONS = ("id", "part_id", "x", "y", "visible")
+
+
+@dataclass(frozen=True)
+class CubAnnotations:
+    """Annotations by relative path; None where the data set at hand has none of that kind."""
+
+    source: Path
+    boxes: Mapping[str, np.ndarray] | None
+    """[1, 4] float32 xyxy, pixels."""
+    parts: Mapping[str, np.ndarray] | None
+    """[P, 3] float32 (x, y, visible), pixels."""
+    part_names: tuple[str, ...] | None
+    segmentations: Path | None
+
+    def of(self, path: str) -> tuple[np.ndarray | None, np.ndarray | None, Path | None]:
+        """Boxes, parts and mask file of a picture. Raises UserError if the index has no such picture."""
+        mask = None if self.segmentations is None else (self.segmentations / path).with_suffix(".png")
+        return self._look_up(self.boxes, path), self._look_up(self.parts, path), mask
+
+    def _look_up(self, table: Mapping[str, np.ndarray] | None, path: str) -> np.ndarray | None:
+        if table is None:
+            return None
+        if path not in table:
+            raise UserError(f"{self.source}: no line for the picture {path}; restore the file as published")
+        return table[path]
+
+
+def read_annotations(base: Path) -> CubAnnotations:
+    """Everything below CUB's folder `base`; without images.txt only the masks. Raises UserError."""
+    index = base / "images.txt"
+    boxes = parts = names = None
+    if index.exists():
+        paths = {key: row.text("path") for key, row in by_id(read_spaced(index, IMAGES), "id").items()}
+        if (base / "bounding_boxes.txt").exists():
+            boxes = _boxes(base / "bounding_boxes.txt", index, paths)
+        if (base / "parts").is_dir():
+            names, parts = _parts(base / "parts", index, paths)
+    folder = base / "segmentations"
+    return CubAnnotations(index, boxes, parts, names, folder if folder.is_dir() else None)
+
+
+def _boxes(path: Path, index: Path, paths: Mapping[int, str]) -> dict[str, np.ndarray]:
+    rows = by_id(read_spaced(path, BOXES), "id")
+    same_ids(index, paths, path, rows)
+    return {paths[key]: _box(row) for key, row in rows.items()}
+
+
+def _box(row: Row) -> np.ndarray:
+    x, y, width, height = (row.number(column) for column in BOXES[1:])
+    box = np.array([[x, y, x + width, y + height]], np.float32)
+    if (box[:, 2:] <= box[:, :2]).any():
+        raise row.error(f"the box is {width:g} wide and {height:g} high; both must be above 0")
+    return box
+
+
+def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Names in the order of their ids, and the locations [P, 3] of every picture."""
+    named = by_id(read_spaced(folder / "parts.txt", PARTS), "part_id")
+    position = {key: i for i, key in enumerate(sorted(named))}
+    path = folder / "part_locs.txt"
+    found: dict[int, np.ndarray] = {}
+    for row in read_spaced(path, PART_LOCATIONS):
+        key, part = row.integer("id"), position[row.integer("part_id", position)]
+        points = found.setdefault(key, np.full((len(position), 3), np.nan, np.float32))
+        if not np.isnan(points[part, 0]):
+            raise row.error(
+                f"part {row.cells['part_id']} of picture {key} stands here a second time; keep one of the two"
+            )
+        points[part] = row.number("x"), row.number("y"), row.integer("visible", (0, 1))
+    same_ids(index, paths, path, found)
+    for key, points in found.items():
+        if np.isnan(points).any():
+            raise UserError(
+                f"{path}: picture {key} has fewer than {len(position)} parts; restore the file as published"
+            )
+    return tuple(named[key].text("name") for key in position), {paths[key]: each for key, each in found.items()}

@@ -1,0 +1,56 @@
+"""Handwritten digits, 8 x 8 pixels of 17 grey levels, that come with scikit-learn (Alpaydin and Kaynak 1998).
+
+1797 pictures; no splits are published. 40 % of every digit are `test`, drawn once for all; `val` is held out of the
+others as everywhere (data.val_fraction, data.seed).
+"""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from common.seeds import stable_seed
+from datasets.config import DataConfig
+from datasets.holdout import check_fraction, choose
+from datasets.readers.files import check_split
+from datasets.types import DatasetInfo, RawSample
+
+TEST_SHARE = 0.4
+ORIGIN = "none published; 40 % of every digit drawn once for test, data.val_fraction of the others for val"
+
+
+class Digits:
+    """One split: "train", "val" or "test"."""
+
+    groups = None
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        """Raises UserError for an unknown split, or a data.val_fraction that leaves one empty."""
+        check_split("digits", split)
+        if split != "test":
+            check_fraction("digits", split, config)
+        pictures, digits = load_digits(return_X_y=True)
+        tested = _test_numbers(digits)
+        others = [number for number in range(len(digits)) if number not in tested]
+        if split == "test":
+            self.numbers = sorted(tested)
+        else:
+            self.numbers = [others[i] for i in choose(digits[others].tolist(), split, config)]
+        self.labels: list[int] = digits[self.numbers].tolist()
+        grey = (pictures[self.numbers] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)
+        self.pictures = grey.repeat(3, axis=3)
+        self.info = DatasetInfo("digits", tuple("0123456789"), split_origin=ORIGIN)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> RawSample:
+        """Picture [8, 8, 3] and label."""
+        return RawSample(self.pictures[index], self.labels[index], f"digits/{self.numbers[index]:04d}")
+
+
+def _test_numbers(digits: np.ndarray) -> set[int]:
+    random = np.random.default_rng(stable_seed("digits", "test"))
+    chosen: set[int] = set()
+    for digit in range(10):
+        numbers = random.permutation(np.flatnonzero(digits == digit))
+        chosen |= set(numbers[: round(len(numbers) * TEST_SHARE)].tolist())
+    return chosen

@@ -1,0 +1,122 @@
+"""A data set whose records are picture files named by an index."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.formats.images import read_image, read_mask
+from datasets.types import SPLITS, DatasetInfo, RawSample
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture: where it is, and what is known of it (see RawSample for shapes and units)."""
+
+    path: Path
+    label: int
+    group: int | None = None
+    mask: Path | None = None
+    parts: np.ndarray | None = None
+    boxes: np.ndarray | None = None
+    box_labels: np.ndarray | None = None
+    present: np.ndarray | None = None
+
+
+class FileDataset:
+    """Records in order, read when asked for. The pictures' existence is checked at construction."""
+
+    def __init__(self, info: DatasetInfo, records: Sequence[Record], split: str) -> None:
+        if not records:
+            raise UserError(
+                f"the {split} split of data set {info.name!r} is empty; check data.root and data.val_fraction"
+            )
+        check_files([record.path for record in records])
+        check_files([record.mask for record in records if record.mask is not None])
+        self.info = info
+        self.records = records
+        self.labels = [record.label for record in records]
+        groups = [record.group for record in records if record.group is not None]
+        self.groups = groups if len(groups) == len(records) else None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def pixels(self, path: Path) -> np.ndarray:
+        """[H, W, 3] uint8 of a picture file. Raises UserError where it is unreadable."""
+        return read_image(path)
+
+    def object(self, path: Path) -> np.ndarray:
+        """[H, W] bool of a mask file. Raises UserError where it is unreadable."""
+        return read_mask(path)
+
+    def read(self, index: int) -> RawSample:
+        """Picture, mask and annotations. Raises UserError where a file is unreadable or the two differ in size."""
+        record = self.records[index]
+        image = self.pixels(record.path)
+        mask = None if record.mask is None else self.object(record.mask)
+        if mask is not None:
+            check_mask_size(mask, record.mask, image, record.path)
+        return RawSample(
+            image, record.label, str(record.path), record.group, mask, record.parts, record.boxes,
+            box_labels=record.box_labels, present=record.present,
+        )  # fmt: skip
+
+
+def check_mask_size(mask: np.ndarray, mask_path: Path | str | None, image: np.ndarray, path: Path | str) -> None:
+    """Raise a UserError unless mask [H, W] is as large as image [H, W, 3]."""
+    if mask.shape != image.shape[:2]:
+        sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
+        raise UserError(f"{mask_path} is {sizes[0]} pixels but {path} is {sizes[1]}; restore both files")
+
+
+def check_split(name: str, split: str) -> None:
+    """Raise a UserError on an unknown split."""
+    if split not in SPLITS:
+        raise UserError(f"data set {name!r} has no split {split!r}; known: {', '.join(SPLITS)}")
+
+
+def open_root(config: DataConfig, content: str) -> Path:
+    """The folder data.root, which is to hold `content`. Raises UserError where it is not given or no folder."""
+    if not config.root:
+        raise UserError(f"data.root is empty; give the folder that holds {content} (--data.root PATH)")
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        raise UserError(f"data.root: no folder {root}; unpack the data set there or correct the path")
+    return root
+
+
+def find_root(config: DataConfig, marker: str, folders: Sequence[str] = ("CUB_200_2011",)) -> Path:
+    """The folder that holds `marker`: data.root itself, or one of `folders` in it. Raises UserError."""
+    root = open_root(config, marker)
+    bases = [root, *(root / folder for folder in folders)]
+    for base in bases:
+        if (base / marker).exists():
+            return base
+    raise UserError(f"data.root: neither {' nor '.join(map(str, bases))} holds {marker}; correct the path")
+
+
+def check_files(paths: Iterable[Path], advice: str = "unpack the pictures again or correct data.image_folder") -> None:
+    """Raise a UserError naming the first file that does not exist. One look at each folder, not at each file."""
+    folders: dict[Path, frozenset[str]] = {}
+    missing = []
+    for path in paths:
+        if path.parent not in folders:
+            folders[path.parent] = _names(path.parent)
+        if path.name not in folders[path.parent]:
+            missing.append(path)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{missing[0]}{more} is missing; {advice}")
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries)
+    except (OSError, ValueError):  # no such folder, not ours to read, or a name that no folder can have
+        return frozenset()

@@ -1,0 +1,143 @@
+"""ImageNet-1k (ILSVRC 2012), or any tree of its form: train/<class>/ and val/<class>/ with one folder for each class.
+
+`test` is the published validation folder, val/. `val` is held out of train/, class by class, by data.val_fraction and
+data.seed. Nothing but folders is read at the start: a picture and its boxes are opened when asked for.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.formats.box_xml import read_boxes
+from datasets.formats.folders import class_folders, picture_names
+from datasets.formats.images import read_image
+from datasets.formats.tables import Row, read_spaced
+from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.readers.files import check_files, check_split, open_root
+from datasets.readers.synsets import imagenet_classes, known_folders
+from datasets.types import DatasetInfo, RawSample
+
+CLASS_NAMES = "LOC_synset_mapping.txt"
+BOXES = "Annotations/CLS-LOC/val"
+
+
+class ImageNet:
+    """One split: "train", "val" or "test". Labels are 0..C-1 in the sorted order of the class folders' names.
+
+    A list of classes by folder name (`read_classes`) defines the labels instead, so that a tree of a few classes keeps
+    the labels of all 1000. Raises UserError, naming file or folder, on anything missing or wrong.
+    """
+
+    name = "imagenet"
+    groups = None
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split(self.name, split)
+        if split != "test":
+            check_fraction(self.name, split, config)
+        root = open_root(config, "train/ and val/")
+        self.folder = root / ("val" if split == "test" else "train")
+        folders = class_folders(self.folder)
+        other = root / ("train" if split == "test" else "val")
+        if other.is_dir():
+            same_classes(self.folder, folders, other, class_folders(other))
+        classes = self.classes(_names_file(config, root), folders)
+        self.folders = tuple(classes)
+        self.info = DatasetInfo(self.name, tuple(classes.values()), split_origin=split_origin(split, config))
+        self.labels: list[int] = []
+        self.names: list[str] = []  # one short text for each picture: a million paths would take a gigabyte
+        for label, folder in enumerate(self.folders):
+            names = picture_names(self.folder / folder) if folder in folders else []
+            held_out = set() if split == "test" else hold_out(names, label, config)
+            chosen = [name for name in names if split == "test" or (name in held_out) == (split == "val")]
+            self.names += chosen
+            self.labels += [label] * len(chosen)
+        if not self.names:
+            raise UserError(f"the {split} split of {root} is empty; raise data.val_fraction or add pictures")
+        self.boxes = _box_folder(config, root) if split == "test" else None
+        if self.boxes:
+            check_files(map(self._xml, self.names), "unpack the box files again or correct data.box_folder")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> RawSample:
+        """Picture, label and, where the data set has them, boxes. Raises UserError where a file is wrong."""
+        label, name = self.labels[index], self.names[index]
+        path = self.folder / self.folders[label] / name
+        image = read_image(path)
+        boxes = read_boxes(self._xml(name), image.shape[:2]) if self.boxes else None
+        return RawSample(image, label, str(path), boxes=boxes)
+
+    def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
+        """Class folder -> name of the class, in the order of the labels; `names`: the list of classes, if any."""
+        return read_classes(names, folders)
+
+    def _xml(self, name: str) -> Path:
+        assert self.boxes is not None
+        return self.boxes / f"{Path(name).stem}.xml"
+
+
+class ImageNet1k(ImageNet):
+    """The same with the 1000 classes that pretrained models know, however few of their folders the tree has."""
+
+    name = "imagenet1k"
+
+    def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
+        """Those of the list, or where there is none the published ones. Raises UserError for a folder of no class."""
+        return known_folders(imagenet_classes(names), folders, self.folder)
+
+
+def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:
+    """Raise UserError unless train/ and val/ have the same class folders: labels would mean different things."""
+    for here, there, lacking in (
+        (first, second, set(first_names) - set(second_names)),
+        (second, first, set(second_names) - set(first_names)),
+    ):
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise UserError(f"{there} has no class folder {min(lacking)}{more}, which {here} has; make them the same")
+
+
+def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
+    """Class folder -> name of the class, in the order of the labels.
+
+    The file has either lines "folder name" for at least the folders there are (all its folders, sorted, are the
+    classes), or one name for each of the sorted folders. Without a file a folder is its class's name.
+    """
+    if path is None:
+        return {folder: folder for folder in folders}
+    rows = list(read_spaced(path, ("line",)))
+    by_folder: dict[str, Row] = {}
+    for row in rows:
+        by_folder.setdefault(row.text("line").split()[0], row)
+    if by_folder.keys() >= set(folders):
+        return {folder: _name(by_folder[folder], folder) for folder in sorted(by_folder)}
+    if len(rows) == len(folders):
+        return {folder: row.text("line") for folder, row in zip(folders, rows, strict=True)}
+    lacking = min(set(folders) - by_folder.keys())
+    raise UserError(
+        f"{path} has {len(rows)} lines for {len(folders)} class folders, and none opens with {lacking}; "
+        "give one name for each sorted folder, or lines of folder and name"
+    )
+
+
+def _name(row: Row, folder: str) -> str:
+    return row.text("line").removeprefix(folder).strip() or folder
+
+
+def _names_file(config: DataConfig, root: Path) -> Path | None:
+    published = root / CLASS_NAMES
+    if config.class_names:
+        return Path(config.class_names).expanduser()
+    return published if published.exists() else None
+
+
+def _box_folder(config: DataConfig, root: Path) -> Path | None:
+    if not config.box_folder:
+        return root / BOXES if (root / BOXES).is_dir() else None
+    folder = Path(config.box_folder).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.box_folder: no folder {folder}; unpack the box files there or correct the path")
+    return folder

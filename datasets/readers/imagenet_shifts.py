@@ -1,0 +1,70 @@
+"""Test sets for models of ImageNet's 1000 classes: ImageNet-A, ImageNet-R and ImageNet-V2. None has a training split.
+
+data.root is the folder that holds the class folders. A and R (Hendrycks et al. 2021) have pictures of 200 of the
+classes: as published, a model answers with the best of those 200 of its outputs. V2 (Recht et al. 2019) has all 1000.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.formats.folders import class_folders, picture_names
+from datasets.readers.files import FileDataset, Record, check_split, open_root
+from datasets.readers.synsets import imagenet_classes, known_folders
+from datasets.types import DatasetInfo
+
+
+class ImageNetSubset(FileDataset):
+    """ImageNet-A or -R: folders named by WordNet ids. The folders there are, sorted, are the classes 0..C-1.
+
+    Raises UserError, naming file or folder, on anything missing or wrong.
+    """
+
+    def __init__(self, name: str, config: DataConfig, split: str) -> None:
+        check_test_only(name, split)
+        root = open_root(config, "one folder for each WordNet id")
+        folders = class_folders(root)
+        known = known_folders(imagenet_classes(class_list(config)), folders, root)
+        labels = {folder: label for label, folder in enumerate(folders)}
+        class_of_output = tuple(labels.get(folder, -1) for folder in known)
+        info = DatasetInfo(name, tuple(known[folder] for folder in folders), class_of_output=class_of_output)
+        super().__init__(info, folder_records(root, labels), split)
+
+
+class ImageNetV2(FileDataset):
+    """ImageNet-V2: folders 0 to 999, whose names are the classes' numbers (sorted as text they are in another order).
+
+    Raises UserError, naming file or folder, on anything missing or wrong.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_test_only("imagenet_v2", split)
+        root = open_root(config, "one folder for each class, 0 to 999")
+        names = tuple(imagenet_classes(class_list(config)).values())
+        labels = {folder: _number(root / folder, len(names)) for folder in class_folders(root)}
+        super().__init__(DatasetInfo("imagenet_v2", names), folder_records(root, labels), split)
+
+
+def check_test_only(name: str, split: str) -> None:
+    """Raise a UserError on any split but "test"."""
+    check_split(name, split)
+    if split != "test":
+        raise UserError(f"data set {name!r} has a test split alone; train on imagenet1k and evaluate that run on it")
+
+
+def class_list(config: DataConfig) -> Path | None:
+    """The file data.class_names, where it is given."""
+    return Path(config.class_names).expanduser() if config.class_names else None
+
+
+def folder_records(root: Path, labels: Mapping[str, int]) -> list[Record]:
+    """All pictures in the folders of `root`, by folder's label, then by name."""
+    ordered = sorted(labels, key=labels.__getitem__)
+    return [Record(root / folder / name, labels[folder]) for folder in ordered for name in picture_names(root / folder)]
+
+
+def _number(folder: Path, count: int) -> int:
+    if not (folder.name.isdecimal() and int(folder.name) < count):
+        raise UserError(f"{folder}: folders of ImageNet-V2 are numbered 0 to {count - 1}; move it away")
+    return int(folder.name)

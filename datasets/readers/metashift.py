@@ -1,0 +1,89 @@
+"""MetaShift's cats and dogs (Liang and Zou 2022, in the DISC split): each class in other surroundings in the test.
+
+Published layout: train/ and test/, in them <class>/<context>/*.jpg such as cat/cat(sofa)/ or dog/dog(bench)/. No
+validation split is published: `val` is held out of train/, class by class, by data.val_fraction and data.seed.
+Groups are class x context. The paper's worst group is the worse class of the test, which has one context.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.formats.folders import EXTENSIONS, class_folders
+from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.readers.files import FileDataset, Record, check_split, open_root
+from datasets.types import DatasetInfo
+
+
+class MetaShift(FileDataset):
+    """One split: "train", "val" or "test". Labels are 0..C-1 in the sorted order of the class folders.
+
+    Every split knows the groups of both folders; those of the other have no images. Raises UserError, naming file or
+    folder, on anything missing or wrong.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split("metashift", split)
+        if split != "test":
+            check_fraction("metashift", split, config)
+        root = open_root(config, "train/ and test/")
+        base = root / ("test" if split == "test" else "train")
+        classes = class_folders(base)
+        sides = [side for side in (root / "train", root / "test") if side.is_dir()]
+        found = {side: read_side(side, classes) for side in sides}
+        groups = sorted({(entry.label, entry.context) for entries in found.values() for entry in entries})
+        held_out: set[str] = set()
+        if split != "test":
+            for label in range(len(classes)):
+                held_out |= hold_out([entry.path for entry in found[base] if entry.label == label], label, config)
+        records = [
+            Record(base / entry.path, entry.label, groups.index((entry.label, entry.context)))
+            for entry in found[base]
+            if (entry.path in held_out) == (split == "val")
+        ]
+        names = tuple(context for _, context in groups)
+        info = DatasetInfo("metashift", tuple(classes), names, split_origin=split_origin(split, config))
+        super().__init__(info, records, split)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture of train/ or test/."""
+
+    path: str
+    """Below that folder."""
+    label: int
+    context: str
+
+
+def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
+    """All pictures of train/ or test/. Raises UserError for other class folders, or one without pictures."""
+    there = class_folders(side)
+    if there != list(classes):
+        raise UserError(
+            f"{side} has the class folders {', '.join(there)}, not {', '.join(classes)}; make train/ and test/ the same"
+        )
+    return [
+        Entry(f"{name}/{path}", label, context_of(path, name))
+        for label, name in enumerate(classes)
+        for path in pictures(side / name)
+    ]
+
+
+def pictures(folder: Path) -> list[str]:
+    """Sorted paths, below the folder, of all pictures in it. Raises UserError where there are none."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+    if not names:
+        raise UserError(f"{folder} holds no pictures; fill or remove the folder")
+    return names
+
+
+def context_of(path: str, name: str) -> str:
+    """The context folder of a picture of class `name`, as "cat(sofa)"; the class where it lies in no such folder."""
+    folder, _, rest = path.partition("/")
+    if not rest:
+        return name
+    return folder if folder.startswith(f"{name}(") else f"{name}({folder})"

@@ -1,0 +1,124 @@
+"""PartImageNet (He et al. 2022): pictures of 158 classes of ImageNet, with masks of 40 kinds of parts.
+
+    images/{train,val,test}/<wnid>_<number>.JPEG        or below a folder <wnid>/
+    annotations/{train,val,test}/{train,val,test}.json  COCO's form; category = part
+
+A picture's class is the WordNet id its file name begins with. The published files split the classes, not the pictures
+(109 / 19 / 30): nothing could be classified. So a split whose file has classes that train.json has not is held out of
+train.json instead. A split of pictures (files of the same classes) is used as it is.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.errors import UserError
+from common.seeds import stable_seed
+from datasets.config import DataConfig
+from datasets.formats.coco import CocoPicture, part_labels, read_coco
+from datasets.holdout import check_fraction, choose
+from datasets.readers.files import FileDataset, Record, check_split, open_root
+from datasets.readers.synsets import imagenet_classes
+from datasets.types import DatasetInfo, RawSample
+
+WNID = re.compile(r"n\d{8}(?=_)")
+TEST_SHARE = 0.1
+"""Of each class of train.json, where the published test file cannot serve. Independent of data.val_fraction."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the published files, and the pictures of it that a split takes."""
+
+    file: Path
+    names: tuple[str, ...]
+    """Of the parts."""
+    pictures: list[CocoPicture]
+    wnids: list[str]
+    """Of each picture."""
+    origin: str = "published"
+
+    def only(self, positions: list[int], origin: str) -> "Part":
+        """The pictures at these positions."""
+        pictures = [self.pictures[i] for i in positions]
+        return replace(self, pictures=pictures, wnids=[self.wnids[i] for i in positions], origin=origin)
+
+
+class PartImageNet(FileDataset):
+    """One split: "train", "val" or "test". Classes are those of train.json, sorted by name.
+
+    `mask` is the union of the parts. Raises UserError, naming the file, on anything missing or wrong.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split("part_imagenet", split)
+        check_fraction("part_imagenet", split, config)
+        root = open_root(config, "images/ and annotations/")
+        train = read_part(root, "train")
+        known = imagenet_classes(Path(config.class_names).expanduser() if config.class_names else None)
+        unknown = sorted(set(train.wnids) - known.keys())
+        if unknown:
+            raise UserError(f"{train.file}: {unknown[0]} is no class of ImageNet; give its name in data.class_names")
+        order = sorted(set(train.wnids), key=lambda wnid: (known[wnid], wnid))
+        part = choose_part(root, train, split, {wnid: label for label, wnid in enumerate(order)}, config)
+        if part.names != train.names:
+            raise UserError(f"{part.file} has other categories than {train.file}; restore both files")
+        self.part = part
+        info = DatasetInfo(
+            "part_imagenet", tuple(known[wnid] for wnid in order), part_names=part.names, split_origin=part.origin
+        )
+        folder = root / "images" / part.file.stem
+        super().__init__(info, records_of(part, folder, order), split)
+
+    def read(self, index: int) -> RawSample:
+        """Picture, parts and object. Raises UserError where a file is unreadable or the sizes differ."""
+        sample, picture = super().read(index), self.part.pictures[index]
+        if sample.image.shape[:2] != picture.size_hw:
+            sizes = [f"{width} x {height}" for height, width in (picture.size_hw, sample.image.shape[:2])]
+            raise UserError(f"{self.part.file} says {sizes[0]} pixels, but {sample.path} has {sizes[1]}; restore both")
+        labels = part_labels(picture, self.part.file)
+        return replace(sample, part_labels=labels, mask=labels >= 0)
+
+
+def read_part(root: Path, name: str) -> Part:
+    """A published file with the classes of its pictures. Raises UserError for a file name without one."""
+    file = root / "annotations" / name / f"{name}.json"
+    pictures, names = read_coco(file)
+    wnids = []
+    for picture in pictures:
+        found = WNID.match(Path(picture.name).name)
+        if not found:
+            raise UserError(f"{file}: {picture.name!r} does not begin with a WordNet id such as n01440764_; correct it")
+        wnids.append(found.group())
+    return Part(file, names, pictures, wnids)
+
+
+def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], config: DataConfig) -> Part:
+    """The pictures of a split: a published file's, or those of train.json that are not held out for another split."""
+    origin, pool = "published", train
+    for name in ("test", "val"):
+        published = read_part(root, name)
+        if set(published.wnids) <= labels.keys():
+            if name == split:
+                return published
+            continue
+        share = TEST_SHARE if name == "test" else config.val_fraction
+        seeded = replace(config, seed=stable_seed("part_imagenet", name, config.seed), val_fraction=share)
+        wanted = [labels[wnid] for wnid in pool.wnids]
+        if name == split:
+            origin = f"held out: {share:g} of every class of train.json, data.seed {config.seed}"
+            return pool.only(choose(wanted, "val", seeded), origin)
+        origin = "published train.json, without what is held out"
+        pool = pool.only(choose(wanted, "train", seeded), origin)
+    return replace(pool, origin=origin)
+
+
+def records_of(part: Part, folder: Path, order: list[str]) -> list[Record]:
+    """A record for each picture, in `folder` or in the folders of the classes there."""
+    nested = bool(part.wnids) and (folder / part.wnids[0]).is_dir()
+    pairs = zip(part.pictures, part.wnids, strict=True)
+    return [
+        Record(folder / wnid / picture.name if nested else folder / picture.name, order.index(wnid))
+        for picture, wnid in pairs
+    ]

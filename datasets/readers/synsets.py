@@ -1,0 +1,38 @@
+"""ImageNet's 1000 classes: the WordNet ids that its folders are named by, and their names."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from timm.data import ImageNetInfo
+
+from common.errors import UserError
+from datasets.formats.tables import read_spaced
+
+
+def imagenet_classes(names: Path | None) -> dict[str, str]:
+    """Folder -> name of the class, in the order of a classifier's outputs: the folders', sorted.
+
+    From the lines "folder name" of a file such as LOC_synset_mapping.txt, which may list other classes than the 1000;
+    without one from timm's own list. Raises UserError for a file that is missing or has a folder twice.
+    """
+    if names is None:
+        known = ImageNetInfo()
+        return {folder: known.label_name_to_description(folder) for folder in known.label_names()}
+    classes: dict[str, str] = {}
+    for row in read_spaced(names, ("folder", "name")):
+        if row.text("folder") in classes:
+            raise row.error(f"folder {row.text('folder')} stands already in a line above; keep one of the two")
+        classes[row.text("folder")] = row.text("name")
+    return dict(sorted(classes.items()))
+
+
+def known_folders(classes: Mapping[str, str], folders: Sequence[str], base: Path) -> dict[str, str]:
+    """The classes, after a look at the folders in `base`. Raises UserError for one that belongs to no class."""
+    unknown = sorted(set(folders) - classes.keys())
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{base / unknown[0]}{more} is no class of ImageNet-1k; move it away, correct data.root or give the list "
+            "of classes as data.class_names"
+        )
+    return dict(classes)

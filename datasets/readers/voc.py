@@ -1,0 +1,84 @@
+"""PASCAL VOC 2012: 20 classes, several in a picture, with boxes and, for some pictures, masks of the objects.
+
+    VOCdevkit/VOC2012/
+        JPEGImages/<id>.jpg
+        Annotations/<id>.xml              objects: names and boxes
+        ImageSets/Main/{train,val}.txt    ids; data.variant=segmentation reads ImageSets/Segmentation instead
+        SegmentationClass/<id>.png        needed for that variant alone
+
+`test` is the published val (the server keeps the annotations of the published test); `val` is held out of the
+published train by the class of the largest box. `present` are the classes of all objects, also of those marked
+difficult, and `label` is the class of the largest box.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import UserError
+from datasets.config import DataConfig
+from datasets.formats.box_xml import BoxFile, read_box_file
+from datasets.formats.images import read_indices
+from datasets.formats.tables import read_spaced
+from datasets.holdout import check_fraction, choose, split_origin
+from datasets.readers.files import FileDataset, Record, check_files, check_split, find_root
+from datasets.types import DatasetInfo
+
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+SETS = {"original": "Main", "segmentation": "Segmentation"}
+VOID = 255
+"""In a mask: the border of an object, or a part too hard to tell."""
+
+
+class Voc2012(FileDataset):
+    """One split: "train", "val" or "test". Raises UserError, naming the file, on anything missing or wrong."""
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split("voc2012", split)
+        if config.variant not in SETS:
+            raise UserError(f"data.variant={config.variant} is none of voc2012's: {', '.join(SETS)}")
+        if split != "test":
+            check_fraction("voc2012", split, config)
+        base = find_root(config, "ImageSets", ("VOCdevkit/VOC2012", "VOC2012"))
+        index = base / "ImageSets" / SETS[config.variant] / ("val.txt" if split == "test" else "train.txt")
+        names = [row.file("id") for row in read_spaced(index, ("id",))]
+        files = [base / "Annotations" / f"{name}.xml" for name in names]
+        check_files(files, "unpack Annotations/ of the published archive again")
+        masks = base / "SegmentationClass" if config.variant == "segmentation" else None
+        records = [_record(base / "JPEGImages" / f"{file.stem}.jpg", file, masks) for file in files]
+        if split != "test":
+            records = [records[i] for i in choose([record.label for record in records], split, config)]
+        origin = split_origin(split, config)
+        super().__init__(DatasetInfo("voc2012", CLASSES, split_origin=origin, multi_label=True), records, split)
+
+    def object(self, path: Path) -> np.ndarray:
+        """[H, W] bool: pixels of any class; those that nobody could tell (void) are not."""
+        classes = read_indices(path)
+        return (classes > 0) & (classes != VOID)
+
+
+def _record(picture: Path, annotation: Path, masks: Path | None) -> Record:
+    """A picture and what its XML says."""
+    found = read_box_file(annotation, first_pixel=1)
+    classes = [_class(name, annotation) for name in found.names]
+    if not classes:
+        raise UserError(f"{annotation} holds no object with a box; restore the file as published")
+    present = np.zeros(len(CLASSES), bool)
+    present[classes] = True
+    mask = masks and masks / f"{picture.stem}.png"
+    label, labels = classes[_largest(found)], np.array(classes)
+    return Record(picture, label, mask=mask, boxes=found.boxes, box_labels=labels, present=present)
+
+
+def _class(name: str, annotation: Path) -> int:
+    if name not in CLASSES:
+        raise UserError(f"{annotation}: {name!r} is none of the 20 classes; restore the file as published")
+    return CLASSES.index(name)
+
+
+def _largest(found: BoxFile) -> int:
+    """Position of the box with the largest area, the first of equals."""
+    return int((found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1).argmax())

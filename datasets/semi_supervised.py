@@ -1,0 +1,145 @@
+"""Training with few labels (ATCON, section 4): which images keep theirs, and which images each step reads."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from common.processes import processes
+from common.seeds import stable_seed
+from datasets.config import SemiConfig
+from datasets.loader import BatchLoader, Feed, Key, Split, collate_train, steps_per_epoch
+from datasets.readers.files import FileDataset
+from datasets.subset import Subset
+from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
+
+
+class PartlyLabelled:
+    """The records of `labelled`, then those of `unlabelled` without their labels; a RawDataset."""
+
+    groups = None
+
+    def __init__(self, labelled: RawDataset, unlabelled: RawDataset) -> None:
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.labels = [*labelled.labels, *[UNLABELLED] * len(unlabelled)]
+
+    @property
+    def info(self) -> DatasetInfo:
+        """What the labels mean."""
+        return self.labelled.info
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> RawSample:
+        """One record."""
+        if index < len(self.labelled):
+            return self.labelled.read(index)
+        record = self.unlabelled.read(index - len(self.labelled))
+        present = None if record.present is None else np.zeros_like(record.present)
+        return replace(record, label=UNLABELLED, present=present)
+
+
+def split_labels(split: Split, config: SemiConfig, seed: int) -> tuple[Split, Split]:
+    """The images of a training split that keep their labels, and those that consistency is trained on.
+
+    `seed`: of the draw, data.seed. Raises UserError where one of the two would be empty and is needed, or a class has
+    too few images.
+    """
+    everything = range(len(split))
+    few = _choose(split.raw, config, seed) if config.images_per_class else list(everything)
+    rest = few if config.unlabelled == "labelled" else sorted(set(everything) - set(few))
+    if config.unlabelled_size:
+        order = np.random.default_rng(stable_seed("unlabelled", seed)).permutation(len(rest))
+        rest = sorted(rest[i] for i in order[: config.unlabelled_size])
+    if not rest and config.mode != "supervised":
+        raise UserError(
+            "data.semi.unlabelled: every training image keeps its label; set data.semi.images_per_class, or "
+            "data.semi.unlabelled=labelled"
+        )
+    return _part(split, few), _part(split, rest)
+
+
+class MixedFeed(Feed):
+    """Batches with labels and without, in the order and number of `data.semi.mode`."""
+
+    def __init__(self, labelled: Split, unlabelled: Split, batch_size: int, config: SemiConfig, seed: int) -> None:
+        """`batch_size`: with labels; `config.batch_size` without; of each process. `seed`: the training seed."""
+        self.config, self.seed = config, seed
+        self.sizes = len(labelled), len(unlabelled)
+        count = processes().world_size
+        self.batch_sizes = min(batch_size, len(labelled) // count), min(config.batch_size, len(unlabelled) // count)
+        if not all(self.batch_sizes):
+            raise UserError(f"data.semi: {self.sizes} images with and without labels do not go round {count} processes")
+        self.split = Split(
+            PartlyLabelled(labelled.raw, unlabelled.raw), labelled.transform, train=True, seed=labelled.seed
+        )
+        shares = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
+        self.steps = {
+            "unsupervised": lambda: steps_per_epoch(unlabelled, config.batch_size, world_size=count),
+            "alternating": lambda: max(1, int(shares)),
+            "combining": lambda: steps_per_epoch(labelled, batch_size, world_size=count),
+        }[config.mode]()
+
+    def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
+        """See `Feed.loader`."""
+        return BatchLoader(self.split, self._batches(epoch)[start_batch:], workers, collate_train)
+
+    def _batches(self, epoch: int) -> list[list[Key]]:
+        """Every step's images; with both kinds in one batch those with labels come first."""
+        labelled, unlabelled = self._endless(epoch, 0), self._endless(epoch, 1)
+        if self.config.mode == "unsupervised":
+            return list(itertools.islice(unlabelled, self.steps))
+        if self.config.mode == "combining":
+            return [next(labelled) + next(unlabelled) for _ in range(self.steps)]
+        weight = self.config.alpha * self.sizes[0]
+        generator = torch.Generator().manual_seed(stable_seed("kind", self.seed, epoch))
+        with_labels = torch.rand(self.steps, generator=generator) < weight / (weight + self.sizes[1])
+        return [next(labelled if known else unlabelled) for known in with_labels.tolist()]
+
+    def _endless(self, epoch: int, kind: int) -> Iterator[list[Key]]:
+        """This process's batches of one kind (0: labelled), pass after pass, each in its own order, augmented anew."""
+        here, size, first = processes(), self.sizes[kind], self.sizes[0] if kind else 0
+        batch = self.batch_sizes[kind] * here.world_size
+        for number in itertools.count():
+            turn = epoch if number == 0 else stable_seed("pass", epoch, number)
+            generator = torch.Generator().manual_seed(stable_seed("order", self.seed, turn, kind))
+            order = (torch.randperm(size, generator=generator) + first).tolist()
+            for start in range(0, size - batch + 1, batch):
+                yield [(turn, index) for index in order[start : start + batch][here.rank :: here.world_size]]
+
+
+def _part(split: Split, indices: Sequence[int]) -> Split:
+    return Split(Subset(split.raw, indices), split.transform, train=split.train, seed=split.seed)
+
+
+def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
+    """Images in a random order, each taken where none of its classes is full yet, until all classes are."""
+    most, counts = config.images_per_class, [0] * raw.info.num_classes
+    classes, taken = _classes(raw), []
+    for index in np.random.default_rng(stable_seed("labelled", seed)).permutation(len(raw)).tolist():
+        shown = classes[index]
+        if any(counts[c] >= most for c in shown) or (config.fully_balanced and len(shown) != 1):
+            continue
+        taken.append(index)
+        for c in shown:
+            counts[c] += 1
+    lacking = [name for name, count in zip(raw.info.class_names, counts, strict=True) if count < most]
+    if lacking and (config.fully_balanced or not raw.info.multi_label):
+        raise UserError(
+            f"data.semi.images_per_class: {most} images cannot be had of {', '.join(lacking[:5])}; set it lower"
+        )
+    return sorted(taken)
+
+
+def _classes(raw: RawDataset) -> list[list[int]]:
+    """The classes that every picture shows, without reading it."""
+    if not raw.info.multi_label:
+        return [[label] for label in raw.labels]
+    if not isinstance(raw, FileDataset):
+        raise UserError(f"data.semi.images_per_class: {raw.info.name} does not list the classes of its pictures; set 0")
+    return [[label] if r.present is None else np.flatnonzero(r.present).tolist()
+            for r, label in zip(raw.records, raw.labels, strict=True)]  # fmt: skip

@@ -1,0 +1,117 @@
+"""The synthetic data set: procedural birds whose training background agrees with the class most of the time.
+
+Needs no download: a split is drawn in memory within seconds, from (data.seed, split, data.synthetic, size) alone.
+`python -m datasets.synthetic OUT` writes it to disk in the layout of CUB-200-2011 and Waterbirds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from common.errors import UserError
+from common.seeds import stable_seed
+from datasets.config import DataConfig
+from datasets.readers.files import check_split
+from datasets.synthetic.bird import draw_birds
+from datasets.synthetic.drawing import KEY_POINTS, PARTS, Uniform, blank_canvas, draw_background, draw_pose
+from datasets.synthetic.groups import balanced_groups
+from datasets.types import DatasetInfo, RawSample
+
+INFO = DatasetInfo(
+    name="synthetic",
+    class_names=("checked", "striped"),
+    group_names=("checked on forest", "checked on water", "striped on forest", "striped on water"),
+    minority_groups=(1, 2),
+    part_names=PARTS,
+)
+CHUNK_PIXELS = 32 * 96 * 96  # what a processor core's cache holds
+
+
+class SyntheticBirds:
+    """One split, drawn whole at construction. Images are at data.image_size already.
+
+    images [n, H, W, 3] uint8 · part_map [n, H, W] uint8 (0 background, k + 1 = part k) ·
+    parts [n, 5, 3] float32 (x, y, visible), pixels · labels, places: n ints.
+    Raises UserError on an unknown split or on dials out of range.
+    """
+
+    info = INFO
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        count = _image_count(config, split)
+        self.split = split
+        seed = stable_seed("synthetic", config.seed, split)
+        generator = torch.Generator().manual_seed(seed)
+        correlation = 0.5 if split == "test" else config.synthetic.correlation
+        self.labels, self.places = balanced_groups(count, correlation, np.random.default_rng(seed))
+        self.groups = [2 * y + place for y, place in zip(self.labels, self.places, strict=True)]
+        label, place = torch.tensor(self.labels), torch.tensor(self.places)
+        self.images = np.empty((count, *config.size_hw, 3), np.uint8)
+        self.part_map = np.empty((count, *config.size_hw), np.uint8)
+        self.parts = np.ones((count, len(PARTS), 3), np.float32)
+        step = max(1, CHUNK_PIXELS // (config.size_hw[0] * config.size_hw[1]))
+        with _one_thread():
+            for start in range(0, count, step):
+                chunk = slice(start, start + step)
+                drawn = _draw_chunk(label[chunk], place[chunk], config, generator)
+                self.images[chunk], self.part_map[chunk], self.parts[chunk, :, :2] = drawn
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, index: int) -> RawSample:
+        """Image, label, group = 2 * label + place, mask, five key points (all visible), one box, parts at pixels."""
+        mask = self.part_map[index] > 0
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        return RawSample(
+            image=self.images[index],
+            label=self.labels[index],
+            path=f"synthetic/{self.split}/{index:05d}",
+            group=self.groups[index],
+            mask=mask,
+            parts=self.parts[index],
+            boxes=np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32),
+            part_labels=self.part_map[index].astype(np.int16) - 1,
+        )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch on one thread: the operations are so small that two threads wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _image_count(config: DataConfig, split: str) -> int:
+    check_split("synthetic", split)
+    dials = config.synthetic
+    counts = {"train": dials.train_images, "val": dials.val_images, "test": dials.test_images}
+    if counts[split] < 1:
+        raise UserError(f"data.synthetic.{split}_images is {counts[split]}; it must be at least 1")
+    for name in ("correlation", "any_hue", "hue_gap", "colour_cue"):
+        if not 0 <= getattr(dials, name) <= 1:
+            raise UserError(f"data.synthetic.{name} is {getattr(dials, name)}; it must lie in [0, 1]")
+    return counts[split]
+
+
+def _draw_chunk(
+    label: torch.Tensor, place: torch.Tensor, config: DataConfig, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images [n, H, W, 3] uint8, part maps [n, H, W] uint8, key points [n, P, 2] float32 (pixel 0 is centred at 0)."""
+    dials = config.synthetic
+    canvas, draw = blank_canvas(len(label), config.size_hw), Uniform(generator, len(label))
+    draw_background(canvas, place, draw, dials)
+    pose = draw_pose(canvas, draw)
+    draw_birds(canvas, pose, label, draw, dials)
+    image = canvas.image
+    image *= (1 + draw(-0.2, 0.2) * (canvas.x - 0.5) + draw(-0.2, 0.2) * (canvas.y - 0.5))[:, None]
+    image += dials.noise * torch.randn(image.shape, generator=generator)
+    pixels = image.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
+    points = pose.to_picture(torch.tensor(KEY_POINTS)) * canvas.side - 0.5
+    return pixels.numpy(), canvas.parts.numpy(), points.numpy()

@@ -1,0 +1,72 @@
+"""What a finished run is measured with: its model, with the weights of a checkpoint, and a split."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from common.errors import UserError
+from datasets import Split, load_split
+from datasets.subset import sample_split
+from engine.run.checkpointing import load_weights, read_checkpoint
+from engine.run.config import RunConfig
+from engine.run.folder import BEST, LAST
+from models import build_model
+from models.registry import AnyModel
+
+
+def load_run_model(run: Path, config: RunConfig, checkpoint: str, num_outputs: int) -> AnyModel:
+    """The run's model with its best or last weights (last: the moving average where the run kept one)."""
+    model = build_model(config.model, num_outputs, config.data.size_hw, weights=False)
+    if checkpoint == "best":
+        path = run / BEST / "model.safetensors"
+        load_weights(model, read_checkpoint(path).tensors, path)
+        return model
+    last = read_checkpoint(run / LAST)
+    load_weights(model, last.part("ema") or last.part("model"), run / LAST)
+    return model
+
+
+def warm_start(model: nn.Module, source: str) -> None:
+    """Fill the model with all weights of `source`: a run's folder (its best weights) or a checkpoint of a run.
+
+    Of a checkpoint the moving average where there is one. Raises UserError where they do not fit.
+    """
+    path = Path(source).expanduser()
+    path = path / BEST / "model.safetensors" if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"model.init_from: no file {path}; give the folder of a run of train.py, or a checkpoint")
+    checkpoint = read_checkpoint(path)
+    load_weights(model, checkpoint.part("ema") or checkpoint.part("model") or checkpoint.tensors, path)
+
+
+def read_split(config: RunConfig, name: str, limit: int | None) -> Split:
+    """The split in its evaluation transform; `limit`: a sample of so many images. Raises UserError for less than 1."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit: {limit} images cannot be measured; give at least 1")
+    split = load_split(config.data, name, train=False, seed=config.train.seed)
+    return split if limit is None else sample_split(split, limit)
+
+
+def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str]) -> Split:
+    """What `metrics` are fitted on: the training split in its evaluation transform, always of the published pictures.
+
+    Raises UserError where it cannot be read.
+    """
+    data = replace(config.data, image_folder="", mask_folder="")
+    try:
+        return read_split(replace(config, data=data), "train", limit)
+    except UserError as error:
+        raise UserError(f"--metrics: {', '.join(metrics)} must be fitted on the training split: {error}") from None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """16 hexadecimal digits that tell a model's weights (names, values) from others."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

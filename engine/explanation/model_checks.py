@@ -1,0 +1,120 @@
+"""What is measured of a model beside the figures of each method's own maps."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from common.processes import gather_blocks
+from datasets import Split
+from datasets.types import Batch
+from engine.explanation.map_metrics import OF_STAGE_2, OF_THE_MODEL, Protocol, Wanted
+from engine.explanation.masked_classifier import MaskedJudge
+from metrics.base import is_correct
+from metrics.class_mapping import class_logits
+from metrics.maps.as_masks import MaskComparison
+from metrics.maps.background_swap import BackgroundSwap
+from metrics.maps.certificate import Certificate, masked_explanation
+from metrics.maps.per_image import bootstrap, weighted_mean
+from metrics.types import Prediction
+from models.selection import Selection
+
+OWN_MASK, TRUE_MASK = "(its own mask)", "(true mask)"
+PROTOCOLS: dict[str, dict[str, object]] = {
+    OF_STAGE_2: {
+        "maps_of": "predicted class",
+        "mask": "the largest patches of a map, as many as the two-stage model keeps of that image itself",
+        "true_mask": "the patches that the object covers at least half",
+        "nan_maps": "counted, show nothing",
+    },
+    OF_THE_MODEL: {
+        "background": "the previous image's, its object painted over in the mean colour around it",
+        "first_image": "its own background, upside down",
+        "images": "those with an object",
+    },
+}
+"""Of the metrics that are not fed with one method's maps."""
+
+
+@dataclass
+class ModelChecks:
+    """What is measured beside the methods' own figures; an observer of `Bench.run`."""
+
+    split: Split
+    wanted: Wanted
+    protocol: Protocol
+    predict: Callable[[Tensor], Tensor]
+    """The classifier under explanation: images [B, 3, H, W] -> logits [B, C]."""
+    own: MaskedJudge | None
+    """The model under explanation, if it is a two-stage one."""
+    judge: MaskedJudge | None
+    """Who is shown maps as masks."""
+    right: list[bool] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        info, judge = self.split.info, self.judge
+        certify = self.own is not None and "certificate" in self.wanted.maps
+        self.certificate = Certificate(info, self.protocol.patch, 1.0) if certify else None
+        self.swap = BackgroundSwap(lambda images: self._answer(images, self.predict(images)))
+        self.comparison = None
+        if judge is not None and self.wanted.as_masks:
+            self.comparison = MaskComparison(
+                info, lambda images, mask: class_logits(judge.predict(images, Selection(mask)), info)
+            )
+
+    def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
+        return Prediction(logits, mask=self.own.select(images).mask if self.own else None)
+
+    def start_after(self, previous: Batch) -> None:
+        """Be told the image before the first one, where another process measures it."""
+        if self.wanted.background_swap:
+            self.swap.start_after(previous)
+        if self.certificate:
+            self.certificate.start_after(previous)
+
+    def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
+        """Count one batch."""
+        self.right += is_correct(logits, batch.label).tolist()
+        if self.wanted.background_swap:
+            self.swap.update(batch, self._answer(batch.image, logits))
+        if self.certificate and (own := self.own):
+            fixed = own.select(batch.image)
+            self.certificate.update(
+                batch,
+                masked_explanation(
+                    batch.image, fixed.mask, lambda images, _: class_logits(own.predict(images, fixed), self.split.info)
+                ),
+            )
+        if self.comparison and self.judge:
+            self.comparison.update(batch, self.judge.select(batch.image).mask, maps)
+
+    def model_figures(self) -> dict[str, float]:
+        """Of the model, whatever the method; every process must ask, also for `rows`."""
+        right = np.array(gather_blocks(self.right), float)
+
+        def figures(weight: np.ndarray) -> dict[str, float]:
+            return {"accuracy": weighted_mean(right, weight)}
+
+        accuracy = figures(np.ones(len(right))) | bootstrap(figures, len(right)) | {"count/images": float(len(right))}
+        return accuracy | (self.swap.compute() if self.wanted.background_swap else {})
+
+    def protocols(self) -> dict[str, dict[str, object]]:
+        """How the figures were measured that no method's own metrics tell of."""
+        wanted = {OF_STAGE_2: self.comparison is not None, OF_THE_MODEL: self.wanted.background_swap}
+        told = {name: PROTOCOLS[name] for name in PROTOCOLS if wanted[name]}
+        if self.certificate:
+            fixed = {"kept": "the model's own mask, held fixed"}
+            told[f"certificate {OWN_MASK}"] = self.certificate.protocol() | fixed
+        return told
+
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Figures by row of the table: methods, and the masks that no method made."""
+        rows: dict[str, dict[str, float]] = {}
+        if self.comparison:
+            names = {"learned": OWN_MASK, "truth": TRUE_MASK}
+            for source, figures in self.comparison.compute().items():
+                rows[names.get(source, source)] = {f"as_mask/{key}": value for key, value in figures.items()}
+        if self.certificate:
+            rows[OWN_MASK] = rows.get(OWN_MASK, {}) | self.certificate.compute()
+        return rows

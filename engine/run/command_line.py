@@ -1,0 +1,130 @@
+"""The command line of a RunConfig: flags and YAML files to one resolved config."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
+
+from common.errors import UserError
+from common.plain_yaml import check_yaml
+from datasets.config import with_prescribed
+from engine.run.config import RunConfig
+from engine.run.config_checks import problems
+
+
+def config_parser(**kwargs: Any) -> ArgumentParser:
+    """The command line of a RunConfig: `--config FILE` and one flag per field."""
+    # The texts beside the fields become --help. No value may name a module: the parser would import it to look at it.
+    set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
+    set_loader("yaml", _load_plain, (yaml.YAMLError, ValueError))
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
+    parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
+    parser.add_class_arguments(RunConfig, None)
+    return parser
+
+
+def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
+    """Command line (or `args`) -> resolved RunConfig. Raises UserError for an unknown key or a bad value."""
+    parser, words = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
+    try:
+        return resolve(_instantiate(parser, parser.parse_args([_spelled_out(word) for word in words])))
+    except ArgumentError as error:
+        raise UserError(_one_line(error) + _file_to_blame(error, words)) from None
+    except UnicodeDecodeError:
+        raise UserError(f"a config file is no text in UTF-8{_config_files(words)}") from None
+    except OverflowError:
+        raise UserError(f"a number is too large to be computed with{_config_files(words)}") from None
+    except ImportError:
+        raise UserError(f"a value names a Python module, and none is ever imported{_config_files(words)}") from None
+
+
+def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
+    """Read one YAML file, with `overrides` by dotted key on top. Raises UserError."""
+    flags = [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+    if not path.is_file():
+        raise UserError(f"no such config file: {path}")
+    return parse_config([f"--config={path}", *flags])
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Apply `compat` and what the data set prescribes; check what types cannot say. Raises UserError naming the key."""
+    config = replace(config, data=with_prescribed(config.data))
+    if config.compat == "reference":
+        config = _with_reference_quirks(config)
+    for key, value, kind in _leaves(config):
+        if value is None and "None" not in kind:  # left empty in a YAML file; the parser lets that pass
+            raise UserError(f"{key} has no value; give one or leave the key out")
+        if isinstance(value, int | float) and not abs(value) < 2**63:  # so is nan not
+            raise UserError(f"{key} is not a number that can be computed with; give another")
+    for problem in problems(config):
+        raise UserError(problem)
+    return config
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Every dotted key with its value and its type."""
+    for item in fields(config):
+        value, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(value):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value, str(item.type)
+
+
+def _with_reference_quirks(config: RunConfig) -> RunConfig:
+    parts = replace(config.model.parts, independent_draws=True, eval_noise=True, threshold_form="dot_product")
+    model = replace(config.model, parts=parts, empty_mask="prefix_only", mask_gradient="detached")
+    equivariance = replace(config.loss.equivariance, published=True, images=0, padding="zeros")
+    return replace(config, model=model, loss=replace(config.loss, orthogonality="channels", equivariance=equivariance))
+
+
+_load_yaml = get_loader("yaml")
+
+
+def _load_plain(text: str) -> Any:
+    check_yaml(text)
+    return _load_yaml(text)
+
+
+def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
+    for key in _bare_groups(namespace, RunConfig()):
+        raise UserError(f"{key} is a group of keys, not a value; give its keys, such as {key}.NAME, or leave it out")
+    values = parser.instantiate(namespace)
+    return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
+
+
+def _bare_groups(namespace: Namespace, config: Any, prefix: str = "") -> Iterator[str]:
+    """Groups that a config file gives a value of their own; the parser ignores it, or stumbles over it."""
+    for item in fields(config):
+        default, key = getattr(config, item.name), prefix + item.name
+        if is_dataclass(default):
+            given = namespace[item.name]
+            yield from _bare_groups(given, default, f"{key}.") if isinstance(given, Namespace) else (key,)
+
+
+def _spelled_out(word: str) -> str:
+    """`--resume.allow-change` as the parser knows it, for which `resume` has a value and no keys below."""
+    flag, _, value = word.partition("=")
+    return f"--allow_change={value or 'true'}" if flag == "--resume.allow-change" else word
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:4])[:400]
+
+
+def _file_to_blame(error: Exception, args: Sequence[str]) -> str:
+    """The config files given, where the parser complains about a file's syntax without naming it."""
+    return _config_files(args) if str(error).startswith(("Problems parsing config", "Unexpected config")) else ""
+
+
+def _config_files(args: Sequence[str]) -> str:
+    following = dict(zip(args, [*args[1:], ""], strict=True))
+    files = [arg.partition("=")[2] or following[arg] for arg in args if arg.partition("=")[0] == "--config"]
+    return f" (in {', '.join(files)})"

@@ -1,0 +1,75 @@
+"""What is wrong with a config beyond the types of its values."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from engine.run.config import RunConfig
+
+
+def problems(config: RunConfig) -> Iterator[str]:
+    """Everything that is wrong, a line each that names the key."""
+    checks = {**_model_and_data(config), **_course(config), **_few_labels(config)}
+    yield from (problem for problem, fine in checks.items() if not fine)
+
+
+def _model_and_data(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    return {
+        "model.parts.num_parts must be at least 1": config.model.parts.num_parts >= 1,
+        "model.parts.temperature must be positive": config.model.parts.temperature > 0,
+        "model.parts.logit_scale must be positive": config.model.parts.logit_scale > 0,
+        "model.parts.part_dropout must be in [0, 1)": 0 <= config.model.parts.part_dropout < 1,
+        "model.parts.mask_dropout must be in [0, 1)": 0 <= config.model.parts.mask_dropout < 1,
+        "data.image_size must be positive": min(config.data.size_hw) >= 1,
+        "data.batch_size must be at least 1": config.data.batch_size >= 1,
+        "data.eval_batch_size must be at least 1": config.data.eval_batch_size >= 1,
+        "data.workers must not be negative": config.data.workers >= 0,
+        "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
+        f"loss.classification: mixed images have no mask, which model.name={config.model.name} needs; set mixup and "
+        "cutmix to 0": not (config.loss.classification.mixup or config.loss.classification.cutmix)
+        or config.model.name not in ("decoupled", "late_masking"),
+    }
+
+
+def _course(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    optim, train = config.optim, config.train
+    stage_1_terms = any(weight for name, weight in asdict(config.loss.weights).items() if name != "stage_2")
+    return {
+        "train.epochs must be at least 1": train.epochs >= 1,
+        "train.eval_every must be at least 1": train.eval_every >= 1,
+        "train.ema_decay must be in [0, 1)": 0 <= train.ema_decay < 1,
+        "train.threads must not be negative": train.threads >= 0,
+        "train.sheet_every must not be negative": train.sheet_every >= 0,
+        "train.save_every_steps must not be negative": train.save_every_steps >= 0,
+        "train.eval_every_steps must not be negative": train.eval_every_steps >= 0,
+        "train.keep_every must not be negative": train.keep_every >= 0,
+        "optim.lr must be positive": optim.lr > 0,
+        "optim.clip must not be negative": optim.clip >= 0,
+        "optim.accumulation must be at least 1": optim.accumulation >= 1,
+        "optim.step_epochs must be at least 1": optim.step_epochs >= 1,
+        "optim.warmup_epochs must not be negative": optim.warmup_epochs >= 0,
+        "optim.min_lr_share must be in [0, 1]": 0 <= optim.min_lr_share <= 1,
+        "optim.stage_1_epochs must be from 0 to train.epochs - 1": 0 <= optim.stage_1_epochs < train.epochs,
+        "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
+        "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
+    }
+
+
+def _few_labels(config: RunConfig) -> dict[str, bool]:
+    """What to say -> whether all is well."""
+    semi, weight = config.data.semi, config.loss.consistency.weight
+    supervised = semi.mode == "supervised"
+    return {
+        "data.semi.alpha must be positive": semi.alpha > 0,
+        "data.semi.batch_size must be at least 1": semi.batch_size >= 1,
+        "data.semi.images_per_class must not be negative": semi.images_per_class >= 0,
+        "data.semi.unlabelled_size must not be negative": semi.unlabelled_size >= 0,
+        "loss.consistency.weight must not be negative": weight >= 0,
+        "loss.consistency.report_share must be above 0 and at most 1": 0 < config.loss.consistency.report_share <= 1,
+        f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, to 1 say": supervised
+        or weight > 0,
+        f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,
+        "loss.consistency: compiled code has no second derivative; set train.compile to false": not weight
+        or not config.train.compile,
+    }

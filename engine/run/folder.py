@@ -1,0 +1,66 @@
+"""A run's folder, machine and provenance."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from common.errors import UserError
+from engine.run.atomic_files import remove_leftovers, replacing
+from engine.run.checkpointing import is_there
+from engine.run.command_line import parse_config
+from engine.run.config import RunConfig, save_config
+from models.registry import AnyModel
+
+CONFIG_FILE = "config.yaml"
+LAST = Path("checkpoints") / "last.safetensors"
+BEST = Path("best")
+METRICS_FILE = "metrics.jsonl"
+RESULTS = Path("results.json")
+
+
+def open_run(config: RunConfig, model: AnyModel) -> Path:
+    """Make the run folder, or check that the one there may be used. Raises UserError; loses nothing.
+
+    Writes the resolved config, and beside the best weights the JSON that `from_pretrained` rebuilds the model from.
+    """
+    out = Path(config.out)
+    used = is_there(out / LAST) or (out / BEST / "model.safetensors").exists()
+    # auto: a run that died before its first checkpoint has nothing to go on from, but may have a best model.
+    may = config.resume is True or (config.resume == "auto" and (out / LAST.parent).is_dir())
+    if used and not (may or config.overwrite):
+        raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
+    try:
+        if config.overwrite and used:
+            shutil.rmtree(out)
+        for folder in (out / LAST.parent, out / BEST):
+            folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out, out / LAST.parent, out / BEST, out / "sheets")
+        # The flags of this one start are not part of the run: with them its config could not be started again.
+        with replacing(out / CONFIG_FILE) as file:
+            save_config(replace(config, resume=False, allow_change=False, overwrite=False), file)
+        with replacing(out / BEST / "config.json") as file:
+            file.write_text(json.dumps(model._hub_mixin_config, indent=2, sort_keys=True))
+    except OSError as error:
+        raise UserError(f"--out: cannot write to {out} ({error.strerror})") from None
+    return out
+
+
+def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The resolved config a run was trained with, flags like "--data.root=..." on top."""
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
+    return parse_config([f"--config={run / CONFIG_FILE}", *overrides])
+
+
+def read_results(run: Path) -> dict[str, Any] | None:
+    """What a finished run wrote to results.json; None for an unfinished one. Raises UserError for a damaged file."""
+    path = run / RESULTS
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise UserError(f"{path} is damaged; delete it and run the same command again") from None

@@ -1,0 +1,196 @@
+"""Where a run's numbers go: metrics.jsonl, the terminal, and, if asked, Weights & Biases."""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from common.errors import UserError
+from engine.run.atomic_files import replacing
+from engine.run.config import RunConfig
+from engine.run.folder import METRICS_FILE
+
+Row = dict[str, Any]
+
+_COLUMNS = (
+    ("train/loss", "loss", "8.4f"),
+    ("val/accuracy", "val acc", "7.1%"),
+    ("val/mean_average_precision", "val mAP", "7.1%"),
+    ("val/worst_group_accuracy", "val worst", "9.1%"),
+    ("val/mask_iou", "val IoU", "7.3f"),
+    ("val/kept_share", "kept", "6.1%"),
+    ("test/worst_group_accuracy", "test worst", "10.1%"),
+    ("train/images_per_second", "img/s", "7.0f"),
+    ("train/seconds", "seconds", "7.1f"),
+)
+
+
+class Tracker:
+    """One row per epoch to every destination; the bar only on a terminal."""
+
+    def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
+        """`run_id` continues a Weights & Biases run."""
+        self.path = out / METRICS_FILE
+        self.console = Console(highlight=False, markup=False)  # a path may hold [brackets]
+        self.wandb = _start_wandb(out, config, run_id)
+        self._header_shown = False
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the Weights & Biases run, to be continued on resume."""
+        return self.wandb.id if self.wandb else None
+
+    def rows(self) -> list[Row]:
+        """All rows written so far."""
+        return read_rows(self.path)
+
+    def keep_epochs(self, last: float) -> None:
+        """Drop rows of later than `last` epochs: a resumed run writes them anew."""
+        rows = [row for row in self.rows() if row["epoch"] <= last]
+        with _full_disk_named(self.path), replacing(self.path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def log(self, row: Row) -> None:
+        """Write one row: of an epoch, or of a validation within one (its epoch is no whole number then)."""
+        with _full_disk_named(self.path):
+            _append_line(self.path, json.dumps(row))
+        self._print(row)
+        if self.wandb:
+            self.wandb.log(row, step=math.ceil(row["epoch"]))
+
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Mirror a picture of the run folder."""
+        if self.wandb:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(str(path))}, step=epoch)
+
+    def say(self, text: str) -> None:
+        """One line to the user."""
+        self.console.print(text, soft_wrap=True)
+
+    def finish(self, summary: Row) -> None:
+        """Close all destinations."""
+        if self.wandb:
+            self.wandb.summary.update(summary)
+            self.wandb.finish()
+
+    def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """See `progress_bar`."""
+        return progress_bar(self.console, description, total, start)
+
+    def _print(self, row: Row) -> None:
+        shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
+        if not self._header_shown:
+            self.console.print(
+                "epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold", soft_wrap=True
+            )
+            self._header_shown = True
+        figures = "  ".join(format(value, form) for _, value, form in shown)
+        self.console.print(f"{row['epoch']:5.4g}  {figures}", soft_wrap=True)
+
+
+class Silence(Tracker):
+    """What the other processes of a job have for a tracker: the first one speaks for all."""
+
+    def __init__(self) -> None:
+        self.wandb = None
+
+    def keep_epochs(self, last: float) -> None:
+        """Nothing."""
+
+    def log(self, row: Row) -> None:
+        """Nothing."""
+
+    def picture(self, name: str, path: Path, epoch: int) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
+        """Counts nothing."""
+        return nullcontext(lambda count: None)
+
+
+@contextmanager
+def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
+    """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
+    progress = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+    )  # fmt: skip
+    with progress:
+        task = progress.add_task(description, total=total, completed=start, rate="")
+        images = 0
+
+        def advance(count: int) -> None:
+            nonlocal images
+            images += count
+            elapsed = progress.tasks[0].elapsed or 0
+            progress.update(task, advance=1, rate=f"{images / elapsed:.3g} img/s" if elapsed else "")
+
+        yield advance
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+            float(row["epoch"])  # every row has this number
+        except (ValueError, TypeError, KeyError, RecursionError):
+            break
+        rows.append(row)
+    return rows
+
+
+def _append_line(path: Path, line: str) -> None:
+    """Whole and on the disk, or not at all."""
+    before = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        with suppress(OSError):  # it may not even be there
+            os.truncate(path, before)
+        raise
+
+
+@contextmanager
+def _full_disk_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; what it held is untouched") from None
+
+
+def _fit(title: str, form: str) -> str:
+    return title.rjust(int(form.split(".")[0]))
+
+
+def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
+    if config.wandb.mode == "off":
+        return None
+    try:
+        import wandb
+    except ImportError:
+        raise UserError(
+            "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or leave it off"
+        ) from None
+    return wandb.init(
+        project=config.wandb.project, entity=config.wandb.entity, name=config.wandb.name, group=config.wandb.group,
+        mode=config.wandb.mode, dir=str(out), config=asdict(config), id=run_id, resume="allow",
+    )  # fmt: skip

@@ -1,0 +1,129 @@
+"""What is minimised: `(model, batch) -> loss, terms, prediction`. The trainer knows nothing of loss terms."""
+
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from common.registry import Registry
+from datasets.types import Batch
+from engine.evaluation.predict import _maps, given_mask, prediction_of
+from losses import parts
+from losses.classification import ClassificationLoss, Mixup
+from losses.config import LossConfig
+from losses.equivariance import draw_view, num_views, unwarp_maps, warp_images
+from metrics.types import Prediction
+from models.pdiscoformer import PDiscoFormer
+from models.two_stage import StageOneOutput, TwoStageModel, TwoStageOutput
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One batch's loss."""
+
+    loss: Tensor
+    """Scalar, the weighted sum."""
+    terms: dict[str, Tensor]
+    """Each term's own value, unweighted and detached."""
+    prediction: Prediction | None
+    """What the model answered; None where it did not see the batch's own labels (mixed images)."""
+
+
+class Objective(Protocol):
+    """One way to train a model."""
+
+    def __call__(self, model: Any, batch: Batch, stage_1_only: bool = False) -> Outcome: ...
+
+
+class ClassifierObjective:
+    """Classification alone: models of one stage, with or without given masks."""
+
+    def __init__(self, config: LossConfig, num_classes: int, class_counts: list[int]) -> None:
+        """`class_counts`: training images per class."""
+        self.classify = ClassificationLoss(config.classification, num_classes, class_counts)
+        self.mixup = Mixup(config.classification, num_classes)
+
+    def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> Outcome:
+        """Loss of one batch; `stage_1_only` means nothing to a model of one stage."""
+        images, targets = self.mixup(batch.image, batch.targets)
+        output = model(images, **given_mask(model, batch))
+        with _full_precision(images):
+            loss = self.classify(output.logits.float(), targets)
+        return Outcome(loss, {"classification": loss.detach()}, None if self.mixup.active else prediction_of(output))
+
+
+class TwoStageObjective:
+    """Both stages' classification, and the terms that make parts of stage 1's maps (iFAM, section 3.3)."""
+
+    def __init__(self, config: LossConfig, num_classes: int, class_counts: list[int]) -> None:
+        """`class_counts`: training images per class."""
+        self.config = config
+        self.classify = ClassificationLoss(config.classification, num_classes, class_counts)
+        self.mixup = Mixup(config.classification, num_classes)
+
+    def __call__(self, model: TwoStageModel | PDiscoFormer, batch: Batch, stage_1_only: bool = False) -> Outcome:
+        """Loss of one batch. `stage_1_only` leaves stage 2 out of the work and of the loss."""
+        images, targets = self.mixup(batch.image, batch.targets)
+        stage_1 = model.select(images)
+        stage_2 = None if stage_1_only else self._stage_2(model, images, stage_1)
+        maps_back, valid = self._second_view(model, images)
+        with _full_precision(images):
+            terms = self._terms(stage_1, stage_2, targets)
+            if maps_back is not None:
+                maps = _maps(stage_1.selection)[: len(maps_back)]
+                terms["equivariance"] = parts.equivariance(maps, maps_back.float(), valid)
+            weights = {field.name: getattr(self.config.weights, field.name) for field in fields(self.config.weights)}
+            loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        output = stage_1 if stage_2 is None else TwoStageOutput(stage_2, stage_1)
+        prediction = None if stage_1_only or self.mixup.active else prediction_of(output)
+        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, prediction)
+
+    def _stage_2(self, model: Any, images: Tensor, stage_1: StageOneOutput) -> Tensor | None:
+        return cast(Tensor, model.predict(images, stage_1.selection))
+
+    def _second_view(self, model: Any, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Part maps of a warped view brought back, and where they are valid. Stage 1 alone sees the view."""
+        if not self.config.weights.equivariance:
+            return None, None
+        config = self.config.equivariance
+        images = images[: num_views(len(images), config)]
+        view = draw_view(len(images), (images.shape[-2], images.shape[-1]), config, device=images.device)
+        warped = model.select(warp_images(images, view))
+        return unwarp_maps(_maps(warped.selection), view)
+
+    def _terms(self, stage_1: StageOneOutput, stage_2: Tensor | None, targets: Tensor) -> dict[str, Tensor]:
+        config, weights = self.config, self.config.weights
+        maps, logits = _maps(stage_1.selection), stage_1.selection.logits
+        assert logits is not None
+        candidates = {
+            "stage_2": lambda: None if stage_2 is None else self.classify(stage_2.float(), targets),
+            "stage_1": lambda: self.classify(stage_1.class_logits.float(), targets),
+            "presence": lambda: parts.presence(maps, config.presence),
+            "enforced_presence": lambda: parts.enforced_presence(maps, config.enforced_presence),
+            "total_variation": lambda: parts.total_variation(maps),
+            "entropy": lambda: parts.pixel_entropy(maps),
+            "orthogonality": lambda: parts.orthogonality(stage_1.part_features, config.orthogonality),
+            "concentration": lambda: parts.concentration(maps),
+            "border": lambda: parts.border(logits, config.border_weight),
+        }
+        values = {name: make() for name, make in candidates.items() if getattr(weights, name)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class PartsObjective(TwoStageObjective):
+    """Stage 1 alone (PDiscoFormer): all terms but stage 2's, whatever its weight."""
+
+    def _stage_2(self, model: Any, images: Tensor, stage_1: StageOneOutput) -> None:
+        return None
+
+
+OBJECTIVES: Registry[type[TwoStageObjective] | type[ClassifierObjective]] = Registry("model (--model.name)")
+OBJECTIVES.register("two_stage")(TwoStageObjective)
+OBJECTIVES.register("pdiscoformer")(PartsObjective)
+for _name in ("vit", "cnn", "decoupled", "late_masking"):
+    OBJECTIVES.register(_name)(ClassifierObjective)
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    return torch.autocast(like.device.type, enabled=False)

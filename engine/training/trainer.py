@@ -1,0 +1,297 @@
+"""The one trainer: epochs, steps, precision, averaging, checkpoints, exact resume; in one process or in several.
+
+All randomness of a step follows from (seed, epoch, batch), so a resumed run needs no generator state.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from common.processes import processes, totals
+from common.seeds import stable_seed
+from datasets import Batch, Split
+from datasets.loader import Feed
+from engine.evaluation.loop import evaluate, split_loader
+from engine.evaluation.predict import hands_out_mask
+from engine.run import checkpointing
+from engine.run.atomic_files import keep_as
+from engine.run.config import RunConfig
+from engine.run.folder import BEST, LAST
+from engine.run.machine import PRECISIONS
+from engine.run.memory import machine_errors
+from engine.run.stopping import RunStopped, StopRequest
+from engine.run.tracking import Row, Tracker
+from engine.training.best import best_figure
+from engine.training.consistency import Agreement
+from engine.training.guards import StepGuard, gradient_norm
+from engine.training.objectives import Objective
+from engine.training.optim import Rule, build_optimizer, normalised_weight_decay
+from engine.training.parallel import Passes, count_over_processes, leaves_out, share_buffers
+from engine.training.schedule import lr_factor
+from engine.training.state import Progress, RunState
+from engine.training.sums import EpochMeans
+from metrics.registry import build_metrics, default_metrics
+
+
+class Trainer:
+    """Trains one model by one objective, and leaves everything needed to go on in the run folder."""
+
+    def __init__(
+        self, config: RunConfig, model: nn.Module, objective: Objective, rules: list[Rule],
+        splits: dict[str, Split], device: torch.device, feed: Feed | None = None,
+    ) -> None:  # fmt: skip
+        """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups. `feed`: what every step
+        reads; None: the whole training split once an epoch. Every process builds the same trainer."""
+        self.config, self.objective, self.splits, self.device = config, objective, splits, device
+        self.out = Path(config.out)
+        self.model = model = count_over_processes(model.to(device), device)
+        self.feed = feed or Feed(splits["train"], config.data.batch_size, config.train.seed)
+        self.steps = self.feed.steps
+        decay = normalised_weight_decay(config.optim, self.steps, config.train.epochs)
+        ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
+        self.precision = PRECISIONS[config.train.precision]
+        self.state = RunState(
+            model=model,
+            optimizer=build_optimizer(model, rules, config.optim, decay),
+            scaler=torch.amp.GradScaler(device.type, enabled=self.precision == torch.float16),
+            ema=ema,
+            progress=Progress(),
+            means=EpochMeans(device, {}),
+        )
+        self.guard = StepGuard()
+        self._lap_started = time.perf_counter()
+        info = splits["train"].info
+        sample = splits["val"][0] if hasattr(model, "select") else None
+        explained = Agreement(model, config.loss.consistency).wanted
+        intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
+        self.metrics = build_metrics((*default_metrics(info, hands_out_mask(model), sample), *intervals), info)
+        if config.train.compile:
+            _compile(model)
+        self.passes = Passes(
+            model, lambda batch, alone: self.objective(model, batch, stage_1_only=alone), leaves_out(config)
+        )
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run is."""
+        return self.state.progress
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The one optimiser."""
+        return self.state.optimizer
+
+    # --- the run -------------------------------------------------------------------------------------------------
+
+    def run(self, tracker: Tracker, after_epoch: Callable[[Row], None] = lambda row: None) -> None:
+        """Train to the last epoch. Raises RunStopped, with everything saved, when a signal asked for it."""
+        with StopRequest() as stop, machine_errors(self._smaller_steps(), self.device):
+            self._lap_started = time.perf_counter()
+            self._keep_copy()  # a process killed after its checkpoint did not come to it
+            while self.progress.epoch < self.config.train.epochs:
+                self._train_epoch(tracker, stop)
+                row = self._finish_epoch()
+                self._lap()
+                row["wall_seconds"] = self.progress.wall_seconds
+                tracker.log(row)
+                after_epoch(row)
+                self.save(tracker)
+                self._keep_copy()
+                if number := stop.agreed():
+                    raise RunStopped(number)
+
+    def evaluated_model(self) -> nn.Module:
+        """The model that is measured and kept as best: the moving average where there is one."""
+        return self.state.ema.module if self.state.ema else self.model
+
+    def evaluate(self, split: str) -> Row:
+        """Figures of one split, keys prefixed by its name."""
+        loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
+        share_buffers(model)
+        watch = Agreement(model, self.config.loss.consistency)
+        observers = [watch] if watch.wanted else []
+        figures = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.figures()
+        return {f"{split}/{key}": value for key, value in figures.items()}
+
+    # --- one epoch -----------------------------------------------------------------------------------------------
+
+    def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
+        config, progress = self.config, self.progress
+        loader = self.feed.loader(progress.epoch, progress.batch, config.data.workers)
+        self.model.train()
+        self.state.means = EpochMeans(self.device, self.state.own_sums())
+        started = time.perf_counter()
+        with tracker.bar(f"epoch {progress.epoch + 1}/{config.train.epochs}", self.steps, progress.batch) as advance:
+            for batch in loader:
+                whole_step = self._micro_step(batch)
+                advance(len(batch))
+                if whole_step and self._measures_now():
+                    self._clock(started)
+                    tracker.log(self._measured({"epoch": self.position, "step": progress.step}))
+                    started = time.perf_counter()
+                number = stop.agreed() if whole_step else None
+                if whole_step and (number or self._due()) and progress.batch < self.steps:
+                    self._clock(started)
+                    started = time.perf_counter()
+                    self.save(tracker)
+                    if number:
+                        raise RunStopped(number)
+        self._clock(started)
+
+    @property
+    def position(self) -> float:
+        """Epochs done, the running one in part."""
+        return self.progress.epoch + self.progress.batch / self.steps
+
+    def _measures_now(self) -> bool:
+        every, within = self.config.train.eval_every_steps, self.progress.batch < self.steps
+        return bool(every) and within and self.progress.step % every == 0
+
+    def _lap(self) -> None:
+        now = time.perf_counter()
+        self.progress.wall_seconds += now - self._lap_started
+        self._lap_started = now
+
+    def _clock(self, started: float) -> None:
+        elapsed = time.perf_counter() - started
+        self.progress.train_seconds += elapsed
+        self.progress.epoch_seconds += elapsed
+
+    def _due(self) -> bool:
+        every = self.config.train.save_every_steps
+        return bool(every) and self.progress.step % every == 0
+
+    def _micro_step(self, batch: Batch) -> bool:
+        """One forward and backward; True when it ended with an optimiser step."""
+        config, progress = self.config.optim, self.progress
+        torch.manual_seed(stable_seed("step", self.config.train.seed, progress.epoch, progress.batch))
+        whole_step = (progress.batch + 1) % config.accumulation == 0 or progress.batch + 1 == self.steps
+        share = self._count(batch)
+        batch = batch.to(self.device)
+        outcome = self.passes(
+            batch, progress.epoch < config.stage_1_epochs, self.precision,
+            lambda loss: self.state.scaler.scale(loss * share / config.accumulation), whole_step,
+        )  # fmt: skip
+        self.state.means.add(outcome, batch)
+        self.guard.note(f"epoch {progress.epoch + 1}, batch {progress.batch + 1}", outcome, batch)
+        if whole_step:
+            self._optimizer_step()
+        progress.batch += 1
+        return whole_step
+
+    def _count(self, batch: Batch) -> float:
+        """Count the images of all processes; this one's share of them, 1 where all have as many."""
+        images, skipped = totals(len(batch), len(batch.skipped))
+        self.progress.images += images
+        self.progress.skipped += skipped
+        return len(batch) * processes().world_size / images
+
+    def _optimizer_step(self) -> None:
+        config, progress, scaler = self.config, self.progress, self.state.scaler
+        factor = lr_factor(config.optim, config.train.epochs, self.position)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor
+        scaler.unscale_(self.optimizer)
+        norm = gradient_norm(self.model)
+        # Under fp16 an overflow is the scaler's: it leaves the step out and goes on with a smaller scale.
+        self.guard.check(None if scaler.is_enabled() else norm, self.model)
+        if config.optim.clip:
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm)
+        scaler.step(self.optimizer)
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.step += 1
+        if self.state.ema:
+            self.state.ema.update(self.model, step=progress.step)
+
+    def _finish_epoch(self) -> Row:
+        """Close the epoch: its row of figures, validated where due."""
+        config, progress = self.config, self.progress
+        images, seconds = max(1, progress.images), progress.epoch_seconds
+        row: Row = {"epoch": progress.epoch + 1, "step": progress.step}
+        row |= {f"train/{name}": value for name, value in self.state.means.means().items()}
+        row |= {"train/skipped": progress.skipped, "train/seconds": seconds, "train_seconds": progress.train_seconds}
+        row |= {"train/images_per_second": images / seconds if seconds else math.nan}
+        row["lr_factor"] = lr_factor(config.optim, config.train.epochs, float(progress.epoch))
+        progress.epoch += 1
+        progress.batch = progress.images = 0
+        progress.epoch_seconds = 0.0
+        progress.sums, self.state.means = [], EpochMeans(self.device, {})
+        last = progress.epoch == config.train.epochs
+        return self._measured(row) if progress.epoch % config.train.eval_every == 0 or last else row
+
+    def _measured(self, row: Row) -> Row:
+        """The row with the figures of now; the model is kept where it is the best so far."""
+        row |= self.evaluate("val")
+        if self.config.train.watch_test and "test" in self.splits:
+            row |= self.evaluate("test")
+        self._keep_if_best(row)
+        return row
+
+    def _keep_if_best(self, row: Row) -> None:
+        value = best_figure(row, self.config.train.best_metric)
+        if row["epoch"] <= self.config.optim.stage_1_epochs:
+            return  # stage 2 has learnt nothing yet
+        best = self.progress.best
+        if best is None or math.isnan(best) or value >= best:
+            self.progress.best, self.progress.best_epoch = value, row["epoch"]
+            if processes().first:
+                self._write_best({"epoch": row["epoch"], f"val/{self.config.train.best_metric}": value})
+
+    def _write_best(self, about: dict[str, float]) -> None:
+        state: dict[str, Tensor] = {
+            name: t.detach().cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()
+        }
+        checkpointing.write_safetensors(self.out / BEST / "model.safetensors", state, about)
+
+    # --- checkpoints ---------------------------------------------------------------------------------------------
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint a run resumes from."""
+        return self.out / LAST
+
+    def save(self, tracker: Tracker) -> None:
+        """Write the whole state of the run."""
+        self._lap()
+        self.progress.wandb_id = tracker.run_id
+        self.progress.batch_images = self._batch_images()
+        self.state.save(self.last)
+
+    def load(self, say: Callable[[str], None] = print) -> None:
+        """Continue from the last checkpoint. Raises UserError when there is none or it does not fit."""
+        self.state.load(self.last, say, self.config.allow_change)
+        before, now = self.progress.batch_images, self._batch_images()
+        if before and before != now:  # as far into the epoch, in batches of another size
+            self.progress.batch = self.progress.batch * before // now
+
+    def _batch_images(self) -> int:
+        return self.config.data.batch_size * processes().world_size
+
+    def _keep_copy(self) -> None:
+        every, epoch = self.config.train.keep_every, self.progress.epoch
+        at_end = self.progress.batch == 0 and self.last.exists()
+        if every and epoch % every == 0 and at_end and processes().first:
+            keep_as(self.last, self.last.with_name(f"epoch_{epoch:03d}.safetensors"))
+
+    def _smaller_steps(self) -> str:
+        """What to change where a step does not fit into memory."""
+        data, accumulation = self.config.data, self.config.optim.accumulation
+        height, width = data.size_hw
+        halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.accumulation={2 * accumulation}"
+        return (
+            f"a step holds {data.batch_size} images of {height} x {width} in {self.config.train.precision}: try "
+            f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is whole"
+        )
+
+
+def _compile(model: nn.Module) -> None:
+    """Compile the heavy parts in place; names of weights stay as they are."""
+    stages = [getattr(model, name) for name in ("stage_1", "stage_2") if hasattr(model, name)]
+    for part in stages or [model]:
+        part.compile()

@@ -1,0 +1,154 @@
+"""The faithfulness certificate: does an answer depend on what a mask hides, or on what a heat map calls irrelevant?"""
+
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics.maps.as_masks import PredictMasked, keep_largest
+from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
+from metrics.maps.pixels import silent_maps
+from metrics.maps.removal import cell_grid, enlarge, on_grid
+from metrics.types import Explanation
+
+FILLS = ("noise", "zeros", "other")
+"""What overwrites: one fixed picture of standard normal noise, 0 (both after normalisation), another image."""
+MOVEMENT = ("logit_change", "probability_change", "total_variation", "flipped")
+"""Columns of `movement`."""
+
+
+def movement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
+    """How far logits [B, C] moved: [B, 4] float64, columns as `MOVEMENT`.
+
+    Largest |change of a logit|; |change of p(label)|; half the sum of |changes of p|; whether the predicted class
+    changed (0 or 1). Where a logit is or becomes nan: inf, 1, 1, 1.
+    """
+    before, after = before.double(), after.double()
+    change = (after - before).abs().amax(1)
+    shift = (after.softmax(1) - before.softmax(1)).abs()
+    at_label = shift.gather(1, label[:, None]).squeeze(1)
+    flipped = (after.argmax(1) != before.argmax(1)).double()
+    moved = torch.stack([change, at_label, shift.sum(1) / 2, flipped], 1)
+    worst = moved.new_tensor([torch.inf, 1, 1, 1])
+    return torch.where(change.isnan()[:, None], worst, moved)
+
+
+class Predecessors:
+    """Hands every image the one before it in the data, whatever the batch size; the first gets itself upside down."""
+
+    def __init__(self) -> None:
+        self.last: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, 3, H, W]."""
+        first = images[:1].flip((-2, -1)) if self.last is None else self.last
+        self.last = images[-1:].clone()
+        return torch.cat([first, images[:-1]])
+
+
+class Certificate(MapMetric):
+    """What a mask hides, or a heat map calls irrelevant, is overwritten three times (`FILLS`), and nothing may move.
+
+    A bool map is the mask itself (see `masked_explanation`); of any other map the largest patches are kept and the rest
+    counts as irrelevant. Figures, over the images whose map is finite:
+
+    - `certificate/max_logit_change`: largest over images and fills
+    - `certificate/holds`: share of images where no fill moves a logit by more than the tolerance
+    - `certificate/probability_change` (of the label), `certificate/total_variation` (of the softmax),
+      `certificate/flipped` (share of changed predictions): means over images and fills
+    - `certificate/kept_share`: mean share of patches left as they were
+    - `count/certificate/images`, `nan_maps` left out, `constant_maps`, which rank nothing and are scored
+    """
+
+    target: ClassVar[Literal["predicted", "label"]] = "label"
+
+    def __init__(
+        self, info: DatasetInfo, patch: int, kept: float | Callable[[Tensor], Tensor], tolerance: float = 0.0
+    ) -> None:
+        """`patch`: side of a patch, pixels. `kept`: share of patches that a map keeps, or images [B, 3, H, W] -> shares
+        [B], such as a two-stage model's own. `tolerance` of logits: 0 in fp32 on the CPU, 1e-3 in half precision."""
+        super().__init__(info)
+        if not callable(kept) and not 0 <= kept <= 1:
+            raise UserError(f"metric option kept={kept} must be a share in [0, 1]")
+        self.patch, self.kept, self.tolerance = patch, kept, tolerance
+        moved = (f"{fill}/{name}" for fill in FILLS for name in MOVEMENT)
+        self.columns = (*moved, "kept_share", "nan_map", "constant_map")
+        self.predecessors = Predecessors()
+
+    def reset(self) -> None:
+        """Forget everything counted."""
+        super().reset()
+        self.predecessors = Predecessors()
+
+    def start_after(self, previous: Batch) -> None:
+        """It overwrites the first image."""
+        self.predecessors(previous.image)
+
+    def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """[B, columns]; nan but for the flag where the map is not finite."""
+        images, mask = batch.image, self.mask(batch.image, explanation.maps)
+        visible = enlarge(mask, (images.shape[2], images.shape[3]))[:, None]
+        noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+        fills = {"noise": noise, "zeros": images.new_zeros(()), "other": self.predecessors(images)}
+        moved = [
+            movement(explanation.logits, explanation.predict(torch.where(visible, images, fills[fill])), batch.label)
+            for fill in FILLS
+        ]
+        failed, constant = silent_maps(explanation.maps)
+        numbers = torch.cat([*moved, mask.flatten(1).double().mean(1, keepdim=True)], 1)
+        flags = torch.stack([failed, constant], 1)
+        return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
+
+    def mask(self, images: Tensor, maps: Tensor) -> Tensor:
+        """[B, h, w] bool: the patches that stay as they are."""
+        if maps.dtype == torch.bool:
+            return maps
+        cells = on_grid(maps, cell_grid(images, self.patch))
+        share = torch.as_tensor(self.kept(images) if callable(self.kept) else self.kept, device=images.device)
+        return keep_largest(cells, (share * cells[0].numel()).round().long().expand(len(images)))
+
+    def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
+        """See the class."""
+        by_fill = {name: np.stack([columns[f"{fill}/{name}"] for fill in FILLS]) for name in MOVEMENT}
+        change = by_fill["logit_change"].max(0)
+        scored = ~np.isnan(change)
+        drawn = change[scored & (weight > 0)]
+        figures = {
+            "max_logit_change": drawn.max() if len(drawn) else np.nan,
+            "holds": weighted_mean(np.where(scored, change <= self.tolerance, np.nan), weight),
+            **{name: weighted_mean(by_fill[name].mean(0), weight) for name in MOVEMENT[1:]},
+            "kept_share": weighted_mean(columns["kept_share"], weight),
+        }
+        results = {f"certificate/{name}": float(value) for name, value in figures.items()}
+        return results | count_flags("certificate", {"images": scored}, columns, weight)
+
+    def protocol(self) -> dict[str, object]:
+        """Everything needed to repeat the figures."""
+        return {
+            "maps_of": f"{self.target} class",
+            "overwritten_with": "one picture of normal noise, zeros (both after normalisation), the previous image",
+            "kept": "as the model's own mask, per image" if callable(self.kept) else self.kept,
+            "patch_pixels": self.patch,
+            "tolerance": self.tolerance,
+            "nan_maps": "counted, left out",
+        }
+
+
+def masked_explanation(images: Tensor, mask: Tensor, predict: PredictMasked) -> Explanation:
+    """The two-stage certificate's case: `mask` [B, h, w] bool is held fixed whatever stands behind it.
+
+    For `Certificate` alone: its `predict` takes these B images with other pixels, not any number of them.
+    """
+    return Explanation(mask, predict(images, mask), lambda changed: predict(changed, mask))
+
+
+@MAP_METRICS.register("certificate")
+def certificate(
+    info: DatasetInfo, *, patch: int, kept: float | Callable[[Tensor], Tensor], tolerance: float = 0.0
+) -> Certificate:
+    """See `Certificate`."""
+    return Certificate(info, patch, kept, tolerance)

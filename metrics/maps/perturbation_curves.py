@@ -1,0 +1,128 @@
+"""What the perturbation metrics share: two curves of the model's answer per image, and the figures drawn from them.
+
+Shape legend: B images, S points of a curve, C classes.
+"""
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.types import Batch, DatasetInfo
+from metrics.maps.per_image import Columns, MapMetric, count_flags, weighted_mean
+from metrics.maps.pixels import silent_maps
+from metrics.maps.removal import Removal, rank_cells
+from metrics.types import Explanation
+
+
+class CurveMetric(MapMetric):
+    """Two curves per image and the figures drawn from them.
+
+    Figures: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
+    and `count/<name>/constant_maps`, which rank nothing (all ties, so pixels go in row-major order) and are scored.
+    """
+
+    name: ClassVar[str]
+    lines: ClassVar[tuple[str, str]]
+    """Names of the two curves."""
+    figures: ClassVar[tuple[str, ...]]
+    """Names of the numbers that `scores` draws from an image's curves."""
+    facts: ClassVar[dict[str, str]]
+    """The part of the protocol that no option changes."""
+    with_ends: ClassVar[bool] = True
+    """Whether the curves include the whole image and the fully covered one."""
+
+    def __init__(self, info: DatasetInfo, removal: Removal) -> None:
+        super().__init__(info)
+        self.removal = removal
+        steps = range(removal.steps + 1) if self.with_ends else range(1, removal.steps)
+        self.fractions = tuple(step / removal.steps for step in steps)
+        points = tuple(f"{self.name}/{line}@{fraction:g}" for line in self.lines for fraction in self.fractions)
+        self.columns = (*self.figures, *points, "nan_map", "constant_map")
+        self._blank: Tensor | None = None
+
+    @abstractmethod
+    def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """[B, 2, S] float64, lines in the order of `lines`, points in that of `fractions`."""
+
+    @abstractmethod
+    def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
+        """One [B] for each of `figures`."""
+
+    def reset(self) -> None:
+        """Forget everything counted, and the model."""
+        super().reset()
+        self._blank = None
+
+    def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """[B, columns]; nan but for the flags where the map is not finite."""
+        failed, constant = silent_maps(explanation.maps)
+        # Enlarging would give a constant map rounding noise, and an order.
+        speaking = explanation.maps.masked_fill((failed | constant)[:, None, None], 0)
+        curves = self.curves(batch, replace(explanation, maps=speaking))
+        numbers = torch.cat([torch.stack(self.scores(curves), 1), curves.flatten(1)], 1)
+        flags = torch.stack([failed, constant], 1)
+        return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
+
+    def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
+        """See the class."""
+        figures = {figure: weighted_mean(columns[figure], weight) for figure in self.figures}
+        flags = {"images": ~np.isnan(columns[self.figures[0]])}
+        return figures | count_flags(self.name, flags, columns, weight)
+
+    def mean_curves(self) -> dict[str, list[float]]:
+        """For plots: `fraction` covered, and each line's mean at it."""
+        table = self.per_image()
+        weight = np.ones(len(self.paths))
+        return {"fraction": list(self.fractions)} | {
+            line: [weighted_mean(table[f"{self.name}/{line}@{f:g}"], weight) for f in self.fractions]
+            for line in self.lines
+        }
+
+    def protocol(self) -> dict[str, object]:
+        """Everything needed to repeat the figures."""
+        removal = self.removal
+        return self.facts | {
+            "maps_of": f"{self.target} class",
+            "fill": removal.fill,
+            "steps": removal.steps,
+            "fractions": list(self.fractions),
+            "cell_pixels": removal.patch,
+            "ties": "row-major position",
+            "nan_maps": "counted, left out of the means",
+            "normalised_by": {"mean": removal.mean, "std": removal.std},
+        }
+
+    def both_orders(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """Logits [B, 2, S, C] of the inner steps, the most relevant covered first, then the least relevant."""
+        maps = self.removal.cells(explanation.maps, batch.image)
+        rank = rank_cells(torch.cat([maps, -maps]))
+        images = batch.image.repeat(2, 1, 1, 1)
+        return self.inner(explanation, images, self.removal.cover(images), rank)
+
+    def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, rank: Tensor) -> Tensor:
+        """`Removal.logits` of [2 B] pictures, two for each image, as [B, 2, S, C]."""
+        count = len(images) // 2
+        logits = self.removal.logits(explanation.predict, images, cover, rank, count)
+        return logits.unflatten(0, (2, count)).transpose(0, 1)
+
+    def blank(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """Logits [B, C] of the fully covered images: of a colour they are computed once for all."""
+        if self.removal.fill == "blur":
+            return self.removal.ask(explanation.predict, self.removal.cover(batch.image))
+        if self._blank is None:
+            self._blank = explanation.predict(self.removal.cover(batch.image[:1]))
+        return self._blank.expand(len(batch), -1)
+
+    def area(self, curves: Tensor) -> Tensor:
+        """Trapezoid area [B, 2] under curves [B, 2, S]; the whole image is 1 wide."""
+        return torch.trapezoid(curves, dx=1 / self.removal.steps, dim=-1)
+
+
+def probability(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Softmax probability, float64 [B, ...], of the class chosen [B] in logits [B, ..., C]."""
+    index = chosen.view(-1, *[1] * (logits.ndim - 1)).expand(*logits.shape[:-1], 1)
+    return logits.double().softmax(-1).gather(-1, index).squeeze(-1)

@@ -1,0 +1,137 @@
+"""Is the map a segmentation of the object? Its pixels against the true mask (the protocol of Chefer et al.)."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics.base import mean, ratio
+from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
+from metrics.maps.pixels import count_pixels, each, foreground, heat, silent_maps
+from metrics.types import Explanation
+
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+"""0.05, 0.10 ... 0.95."""
+
+
+class Segmentation(MapMetric):
+    """Foreground = pixels above their map's mean, in [0, 1] at the size of the input; each key under `segmentation/`:
+
+    - `pixel_accuracy`, `iou_object`, `iou_background`: pixels summed over all images, then divided;
+      `miou`: the mean of the two IoUs
+    - `map`: mean over images of the average precision of both classes' scores (1 - m and m) taken together
+    - `f1`: mean over images of the object's F1; images whose true mask is empty are left out
+    - `f1_published`: mean over images and pixel rows of the row's F1, 0 for a row without object and prediction: what
+      the published code calls mF1, which takes the rows of a mask for a batch
+    - `miou_thresholds`: `miou` at each of 0.05, 0.10 ... 0.95 instead of the mean, averaged; `miou_best`: the largest
+
+    A map that is not finite, or constant, has no foreground.
+    """
+
+    target = "predicted"
+    columns = (
+        "ap", "f1", "f1_published", "tp", "fp", "fn", "tn", "nan_map", "constant_map",
+        *(f"{case}@{threshold:g}" for threshold in THRESHOLDS for case in ("tp", "fp")),
+    )  # fmt: skip
+
+    def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """[B, columns]. Raises UserError where the batch has no masks."""
+        if batch.mask is None:
+            raise UserError("metric 'segmentation' needs masks, which this data set lacks; drop it from --metrics")
+        truth = batch.mask
+        pixels = heat(explanation.maps, (truth.shape[1], truth.shape[2]))
+        found = foreground(pixels, threshold=None)
+        counts, (failed, constant) = count_pixels(found, truth), silent_maps(explanation.maps)
+        whole = 2 * counts.tp + counts.fp + counts.fn
+        f1 = torch.where(counts.tp + counts.fn > 0, 2.0 * counts.tp.double() / whole, torch.nan)
+        values = {"ap": each(both_classes_ap, pixels, truth), "f1": f1, "f1_published": each(row_f1, found, truth)}
+        values |= counts._asdict() | {"nan_map": failed, "constant_map": constant}
+        for case, above in zip(("tp", "fp"), pixels_above(pixels, truth), strict=True):
+            values |= {f"{case}@{threshold:g}": above[:, i] for i, threshold in enumerate(THRESHOLDS)}
+        return self.table_of(values)
+
+    def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
+        """See the class."""
+        total = {name: float(weight @ columns[name]) for name in columns if name.startswith(("tp", "fp", "fn", "tn"))}
+        tp, fp, fn, tn = (total[name] for name in ("tp", "fp", "fn", "tn"))
+        at = [
+            mean(class_ious(total[f"tp@{t:g}"], total[f"fp@{t:g}"], objects=tp + fn, rest=fp + tn)) for t in THRESHOLDS
+        ]
+        iou_object, iou_background = class_ious(tp, fp, objects=tp + fn, rest=fp + tn)
+        figures = {
+            "pixel_accuracy": ratio(tp + tn, tp + fp + fn + tn),
+            "iou_object": iou_object,
+            "iou_background": iou_background,
+            "miou": mean((iou_object, iou_background)),
+            "map": weighted_mean(columns["ap"], weight),
+            "f1": weighted_mean(columns["f1"], weight),
+            "f1_published": weighted_mean(columns["f1_published"], weight),
+            "miou_thresholds": mean(at),
+            "miou_best": max(at),
+        }
+        flags = {"images": np.ones_like(weight), "with_mask": ~np.isnan(columns["f1"])}
+        named = {f"segmentation/{name}": value for name, value in figures.items()}
+        return named | count_flags("segmentation", flags, columns, weight)
+
+    def protocol(self) -> dict[str, object]:
+        """Everything needed to repeat the figures."""
+        return {
+            "maps_of": "predicted class",
+            "images": "all",
+            "maps": "enlarged bilinearly, corners not aligned, each stretched to [0, 1]",
+            "foreground": "above the mean of each map",
+            "thresholds": list(THRESHOLDS),
+            "pooled": "pixel_accuracy, iou, miou: pixels summed over all images; map and f1 are means over images",
+            "nan_maps": "counted, scored as all background, as constant maps are",
+        }
+
+
+def class_ious(tp: float, fp: float, objects: float, rest: float) -> tuple[float, float]:
+    """IoU of object and background; `objects` and `rest` are their true pixels. nan where a class is nowhere."""
+    return ratio(tp, objects + fp), ratio(rest - fp, rest + objects - tp)
+
+
+def pixels_above(pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """True and false positives of pixels [B, H, W] > t for every t of THRESHOLDS; truth [B, H, W] bool. [B, 19] int64.
+
+    One histogram for all thresholds.
+    """
+    edges = torch.tensor(THRESHOLDS, dtype=pixels.dtype, device=pixels.device)
+    below = torch.bucketize(pixels, edges)  # how many thresholds a pixel exceeds
+    bins = len(THRESHOLDS) + 1
+    image = torch.arange(len(pixels), device=pixels.device)[:, None, None]
+    index = (2 * image + truth.long()) * bins + below
+    histogram = torch.bincount(index.flatten(), minlength=2 * bins * len(pixels)).view(-1, 2, bins)
+    above = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    return above[:, 1], above[:, 0]
+
+
+def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
+    """Area under the precision-recall steps, scalar float64: scores [n] float, truth [n] bool. Ties are one step.
+
+    nan without a true element.
+    """
+    right, wrong = scores[truth].sort().values, scores[~truth].sort().values
+    tp = len(right) - torch.searchsorted(right, right)  # at the threshold of each true element
+    fp = len(wrong) - torch.searchsorted(wrong, right)
+    return (tp.double() / (tp + fp)).mean()
+
+
+def both_classes_ap(pixels: Tensor, truth: Tensor) -> Tensor:
+    """`average_precision` of one image's background and object scores together: pixels [H, W] in [0, 1]."""
+    scores = torch.cat([1 - pixels.flatten(), pixels.flatten()])
+    return average_precision(scores, torch.cat([~truth.flatten(), truth.flatten()]))
+
+
+def row_f1(found: Tensor, truth: Tensor) -> Tensor:
+    """Mean over the pixel rows of one image of the row's F1, scalar float64; found, truth [H, W] bool."""
+    counts = count_pixels(found[:, None], truth[:, None])
+    whole = 2 * counts.tp + counts.fp + counts.fn
+    return (2 * counts.tp.double() / whole.clamp(min=1)).mean()
+
+
+@MAP_METRICS.register("segmentation")
+def segmentation(info: DatasetInfo) -> Segmentation:
+    """See `Segmentation`; no options."""
+    return Segmentation(info)

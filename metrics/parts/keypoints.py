@@ -1,0 +1,149 @@
+"""Key points predicted from the centres of the discovered parts by least squares (published as Kp. error)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from datasets.types import Batch, DatasetInfo
+from metrics.base import FittedMetric, mean
+from metrics.parts.part_maps import maps_of, part_centres
+from metrics.registry import METRICS
+from metrics.types import Prediction
+
+ACTIVE = 0.5
+"""A part whose map is nowhere above this has no place in the picture."""
+STILL = 1e-9
+"""A coordinate that deviates less than this, in box sizes, is constant."""
+
+
+class KeyPointRegression(FittedMetric):
+    """Mean distance between true and predicted key points, in sizes of the object's box. Keys:
+
+    - `keypoint_error`: mean over all visible key points of all images; a distance of (x / width, y / height), published
+      times 100. nan where nothing was counted, or where the map of a part is not finite
+    - `count/keypoints`: how many that were
+
+    For each key point a linear map without intercept, 2K -> 2, from the parts' centres; fitted by least squares on the
+    training images where it is visible. Centres and key points are relative to the box and standardised over these
+    images; a part that is not active stands at 0, the mean, in training and test. A key point that no training image
+    shows is left out. Keeps 8 (3K + 3P) bytes per image.
+    """
+
+    fitted: list[Tensor]
+    fitted_images: Tensor
+    scored: list[Tensor]
+    scored_images: Tensor
+
+    def __init__(self, info: DatasetInfo) -> None:
+        """Raises UserError for a data set without parts."""
+        super().__init__()
+        if info.part_names is None:
+            raise UserError(f"metric 'keypoints': data set {info.name!r} has no key points; drop it from --metrics")
+        self.info, self.points = info, len(info.part_names)
+        for name in ("fitted", "scored"):
+            self.add_values(name)
+            self.add_counter(f"{name}_images")
+
+    def fit(self, batch: Batch, prediction: Prediction) -> None:
+        """Take in one batch of the training split. Raises UserError without part maps, key points or box."""
+        self.fitted.append(self._rows(batch, prediction).flatten())
+        self.fitted_images += len(batch)
+
+    def update(self, batch: Batch, prediction: Prediction) -> None:
+        """Count one batch. Raises UserError as `fit` does."""
+        self.scored.append(self._rows(batch, prediction).flatten())
+        self.scored_images += len(batch)
+
+    def _rows(self, batch: Batch, prediction: Prediction) -> Tensor:
+        """[B, 3K + 3P] float64: centres, active, key points, visible."""
+        maps = maps_of(prediction, "keypoints")
+        if batch.parts is None or batch.frame is None:
+            raise UserError(f"metric 'keypoints': data set {self.info.name!r} lacks key points or boxes here")
+        self.follow(prediction)
+        size = (batch.image.shape[2], batch.image.shape[3])
+        corner, extent = batch.frame.double()[:, None].split(2, dim=2)
+        centres = (part_centres(maps, size) - corner) / extent
+        active = maps[:, :-1].amax(dim=(2, 3)) > ACTIVE
+        points = (batch.parts[..., :2].double() - corner) / extent
+        return torch.cat([values.flatten(1) for values in (centres, active, points, batch.parts[..., 2] > 0)], dim=1)
+
+    def compute(self) -> dict[str, float]:
+        """The figures named in the class docstring. Raises UserError where nothing was fitted."""
+        if not self.scored_images:
+            return {"keypoint_error": math.nan, "count/keypoints": 0.0}
+        if not self.fitted_images:
+            raise UserError("metric 'keypoints' needs a pass over the training split first; drop it from --metrics")
+        train, test = self._table("fitted"), self._table("scored")
+        if not (np.isfinite(train.centres).all() and np.isfinite(test.centres).all()):
+            return {"keypoint_error": math.nan, "count/keypoints": float(test.visible.sum())}
+        distances = [distance for point in range(self.points) for distance in distances_of(point, train, test)]
+        return {"keypoint_error": mean(distances), "count/keypoints": float(len(distances))}
+
+    def _table(self, name: str) -> "Table":
+        """What `_rows` made of all images, in an order that no batch and no process decides."""
+        rows = self.values(name).reshape(int(getattr(self, f"{name}_images")), -1).cpu().numpy()
+        rows = rows[np.lexsort(rows.T)]
+        parts = rows.shape[1] // 3 - self.points
+        centres, active, points, visible = np.split(rows, np.cumsum([2 * parts, parts, 2 * self.points]), axis=1)
+        return Table(centres, active > 0, points.reshape(-1, self.points, 2), visible > 0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """n images; positions relative to the box's corner, in box sizes."""
+
+    centres: np.ndarray
+    """[n, 2K] (x, y) of each part."""
+    active: np.ndarray
+    """[n, K] bool."""
+    points: np.ndarray
+    """[n, P, 2] (x, y)."""
+    visible: np.ndarray
+    """[n, P] bool."""
+
+
+def distances_of(point: int, train: Table, test: Table) -> list[float]:
+    """Error of one key point in every test image that shows it; none where no training image does."""
+    seen, shown = train.visible[:, point], test.visible[:, point]
+    if not seen.any():
+        return []
+    centres, points = Standard.of(train.centres[seen]), Standard.of(train.points[seen, point])
+    inputs = [
+        np.where(table.active[rows].repeat(2, axis=1), centres.apply(table.centres[rows]), 0)
+        for table, rows in ((train, seen), (test, shown))
+    ]
+    weights = np.linalg.lstsq(inputs[0], points.apply(train.points[seen, point]), rcond=None)[0]
+    errors = points.undo(inputs[1] @ weights) - test.points[shown, point]
+    return np.linalg.norm(errors, axis=1).tolist()
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What brings columns to mean 0 and standard deviation 1; a constant column to 0."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Standard":
+        """That of values [n, columns]."""
+        deviation = values.std(0)
+        return cls(values.mean(0), np.where(deviation > STILL, deviation, 1))
+
+    def apply(self, values: np.ndarray) -> np.ndarray:
+        """Standardised values."""
+        return (values - self.mean) / self.deviation
+
+    def undo(self, values: np.ndarray) -> np.ndarray:
+        """The opposite of `apply`."""
+        return values * self.deviation + self.mean
+
+
+@METRICS.register("keypoints")
+def keypoints(info: DatasetInfo) -> KeyPointRegression:
+    """See `KeyPointRegression`."""
+    return KeyPointRegression(info)

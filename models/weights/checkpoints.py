@@ -1,0 +1,139 @@
+"""Read weights of others into a module: files, backbones in timm's and Hugging Face's naming, positions."""
+
+import re
+import warnings
+import zipfile
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UserError
+from common.sealing import check_seal
+from models.weights.huggingface import State, huggingface_dinov2_to_timm
+
+_DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
+_HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist)\.")
+
+
+def read_state(path: str | Path) -> State:
+    """Read a state dict from a .safetensors or torch file without running code from it.
+
+    Accepts a bare state dict or one under "model_state", "state_dict", "model" or "teacher", of dense tensors that the
+    file holds in full. Raises UserError.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"model.weights: no such file {path}; give hub, none or a weights file")
+    try:
+        if path.suffix == ".safetensors":
+            check_seal(path)
+            return load_file(path)
+        content = _read_torch(path)
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: not a readable weights file ({_reason(error)})") from None
+    except Exception as error:  # the safe unpickler's refusals have no common public base class
+        raise UserError(f"{path}: refused by the safe loader ({_reason(error)}); save it as safetensors") from None
+    for key in ("model_state", "state_dict", "model", "teacher"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path}: holds no state dict (a mapping from names to tensors)")
+    strange = [name for name, t in content.items() if not (isinstance(name, str) and _is_plain(t, path.stat().st_size))]
+    if strange:
+        raise UserError(f"{path}: {strange[0]!r} is no dense tensor that the file holds whole; save it as safetensors")
+    return content
+
+
+def _read_torch(path: Path) -> Any:
+    """Raises ValueError for an archive that unpacks to more than its file: torch.save packs nothing."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
+                raise ValueError("it is packed; unpack it and save it with torch.save")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _is_plain(tensor: Tensor, size: int) -> bool:
+    """Whether it is what a weight is. A view that repeats one number can claim any shape."""
+    ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
+    return ordinary and not tensor.is_quantized and tensor.numel() * tensor.element_size() <= size
+
+
+def _reason(error: Exception) -> str:
+    """One line; of torch's refusals without the advice to load the file unsafely."""
+    text = str(error).partition("WeightsUnpickler error: ")[2].partition(" Please use")[0] or str(error)
+    return " ".join(text.split())[:160] or type(error).__name__
+
+
+def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
+    """Make a backbone's state dict fit `vit`: names to timm's, heads dropped, positions resampled to its grid."""
+    if any(name.startswith(("embeddings.", "dinov2")) for name in state):
+        state = huggingface_dinov2_to_timm(state)
+    if "norm.weight" not in state:  # made for average pooling: its final norm stands behind the pooling
+        state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
+    state = {name: t for name, t in state.items() if not _HEADS.match(name) and name != "mask_token"}
+    for pattern, target in _DINOV2_RENAMES:
+        state = {re.sub(pattern, target, name): tensor for name, tensor in state.items()}
+    return fit_positions(state, vit)
+
+
+def fit_positions(state: State, vit: VisionTransformer) -> State:
+    """Resample a square position table bicubically to vit's grid. A table it cannot read stays for `load_into` to name.
+
+    The class token's position is added to the class token where `vit` keeps none for it (DINOv2 with registers).
+    """
+    if "pos_embed" not in state or vit.pos_embed is None:
+        return state
+    table, grid = state["pos_embed"], list(vit.patch_embed.grid_size)
+    if table.ndim != 3 or not table.is_floating_point():
+        return state
+    if table.shape[1] == vit.pos_embed.shape[1] and (grid[0] == grid[1] or not _is_square(grid[0] * grid[1])):
+        return state
+    wanted = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    prefix = next((p for p in (wanted, 1) if _is_square(table.shape[1] - p)), None)
+    if prefix == 1 and wanted == 0 and "cls_token" in state and state["cls_token"].shape == table[:, :1].shape:
+        state = state | {"cls_token": state["cls_token"] + table[:, :1]}
+        table, prefix = table[:, 1:], 0
+    if prefix != wanted:
+        return state
+    side = isqrt(table.shape[1] - prefix)
+    if grid != [side, side]:
+        table = resample_abs_pos_embed(table, grid, [side, side], num_prefix_tokens=prefix)
+    return state | {"pos_embed": table}
+
+
+def _is_square(count: int) -> bool:
+    return count > 0 and isqrt(count) ** 2 == count
+
+
+def load_into(module: nn.Module, state: State, source: str) -> None:
+    """Load `state` into `module`, all of it or nothing. Raises UserError naming missing, unexpected, misshapen keys."""
+    check_fit(module.state_dict(), state, source)
+    module.load_state_dict(state)
+
+
+def check_fit(own: State, state: State, source: str) -> None:
+    """Raise UserError unless `state`, read from `source`, has the names and the shapes of `own`."""
+    missing = sorted(own.keys() - state.keys())
+    unexpected = sorted(state.keys() - own.keys())
+    misshapen = sorted(
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own.keys() & state.keys()
+        if own[name].shape != state[name].shape
+    )
+    problems = [
+        f"{kind}: {', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}"
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
+        if names
+    ]
+    if problems:
+        raise UserError(f"{source} does not fit the model; {'; '.join(problems)}")

@@ -1,0 +1,195 @@
+"""Evaluation: the same figures whatever the batches, the same bits twice, and nothing left changed behind it."""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from datasets import Batch, Split, eval_loader
+from engine.evaluation.loop import evaluate
+from engine.evaluation.predict import predict
+from engine.evaluation.records import ImageRecord, Recorder
+from engine.run.config import RunConfig
+from metrics.registry import MetricSet, build_metrics, default_metrics
+from metrics.types import Prediction
+from models.part_discovery import Intervention
+from models.registry import AnyModel
+from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
+
+KEYS = {"data.synthetic.test_images": 37, "model.parts.temperature": 20.0}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return tiny_config(tmp_path_factory.mktemp("run"), KEYS)
+
+
+@pytest.fixture(scope="module")
+def split(config: RunConfig) -> Split:
+    return tiny_splits(config)["test"]
+
+
+def lively_model(config: RunConfig) -> AnyModel:
+    """Random weights whose answers differ from image to image."""
+    model = tiny_model(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("gamma", "classifier.weight", "head.weight")):
+                parameter.normal_(0, 1, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+def metrics_of(split: Split, model: nn.Module) -> MetricSet:
+    return build_metrics(default_metrics(split.info, has_mask=hasattr(model, "select")), split.info)
+
+
+def measured(model: nn.Module, split: Split, size: int = 16, **options: Any) -> tuple[dict[str, float], Tensor]:
+    """Figures, and the logits of all images."""
+    logits: list[Tensor] = []
+    loader = eval_loader(split, batch_size=size, workers=0)
+    watch = [lambda batch, prediction: logits.append(prediction.logits)]
+    return evaluate(model, loader, metrics_of(split, model), CPU, observers=watch, **options), torch.cat(logits)
+
+
+@pytest.mark.parametrize("name", ["two_stage", "vit"])
+def test_batch_size_changes_no_figure(name: str, config: RunConfig, split: Split) -> None:
+    model = lively_model(replace(config, model=replace(config.model, name=name)))
+    results = {size: measured(model, split, size)[0] for size in (1, 3, 64)}
+    assert results[1]["count/images"] == 37
+    assert 0.1 < results[1]["accuracy"] < 0.9
+    if name == "two_stage":
+        assert 0.05 < results[1]["kept_share"] < 0.95
+    for size in (3, 64):
+        assert results[size] == pytest.approx(results[1], rel=0, abs=1e-9, nan_ok=True)
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_two_evaluations_are_equal_to_the_last_bit(noise: bool, config: RunConfig, split: Split) -> None:
+    """Also with the published noise: it is drawn from a seed of its own."""
+    parts = replace(config.model.parts, eval_noise=noise, independent_draws=noise)
+    model = lively_model(replace(config, model=replace(config.model, parts=parts)))
+    torch.manual_seed(1)
+    first, logits = measured(model, split)
+    torch.manual_seed(2)
+    second, again = measured(model, split)
+    assert repr(first) == repr(second) and torch.equal(logits, again)
+    _, other = measured(model, split, seed=7)
+    assert torch.equal(logits, other) != noise
+
+
+def test_global_generators_are_left_as_they_were(config: RunConfig, split: Split) -> None:
+    parts = replace(config.model.parts, eval_noise=True)
+    model = tiny_model(replace(config, model=replace(config.model, parts=parts)))
+    before = torch.get_rng_state(), repr(random.getstate()), np.random.get_state()[1].tolist()
+    measured(model, split)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (repr(random.getstate()), np.random.get_state()[1].tolist()) == before[1:]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_mode_and_gradients_are_restored(training: bool, config: RunConfig, split: Split) -> None:
+    model = tiny_model(config).train(training)
+    inside: list[tuple[bool, bool]] = []
+    model.stage_1.register_forward_hook(lambda module, *_: inside.append((module.training, torch.is_grad_enabled())))
+    measured(model, split)
+    assert set(inside) == {(False, False)}
+    assert all(module.training == training for module in model.modules()) and torch.is_grad_enabled()
+
+
+def test_mode_and_generators_are_restored_after_an_error(config: RunConfig, split: Split) -> None:
+    model, state = tiny_model(config).train(), torch.get_rng_state()
+
+    def fail(batch: Batch, prediction: Prediction) -> None:
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        evaluate(model, eval_loader(split, batch_size=4, workers=0), metrics_of(split, model), CPU, observers=[fail])
+    assert model.training and model.stage_2.training and torch.is_grad_enabled()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_metric_set_starts_afresh(config: RunConfig, split: Split) -> None:
+    model = tiny_model(config)
+    metrics, loader = metrics_of(split, model), eval_loader(split, batch_size=16, workers=0)
+    first = evaluate(model, loader, metrics, CPU)
+    assert repr(evaluate(model, loader, metrics, CPU)) == repr(first) and first["count/images"] == 37
+
+
+def test_a_metric_is_fitted_on_the_training_split_first(config: RunConfig, split: Split) -> None:
+    """In a pass of its own: figures of the others are those without it, also with the published noise."""
+    noisy = replace(config, model=replace(config.model, parts=replace(config.model.parts, eval_noise=True)))
+    model, training = lively_model(noisy), eval_loader(tiny_splits(config)["val"], batch_size=4, workers=0)
+
+    def figures(names: tuple[str, ...], **more: Any) -> dict[str, float]:
+        loader = eval_loader(split, batch_size=8, workers=0)
+        return evaluate(model, loader, build_metrics(names, split.info), CPU, **more)
+
+    alone = figures(("accuracy", "parts"))
+    both = figures(("accuracy", "parts", "keypoints"), training=training)
+    assert both.pop("count/keypoints") == 5 * 37 and 0 < both.pop("keypoint_error") < 1
+    assert repr(both) == repr(alone)
+    with pytest.raises(UserError, match="'keypoints' needs a pass over the training split first"):
+        figures(("keypoints",))
+
+
+def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
+    model = lively_model(config)
+    figures, _ = measured(model, split)
+    hidden = {"intervention": Intervention(remove_parts=(0, 1, 2))}
+    without, _ = measured(model, split, options=hidden)
+    assert without["kept_share"] < figures["kept_share"]
+
+
+def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split) -> None:
+    model, recorder = lively_model(config), Recorder()
+    loader = eval_loader(split, batch_size=5, workers=0)
+    figures = evaluate(model, loader, metrics_of(split, model), CPU, observers=[recorder])
+    assert [record.path for record in recorder.records] == [f"synthetic/test/{i:05d}" for i in range(37)]
+    assert [record.label for record in recorder.records] == list(split.labels)
+    right = [record.predicted == record.label for record in recorder.records]
+    assert sum(right) / 37 == figures["accuracy"]
+    kept = [record.kept_share for record in recorder.records]
+    assert sum(kept) / 37 == pytest.approx(figures["kept_share"])
+    for i, record in enumerate(recorder.records):
+        raw = split.raw.read(i)
+        assert (record.group, record.label) == (raw.group, raw.label)
+    accuracy = [r.predicted == r.label for r in recorder.records if r.group == 1]
+    assert sum(accuracy) / len(accuracy) == figures[f"accuracy/group/{split.info.group_names[1]}"]
+
+
+def test_a_record_of_known_logits() -> None:
+    batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), ("a", "b"))
+    logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    recorder = Recorder()
+    recorder(batch, Prediction(logits, mask=torch.tensor([[[True, False]], [[True, True]]])))
+    share = logits[0].double().softmax(0).tolist()
+    assert recorder.records == [
+        ImageRecord("a", 1, 0, None, pytest.approx(share[0]), 0.5),
+        ImageRecord("b", 0, 0, None, pytest.approx(share[1]), 1.0),
+    ]
+
+
+def test_half_precision_answers_in_full_precision(config: RunConfig, split: Split) -> None:
+    model = lively_model(config).eval()
+    batch = next(iter(eval_loader(split, batch_size=8, workers=0)))
+    with torch.no_grad():
+        exact, half = predict(model, batch), predict(model, batch, torch.bfloat16)
+    assert half.logits.dtype == half.maps.dtype == torch.float32
+    assert not torch.equal(half.logits, exact.logits)
+
+
+def test_where_a_picture_shows_several_classes_one_of_them_is_right() -> None:
+    """Class 2 is the answer: right where it is present, though the label is 0; else the best absent class is noted."""
+    logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
+    present = torch.tensor([[True, False, True], [True, True, False]])
+    batch = Batch(torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.int64), ("a", "b"), present=present)
+    recorder = Recorder()
+    recorder(batch, Prediction(logits=logits))
+    probability = logits[0].double().softmax(0).tolist()
+    assert [(record.label, record.predicted) for record in recorder.records] == [(2, 2), (0, 2)]
+    assert [record.wrong_confidence for record in recorder.records] == pytest.approx([probability[1], probability[2]])

@@ -1,0 +1,163 @@
+"""The course of a run: which checkpoint is kept, when it validates and saves, what trains, which pictures count."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import UserError
+from datasets import Split, train_loader
+from datasets.formats.images import UnreadablePictureError
+from engine.run.checkpointing import read_checkpoint
+from engine.run.folder import BEST, LAST
+from engine.training.best import check_best_metric
+from engine.training.trainer import Trainer
+from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits, tiny_trainer
+
+PLAIN = {"model.name": "vit", "train.epochs": 1}
+
+
+def rig(trainer: Trainer, values: list[float]) -> None:
+    """Let validation find these accuracies, epoch after epoch."""
+    found = iter(values)
+    trainer.evaluate = lambda split: {"val/accuracy": next(found)} if split == "val" else {}
+
+
+@pytest.mark.parametrize(
+    ("values", "chosen"),
+    [([0.5, 0.9, 0.7, 0.8], 2), ([0.5, 0.7, 0.7, 0.6], 3), ([0.3, 0.2, 0.1, 0.0], 1), ([math.nan, 0.1, 0.0, 0.1], 4)],
+)
+def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
+    values: list[float], chosen: int, tmp_path: Path
+) -> None:
+    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 4, "train.watch_test": True}))
+    rig(session.trainer, values)
+    weights: list[dict[str, Tensor]] = []
+    session.trainer.run(session.tracker, lambda row: weights.append(copied(session.trainer.model.state_dict())))
+    best = read_checkpoint(tmp_path / BEST / "model.safetensors")
+    assert best.progress == {"epoch": chosen, "val/accuracy": values[chosen - 1]}
+    assert_same_tensors(best.tensors, weights[chosen - 1])
+    assert session.trainer.progress.best_epoch == chosen
+
+
+def test_test_figures_choose_nothing(tmp_path: Path) -> None:
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    Session(tiny_config(plain)).go()
+    Session(tiny_config(watched, {"train.watch_test": True})).go()
+    assert_same_tensors(Remains.of(plain).best.tensors, Remains.of(watched).best.tensors)
+    rows = Remains.of(watched).rows
+    assert all("test/accuracy" in row for row in rows)
+    without = [{key: value for key, value in row.items() if not key.startswith("test/")} for row in rows]
+    assert repr(without) == repr(Remains.of(plain).rows)
+
+
+def test_validation_every_third_epoch_and_after_the_last(tmp_path: Path) -> None:
+    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 4, "train.eval_every": 3})).go()
+    assert [row["epoch"] for row in session.tracker.rows() if "val/accuracy" in row] == [3, 4]
+
+
+def test_an_unknown_best_metric_lists_the_known(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="best_metric.*accurracy.*accuracy") as caught:
+        Session(tiny_config(tmp_path, {"train.best_metric": "accurracy"})).go()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keys", [{}, {"model.name": "vit"}, {"loss.consistency.weight": 1.0}])
+def test_figures_that_are_certain_are_there(keys: dict[str, Any], tmp_path: Path) -> None:
+    """So that a best metric among them needs no validation before the run; any other does."""
+    trainer = tiny_trainer(tiny_config(tmp_path, keys))
+    certain = trainer.metrics.certain()
+    row = trainer.evaluate("val")
+    assert {"accuracy", "worst_group_accuracy", "auroc"} <= certain
+    assert {f"val/{key}" for key in certain} <= row.keys()
+    for key in row:
+        check_best_metric(key.removeprefix("val/"), certain, lambda: row)
+    with pytest.raises(UserError, match=r"train\.best_metric.*'accurracy'.*accuracy"):
+        check_best_metric("accurracy", certain, lambda: row)
+
+
+def test_epochs_of_stage_1_alone_leave_stage_2_untouched(tmp_path: Path) -> None:
+    keys = {"optim.stage_1_epochs": 2, "train.epochs": 3, "train.ema_decay": 0.9}
+    session = Session(tiny_config(tmp_path, keys))
+    trainer, calls, after = session.trainer, [], []
+    trainer.model.stage_2.register_forward_hook(lambda module, *_: calls.append(module.training))
+    start = copied(trainer.model.state_dict())
+    trainer.run(session.tracker, lambda row: after.append((len(calls), copied(trainer.model.state_dict()))))
+    assert not any(calls[: after[1][0]])  # validation alone ran stage 2
+    assert any(calls[after[1][0] :])
+    for _, weights in after[:2]:
+        assert all(torch.equal(weights[name], start[name]) for name in start if name.startswith("stage_2."))
+        assert not torch.equal(weights["stage_1.parts.prototypes"], start["stage_1.parts.prototypes"])
+    assert not torch.equal(after[2][1]["stage_2.head.weight"], start["stage_2.head.weight"])
+    rows = session.tracker.rows()
+    assert "train/stage_2" not in rows[0] and "train/stage_2" in rows[2]
+    assert trainer.progress.best_epoch == 3  # stage 2 had learnt nothing before
+
+
+class Scratched:
+    """A raw data set some of whose pictures cannot be read."""
+
+    def __init__(self, raw: Any, broken: set[int]) -> None:
+        self.raw, self.broken = raw, broken
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+    def read(self, index: int) -> Any:
+        if index in self.broken:
+            raise UnreadablePictureError(f"birds/{index}.jpg", "not a picture")
+        return self.raw.read(index)
+
+
+def scratched(splits: dict[str, Split], name: str, broken: set[int]) -> dict[str, Split]:
+    old = splits[name]
+    return {**splits, name: Split(Scratched(old.raw, broken), old.transform, train=old.train, seed=old.seed)}
+
+
+def test_broken_pictures_are_left_out_of_training_and_counted(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    splits = scratched(tiny_splits(config), "train", {3, 17})
+    seen = [
+        sum(len(batch.skipped) for batch in train_loader(splits["train"], batch_size=8, seed=0, epoch=epoch, workers=0))
+        for epoch in range(2)
+    ]
+    session = Session(config, splits=splits).go()
+    assert 0 < seen[0] <= 2
+    assert [row["train/skipped"] for row in session.tracker.rows()] == [seen[0], sum(seen)]
+    assert session.trainer.progress.skipped == sum(seen)
+
+
+def test_a_broken_picture_in_validation_is_an_error(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, {"train.epochs": 1})
+    with pytest.raises(UserError, match=r"birds/5\.jpg"):
+        Session(config, splits=scratched(tiny_splits(config), "val", {5})).go()
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [4, 8]), (1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 4, 6, 8])])
+def test_save_every_steps(every: int, expected: list[int], tmp_path: Path) -> None:
+    session = Session(tiny_config(tmp_path, {"train.save_every_steps": every}))
+    save, saved = session.trainer.save, []
+
+    def watched(tracker: Any) -> None:
+        save(tracker)
+        saved.append(read_checkpoint(tmp_path / LAST).progress["step"])
+
+    session.trainer.save = watched
+    session.go()
+    assert saved == expected
+    assert timeless(read_checkpoint(tmp_path / LAST).progress)["epoch"] == 2
+
+
+def test_the_published_way_trains(tmp_path: Path) -> None:
+    keys = {"compat": "reference", "train.epochs": 1, "model.parts.num_parts": 8, "optim.freeze_stage_1": True}
+    session = Session(tiny_config(tmp_path, keys)).go()
+    assert session.trainer.model.model_config.parts.eval_noise
+    row = session.tracker.rows()[0]
+    assert math.isfinite(row["train/loss"]) and "train/equivariance" in row
+    assert "val/empty_share" in row or "train/empty_share" in row

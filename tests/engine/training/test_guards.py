@@ -1,0 +1,120 @@
+"""Failures of the machine as one line: memory with numbers and advice, loading processes that die."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from common.errors import UserError
+from datasets import Batch
+from engine.evaluation.loop import evaluate, split_loader
+from engine.run.checkpointing import read_checkpoint
+from engine.run.folder import LAST
+from engine.run.memory import machine_errors
+from metrics.registry import build_metrics
+from metrics.types import Prediction
+from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, tiny_splits, tiny_trainer
+
+
+def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
+    """Asked for in the third step for real: the run ends with the numbers, its checkpoint of the second stays."""
+    session = Session(tiny_config(tmp_path, {"train.save_every_steps": 1, "optim.accumulation": 1}))
+
+    def greedy(count: int) -> None:
+        if count == 2:
+            torch.empty(2**50)
+
+    session.before_batch = greedy
+    with pytest.raises(UserError) as caught:
+        session.go()
+    message = str(caught.value)
+    assert "out of memory on the CPU (asked for 4503599627370496 bytes)" in message and "\n" not in message
+    assert "8 images of 32 x 32" in message and "data.batch_size=4 with optim.accumulation=2" in message
+    kept = read_checkpoint(tmp_path / LAST)
+    assert kept.progress["step"] == 2
+    assert_same_tensors(kept.part("model"), copied(session.trainer.model.state_dict()))
+
+
+def test_memory_that_an_evaluation_does_not_have(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, {"model.name": "vit"})
+    trainer, splits = tiny_trainer(config), tiny_splits(config)
+    metrics = build_metrics(("accuracy",), splits["val"].info)
+
+    def greedy(batch: Batch, prediction: Prediction) -> None:
+        torch.empty(2**50)
+
+    with pytest.raises(UserError, match=r"out of memory on the CPU .*data\.eval_batch_size"):
+        evaluate(trainer.model, split_loader(splits["val"], config.data), metrics, CPU, observers=[greedy])
+
+
+def test_memory_that_a_gpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 75 * 2**30)
+    told = r"cuda:0 \(asked for 2\.00 GiB\): 80\.0 GiB, 1\.0 free, .*peak 75\.0; less"
+    with pytest.raises(UserError, match=told), machine_errors("less", torch.device("cuda:0")):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[3]' is invalid"), ValueError("x"), UserError("data.root: y")])
+def test_other_errors_pass(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, machine_errors("less", CPU):
+        raise error
+    assert caught.value is error
+
+
+def train_with_a_deadly_picture(out: str) -> None:
+    """Reading it ends the loading process, as the kernel does where memory runs out."""
+    config = tiny_config(Path(out), {"data.workers": 1})
+    splits = tiny_splits(config)
+    read = splits["train"].raw.read
+
+    def deadly(index: int) -> Any:
+        if index == 33:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return read(index)
+
+    session = Session(config, splits)
+    order = [path for batch in session.trainer.feed.loader(0, 0, 0) for path in batch.paths]
+    assert "synthetic/train/00033" in order
+    splits["train"].raw.read = deadly  # type: ignore[method-assign]
+    with pytest.raises(UserError) as caught:
+        session.go()
+    print(caught.value)
+
+
+@pytest.mark.slow
+def test_a_loading_process_that_is_killed(tmp_path: Path) -> None:
+    """In a Python of its own: torch raises at any later moment too that one of its loading processes has died."""
+    code = f"from tests.engine.training.test_guards import *; train_with_a_deadly_picture({str(tmp_path)!r})"
+    root = Path(__file__).parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    assert re.fullmatch(r"a loading process.* died.*data\.workers.*\n", done.stdout), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("clip", [0.0, 2.0])
+def test_a_gradient_that_is_no_number_stops_before_the_step(clip: float, tmp_path: Path) -> None:
+    session = Session(tiny_config(tmp_path, {"model.name": "vit", "optim.clip": clip}))
+    trainer, objective = session.trainer, session.trainer.objective
+    before: list[dict[str, torch.Tensor]] = []
+
+    def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
+        outcome = objective(model, batch, **options)
+        if trainer.progress.batch < 2:
+            return outcome
+        before.append(copied(model.state_dict()))
+        weight = model.get_parameter("head.weight")
+        weight.register_hook(lambda gradient: gradient / 0)
+        return outcome
+
+    trainer.objective = spoilt
+    with pytest.raises(UserError, match=r"the gradient is not finite at epoch 1, batch 3 \(head\.weight\)") as caught:
+        session.go()
+    assert "synthetic/train/" in str(caught.value)
+    assert_same_tensors(copied(trainer.model.state_dict()), before[0])
