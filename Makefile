@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made pictures: runs/quickstart
+quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made images: runs/quickstart
 	@$(PY) study.py studies/quickstart.yaml --out runs/quickstart
 
 test: $(READY) ## Run all tests, the slow ones too (a plain `pytest` runs the fast ones)

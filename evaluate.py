@@ -7,7 +7,7 @@
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
 Any key of the run's config can be overridden by a flag. Writes results.json, tables, every image's answer
-(answers.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to
+(predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to
 RUN/evaluation/SPLIT-methods, with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
 one checkpoint on the CPU are equal to the last bit. Several processes share the images:
 torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
@@ -27,7 +27,7 @@ from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
 from datasets.types import SPLITS
 from engine.explanation.map_metrics import KNOWN
-from engine.run.distributed import across_processes
+from engine.run.distributed import distributed_main
 from explain import METHODS
 from explain.options import add_options
 from metrics.registry import METRICS
@@ -59,7 +59,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
-@across_processes
+@distributed_main
 def main() -> None:
     """Command line."""
     args, overrides = parse_args()

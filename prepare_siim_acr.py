@@ -7,7 +7,7 @@ in the table are test images, all others are for training.
     python prepare_siim_acr.py --pkl_file_path tubes.pkl --root_dir /data/siim-acr
 
 Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files below 0/ and 1/, without any
-tag but those of the picture), all_masks/ (PNG, 0 and 255) and report.csv with the files left out and why. An
+tag but those of the image), all_masks/ (PNG, 0 and 255) and report.csv with the files left out and why. An
 interrupted run goes on where it stopped when it is started again. Read the result with --data.name siim_acr
 --data.root /data/siim-acr.
 """
@@ -35,14 +35,14 @@ from rich.progress import track
 from common.errors import UserError, exit_on_user_error
 from datasets.formats.dicom import read_dicom
 from datasets.formats.dicom_copy import without_patient
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from datasets.formats.rle import EMPTY, decode_runs
 from datasets.formats.tables import read_csv
 from datasets.formats.tube_labels import read_tube_labels
 from datasets.readers.siim_acr import MASKS, TESTS, TRAIN, folders_of
 from report.files import check_folder, json_text, png_bytes, write_atomic
 
-TABLE, PICTURES = "train-rle.csv", "dicom-images-train"
+TABLE, IMAGES = "train-rle.csv", "dicom-images-train"
 STAMP, REPORT = "prepared.json", "report.csv"
 SETS = (TRAIN, *TESTS.values())
 Runs = tuple[str, ...]
@@ -74,30 +74,30 @@ def read_runs(root: Path, first_row: bool) -> dict[str, Runs]:
     return found
 
 
-def find_pictures(root: Path) -> tuple[dict[str, Path], list[Rejected]]:
+def find_images(root: Path) -> tuple[dict[str, Path], list[Rejected]]:
     """Image id -> DICOM file, and the files whose id stood before."""
     found: dict[str, Path] = {}
     rejected = []
-    for path in sorted((root / PICTURES).glob("*/*/*.dcm")):
+    for path in sorted((root / IMAGES).glob("*/*/*.dcm")):
         first = found.setdefault(path.stem, path)
         if first != path:
             rejected.append((str(path.relative_to(root)), f"its image id is also that of {first.relative_to(root)}"))
     if not found:
-        raise UserError(f"--root_dir: no {PICTURES}/*/*/*.dcm in {root}; unpack the pictures there")
+        raise UserError(f"--root_dir: no {IMAGES}/*/*/*.dcm in {root}; unpack the images there")
     return found, rejected
 
 
 def plan(root: Path, out: Path, runs: dict[str, Runs], tubes: dict[str, bool]) -> tuple[list[Job], list[Rejected]]:
     """What is to be done, and the files that are not in both the table and the folder."""
-    pictures, rejected = find_pictures(root)
-    lines = [(f"{name}.dcm", f"named in {TABLE}, but not in {PICTURES}") for name in runs if name not in pictures]
-    extra = [(str(path.relative_to(root)), f"not in {TABLE}") for name, path in pictures.items() if name not in runs]
+    files, rejected = find_images(root)
+    lines = [(f"{name}.dcm", f"named in {TABLE}, but not in {IMAGES}") for name in runs if name not in files]
+    extra = [(str(path.relative_to(root)), f"not in {TABLE}") for name, path in files.items() if name not in runs]
     jobs = []
-    for name in sorted(runs.keys() & pictures.keys()):
+    for name in sorted(runs.keys() & files.keys()):
         label = int(any(text != EMPTY for text in runs[name]))
         folders = folders_of(label, tubes[name]) if name in tubes else (TRAIN,)
         copies = tuple(out / folder / str(label) / f"{name}.dcm" for folder in folders)
-        jobs.append(Job(pictures[name], runs[name], copies, out / MASKS / f"{name}.png"))
+        jobs.append(Job(files[name], runs[name], copies, out / MASKS / f"{name}.png"))
     return jobs, rejected + lines + extra
 
 
@@ -131,14 +131,14 @@ def prepare(job: Job) -> str:
     if all(path.exists() for path in (job.mask, *job.copies)):
         return ""
     try:
-        mask, picture = decode_runs(job.runs, read_dicom(job.source).shape), without_patient(job.source)
-    except UnreadablePictureError as error:
+        mask, image = decode_runs(job.runs, read_dicom(job.source).shape), without_patient(job.source)
+    except UnreadableImageError as error:
         return error.reason
     except ValueError as error:
         return f"its mask in {TABLE}: {error}"
     write_atomic(job.mask, png_bytes(Image.fromarray(mask.astype(np.uint8) * 255)))
     for copy in job.copies:
-        write_atomic(copy, picture)
+        write_atomic(copy, image)
     return ""
 
 

@@ -5,7 +5,7 @@
 
 Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
 goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.{json,csv,md}, curves and a
-self-contained report.html; with train.watch_test also worst-group accuracy over epochs and over seconds.
+self-contained report.html; with train.log_test also worst-group accuracy over epochs and over seconds.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from common.errors import UserError, exit_on_user_error
 from engine.run.distributed import one_process_only
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.run.stopping import RunStopped
-from engine.run.tracking import Row, read_rows
+from engine.run.tracking import MetricsRow, read_rows
 from report.files import json_text, write_atomic
 from report.study import StudyRun, publish, write_study_report
 from train import train
@@ -33,7 +33,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's own")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
-    parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and pictures there")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and images there")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every row")
     return parser.parse_args()
 
@@ -70,7 +70,7 @@ def main() -> None:
     print(f"results in {args.out / 'results.json'}; look at {report}")
 
 
-def finished(job: Job, results: Row) -> StudyRun:
+def finished(job: Job, results: MetricsRow) -> StudyRun:
     """What the report shows of a run."""
     out = Path(job.config.out)
     sheets = sorted((out / "sheets").glob("*.png"))

@@ -14,28 +14,28 @@ from typing import Any
 
 import torch
 
-from commands.prediction_sheets import Photographer
+from commands.prediction_visualizer import PredictionVisualizer
 from common.errors import UserError, exit_on_user_error
-from common.processes import processes, wait_for_all
+from common.processes import barrier, processes
 from datasets import Split, load_split
-from datasets.loader import Feed
-from datasets.semi_supervised import MixedFeed, split_labels
+from datasets.loader import BatchSampler
+from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from datasets.types import SPLITS
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
-from engine.run.distributed import across_processes
+from engine.run.distributed import distributed_main
 from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run
 from engine.run.machine import prepare_process, provenance
-from engine.run.resume import settle_resume
+from engine.run.resume import resolve_resume
 from engine.run.stopping import RunStopped
-from engine.run.tracking import Row, Silence, Tracker
+from engine.run.tracking import MetricsRow, NullTracker, Tracker
 from engine.training.best import check_best_metric
-from engine.training.consistency import ConsistentObjective
+from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective
-from engine.training.optim import RULES
+from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from models import build_model
 from report.curves import training_curves
@@ -43,17 +43,17 @@ from report.files import json_text, write_atomic
 from report.names import pretty
 
 
-def train(config: RunConfig) -> Row:
+def train(config: RunConfig) -> MetricsRow:
     """Train as `config` says, evaluate the best checkpoint on the test split, and return what results.json holds."""
     # 1. machine and data
-    config, first = settle_resume(config), processes().first
+    config, first = resolve_resume(config), processes().is_main
     resumes = config.resume is True
     device = prepare_process(config)
     splits = load_splits(config)
     info = splits["train"].info
     if info.multi_label and config.train.best_metric == "accuracy":
         raise UserError(
-            f"train.best_metric=accuracy: pictures of {info.name} show several classes; "
+            f"train.best_metric=accuracy: images of {info.name} show several classes; "
             "set it to mean_average_precision, macro_f1 or micro_f1"
         )
 
@@ -66,28 +66,28 @@ def train(config: RunConfig) -> Row:
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
     objective: Objective = OBJECTIVES[config.model.name](config.loss, info.num_classes, counts)
     if config.loss.consistency.weight:
-        objective = ConsistentObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
-    rules = RULES[config.model.name](config.optim)
+        objective = ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
+    rules = PARAM_GROUP_RULES[config.model.name](config.optim)
 
     # 3. trainer and, once everything is known to fit, the run folder
-    trainer = Trainer(config, model, objective, rules, splits, device, feed_of(config, splits))
+    trainer = Trainer(config, model, objective, rules, splits, device, training_sampler(config, splits))
     if resumes:
         trainer.load(print if first else lambda line: None)
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
     out = open_run(config, model) if first else Path(config.out)
-    tracker = Tracker(out, config, trainer.progress.wandb_id) if first else Silence()
-    tracker.keep_epochs(trainer.position)
-    photographer = Photographer(splits["val"], config.data.mean, config.data.std)
+    tracker = Tracker(out, config, trainer.progress.wandb_id) if first else NullTracker()
+    tracker.truncate(trainer.position)
+    visualizer = PredictionVisualizer(splits["val"], config.data.mean, config.data.std)
 
     # 4. train
-    def after_epoch(row: Row) -> None:
+    def after_epoch(row: MetricsRow) -> None:
         every, epoch = config.train.sheet_every, row["epoch"]
-        tracker.picture("curves", training_curves(tracker.rows(), out / "curves.png"), epoch)
+        tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), epoch)
         if epoch == config.train.epochs or (every and epoch % every == 0):
-            sheet = photographer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
-            tracker.picture("sheet", sheet, epoch)
+            sheet = visualizer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
+            tracker.image("sheet", sheet, epoch)
 
     trainer.run(tracker, after_epoch if first else lambda row: None)
 
@@ -112,18 +112,18 @@ def load_splits(config: RunConfig) -> dict[str, Split]:
     return splits
 
 
-def feed_of(config: RunConfig, splits: dict[str, Split]) -> Feed | None:
+def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSampler | None:
     """What training steps read, where it is not the training split once an epoch."""
     semi = config.data.semi
     if semi.mode == "supervised":
         return None
-    return MixedFeed(splits["train"], splits["unlabelled"], config.data.batch_size, semi, config.train.seed)
+    return SemiSupervisedSampler(splits["train"], splits["unlabelled"], config.data.batch_size, semi, config.train.seed)
 
 
 def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
     """Figures of the best checkpoint on test and validation, with what they cost and where they came from."""
     path = Path(config.out) / BEST / "model.safetensors"
-    wait_for_all()  # until the first process has written it
+    barrier()  # until the first process has written it
     load_weights(trainer.evaluated_model(), read_best(path), path)
     progress = trainer.progress
     return {
@@ -147,7 +147,7 @@ def read_best(path: Path) -> dict[str, torch.Tensor]:
 
 
 @exit_on_user_error
-@across_processes
+@distributed_main
 def main() -> None:
     """Command line."""
     config = parse_config(description=__doc__)
@@ -155,7 +155,7 @@ def main() -> None:
         train(config)
     except RunStopped as stopped:
         command = f"python train.py --config {shlex.quote(str(Path(config.out) / CONFIG_FILE))} --resume=true"
-        if processes().first:
+        if processes().is_main:
             print(f"stopped by {stopped}; everything is saved in {config.out}; go on with: {command}", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
 

@@ -23,8 +23,8 @@ from metrics.types import Explanation
 
 SEED = 0
 IG_STEPS = 8
-ABPC_PICTURES = 4
-"""Of 18 pictures an image; its forwards are as large as the batch all the same."""
+ABPC_IMAGES = 4
+"""Of 18 images an image; its forwards are as large as the batch all the same."""
 SAME = {"published": 1e-5}
 INFO = DatasetInfo("noise", ())
 MIDDLE = (0.5, 0.5, 0.5)
@@ -138,7 +138,7 @@ def _abpc(setup: Setup, given: Given) -> Tensor:
 
     count = len(given.images)
     batch = Batch(given.images, given.labels, ("",) * count)
-    metric = ABPC(INFO, Removal(MIDDLE, MIDDLE, "grey", chunk=count * ABPC_PICTURES if count > 1 else 1))
+    metric = ABPC(INFO, Removal(MIDDLE, MIDDLE, "grey", chunk=count * ABPC_IMAGES if count > 1 else 1))
     return metric.rows(batch, Explanation(given.maps, predict(given.images), predict))[:, 0]
 
 
@@ -183,5 +183,5 @@ METHODS = (
         fewer=IG_STEPS,
     ),
     _method("attention_flow", fewer=32),
-    Method("abpc", _abpc, others={"published": _published_abpc}, tolerance=SAME, fewer=ABPC_PICTURES),
+    Method("abpc", _abpc, others={"published": _published_abpc}, tolerance=SAME, fewer=ABPC_IMAGES),
 )

@@ -157,7 +157,7 @@ def gradcam(vit: VisionTransformer, image: Tensor) -> Tensor:
 
 
 def abpc(vit: VisionTransformer, image: Tensor, heat: Tensor, label: Tensor) -> Tensor:
-    """ABPC of one image [1, 3, H, W] and its map [H, W] in [0, 1]: 22 forwards of one picture, gradients on; [].
+    """ABPC of one image [1, 3, H, W] and its map [H, W] in [0, 1]: 22 forwards of one image, gradients on; [].
 
     A pixel is removed by a product with 0, which is grey where images are normalised by 0.5 and 0.5.
     """

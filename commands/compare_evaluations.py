@@ -1,9 +1,9 @@
 """Do two models differ on the same images? Bootstrap tests of two files that evaluate.py wrote.
 
-    python -m commands.compare_evaluations runs/a/evaluation/test/answers.csv runs/b/evaluation/test/answers.csv
+    python -m commands.compare_evaluations runs/a/evaluation/test/predictions.csv runs/b/evaluation/test/predictions.csv
     python -m commands.compare_evaluations runs/{a,b}/evaluation/test-methods/per_image/lrp.csv --out runs/comparison
 
-Of answers.csv: accuracy, worst group and F1, or average precision and F1 where pictures show several classes. Of
+Of predictions.csv: accuracy, worst group and F1, or average precision and F1 where images show several classes. Of
 per_image/METHOD.csv: the mean of every column over the images where both have a number. Says of each figure the
 difference with its 95 % interval over images, and p by the pooled bootstrap of the absolute difference (docs/atcon.md).
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError, exit_on_user_error
-from metrics.comparison import Difference, answer_figures, column_figures, compare
+from metrics.comparison import Difference, column_means, compare, prediction_metrics
 from report.files import check_folder
 from report.tables import write_tables
 
@@ -24,7 +24,7 @@ from report.tables import write_tables
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path, help="answers.csv, or per_image/METHOD.csv, of one evaluation")
+    parser.add_argument("first", type=Path, help="predictions.csv, or per_image/METHOD.csv, of one evaluation")
     parser.add_argument("second", type=Path, help="the same file of another, of the same images")
     parser.add_argument("--resamples", type=int, default=1000, metavar="N")
     parser.add_argument("--out", type=Path, help="also write comparison.{json,csv,md} to this folder")
@@ -75,13 +75,13 @@ def matched(first: pd.DataFrame, second: pd.DataFrame, path: Path) -> pd.DataFra
 def compare_tables(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, Difference]:
     """Every figure of the two tables."""
     if "predicted" in first:
-        return compare(answer_figures(pd.concat([first, second], ignore_index=True)), len(first), resamples)
+        return compare(prediction_metrics(pd.concat([first, second], ignore_index=True)), len(first), resamples)
     results: dict[str, Difference] = {}
     for name in first:
         known = (first[name].notna() & second[name].notna()).to_numpy()
         if known.any():
             values = np.concatenate([first[name][known], second[name][known]]).astype(np.float64)
-            results |= compare(column_figures(values, str(name)), int(known.sum()), resamples)
+            results |= compare(column_means(values, str(name)), int(known.sum()), resamples)
     return results
 
 

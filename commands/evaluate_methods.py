@@ -11,23 +11,23 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from commands.method_flags import check_flags, read_protocol
-from commands.method_outputs import Gallery, method_records, write_per_image
+from commands.method_flags import check_flags, read_metric_options
+from commands.method_outputs import ExampleCollector, method_records, write_per_image
 from common.errors import UserError
 from common.processes import processes
 from datasets import Split, collate
 from engine.evaluation.loading import fingerprint, load_run_model, read_split
 from engine.evaluation.loop import split_loader
-from engine.explanation.evaluator import Bench, chosen_methods, options_of
+from engine.explanation.evaluator import ExplanationEvaluator, chosen_methods, options_of
 from engine.explanation.map_metrics import build_map_metrics, wanted_metrics
-from engine.explanation.map_store import MapReader, MapWriter, Source
-from engine.explanation.masked_classifier import MaskedJudge
+from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
+from engine.explanation.masked_classifier import MaskedClassifier
 from engine.explanation.model_checks import ModelChecks
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import RESULTS, run_config
 from engine.run.machine import prepare_process, provenance
-from engine.run.memory import Halving
+from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain.loading import load_timm
@@ -53,21 +53,21 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     sample = collate([split[0]]).to(device)
 
     # 2. methods and metrics
-    console = Console(highlight=False, quiet=not processes().first)
+    console = Console(highlight=False, quiet=not processes().is_main)
     say = partial(console.print, soft_wrap=True, markup=False)
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, say)
-    halving = Halving(config.data.eval_batch_size, say)
-    own = MaskedJudge(model, config.data, config.data, halving) if isinstance(model, TwoStageModel) else None
-    judge = read_judge(args.masks_for, config, split, model, halving) if args.masks_for else own
+    halving = AutoBatchSize(config.data.eval_batch_size, say)
+    own = MaskedClassifier(model, config.data, config.data, halving) if isinstance(model, TwoStageModel) else None
+    judge = read_masked_classifier(args.masks_for, config, split, model, halving) if args.masks_for else own
     wanted = wanted_metrics(args.metrics, sample, judge is not None)
-    protocol = read_protocol(args, config.data, model, judge)
+    protocol = read_metric_options(args, config.data, model, judge)
     metrics = {name: build_map_metrics(wanted.maps, split.info, protocol) for name in methods}
 
     # 3. measure
-    source = Source(made_of(config, args.split, stage, model), options_of(methods))
-    bench = Bench(model, methods, metrics, halving, split.info, stage)
-    checks, gallery = ModelChecks(split, wanted, protocol, bench.predict, own, judge), Gallery(split, protocol)
+    source = MapProvenance(map_provenance(config, args.split, stage, model), options_of(methods))
+    bench = ExplanationEvaluator(model, methods, metrics, halving, split.info, stage)
+    checks, gallery = ModelChecks(split, wanted, protocol, bench.predict, own, judge), ExampleCollector(split, protocol)
     loader, start = split_loader(split, config.data), processes().block(len(split)).start
     if 0 < start < len(split):
         previous = collate([split[start - 1]]).to(device)
@@ -83,9 +83,9 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 4. write
     records = method_records(bench, checks.rows())
-    figures_of_the_model, shown = checks.model_figures(), gallery.images()
+    figures_of_the_model, shown = checks.model_results(), gallery.images()
     write_per_image(out, bench)
-    if not processes().first:
+    if not processes().is_main:
         return
     details = {
         "model": str(args.run or args.model), "checkpoint": args.checkpoint if args.run else args.weights or "hub",
@@ -132,7 +132,9 @@ def explained_stage(args: argparse.Namespace, model: nn.Module) -> Literal[1, 2]
     return cast(Literal[1, 2], args.stage or (1 if isinstance(model, PDiscoFormer) else 2))
 
 
-def read_judge(run: Path, config: RunConfig, split: Split, model: nn.Module, halving: Halving) -> MaskedJudge:
+def read_masked_classifier(
+    run: Path, config: RunConfig, split: Split, model: nn.Module, halving: AutoBatchSize
+) -> MaskedClassifier:
     """The two-stage model of `run`, to be shown masks on the images of `config`, on the device of `model`."""
     own = run_config(run)
     judge = load_run_model(run, own, "best", split.info.num_outputs)
@@ -140,10 +142,10 @@ def read_judge(run: Path, config: RunConfig, split: Split, model: nn.Module, hal
         raise UserError(f"--masks-for: {run} is a plain ViT, which cannot be shown a mask")
     if own.data.size_hw != config.data.size_hw:
         raise UserError(f"--masks-for: {run} takes images of {own.data.size_hw}, not of {config.data.size_hw}")
-    return MaskedJudge(judge.to(next(model.parameters()).device).eval(), config.data, own.data, halving)
+    return MaskedClassifier(judge.to(next(model.parameters()).device).eval(), config.data, own.data, halving)
 
 
-def made_of(config: RunConfig, split: str, stage: int, model: nn.Module) -> dict[str, Any]:
+def map_provenance(config: RunConfig, split: str, stage: int, model: nn.Module) -> dict[str, Any]:
     """All but the methods that decides how a map looks."""
     data = asdict(config.data)
     images = (

@@ -4,13 +4,13 @@ import argparse
 import time
 from typing import Any
 
-from commands.prediction_sheets import Photographer
+from commands.prediction_visualizer import PredictionVisualizer
 from common.processes import processes
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import load_run_model, read_fit_split, read_split
 from engine.evaluation.loop import evaluate, split_loader
 from engine.evaluation.predict import hands_out_mask
-from engine.evaluation.records import ANSWERS, Answers, Recorder
+from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, Recorder
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS, run_config
 from engine.run.machine import PRECISIONS, prepare_process, provenance
 from engine.run.tracking import read_rows
@@ -36,15 +36,15 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
 
     # 3. measure
-    recorder, answers, started = Recorder(), Answers(split.info), time.perf_counter()
+    recorder, predictions, started = Recorder(), PredictionTable(split.info), time.perf_counter()
     fit_split = read_fit_split(config, args.limit, metrics.to_fit) if metrics.to_fit else None
     figures = evaluate(
         model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision],
-        observers=[recorder, answers], options=options,
+        observers=[recorder, predictions], options=options,
         training=split_loader(fit_split, config.data) if fit_split else (),
     )  # fmt: skip
-    records, table = recorder.everyone(), answers.csv()
-    if not processes().first:
+    records, table = recorder.everyone(), predictions.csv()
+    if not processes().is_main:
         return
 
     # 4. write
@@ -58,10 +58,10 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     }  # fmt: skip
     content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
     write_atomic(out / RESULTS, json_text(content))
-    write_atomic(out / ANSWERS, table)
-    photographer = Photographer(split, config.data.mean, config.data.std)
-    sheet = photographer.sheet(model, out / "sheet.png", **options)
-    failures = photographer.failures(model, records, out / "failures.png", **options)
+    write_atomic(out / PREDICTIONS_FILE, table)
+    visualizer = PredictionVisualizer(split, config.data.mean, config.data.std)
+    sheet = visualizer.sheet(model, out / "sheet.png", **options)
+    failures = visualizer.failures(model, records, out / "failures.png", **options)
     history, text = read_rows(args.run / METRICS_FILE), (args.run / CONFIG_FILE).read_text()
     title = f"{args.run.name}: {args.split}"
     report = write_evaluation_report(out, title, figures, details, history, sheet, failures, text)

@@ -5,7 +5,7 @@
     python -m commands.imagenet9 --run runs/imagenet1k-k1 --data.root /data/bg_challenge --data.output_rule restricted
 
 One table of the sets in data.root; BG-gap = accuracy on mixed_same - accuracy on mixed_rand. With --challenge also the
-share of objects that no background of only_bg_t makes the run fail on (4050 x 4050 pictures: hours on a GPU). Writes
+share of objects that no background of only_bg_t makes the run fail on (4050 x 4050 images: hours on a GPU). Writes
 results.json, table.{json,csv,md} and report.html to RUN/evaluation/backgrounds (or --out).
 """
 
@@ -19,7 +19,7 @@ from common.flags import Parser
 from common.processes import processes
 from engine.evaluation.backgrounds import FOREGROUNDS, background_gaps, measure_set, read_sets, run_challenge
 from engine.evaluation.loading import fingerprint, load_run_model
-from engine.run.distributed import across_processes
+from engine.run.distributed import distributed_main
 from engine.run.folder import CONFIG_FILE, RESULTS, run_config
 from engine.run.machine import prepare_process, provenance
 from engine.run.tracking import progress_bar
@@ -39,7 +39,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
-@across_processes
+@distributed_main
 def main() -> None:
     """Command line."""
     # 1. run and data
@@ -57,9 +57,9 @@ def main() -> None:
     figures = {name: measure_set(model, split, config, device) for name, split in sets.items()}
     summary = background_gaps(figures)
     if args.challenge:
-        with progress_bar(Console(quiet=not processes().first), "challenge", len(sets[FOREGROUNDS])) as advance:
+        with progress_bar(Console(quiet=not processes().is_main), "challenge", len(sets[FOREGROUNDS])) as advance:
             summary |= run_challenge(model, sets, config, device, advance)
-    if not processes().first:
+    if not processes().is_main:
         return
 
     # 4. write

@@ -4,7 +4,7 @@ import argparse
 
 from rich.console import Console
 
-from commands.prediction_sheets import Photographer
+from commands.prediction_visualizer import PredictionVisualizer
 from common.errors import UserError
 from common.processes import processes
 from engine.evaluation.interventions import check_parts, read_thresholds, require_two_stage
@@ -20,7 +20,7 @@ from report.files import check_folder, json_text, write_atomic
 
 
 def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The unmodified run, then without each part: a table rows x figures, a picture of what went, report."""
+    """The unmodified run, then without each part: a table rows x figures, an image of what went, report."""
     # 1. run and data
     out = check_folder(args.out or args.run / "evaluation" / f"{args.split}-leave-one-part-out", "--out")
     config = run_config(args.run, overrides)
@@ -39,7 +39,7 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 3. measure
     loader = split_loader(split, config.data)
-    with progress_bar(Console(quiet=not processes().first), "leave one part out", len(loader)) as advance:
+    with progress_bar(Console(quiet=not processes().is_main), "leave one part out", len(loader)) as advance:
         precision = PRECISIONS[config.train.precision]
         changed = measure(model, loader, settings, metrics, device, precision, advance)
 
@@ -49,11 +49,11 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
             "row": row,
             "removed_parts": " ".join(map(str, settings[row].remove_parts)),
             **metrics[row].compute(),
-            "share_of_answers_changed": changed[row] / len(split),
+            "changed_predictions_ratio": changed[row] / len(split),
         }
         for row in settings
     ]
-    if not processes().first:
+    if not processes().is_main:
         return
     details = {
         "run": str(args.run), "checkpoint": args.checkpoint, "fingerprint": fingerprint(model), "split": args.split,
@@ -62,8 +62,8 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
         "provenance": provenance(),
     }  # fmt: skip
     write_atomic(out / RESULTS, json_text({**details, "rows": records}))
-    photographer = Photographer(split, config.data.mean, config.data.std)
-    sheet = photographer.removals(model, settings, out / "sheet.png")
+    visualizer = PredictionVisualizer(split, config.data.mean, config.data.std)
+    sheet = visualizer.removals(model, settings, out / "sheet.png")
     text = (args.run / CONFIG_FILE).read_text()
     report = write_removal_report(out, f"{args.run.name}: {args.split}, parts removed", records, sheet, details, text)
     print(f"{len(split)} images, {len(settings)} rows: look at {report}")

@@ -9,8 +9,8 @@ from torch import nn
 from common.errors import UserError
 from common.processes import processes
 from datasets.config import DataConfig
-from engine.explanation.map_metrics import Protocol
-from engine.explanation.masked_classifier import MaskedJudge
+from engine.explanation.map_metrics import MapMetricOptions
+from engine.explanation.masked_classifier import MaskedClassifier
 from models.cnn import Cnn
 from models.registry import classifying_vit
 
@@ -23,10 +23,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--masks-for", type=Path, metavar="RUN", help="two-stage run to be shown the maps as masks")
     group.add_argument("--save-maps", type=Path, metavar="FILE.h5")
     group.add_argument("--maps", type=Path, metavar="FILE.h5", help="read what --save-maps wrote instead of computing")
-    _add_dials(parser.add_argument_group("dials of map metrics"))
+    _add_metric_options(parser.add_argument_group("options of map metrics"))
 
 
-def _add_dials(group: argparse._ArgumentGroup) -> None:
+def _add_metric_options(group: argparse._ArgumentGroup) -> None:
     removal = "abpc, perturbation, insertion_deletion: "
     group.add_argument(
         "--threshold", type=_threshold, default=0.5, help="localization: in [0, 1), or mean (of each map)"
@@ -59,7 +59,7 @@ def check_flags(args: argparse.Namespace) -> None:
         "--kept must be in [0, 1]": args.kept is None or 0 <= args.kept <= 1,
         "--save-maps and --maps contradict each other: what is read is not written": not (args.save_maps and args.maps),
         "--save-maps works in one process: start evaluate.py with python; --maps reads the file in several": not (
-            args.save_maps and processes().several
+            args.save_maps and processes().is_distributed
         ),
         "--weights goes with --model; a run has its own": not (args.weights and args.run),
     }
@@ -68,11 +68,13 @@ def check_flags(args: argparse.Namespace) -> None:
             raise UserError(problem)
 
 
-def read_protocol(args: argparse.Namespace, data: DataConfig, model: nn.Module, judge: MaskedJudge | None) -> Protocol:
-    """The dials of the metrics. Raises UserError for a cell that does not divide the images."""
+def read_metric_options(
+    args: argparse.Namespace, data: DataConfig, model: nn.Module, judge: MaskedClassifier | None
+) -> MapMetricOptions:
+    """The options of the metrics. Raises UserError for a cell that does not divide the images."""
     if any(side % args.removal_cell for side in data.size_hw):
         raise UserError(f"--removal-cell: {args.removal_cell} pixels do not divide images of {data.size_hw}")
-    return Protocol(
+    return MapMetricOptions(
         mean=data.mean,
         std=data.std,
         patch=patch_size(model),
@@ -82,7 +84,7 @@ def read_protocol(args: argparse.Namespace, data: DataConfig, model: nn.Module, 
         fill=args.removal_fill,
         cell=args.removal_cell,
         tolerance=args.tolerance,
-        kept=args.kept if args.kept is not None else judge.kept_share if judge else 0.25,
+        kept=args.kept if args.kept is not None else judge.keep_ratio if judge else 0.25,
     )
 
 

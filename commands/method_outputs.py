@@ -12,19 +12,19 @@ from torch import Tensor
 from common.processes import gather, gather_blocks, processes
 from datasets import Split
 from datasets.types import Batch
-from engine.explanation.evaluator import Bench
-from engine.explanation.map_metrics import Protocol
+from engine.explanation.evaluator import ExplanationEvaluator
+from engine.explanation.map_metrics import MapMetricOptions
 from report.explanations import ExplainedImage
 from report.files import write_atomic
 from report.overlays import denormalise
 
 
 @dataclass
-class Gallery:
-    """Keeps a few images with all their maps for the sheet; an observer of `Bench.run`."""
+class ExampleCollector:
+    """Keeps a few images with all their maps for the sheet; an observer of `ExplanationEvaluator.run`."""
 
     split: Split
-    protocol: Protocol
+    protocol: MapMetricOptions
     limit: int = 12
     kept: list[tuple[int, ExplainedImage]] = field(default_factory=list)
     """With the group or class of each."""
@@ -54,7 +54,7 @@ class Gallery:
     def _shown(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], i: int) -> ExplainedImage:
         names, predicted, label = self.split.info.class_names, int(logits[i].argmax()), int(batch.label[i])
         return ExplainedImage(
-            picture=denormalise(batch.image[i], self.protocol.mean, self.protocol.std),
+            pixels=denormalise(batch.image[i], self.protocol.mean, self.protocol.std),
             caption=names[predicted] + ("" if predicted == label else f"\nis {names[label]}"),
             correct=predicted == label,
             maps={name: heat[i].cpu() for name, heat in maps.items()},
@@ -62,12 +62,12 @@ class Gallery:
         )
 
 
-def method_records(bench: Bench, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def method_records(bench: ExplanationEvaluator, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     """One record per row of the table: "row" and figures. `others`: figures by row that are not the bench's own.
 
     Every process must ask, and gets the same.
     """
-    clocks = bench.everyones_clocks()
+    clocks = bench.gathered_timings()
     rows: dict[str, dict[str, float]] = {}
     for name, metrics in bench.metrics.items():
         rows[name] = {figure: value for metric in metrics.values() for figure, value in metric.compute().items()}
@@ -78,7 +78,7 @@ def method_records(bench: Bench, others: Mapping[str, Mapping[str, float]]) -> l
     return [{"row": name, **figures} for name, figures in rows.items()]
 
 
-def write_per_image(out: Path, bench: Bench) -> None:
+def write_per_image(out: Path, bench: ExplanationEvaluator) -> None:
     """One CSV per method: a line per image, every column of every metric (curves, scores, counts).
 
     Every process must call; the first one writes the lines of all.
@@ -91,6 +91,6 @@ def write_per_image(out: Path, bench: Bench) -> None:
             columns |= {key if key.startswith(name) else f"{name}/{key}": v for key, v in metric.per_image().items()}
         if columns:
             frame = pd.concat(gather(pd.DataFrame(columns, index=paths)))
-            if processes().first:
+            if processes().is_main:
                 text = frame.to_csv(index_label="path", float_format="%.8g")
                 write_atomic(out / "per_image" / f"{method}.csv", text)

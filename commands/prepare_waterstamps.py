@@ -60,12 +60,12 @@ class Background:
     """One wallpaper: its file name and its pixels (RGB)."""
 
     name: str
-    picture: Image.Image
+    image: Image.Image
 
 
 @dataclass(frozen=True)
 class Source:
-    """Everything pictures are composed of."""
+    """Everything images are composed of."""
 
     stamps: dict[str, Image.Image]
     """Species to RGBA photograph."""
@@ -88,7 +88,7 @@ def fetch_packages(folder: Path) -> Path:
             raise UserError(f"{tool} not found: run this on Debian or Ubuntu (only to download; nothing is installed)")
     # A fresh machine has no package lists. Without the right to write them, those already there may still serve.
     subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
-    problem = "apt-get cannot download the picture packages (this needs the network and Debian's or Ubuntu's archive)"
+    problem = "apt-get cannot download the image packages (this needs the network and Debian's or Ubuntu's archive)"
     run_tool(["apt-get", "download", "-qq", *PACKAGES], folder, problem)
     for package in sorted(folder.glob("*.deb")):
         unpack(package, folder / "root")
@@ -110,27 +110,27 @@ def load_source(root: Path, short_side: int) -> Source:
         path = root / STAMPS / f"{name}.png"
         if not path.is_file():
             raise UserError(f"the package tuxpaint-stamps-default has no {STAMPS / path.name}; use Debian 12 or newer")
-        with Image.open(path, formats=("PNG",)) as picture:
-            stamps[name] = picture.convert("RGBA")
+        with Image.open(path, formats=("PNG",)) as loaded:
+            stamps[name] = loaded.convert("RGBA")
     places: tuple[list[Background], list[Background]] = ([], [])
     for path in track(wallpaper_files(root), "wallpapers"):
         background = Background(wallpaper_name(path), reduced(path, short_side))
         places[place_of(path.relative_to(root))].append(background)
     for kind, found in zip(KINDS, places, strict=True):
         if len(found) < 2:
-            raise UserError(f"the wallpaper packages hold {len(found)} {kind} pictures; use Debian 12 or newer")
+            raise UserError(f"the wallpaper packages hold {len(found)} {kind} images; use Debian 12 or newer")
     return Source(stamps, places)
 
 
 def wallpaper_files(root: Path) -> list[Path]:
-    """The usable pictures of the wallpaper packages, in a fixed order, each in one resolution only.
+    """The usable images of the wallpaper packages, in a fixed order, each in one resolution only.
 
-    KDE ships a wallpaper as NAME/contents/images/WIDTHxHEIGHT.jpg, some for telephones too: taken for two pictures, one
+    KDE ships a wallpaper as NAME/contents/images/WIDTHxHEIGHT.jpg, some for telephones too: taken for two images, one
     could go to training and its twin to the test.
     """
     files = [path for folder in WALLPAPERS for path in sorted((root / folder).rglob("*"))]
-    pictures = [path for path in files if path.suffix in {".jpg", ".png"} and not path.is_symlink()]
-    usable = [path for path in pictures if not any(word in str(path.relative_to(root)) for word in SKIP)]
+    candidates = [path for path in files if path.suffix in {".jpg", ".png"} and not path.is_symlink()]
+    usable = [path for path in candidates if not any(word in str(path.relative_to(root)) for word in SKIP)]
     widest: dict[str, Path] = {}
     for path in usable:
         key = wallpaper_name(path)
@@ -145,9 +145,9 @@ def wallpaper_name(path: Path) -> str:
 
 
 def width(path: Path) -> int:
-    """Width of a picture file, pixels."""
-    with Image.open(path, formats=FORMATS) as picture:
-        return picture.width
+    """Width of an image file, pixels."""
+    with Image.open(path, formats=FORMATS) as loaded:
+        return loaded.width
 
 
 def place_of(path: Path) -> int:
@@ -156,11 +156,11 @@ def place_of(path: Path) -> int:
 
 
 def reduced(path: Path, short_side: int) -> Image.Image:
-    """An RGB picture whose short side is at most `short_side` pixels."""
-    picture = Image.fromarray(read_image(path))
-    scale = min(1.0, short_side / min(picture.size))
-    size = (round(picture.width * scale), round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    """An RGB image whose short side is at most `short_side` pixels."""
+    loaded = Image.fromarray(read_image(path))
+    scale = min(1.0, short_side / min(loaded.size))
+    size = (round(loaded.width * scale), round(loaded.height * scale))
+    return loaded.resize(size, Image.Resampling.BICUBIC)
 
 
 def compose(
@@ -207,7 +207,7 @@ def usable_backgrounds(backgrounds: list[Background], split: int) -> list[Backgr
 
 
 def entries(source: Source, args: argparse.Namespace) -> Iterator[Entry]:
-    """Every picture of the data set, in order, as a function of --seed."""
+    """Every image of the data set, in order, as a function of --seed."""
     rng = np.random.default_rng(args.seed)
     for split, count in enumerate((args.train, args.test // 2, args.test)):
         labels, places = balanced_groups(count, 0.95 if SPLITS[split] == "train" else 0.5, rng)
@@ -215,7 +215,7 @@ def entries(source: Source, args: argparse.Namespace) -> Iterator[Entry]:
             name = str(rng.choice(usable_species(label, split, args.unseen_species)))
             backgrounds = usable_backgrounds(source.places[place], split)
             background = backgrounds[int(rng.integers(len(backgrounds)))]
-            image, mask = compose(source.stamps[name], background.picture, args.size, rng)
+            image, mask = compose(source.stamps[name], background.image, args.size, rng)
             yield Entry(image, mask, SPECIES.index(name), label, split, place, background.name)
 
 

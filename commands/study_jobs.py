@@ -13,7 +13,7 @@ from engine.run.checkpointing import is_there
 from engine.run.command_line import load_config
 from engine.run.config import RunConfig
 from engine.run.folder import LAST, read_results, run_config
-from engine.run.tracking import Row
+from engine.run.tracking import MetricsRow
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _filled(value: Any, out: Path, seed: int) -> Any:
     return value.replace("{out}", str(out)).replace("{seed}", str(seed)) if isinstance(value, str) else value
 
 
-def run_job(job: Job, train: Callable[[RunConfig], Row]) -> Row:
+def run_job(job: Job, train: Callable[[RunConfig], MetricsRow]) -> MetricsRow:
     """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
     out = Path(job.config.out)
     if not is_there(out / LAST):
@@ -125,7 +125,7 @@ def same_run(first: RunConfig, second: RunConfig) -> bool:
     return essence(first) == essence(second)
 
 
-def summarise(results: list[tuple[Job, Row]]) -> dict[str, Any]:
+def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
     """Row name to figures: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
     summary: dict[str, Any] = {}
     for row in dict.fromkeys(job.row for job, _ in results):

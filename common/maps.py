@@ -1,4 +1,4 @@
-"""Heat maps at pixels and brought to [0, 1]: one way for the metrics and for the pictures."""
+"""Heat maps at pixels and brought to [0, 1]: one way for the metrics and for the images."""
 
 import torch
 from torch import Tensor

@@ -22,12 +22,12 @@ class Processes:
     world_size: int = 1
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes files and speaks to the user."""
         return self.rank == 0
 
     @property
-    def several(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether there are others."""
         return self.world_size > 1
 
@@ -56,7 +56,7 @@ def own_rows(draw: Callable[[int], Tensor], batch: int, dim: int = 0) -> Tensor:
     """
     here = processes()
     drawn = draw(batch * here.world_size)
-    return drawn.unflatten(dim, (batch, here.world_size)).select(dim + 1, here.rank) if here.several else drawn
+    return drawn.unflatten(dim, (batch, here.world_size)).select(dim + 1, here.rank) if here.is_distributed else drawn
 
 
 def all_rows(rows: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def all_rows(rows: Tensor) -> Tensor:
     Differentiable in this process's own rows, provided that every process computes the same loss from the result and
     gradients are then averaged over processes, as DDP does.
     """
-    return _AllRows.apply(rows) if processes().several else rows
+    return _AllRows.apply(rows) if processes().is_distributed else rows
 
 
 class _AllRows(torch.autograd.Function):
@@ -93,7 +93,7 @@ def largest(*numbers: int) -> list[int]:
 
 
 def _reduced(numbers: Sequence[int], operation: Any) -> list[int]:
-    if not processes().several:
+    if not processes().is_distributed:
         return list(numbers)
     values = torch.tensor(numbers, dtype=torch.int64)
     dist.all_reduce(values, operation)
@@ -104,7 +104,7 @@ def gather(value: T) -> list[T]:
     """The value of every process, in the order of ranks, on all of them."""
     here = processes()
     values: list[Any] = [value]
-    if here.several:
+    if here.is_distributed:
         values = [None] * here.world_size
         dist.all_gather_object(values, value)
     return values
@@ -115,6 +115,6 @@ def gather_blocks(values: list[T]) -> list[T]:
     return [value for block in gather(values) for value in block]
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when every process has come here: what the first one has written is there for all."""
     totals(0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Dials of the procedural birds (data.name=synthetic); sizes in images, shares and probabilities in [0, 1].
+    """Options of the procedural birds (data.name=synthetic); sizes in images, shares and probabilities in [0, 1].
 
     The defaults draw the easy-looking set "D0" whose training images agree with their background in 95 % of cases.
     """
@@ -45,7 +45,7 @@ class SemiConfig:
     images_per_class: int = 0
     """So many images of each class, drawn by data.seed, keep their labels in training; 0 = all do."""
     fully_balanced: bool = True
-    """Where pictures show several classes: only those with a single one keep labels."""
+    """Where images show several classes: only those with a single one keep labels."""
     unlabelled: Literal["rest", "labelled"] = "rest"
     """Where unlabelled images come from: the other training images, or the labelled ones themselves."""
     unlabelled_size: int = 0
@@ -71,7 +71,7 @@ class DataConfig:
         "full", "robust", "non_robust", "segmentation",
     ] = "original"  # fmt: skip
     """imagenet9: which of its sets. siim_acr: the test set, full (which original means too) | robust | non_robust.
-    voc2012: segmentation = the pictures that have masks."""
+    voc2012: segmentation = the images that have masks."""
     output_rule: Literal["argmax", "restricted"] = "argmax"
     """imagenet9: from 1000 outputs to 9 classes. argmax (published): the highest of all outputs names the class, and
     none of the nine where it belongs to none; restricted: outputs of none of the nine are left out."""
@@ -80,17 +80,17 @@ class DataConfig:
     box_folder: str = ""
     """imagenet: folder of the box XML files, for other than Annotations/CLS-LOC/val in data.root."""
     mask_folder: str = ""
-    """Folder of masks (.png, > 0 is the object) under the pictures' own relative paths; replaces the data set's."""
+    """Folder of masks (.png, > 0 is the object) under the images' own relative paths; replaces the data set's."""
     image_size: int | tuple[int, int] = 224
     """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
     augmentation: Literal[
         "none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr", "atcon_voc", "atcon_svhn"
     ] = "cub_original"
     """Training augmentation."""
-    evaluation: Literal["cover", "imagenet", "warp"] = "cover"
-    """Evaluation transform. cover: short side to the image size, centre crop, bilinear. imagenet (published for
-    ImageNet): bicubic; short side to 8/7 of the image size and centre crop, from 384 pixels on a warp instead. warp:
-    the whole picture, bilinear."""
+    evaluation: Literal["center_crop", "imagenet", "squash"] = "center_crop"
+    """Evaluation transform. center_crop: short side to the image size, centre crop, bilinear. imagenet (published for
+    ImageNet): bicubic; short side to 8/7 of the image size and centre crop; from 384 pixels the whole image is
+    squashed instead. squash: the whole image, bilinear."""
     batch_size: int = 16
     eval_batch_size: int = 64
     workers: int = 4
@@ -111,8 +111,8 @@ class DataConfig:
 
 
 PRESCRIBED: Mapping[str, Mapping[str, Any]] = {
-    "imagenet9": {"evaluation": "cover"},  # its pictures are cropped already
-    "siim_acr": {"augmentation": "siim_acr", "evaluation": "warp", "mean": (0.48865,) * 3, "std": (0.24621,) * 3},
+    "imagenet9": {"evaluation": "center_crop"},  # its images are cropped already
+    "siim_acr": {"augmentation": "siim_acr", "evaluation": "squash", "mean": (0.48865,) * 3, "std": (0.24621,) * 3},
 }
 """Data set -> keys that the published protocol fixes for it."""
 

@@ -13,7 +13,7 @@ BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 IMAGENET_CROP = 224 / 256
 """Share of the short side that ImageNet's evaluation keeps."""
 WARP_FROM = 384
-"""Pixels: from this side on it keeps all of the picture."""
+"""Pixels: from this side on it keeps all of the image."""
 
 
 def resize_to_cover(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resampling = BILINEAR) -> RawSample:
@@ -39,9 +39,9 @@ def resize(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resamplin
     mask = None if raw.mask is None else _nearest(raw.mask, size_hw).astype(bool)
     part_labels = None if raw.part_labels is None else _nearest(raw.part_labels, size_hw).astype(np.int16)
     scale = np.array([new_w / width, new_h / height])
-    parts = None if raw.parts is None else np.hstack([raw.parts[:, :2] * scale, raw.parts[:, 2:]])
+    keypoints = None if raw.keypoints is None else np.hstack([raw.keypoints[:, :2] * scale, raw.keypoints[:, 2:]])
     boxes = None if raw.boxes is None else raw.boxes * np.tile(scale, 2)
-    return replace(raw, image=np.asarray(image), mask=mask, parts=parts, boxes=boxes, part_labels=part_labels)
+    return replace(raw, image=np.asarray(image), mask=mask, keypoints=keypoints, boxes=boxes, part_labels=part_labels)
 
 
 def _nearest(values: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -54,11 +54,11 @@ def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
     height, width = raw.image.shape[:2]
     top, left = round((height - size_hw[0]) / 2), round((width - size_hw[1]) / 2)
     rows, columns = slice(top, top + size_hw[0]), slice(left, left + size_hw[1])
-    parts = None if raw.parts is None else raw.parts - np.array([left, top, 0])
+    keypoints = None if raw.keypoints is None else raw.keypoints - np.array([left, top, 0])
     boxes = None if raw.boxes is None else raw.boxes - np.array([left, top, left, top])
     mask = None if raw.mask is None else raw.mask[rows, columns]
     labels = None if raw.part_labels is None else raw.part_labels[rows, columns]
-    return replace(raw, image=raw.image[rows, columns], mask=mask, parts=parts, boxes=boxes, part_labels=labels)
+    return replace(raw, image=raw.image[rows, columns], mask=mask, keypoints=keypoints, boxes=boxes, part_labels=labels)
 
 
 def imagenet_view(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
@@ -69,12 +69,12 @@ def imagenet_view(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
     return centre_crop(resize_to_cover(raw, (height, width), BICUBIC), size_hw)
 
 
-def inside_parts(parts: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+def inside_keypoints(keypoints: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
     """Key points [P, 3]; those outside (height, width) become invisible and move to its nearest pixel."""
     height, width = size_hw
-    points, limit = parts[:, :2], np.array([width - 1, height - 1])
+    points, limit = keypoints[:, :2], np.array([width - 1, height - 1])
     inside = ((points > -0.5) & (points < limit + 0.5)).all(1)
-    return np.column_stack([np.clip(points, 0, limit), parts[:, 2] * inside])
+    return np.column_stack([np.clip(points, 0, limit), keypoints[:, 2] * inside])
 
 
 def inside_boxes(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
@@ -98,10 +98,10 @@ def labels_inside(raw: RawSample) -> Tensor | None:
 def frame_of(raw: RawSample) -> Tensor | None:
     """[4] float32 (x, y, width, height) of the first box of a record with key points: what these are measured in.
 
-    As published, the corner moves to the nearest pixel of the picture and the size stays, also where the box sticks
+    As published, the corner moves to the nearest pixel of the image and the size stays, also where the box sticks
     out. None for a record without key points or boxes.
     """
-    if raw.parts is None or raw.boxes is None or not len(raw.boxes):
+    if raw.keypoints is None or raw.boxes is None or not len(raw.boxes):
         return None
     height, width = raw.image.shape[:2]
     left, top, right, bottom = raw.boxes[0]

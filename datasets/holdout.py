@@ -1,4 +1,4 @@
-"""Validation pictures held out of a published training split, for data sets that publish no validation split."""
+"""Validation images held out of a published training split, for data sets that publish no validation split."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,7 +13,7 @@ T = TypeVar("T", int, str)
 
 
 def check_fraction(name: str, split: str, config: DataConfig) -> None:
-    """Raise UserError unless data.val_fraction leaves pictures to train on and, for split "val", holds some out."""
+    """Raise UserError unless data.val_fraction leaves images to train on and, for split "val", holds some out."""
     if not 0 <= config.val_fraction < 1 or (split == "val" and config.val_fraction == 0):
         raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs a share between 0 and 1")
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.processes import Processes, processes
 from common.seeds import stable_seed
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 
@@ -22,7 +22,7 @@ Key = tuple[int, int]
 
 @dataclass(frozen=True)
 class Problem:
-    """What a worker sends in place of a sample: the picture's path ("" if none is to blame) and the line to show."""
+    """What a worker sends in place of a sample: the image's path ("" if none is to blame) and the line to show."""
 
     path: str
     message: str
@@ -64,26 +64,26 @@ class _Guarded(Dataset[Sample | Problem]):
     def __getitem__(self, key: Key) -> Sample | Problem:
         try:
             return self.split[key]
-        except UnreadablePictureError as error:
+        except UnreadableImageError as error:
             return Problem(error.path, str(error))
         except UserError as error:
             return Problem("", str(error))
 
 
 def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
-    """A batch without its unreadable pictures, which it lists; a Problem if none is left or something else is wrong."""
+    """A batch without its unreadable images, which it lists; a Problem if none is left or something else is wrong."""
     problems = [item for item in items if isinstance(item, Problem)]
     for problem in problems:
         if not problem.path:
             return problem
     samples = [item for item in items if isinstance(item, Sample)]
     if not samples:
-        return Problem(problems[0].path, f"no picture of a training batch can be read; first: {problems[0].message}")
+        return Problem(problems[0].path, f"no image of a training batch can be read; first: {problems[0].message}")
     return collate(samples, [problem.path for problem in problems])
 
 
 def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
-    """A batch, or the first problem in it: a measured figure must not quietly leave out pictures."""
+    """A batch, or the first problem in it: a measured figure must not quietly leave out images."""
     for item in items:
         if isinstance(item, Problem):
             return item
@@ -161,7 +161,7 @@ def train_loader(
     """Shuffled batches of one epoch, from `start_batch` on: exactly the tail of the whole epoch, for an exact resume.
 
     `batch_size` is per process; process `rank` of `world_size` gets its slice of every global batch. Unreadable
-    pictures are left out and listed in `Batch.skipped`; iterating raises UserError where a whole batch is unreadable.
+    images are left out and listed in `Batch.skipped`; iterating raises UserError where a whole batch is unreadable.
     """
     steps = steps_per_epoch(split, batch_size, drop_last=drop_last, world_size=world_size)
     generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
@@ -174,7 +174,7 @@ def train_loader(
     return BatchLoader(split, batches, workers, collate_train)
 
 
-class Feed:
+class BatchSampler:
     """What every step of training reads: here the whole split once an epoch, shuffled."""
 
     steps: int
@@ -197,7 +197,7 @@ class Feed:
 def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
     """Every sample exactly once, in order; process `rank` of `world_size` gets its `Processes.block`.
 
-    Iterating raises UserError naming the first unreadable picture.
+    Iterating raises UserError naming the first unreadable image.
     """
     keys = [(0, index) for index in Processes(rank, world_size).block(len(split))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]

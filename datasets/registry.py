@@ -59,7 +59,7 @@ def imagenet1k(config: DataConfig, split: str) -> RawDataset:
 
 @DATASETS.register("imagenet_a")
 def imagenet_a(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-A, natural adversarial pictures of 200 classes."""
+    """ImageNet-A, natural adversarial images of 200 classes."""
     from datasets.readers.imagenet_shifts import ImageNetSubset
 
     return ImageNetSubset("imagenet_a", config, split)
@@ -115,7 +115,7 @@ def part_imagenet(config: DataConfig, split: str) -> RawDataset:
 
 @DATASETS.register("voc2012")
 def voc2012(config: DataConfig, split: str) -> RawDataset:
-    """PASCAL VOC 2012, several classes in a picture."""
+    """PASCAL VOC 2012, several classes in an image."""
     from datasets.readers.voc import Voc2012
 
     return Voc2012(config, split)

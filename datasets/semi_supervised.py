@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.processes import processes
 from common.seeds import stable_seed
 from datasets.config import SemiConfig
-from datasets.loader import BatchLoader, Feed, Key, Split, collate_train, steps_per_epoch
+from datasets.loader import BatchLoader, BatchSampler, Key, Split, collate_train, steps_per_epoch
 from datasets.readers.files import FileDataset
 from datasets.subset import Subset
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
@@ -63,7 +63,7 @@ def split_labels(split: Split, config: SemiConfig, seed: int) -> tuple[Split, Sp
     return _part(split, few), _part(split, rest)
 
 
-class MixedFeed(Feed):
+class SemiSupervisedSampler(BatchSampler):
     """Batches with labels and without, in the order and number of `data.semi.mode`."""
 
     def __init__(self, labelled: Split, unlabelled: Split, batch_size: int, config: SemiConfig, seed: int) -> None:
@@ -85,7 +85,7 @@ class MixedFeed(Feed):
         }[config.mode]()
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
-        """See `Feed.loader`."""
+        """See `BatchSampler.loader`."""
         return BatchLoader(self.split, self._batches(epoch)[start_batch:], workers, collate_train)
 
     def _batches(self, epoch: int) -> list[list[Key]]:
@@ -136,10 +136,10 @@ def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
 
 
 def _classes(raw: RawDataset) -> list[list[int]]:
-    """The classes that every picture shows, without reading it."""
+    """The classes that every image shows, without reading it."""
     if not raw.info.multi_label:
         return [[label] for label in raw.labels]
     if not isinstance(raw, FileDataset):
-        raise UserError(f"data.semi.images_per_class: {raw.info.name} does not list the classes of its pictures; set 0")
+        raise UserError(f"data.semi.images_per_class: {raw.info.name} does not list the classes of its images; set 0")
     return [[label] if r.present is None else np.flatnonzero(r.present).tolist()
             for r, label in zip(raw.records, raw.labels, strict=True)]  # fmt: skip

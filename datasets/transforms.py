@@ -25,7 +25,7 @@ from datasets.geometry import (
     frame_of,
     imagenet_view,
     inside_boxes,
-    inside_parts,
+    inside_keypoints,
     labels_inside,
     resize,
     resize_to_cover,
@@ -58,7 +58,7 @@ def build_transform(config: DataConfig, train: bool) -> Transform:
 
 def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
     """As `config.evaluation` says."""
-    if config.evaluation == "warp":
+    if config.evaluation == "squash":
         return resize(raw, config.size_hw)
     if config.evaluation == "imagenet":
         return imagenet_view(raw, config.size_hw)
@@ -107,12 +107,12 @@ class AugmentTransform:
         """
         if self.needs_mask and raw.mask is None:
             raise UserError(
-                f"data.augmentation=foreground_crop needs a mask for every picture, and {raw.path} has none; "
+                f"data.augmentation=foreground_crop needs a mask for every image, and {raw.path} has none; "
                 "give data.mask_folder or another augmentation"
             )
         raw = start_geometry(raw, self.config)
         for position, step in enumerate(self.pipeline.transforms):
-            # One seed for all steps would give them the same draws: every mirrored picture jittered alike.
+            # One seed for all steps would give them the same draws: every mirrored image jittered alike.
             step.set_random_seed(stable_seed(seed, position))
         return finish(_apply(self.pipeline, raw), self.config)
 
@@ -181,14 +181,14 @@ def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
         data["mask"] = raw.mask.astype(np.uint8)
     if raw.part_labels is not None:
         data["part_labels"] = raw.part_labels + np.int16(1)  # a step fills with 0, which must mean no part
-    data["keypoints"] = np.zeros((0, 2)) if raw.parts is None else raw.parts[:, :2].astype(np.float32)
+    data["keypoints"] = np.zeros((0, 2)) if raw.keypoints is None else raw.keypoints[:, :2].astype(np.float32)
     data["bboxes"] = np.zeros((0, 4)) if raw.boxes is None else inside_boxes(raw.boxes, raw.image.shape[:2])
     done = pipeline(**data)
-    parts = None if raw.parts is None else np.column_stack([done["keypoints"], raw.parts[:, 2]])
+    keypoints = None if raw.keypoints is None else np.column_stack([done["keypoints"], raw.keypoints[:, 2]])
     boxes = None if raw.boxes is None else np.asarray(done["bboxes"]).reshape(-1, 4)
     mask = None if raw.mask is None else done["mask"] > 0
     labels = None if raw.part_labels is None else done["part_labels"] - np.int16(1)
-    return replace(raw, image=done["image"], mask=mask, parts=parts, boxes=boxes, part_labels=labels)
+    return replace(raw, image=done["image"], mask=mask, keypoints=keypoints, boxes=boxes, part_labels=labels)
 
 
 class TimmTransform:
@@ -234,7 +234,7 @@ def finish(raw: RawSample, config: DataConfig) -> Sample:
         path=raw.path,
         group=raw.group,
         mask=_tensor(raw.mask, torch.bool),
-        parts=None if raw.parts is None else _tensor(inside_parts(raw.parts, size), torch.float32),
+        keypoints=None if raw.keypoints is None else _tensor(inside_keypoints(raw.keypoints, size), torch.float32),
         boxes=None if raw.boxes is None else _tensor(inside_boxes(raw.boxes, size), torch.float32),
         part_labels=_tensor(raw.part_labels, torch.int64),
         present=_tensor(raw.present, torch.bool),

@@ -27,15 +27,15 @@ class DatasetInfo:
     minority_groups: tuple[int, ...] | None = None
     """Groups whose smallest accuracy is the paper's worst-group figure; None: the smallest class accuracy is."""
     part_names: tuple[str, ...] | None = None
-    """Name of each key point of `parts`, or of each part of `part_labels`."""
-    group_shares: tuple[float, ...] | None = None
+    """Name of each key point of `keypoints`, or of each part of `part_labels`."""
+    group_fractions: tuple[float, ...] | None = None
     """Share of each group in the published training split; None where unknown."""
     class_of_output: tuple[int, ...] | None = None
     """For each of a model's outputs the class it counts for, -1 = none; None: the outputs are the classes."""
     split_origin: str = "published"
     """Where this split's records come from, in words: "published", or how they were held out."""
     multi_label: bool = False
-    """A picture may show several classes: its records have `present`."""
+    """An image may show several classes: its records have `present`."""
 
     @property
     def num_classes(self) -> int:
@@ -49,7 +49,7 @@ class DatasetInfo:
 
 @dataclass(frozen=True)
 class RawSample:
-    """One record as read from disk: pixels and annotations in the picture's own coordinates."""
+    """One record as read from disk: pixels and annotations in the image's own coordinates."""
 
     image: np.ndarray
     """[H, W, 3] uint8 RGB."""
@@ -58,7 +58,7 @@ class RawSample:
     group: int | None = None
     mask: np.ndarray | None = None
     """[H, W] bool, the object."""
-    parts: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
     """[P, 3] float (x, y, visible), pixels."""
     boxes: np.ndarray | None = None
     """[N, 4] float, xyxy pixels."""
@@ -67,13 +67,13 @@ class RawSample:
     part_labels: np.ndarray | None = None
     """[H, W] int16: index of the part at each pixel, -1 = none."""
     present: np.ndarray | None = None
-    """[C] bool: every class in the picture, where it may show several; `label` is one of them, see the reader."""
+    """[C] bool: every class in the image, where it may show several; `label` is one of them, see the reader."""
 
 
 class RawDataset(Protocol):
     """One split of a data set: a length, labels without reading pixels, and records by index.
 
-    `read` raises `common.errors.UserError` naming the file when a picture cannot be read.
+    `read` raises `common.errors.UserError` naming the file when an image cannot be read.
     """
 
     @property
@@ -101,7 +101,7 @@ class Sample:
     group: int | None = None
     mask: Tensor | None = None
     """[H, W] bool."""
-    parts: Tensor | None = None
+    keypoints: Tensor | None = None
     """[P, 3] float32 (x, y, visible), pixels of the transformed image."""
     boxes: Tensor | None = None
     """[N, 4] float32 xyxy, pixels of the transformed image."""
@@ -128,7 +128,7 @@ class Batch:
     """[B] int64."""
     mask: Tensor | None = None
     """[B, H, W] bool."""
-    parts: Tensor | None = None
+    keypoints: Tensor | None = None
     """[B, P, 3] float32."""
     boxes: tuple[Tensor, ...] | None = None
     """B tensors [N_i, 4]."""
@@ -141,7 +141,7 @@ class Batch:
     present: Tensor | None = None
     """[B, C] bool."""
     skipped: tuple[str, ...] = ()
-    """Paths of the unreadable pictures left out of this training batch."""
+    """Paths of the unreadable images left out of this training batch."""
     unlabelled: int = 0
     """How many of the images, the last ones, have no label."""
 
@@ -150,7 +150,7 @@ class Batch:
 
     @property
     def targets(self) -> Tensor:
-        """What a classifier is to say: `present` where pictures may show several classes, else `label`."""
+        """What a classifier is to say: `present` where images may show several classes, else `label`."""
         return self.label if self.present is None else self.present
 
     def with_labels(self) -> "Batch":
@@ -198,7 +198,7 @@ def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
         paths=tuple(sample.path for sample in samples),
         group=None if groups[0] is None else torch.tensor(groups),
         mask=stack("mask"),
-        parts=stack("parts"),
+        keypoints=stack("keypoints"),
         boxes=boxes or None,
         box_labels=box_labels or None,
         part_labels=stack("part_labels"),

@@ -22,11 +22,11 @@ from explain import (  # noqa: F401  (each registers its methods)
     raw_attention,
     rollout,
 )
+from explain.explained_model import ExplainedModel, explainable, explained_model, usable
 from explain.lrp import method as _lrp  # noqa: F401
-from explain.subject import Subject, explainable, subject_of, usable
 from explain.types import METHODS, Explainer
 
-__all__ = ["METHODS", "Explainer", "explain", "run_method", "subject_of"]
+__all__ = ["METHODS", "Explainer", "explain", "run_method", "explained_model"]
 
 
 def explain(
@@ -46,7 +46,7 @@ def explain(
     an unknown method or option, or a model that the method cannot explain.
     """
     explainer = build_method(method, **options) if isinstance(method, str) else method
-    return run_method(explainer, subject_of(model, images, stage), images, targets)
+    return run_method(explainer, explained_model(model, images, stage), images, targets)
 
 
 def build_method(name: str, **options: Any) -> Explainer:
@@ -59,9 +59,11 @@ def build_method(name: str, **options: Any) -> Explainer:
     return kind(**options)
 
 
-def run_method(explainer: Explainer, subject: Subject, images: Tensor, targets: Tensor | None = None) -> Tensor:
-    """`explain` for a subject that is at hand."""
-    explainer.check(subject)
-    with explainable(subject):
-        maps = explainer.maps(subject, usable(images), None if targets is None else usable(targets))
+def run_method(
+    explainer: Explainer, explained: ExplainedModel, images: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """`explain` for an explained model that is at hand."""
+    explainer.check(explained)
+    with explainable(explained):
+        maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))
         return maps.detach().to(torch.promote_types(images.dtype, torch.float32))

@@ -1,11 +1,11 @@
-"""Show what a classifier looks at: one column per picture and class, one row per method.
+"""Show what a classifier looks at: one column per image and class, one row per method.
 
     python -m explain photo.jpg --model timm/vit_small_patch16_224
     python -m explain photo.jpg --method agcam rollout --head-fusion max --target "golden retriever" "tabby cat" \\
         --class-names imagenet.txt
     python -m explain *.jpg --run runs/quickstart/two_stage-seed0 --out parts.png
 
-Writes one PNG and prints predicted class, probability and file of each picture. A two-stage run also shows its parts,
+Writes one PNG and prints predicted class, probability and file of each image. A two-stage run also shows its parts,
 what stage 2 sees, and the foreground probability.
 """
 
@@ -105,7 +105,7 @@ def class_index(text: str, names: Sequence[str]) -> int:
 
 
 def read_input(path: Path, classifier: Classifier) -> Tensor:
-    """[3, H, W]: the picture as the model takes it in evaluation. Raises UserError where it cannot be read."""
+    """[3, H, W]: the image as the model takes it in evaluation. Raises UserError where it cannot be read."""
     config = DataConfig(image_size=classifier.size, mean=classifier.mean, std=classifier.std)
     return EvalTransform(config)(RawSample(read_image(path), label=0, path=str(path))).image
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from explain.attention_capture import Tape, record, replay
-from explain.subject import Subject
+from explain.attention_capture import AttentionCapture, record, replay
+from explain.explained_model import ExplainedModel
 from explain.types import METHODS, Explainer
 
 
@@ -30,25 +30,25 @@ class Agcam(Explainer):
     class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        blocks = list(subject.vit.blocks)
-        if subject.readout == "class_token" and not subject.graph:
+        blocks = list(explained.vit.blocks)
+        if explained.readout == "class_token" and not explained.graph:
             with torch.no_grad(), record(blocks) as whole:
-                subject.logits(images)
-            with replay(blocks, whole, subject.rows()) as tape:
-                logits = subject.logits(images)
+                explained.logits(images)
+            with replay(blocks, whole, explained.rows()) as capture:
+                logits = explained.logits(images)
         else:
-            with record(blocks, cut=True, graph=subject.graph) as tape:
-                logits = subject.logits(images)
-        tape.gradients(subject.target_score(logits, targets))
-        return self.of_tape(tape, subject, images)
+            with record(blocks, cut=True, graph=explained.graph) as capture:
+                logits = explained.logits(images)
+        capture.gradients(explained.target_score(logits, targets))
+        return self.of_capture(capture, explained, images)
 
-    def of_tape(self, tape: Tape, subject: Subject, images: Tensor) -> Tensor:
-        """The maps of a forward pass whose gradients are on the tape."""
-        rows = subject.rows()
+    def of_capture(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
+        """The maps of a forward pass whose gradients are on the capture."""
+        rows = explained.rows()
         gated_LBN = [
             (attention.weights_gradient(rows).clamp_min(0) * attention.scores(rows).sigmoid()).mean(2).sum(1)
-            for attention in tape.attentions
+            for attention in capture.attentions
         ]
-        return torch.stack(gated_LBN).sum(0)[:, subject.num_prefix :].unflatten(1, subject.grid(images))
+        return torch.stack(gated_LBN).sum(0)[:, explained.num_prefix :].unflatten(1, explained.grid(images))

@@ -36,7 +36,7 @@ class Attention:
     out: Tensor
     """[B, H, N, E]."""
     out_gradient: Tensor | None = None
-    """dy/dO, same shape; set by `Tape.gradients`."""
+    """dy/dO, same shape; set by `AttentionCapture.gradients`."""
 
     def scores(self, rows: slice = ALL) -> Tensor:
         """S [B, H, R, N] fp32 (fp64 for an fp64 model), -inf where masked."""
@@ -53,7 +53,7 @@ class Attention:
     def weights_gradient(self, rows: slice = ALL) -> Tensor:
         """G = dy/dA [B, H, R, N]."""
         if self.out_gradient is None:
-            raise RuntimeError("call Tape.gradients first")
+            raise RuntimeError("call AttentionCapture.gradients first")
         return exact_product(self.out_gradient[:, :, rows], self.v)
 
     def scores_gradient(self, rows: slice = ALL) -> Tensor:
@@ -68,7 +68,7 @@ class Attention:
 
 
 @dataclass
-class Tape:
+class AttentionCapture:
     """The attentions of one forward pass, first block first."""
 
     attentions: list[Attention] = field(default_factory=list)
@@ -96,9 +96,9 @@ class Tape:
 class _Recorder(TorchFunctionMode):
     """Notes every fused attention that runs inside a block; `cut` makes its output a leaf of the graph."""
 
-    def __init__(self, tape: Tape, cut: bool) -> None:
+    def __init__(self, capture: AttentionCapture, cut: bool) -> None:
         super().__init__()
-        self.tape, self.cut = tape, cut
+        self.capture, self.cut = capture, cut
         self.block: int | None = None
 
     def __torch_function__(
@@ -109,15 +109,15 @@ class _Recorder(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention or self.block is None:
             return result
         q, k, v, mask, _, _, scale = _bind(*args, **(kwargs or {}))
-        graph = self.tape.graph and result.requires_grad
+        graph = self.capture.graph and result.requires_grad
         if graph and self.cut:
-            result.register_hook(lambda gradient: torch.zeros_like(gradient) if self.tape.blocked else None)
+            result.register_hook(lambda gradient: torch.zeros_like(gradient) if self.capture.blocked else None)
             result = result.view_as(result)
         elif torch.is_grad_enabled() and (self.cut or not result.requires_grad):
             result = result.detach().requires_grad_()  # frozen weights: the graph starts here
         scale = q.shape[-1] ** -0.5 if scale is None else scale
         read = (q, k, v) if graph else (q.detach(), k.detach(), v.detach())
-        self.tape.attentions.append(Attention(self.block, *read, scale, mask, result))
+        self.capture.attentions.append(Attention(self.block, *read, scale, mask, result))
         return result
 
 
@@ -129,16 +129,16 @@ def _bind(
 
 
 @contextlib.contextmanager
-def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) -> Iterator[Tape]:
+def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) -> Iterator[AttentionCapture]:
     """Everything that the attentions of `blocks` (some or all of a ViT's) do inside this context.
 
     `cut`: no gradient passes through an attention; each output is a leaf, so that gradients flow along the residual
-    stream and the MLPs alone (AGCAM). `graph`: `Tape.graph`; gradients of what is made of the tape pass through
-    attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No hook is
+    stream and the MLPs alone (AGCAM). `graph`: see `AttentionCapture.graph`. Gradients of what is computed from the
+    capture pass through attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No hook is
     left, also after an exception.
     """
-    tape = Tape(graph=graph)
-    recorder = _Recorder(tape, cut)
+    capture = AttentionCapture(graph=graph)
+    recorder = _Recorder(capture, cut)
 
     def enter(index: int) -> Callable[..., None]:
         def note(*_: Any) -> None:
@@ -154,15 +154,15 @@ def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) 
             hooks.callback(block.register_forward_pre_hook(enter(index)).remove)
             hooks.callback(block.register_forward_hook(leave).remove)
         with recorder:
-            yield tape
+            yield capture
 
 
-class _Player(TorchFunctionMode):
-    """Answers every fused attention with what the tape has of it, in the tape's order."""
+class _AttentionReplay(TorchFunctionMode):
+    """Answers every fused attention with what the capture has of it, in the capture's order."""
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, capture: AttentionCapture) -> None:
         super().__init__()
-        self.outs = iter([attention.out for attention in tape.attentions])
+        self.outs = iter([attention.out for attention in capture.attentions])
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
@@ -172,16 +172,16 @@ class _Player(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def replay(blocks: Sequence[nn.Module], tape: Tape, rows: slice) -> Iterator[Tape]:
-    """Inside, a forward pass carries the tokens `rows` alone from the first block on; yields the tape of these rows.
+def replay(blocks: Sequence[nn.Module], capture: AttentionCapture, rows: slice) -> Iterator[AttentionCapture]:
+    """Inside, a forward pass carries the tokens `rows` alone from the first block on; yields the capture of these rows.
 
-    `tape`: all attentions of the model on the same images. Each gives the rows what it gave them then, as a leaf, which
+    `capture`: all attentions of the model on the same images. Each gives the rows what it gave them then, as a leaf, which
     is the graph of `record(cut=True)` without the tokens that no gradient reaches. The logits are the same where the
     classifier reads no other tokens.
     """
-    of_rows = Tape([attention.leaf(rows) for attention in tape.attentions])
+    of_rows = AttentionCapture([attention.leaf(rows) for attention in capture.attentions])
     take = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))
-    with take, _Player(of_rows):
+    with take, _AttentionReplay(of_rows):
         yield of_rows
 
 

@@ -25,8 +25,8 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
 from explain.attention_capture import record
+from explain.explained_model import ExplainedModel
 from explain.rollout import Fusion, fused_heads, readout_row
-from explain.subject import Subject
 from explain.types import METHODS, Explainer
 
 SCALE = 2**30
@@ -42,18 +42,18 @@ class AttentionFlow(Explainer):
 
     class_specific: ClassVar[bool] = False
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record(subject.vit.blocks) as tape:
-            subject.logits(images)
-        fused_LBNN = torch.stack([fused_heads(layer, self.head_fusion) for layer in reversed(tape.by_block())])
+        with torch.no_grad(), record(explained.vit.blocks) as capture:
+            explained.logits(images)
+        fused_LBNN = torch.stack([fused_heads(layer, self.head_fusion) for layer in reversed(capture.by_block())])
         passed_LBNN = fused_LBNN + torch.eye(fused_LBNN.shape[-1], device=images.device)
         passed_LBNN /= passed_LBNN.sum(-1, keepdim=True)
-        entry_BN = _capacities(readout_row(subject, fused_LBNN[0]))
+        entry_BN = _capacities(readout_row(explained, fused_LBNN[0]))
         networks = [Network(*pair) for pair in zip(entry_BN, _capacities(passed_LBNN.transpose(0, 1)), strict=True)]
-        flows = [[network.flow_to(patch) for patch in range(subject.num_prefix, len(network.entry))]
+        flows = [[network.flow_to(patch) for patch in range(explained.num_prefix, len(network.entry))]
                  for network in networks]  # fmt: skip
-        return (fused_LBNN.new_tensor(flows) / SCALE).unflatten(1, subject.grid(images))
+        return (fused_LBNN.new_tensor(flows) / SCALE).unflatten(1, explained.grid(images))
 
 
 def _capacities(weights: Tensor) -> np.ndarray:

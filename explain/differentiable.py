@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import UserError
-from explain.subject import Subject, explainable, subject_of
+from explain.explained_model import ExplainedModel, explainable, explained_model
 from explain.types import METHODS, Explainer
 
 DIFFERENTIABLE = tuple(name for name in METHODS if METHODS[name].keeps_graph)
@@ -28,21 +28,21 @@ def differentiable_maps(
     if not method.keeps_graph:
         known = ", ".join(DIFFERENTIABLE)
         raise UserError(f"{type(method).__name__}: its maps cannot be differentiated; those of {known} can")
-    with twice_differentiable(model, images, stage) as subject:
-        method.check(subject)
-        return method.maps(subject, images, targets)
+    with twice_differentiable(model, images, stage) as explained:
+        method.check(explained)
+        return method.maps(explained, images, targets)
 
 
 def predicted_classes(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Tensor:
     """The model's own top class of each image [B, 3, H, W], in eval mode: [B] int64."""
-    with twice_differentiable(model, images, stage) as subject, torch.no_grad():
-        return subject.logits(images).argmax(1)
+    with twice_differentiable(model, images, stage) as explained, torch.no_grad():
+        return explained.logits(images).argmax(1)
 
 
 @contextlib.contextmanager
-def twice_differentiable(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Iterator[Subject]:
+def twice_differentiable(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Iterator[ExplainedModel]:
     """The model ready to be explained with a graph; fused attention, which has no second derivative, is off inside."""
     with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        subject = subject_of(model, images, stage, graph=True)
-        with explainable(subject):
-            yield subject
+        explained = explained_model(model, images, stage, graph=True)
+        with explainable(explained):
+            yield explained

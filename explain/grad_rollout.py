@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from explain.attention_capture import Attention, Tape, record
+from explain.attention_capture import Attention, AttentionCapture, record
+from explain.explained_model import ExplainedModel
 from explain.rollout import FUSIONS, VIT_EXPLAIN_DISCARD, Fusion, check_ratio, discard, over_maximum, roll_out
-from explain.subject import Subject
 from explain.types import METHODS, Explainer
 
 
@@ -35,19 +35,19 @@ class GradRollout(Explainer):
         super().__post_init__()
         check_ratio(self.discard_ratio)
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        with record(subject.vit.blocks, graph=subject.graph) as tape:
-            logits = subject.logits(images)
-        tape.gradients(subject.target_score(logits, targets))
-        return self.of_tape(tape, subject, images)
+        with record(explained.vit.blocks, graph=explained.graph) as capture:
+            logits = explained.logits(images)
+        capture.gradients(explained.target_score(logits, targets))
+        return self.of_capture(capture, explained, images)
 
-    def of_tape(self, tape: Tape, subject: Subject, images: Tensor) -> Tensor:
-        """The maps of a forward pass whose gradients are on the tape."""
+    def of_capture(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
+        """The maps of a forward pass whose gradients are on the capture."""
         published = self.compat == "vit-explain"
-        layers = tape.by_block()
+        layers = capture.by_block()
         pairs = zip(reversed(layers), layers if published else reversed(layers), strict=True)
-        maps = roll_out((self._fused(*pair) for pair in pairs), subject, images, by_column=published)
+        maps = roll_out((self._fused(*pair) for pair in pairs), explained, images, by_column=published)
         return over_maximum(maps) if published else maps
 
     def _fused(self, attentions: list[Attention], gradients: list[Attention]) -> Tensor:

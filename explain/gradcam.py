@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.attention_capture import record
+from explain.explained_model import ExplainedModel, require_attention, require_block
 from explain.gradients import at_least_float
-from explain.subject import Subject, require_attention, require_block
 from explain.types import METHODS, Explainer
 
 
@@ -38,35 +38,35 @@ class GradCAM(Explainer):
     class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError for a block or module that is not there; compat=chefer needs attention."""
         if self.compat:
-            require_attention(subject)
-        if self.module or not isinstance(subject.network, VisionTransformer):
-            module_named(subject.network, self.module)
+            require_attention(explained)
+        if self.module or not isinstance(explained.network, VisionTransformer):
+            module_named(explained.network, self.module)
         else:
-            require_block(subject, self.layer)
+            require_block(explained, self.layer)
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; of a CNN, "patches" are the places of its features."""
         if self.compat:
-            values, gradient = _attention_row(subject, images, targets, self.layer)
-            maps = (values * gradient.mean(1, keepdim=True)).mean(-1).unflatten(1, subject.grid(images))
+            values, gradient = _attention_row(explained, images, targets, self.layer)
+            maps = (values * gradient.mean(1, keepdim=True)).mean(-1).unflatten(1, explained.grid(images))
         else:
-            values, gradient = self._features(subject, images, targets)
+            values, gradient = self._features(explained, images, targets)
             maps = (values * gradient.mean((1, 2), keepdim=True)).sum(-1)
-        if subject.selection is not None:
-            maps = maps.masked_fill(~subject.selection.mask, 0)
+        if explained.selection is not None:
+            maps = maps.masked_fill(~explained.selection.mask, 0)
         return maps.relu() if self.relu else maps
 
-    def _features(self, subject: Subject, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _features(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """a [B, h, w, D] and dy/da."""
-        named = bool(self.module) or not isinstance(subject.network, VisionTransformer)
-        place = module_named(subject.network, self.module) if named else subject.vit.blocks[self.layer]
-        with _caught(place, subject.graph, whole=named) as caught:
-            score = subject.target_score(subject.logits(images), targets)
-        (gradient,) = torch.autograd.grad(score, caught, create_graph=subject.graph)
-        return _on_grid(caught[0], subject, images), _on_grid(gradient, subject, images)
+        named = bool(self.module) or not isinstance(explained.network, VisionTransformer)
+        place = module_named(explained.network, self.module) if named else explained.vit.blocks[self.layer]
+        with _caught(place, explained.graph, whole=named) as caught:
+            score = explained.target_score(explained.logits(images), targets)
+        (gradient,) = torch.autograd.grad(score, caught, create_graph=explained.graph)
+        return _on_grid(caught[0], explained, images), _on_grid(gradient, explained, images)
 
 
 def module_named(network: nn.Module, name: str) -> nn.Module:
@@ -79,23 +79,25 @@ def module_named(network: nn.Module, name: str) -> nn.Module:
     raise UserError(f"--module: a {type(network).__name__} has no {name!r}; nearest: {', '.join(near)}")
 
 
-def _on_grid(t: Tensor, subject: Subject, images: Tensor) -> Tensor:
+def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     """[B, h, w, D] of tokens [B, P + N, D] or features [B, D, h, w]."""
     t = at_least_float(t)
     if t.ndim == 3:
-        return t[:, subject.num_prefix :].unflatten(1, subject.grid(images))
-    return t if getattr(subject.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
+        return t[:, explained.num_prefix :].unflatten(1, explained.grid(images))
+    return t if getattr(explained.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
 
 
-def _attention_row(subject: Subject, images: Tensor, targets: Tensor | None, layer: int) -> tuple[Tensor, Tensor]:
+def _attention_row(
+    explained: ExplainedModel, images: Tensor, targets: Tensor | None, layer: int
+) -> tuple[Tensor, Tensor]:
     """The classifier's row of the block's A and G, patches and heads last: [B, N, H] each."""
-    with record([subject.vit.blocks[layer]], cut=True, graph=subject.graph) as tape:
-        score = subject.target_score(subject.logits(images), targets)
-    tape.gradients(score)
+    with record([explained.vit.blocks[layer]], cut=True, graph=explained.graph) as capture:
+        score = explained.target_score(explained.logits(images), targets)
+    capture.gradients(score)
 
     def row(of: str) -> Tensor:
-        heads = torch.cat([getattr(attention, of)(subject.rows()) for attention in tape.attentions], dim=1)
-        return heads.mean(2)[..., subject.num_prefix :].transpose(1, 2)
+        heads = torch.cat([getattr(attention, of)(explained.rows()) for attention in capture.attentions], dim=1)
+        return heads.mean(2)[..., explained.num_prefix :].transpose(1, 2)
 
     return row("weights"), row("weights_gradient")
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from explain.subject import Subject
+from explain.explained_model import ExplainedModel
 from explain.types import METHODS, Explainer
 
 
@@ -17,7 +17,7 @@ class PixelExplainer(Explainer):
     keeps_graph: ClassVar[bool] = True
     resolution: ClassVar[Literal["patch", "pixel"]] = "pixel"
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Nothing to refuse."""
 
 
@@ -26,20 +26,20 @@ class PixelExplainer(Explainer):
 class Gradient(PixelExplainer):
     """sum over channels of |dy/dx| (Simonyan et al. 2014)."""
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
-        return image_gradient(subject, images, targets).abs().sum(1)
+        return image_gradient(explained, images, targets).abs().sum(1)
 
 
-def image_gradient(subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+def image_gradient(explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
     """dy/dx of each image's target logit y: [B, 3, H, W] float32 (float64 for a float64 model).
 
     images [B, 3, H, W]; targets [B] int64, None: predicted class.
     """
-    own = subject.graph and images.requires_grad  # images that depend on weights keep doing so
+    own = explained.graph and images.requires_grad  # images that depend on weights keep doing so
     leaf = images if own else images.detach().requires_grad_()
-    score = subject.target_score(subject.logits(leaf), targets)
-    (gradient,) = torch.autograd.grad(score, leaf, create_graph=subject.graph)
+    score = explained.target_score(explained.logits(leaf), targets)
+    (gradient,) = torch.autograd.grad(score, leaf, create_graph=explained.graph)
     return at_least_float(gradient)
 
 

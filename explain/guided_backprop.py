@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
+from explain.explained_model import ExplainedModel
 from explain.gradients import PixelExplainer, image_gradient
-from explain.subject import Subject
 from explain.types import METHODS
 
 FUNCTIONS = (F.gelu, F.relu, F.silu)
@@ -27,18 +27,18 @@ class GuidedBackprop(PixelExplainer):
     What passes is multiplied by the activation's own derivative, which is 1 for ReLU as published.
     """
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError naming the first activation of another kind."""
-        for name, part in subject.network.named_modules():
+        for name, part in explained.network.named_modules():
             home = type(part).__module__
             is_activation = home.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
             if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)):
                 raise UserError(f"{name}: guided backpropagation has no rule for {type(part).__name__}, choose another")
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
         with _Guided():
-            return image_gradient(subject, images, targets).abs().sum(1)
+            return image_gradient(explained, images, targets).abs().sum(1)
 
 
 class _Guided(TorchFunctionMode):

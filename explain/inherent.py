@@ -6,7 +6,7 @@ from typing import ClassVar, Literal, cast
 from torch import Tensor
 
 from common.errors import UserError
-from explain.subject import Subject, select
+from explain.explained_model import ExplainedModel, select
 from explain.types import METHODS, Explainer
 from models.pdiscoformer import PartModel
 
@@ -25,20 +25,20 @@ class Inherent(Explainer):
     class_specific: ClassVar[bool] = False
     keeps_graph: ClassVar[bool] = True
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError where the model has no parts, or not this one."""
-        if not isinstance(subject.module, PartModel):
-            kind = type(subject.module).__name__
+        if not isinstance(explained.module, PartModel):
+            kind = type(explained.module).__name__
             raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no mask of its own")
-        parts = subject.module.model_config.parts.num_parts
+        parts = explained.module.model_config.parts.num_parts
         if not 0 <= self.part < parts:
             raise UserError(f"--part: {self.part}; the model has parts 0 to {parts - 1}")
-        if self.what != "mask" and subject.selection is not None and subject.selection.maps is None:
+        if self.what != "mask" and explained.selection is not None and explained.selection.maps is None:
             raise UserError(f"--what: {self.what} needs part maps, and a mask given from outside has none; use mask")
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        selection = subject.selection or select(cast(PartModel, subject.module), images).selection
+        selection = explained.selection or select(cast(PartModel, explained.module), images).selection
         if self.what == "mask" or selection.maps is None:
             return selection.mask.float()
         if self.what == "part":

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from explain.explained_model import ExplainedModel
 from explain.gradients import PixelExplainer, image_gradient
-from explain.subject import Subject
 from explain.types import METHODS
 
 
@@ -14,6 +14,6 @@ from explain.types import METHODS
 class InputXGradient(PixelExplainer):
     """sum over channels of x dy/dx, signed; x is the normalised image, so the mean colour counts nothing."""
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
-        return (images * image_gradient(subject, images, targets)).sum(1)
+        return (images * image_gradient(explained, images, targets)).sum(1)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from explain.explained_model import ExplainedModel, with_selection
 from explain.gradients import PixelExplainer, at_least_float, image_gradient
-from explain.subject import Subject, subject_with_mask
 from explain.types import METHODS
 from models.selection import Selection
 
@@ -36,18 +36,18 @@ class IntegratedGradients(PixelExplainer):
         if self.steps < 1:
             raise UserError(f"--steps: {self.steps} is below 1")
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
         if targets is None:
             with torch.no_grad():
-                targets = subject.logits(images).argmax(1)
+                targets = explained.logits(images).argmax(1)
         total = torch.zeros_like(at_least_float(images))
         nodes, weights = (total.new_tensor(values) for values in gauss_legendre(self.steps))
         count = max(1, IMAGES_AT_ONCE // len(images))
         for alpha, weight in zip(nodes.split(count), weights.split(count), strict=True):
             points = alpha.to(images.dtype).view(-1, 1, 1, 1, 1) * images
             times = len(alpha)
-            gradient = image_gradient(_repeated(subject, times), points.flatten(0, 1), targets.repeat(times))
+            gradient = image_gradient(_repeated(explained, times), points.flatten(0, 1), targets.repeat(times))
             total += torch.einsum("s,sbchw->bchw", weight, gradient.unflatten(0, (times, -1)))
         attribution = images * total
         return (attribution.abs() if self.absolute else attribution).sum(1)
@@ -59,10 +59,10 @@ def gauss_legendre(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return (nodes + 1) / 2, weights / 2
 
 
-def _repeated(subject: Subject, times: int) -> Subject:
-    """The subject for its batch of images repeated `times` times: stage 2's selection has a row per image."""
-    selection = subject.selection
+def _repeated(explained: ExplainedModel, times: int) -> ExplainedModel:
+    """The explained model for its batch of images repeated `times` times: stage 2's selection has a row per image."""
+    selection = explained.selection
     if selection is None:
-        return subject
+        return explained
     gate = None if selection.gate is None else selection.gate.repeat(times, 1, 1)
-    return subject_with_mask(subject, Selection(selection.mask.repeat(times, 1, 1), gate=gate))
+    return with_selection(explained, Selection(selection.mask.repeat(times, 1, 1), gate=gate))

@@ -13,7 +13,7 @@ from torch import nn
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
-from explain.subject import not_explainable
+from explain.explained_model import not_explainable
 from models.baseline import PlainViT
 from models.cnn import Cnn
 from models.given_mask import GivenMaskModel

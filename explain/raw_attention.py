@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from explain.attention_capture import record
+from explain.explained_model import ExplainedModel, require_block
 from explain.rollout import Fusion, fused_heads
-from explain.subject import Subject, require_block
 from explain.types import METHODS, Explainer
 
 
@@ -23,14 +23,14 @@ class RawAttention(Explainer):
 
     class_specific: ClassVar[bool] = False
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError where attention cannot be read, or there is no such block."""
-        super().check(subject)
-        require_block(subject, self.layer)
+        super().check(explained)
+        require_block(explained, self.layer)
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record([subject.vit.blocks[self.layer]]) as tape:
-            subject.logits(images)
-        rows_BRN = fused_heads(tape.attentions, self.head_fusion, subject.rows())
-        return rows_BRN.mean(1)[:, subject.num_prefix :].unflatten(1, subject.grid(images))
+        with torch.no_grad(), record([explained.vit.blocks[self.layer]]) as capture:
+            explained.logits(images)
+        rows_BRN = fused_heads(capture.attentions, self.head_fusion, explained.rows())
+        return rows_BRN.mean(1)[:, explained.num_prefix :].unflatten(1, explained.grid(images))

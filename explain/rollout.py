@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from explain.attention_capture import ALL, Attention, Tape, exact_product, record
-from explain.subject import Subject
+from explain.attention_capture import ALL, Attention, AttentionCapture, exact_product, record
+from explain.explained_model import ExplainedModel
 from explain.types import METHODS, Explainer
 
 Fusion = Literal["mean", "max", "min"]
@@ -44,22 +44,22 @@ class Rollout(Explainer):
         if self.start_layer is not None and self.start_layer < 0:
             raise UserError(f"--start-layer: {self.start_layer} is below 0, the number of the first block")
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record(subject.vit.blocks) as tape:
-            subject.logits(images)
-        return self.of_tape(tape, subject, images)
+        with torch.no_grad(), record(explained.vit.blocks) as capture:
+            explained.logits(images)
+        return self.of_capture(capture, explained, images)
 
-    def of_tape(self, tape: Tape, subject: Subject, images: Tensor) -> Tensor:
+    def of_capture(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
         """The maps of a recorded forward pass."""
         ratio = VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
         ratio = ratio if self.discard_ratio is None else self.discard_ratio
         start = int(self.compat == "chefer") if self.start_layer is None else self.start_layer
         last_first = (
             discard(fused_heads(layer, self.head_fusion), ratio, keep_first=True)
-            for layer in reversed(tape.by_block()[start:])
+            for layer in reversed(capture.by_block()[start:])
         )
-        maps = roll_out(last_first, subject, images, by_column=self.compat in ("vit-explain", "agcam"))
+        maps = roll_out(last_first, explained, images, by_column=self.compat in ("vit-explain", "agcam"))
         return over_maximum(maps) if self.compat == "vit-explain" else maps
 
 
@@ -90,26 +90,26 @@ def discard(matrix_BNN: Tensor, ratio: float, keep_first: bool) -> Tensor:
     return matrix_BNN.masked_fill(dropped, 0)
 
 
-def readout_row(subject: Subject, like_BNN: Tensor) -> Tensor:
+def readout_row(explained: ExplainedModel, like_BNN: Tensor) -> Tensor:
     """[B, N] weights, summing to 1, of the tokens that the classifier reads: the class token, or all patches alike."""
     row = like_BNN.new_zeros(like_BNN.shape[0], like_BNN.shape[-1])
-    row[:, subject.rows()] = 1
+    row[:, explained.rows()] = 1
     return row / row.sum(1, keepdim=True)
 
 
-def roll_out(last_first: Iterable[Tensor], subject: Subject, images: Tensor, by_column: bool) -> Tensor:
+def roll_out(last_first: Iterable[Tensor], explained: ExplainedModel, images: Tensor, by_column: bool) -> Tensor:
     """Classifier's row of the product of M = (F + I) / row sums over fused matrices F [B, N, N], last block first.
 
     `by_column`: the published slip, sums of row j dividing column j. Returns the patches, [B, h, w].
     """
     row: Tensor | None = None
     for fused in last_first:
-        row = readout_row(subject, fused) if row is None else row
+        row = readout_row(explained, fused) if row is None else row
         sums = fused.sum(-1) + 1
         row = _times(row, fused) / sums if by_column else _times(row / sums, fused)
     if row is None:
         raise UserError("--start-layer: the model has no block from there on")
-    return row[:, subject.num_prefix :].unflatten(1, subject.grid(images))
+    return row[:, explained.num_prefix :].unflatten(1, explained.grid(images))
 
 
 def _times(row_BN: Tensor, fused_BNN: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from common.maps import minmax, to_pixels
-from explain import Explainer, explain, subject_of
+from explain import Explainer, explain, explained_model
+from explain.explained_model import select
 from explain.loading import Classifier
-from explain.subject import select
 from models.two_stage import TwoStageModel
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize
 from report.sheets import Column, LegendEntry, part_legend
 
 TILE = 252
-"""Pixels of a picture's shorter side on the sheet; a multiple of the usual patch grids 12, 14 and 28."""
+"""Pixels of an image's shorter side on the sheet; a multiple of the usual patch grids 12, 14 and 28."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,23 @@ class Show:
     methods: Mapping[str, Explainer]
     names: Sequence[str]
     targets: Sequence[int]
-    """Classes to explain; none: each picture's predicted class."""
+    """Classes to explain; none: each image's predicted class."""
     stage: Literal[1, 2]
 
     def columns(self, path: Path, image: Tensor) -> list[Column]:
         """One column per target. Prints the prediction for image [3, H, W]."""
         model, x = self.classifier.model, image[None]
-        subject = subject_of(model, x, self.stage)
+        explained = explained_model(model, x, self.stage)
         for method in self.methods.values():
-            method.check(subject)
+            method.check(explained)
         with torch.no_grad():
-            probability = subject.logits(x)[0].softmax(0)
+            probability = explained.logits(x)[0].softmax(0)
         predicted = int(probability.argmax())
         print(f"{self.names[predicted]}  {probability[predicted]:.3f}  {path}")
         targets = list(self.targets) or [predicted]
-        picture = self._picture(image)
-        shared = [picture, *self._parts(picture, x)]
-        heat = [self._heat(name, picture, x, targets, path) for name in self.methods]
+        pixels = self._image(image)
+        shared = [pixels, *self._parts(pixels, x)]
+        heat = [self._heat(name, pixels, x, targets, path) for name in self.methods]
         return [
             Column([*shared, *(row[i] for row in heat)], path.name, f"{self.names[t]} {float(probability[t]):.1%}")
             for i, t in enumerate(targets)
@@ -68,28 +68,28 @@ class Show:
         parts = model.model_config.parts.num_parts if isinstance(model, TwoStageModel) else 0
         return part_legend(parts)
 
-    def _picture(self, image: Tensor) -> np.ndarray:
+    def _image(self, image: Tensor) -> np.ndarray:
         height, width = image.shape[-2:]
         scale = TILE / min(height, width)
-        picture = denormalise(image, self.classifier.mean, self.classifier.std)
-        return resize(picture, (round(height * scale), round(width * scale)))
+        pixels = denormalise(image, self.classifier.mean, self.classifier.std)
+        return resize(pixels, (round(height * scale), round(width * scale)))
 
-    def _parts(self, picture: np.ndarray, x: Tensor) -> list[np.ndarray]:
+    def _parts(self, pixels: np.ndarray, x: Tensor) -> list[np.ndarray]:
         if not isinstance(self.classifier.model, TwoStageModel):
             return []
         selection = select(self.classifier.model, x).selection
         assert selection.maps is not None
         maps, mask = selection.maps[0], selection.mask[0]
-        return [part_overlay(picture, maps, mask), mask_view(picture, mask), heat_overlay(picture, 1 - maps[-1])]
+        return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]
 
-    def _heat(self, name: str, picture: np.ndarray, x: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:
+    def _heat(self, name: str, pixels: np.ndarray, x: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:
         """One overlay per target."""
         method = self.methods[name]
         classes = torch.tensor(targets if method.class_specific else targets[:1], device=x.device)
         maps = explain(self.classifier.model, x.expand(len(classes), -1, -1, -1), method, classes, stage=self.stage)
         if method.resolution == "pixel":  # what speaks for the class; the root, as a few pixels outshine all others
             maps = maps.relu().sqrt()
-        unit, flat = minmax(to_pixels(maps, picture.shape[:2]))
+        unit, flat = minmax(to_pixels(maps, pixels.shape[:2]))
         for target in classes[flat].tolist():
             print(f"note: {name} gives {path} an empty map for {self.names[target]}", file=sys.stderr)
-        return [heat_overlay(picture, heat) for heat in unit.expand(len(targets), -1, -1)]
+        return [heat_overlay(pixels, heat) for heat in unit.expand(len(targets), -1, -1)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.registry import Registry
-from explain.subject import Subject, require_attention
+from explain.explained_model import ExplainedModel, require_attention
 
 
 class Explainer(ABC):
@@ -21,7 +21,7 @@ class Explainer(ABC):
     class_specific: ClassVar[bool]
     """Whether the map depends on the target class."""
     keeps_graph: ClassVar[bool] = False
-    """Whether maps of a subject with `graph` can be differentiated in turn."""
+    """Whether maps of an explained model with `graph` can be differentiated in turn."""
 
     @property
     def resolution(self) -> Literal["patch", "pixel"]:
@@ -36,12 +36,12 @@ class Explainer(ABC):
                 flag = option.name.replace("_", "-")
                 raise UserError(f"--{flag}: {value!r}; known: {', '.join(filter(None, known))}")
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError, before any work, where this method cannot explain the model. Here: needs attention."""
-        require_attention(subject)
+        require_attention(explained)
 
     @abstractmethod
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """images [B, 3, H, W], targets [B] int64 or None (predicted class) -> maps [B, h, w].
 
         Runs inside `explainable`: eval mode, gradients on, fused attention on.

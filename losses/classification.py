@@ -25,7 +25,7 @@ TOPK_KINDS = ("balanced_topk", "imbalanced_topk")
 class ClassificationLoss:
     """Logits [B, C] and targets ([B] int64 classes, or [B, C] float shares where the kind allows) to one scalar.
 
-    Targets [B, C] bool (pictures of several classes) are binary cross-entropy, mean over B and C, for `cross_entropy`
+    Targets [B, C] bool (images of several classes) are binary cross-entropy, mean over B and C, for `cross_entropy`
     and `bce` alike.
     `cross_entropy`: mean over B; label smoothing applies to class targets only, shares come smoothed from `Mixup`.
     `bce`: timm's binary cross-entropy, mean over B and C, with the same rule for smoothing.
@@ -64,7 +64,7 @@ class ClassificationLoss:
     def _of_several(self, logits_BC: Tensor, present_BC: Tensor) -> Tensor:
         if self.topk is not None or self.smoothing:
             key = f"kind={self.kind}" if self.topk is not None else f"label_smoothing={self.smoothing:g}"
-            raise UserError(f"{KEY}.{key} is for pictures of one class; leave it out for a data set of several")
+            raise UserError(f"{KEY}.{key} is for images of one class; leave it out for a data set of several")
         return F.binary_cross_entropy_with_logits(logits_BC, present_BC.to(logits_BC.dtype))
 
     def _of_shares(self, logits_BC: Tensor, shares_BC: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class Mixup:
         if not self.active:
             return images, labels
         if labels.dtype == torch.bool:
-            raise UserError(f"{KEY}.mixup and cutmix are for pictures of one class; set both to 0")
+            raise UserError(f"{KEY}.mixup and cutmix are for images of one class; set both to 0")
         even = len(images) // 2 * 2
         with _numpy_seed(int(torch.randint(2**31, ())) if seed is None else seed):
             # timm mixes in place, and a batch is not ours to change.

@@ -79,8 +79,8 @@ class ConsistencyConfig:
     """Steepness of the soft mask of mask_by_second (published: 8 alternating, 20 SVHN, 40 fine-tuning)."""
     report: bool = False
     """Measure agreement and consistency wherever the model is validated, also at weight 0."""
-    report_share: float = 1.0
-    """Share of the validation and test pictures, always the same ones, on which the two are measured."""
+    report_fraction: float = 1.0
+    """Share of the validation and test images, always the same ones, on which the two are measured."""
     layer: str = ""
     """What gradcam reads, by the module's name in the backbone. Empty: a ViT's last block's first norm, a CNN's last
     stage."""

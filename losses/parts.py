@@ -37,7 +37,7 @@ def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
     The batch is that of all processes together.
     """
     peaks_BK = _avg3(_checked(maps_BKhw)[:, :-1]).amax(dim=(2, 3))
-    # One row from each process: all have one row, however many of their pictures could be read.
+    # One row from each process: all have one row, however many of their images could be read.
     if kind == "original":
         return 1 - all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0).mean()
     if kind == "soft_constraint":

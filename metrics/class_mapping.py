@@ -35,7 +35,7 @@ def best_outputs(logits: Tensor, classes: Tensor, info: DatasetInfo) -> Tensor:
     return logits.masked_fill(others, -math.inf).argmax(1)
 
 
-def in_classes(prediction: Prediction, info: DatasetInfo) -> Prediction:
+def to_dataset_classes(prediction: Prediction, info: DatasetInfo) -> Prediction:
     """The prediction with both stages' logits in the data set's classes."""
     stage_1 = prediction.stage_1_logits
     return replace(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from metrics.f1 import figures as f1_figures
 from metrics.maps.per_image import bootstrap, weighted_mean
-from metrics.multilabel_intervals import resampled_figures
+from metrics.multilabel_intervals import resampled_metrics
 
 Figures = Callable[[np.ndarray], Mapping[str, float]]
 """How often each image occurs, [n] float64 -> figures of that data set; nan for one that it does not have."""
@@ -64,11 +64,11 @@ def compare(figures: Figures, count: int, resamples: int = 1000, seed: int = 0) 
     return results
 
 
-def answer_figures(table: pd.DataFrame) -> Figures:
+def prediction_metrics(table: pd.DataFrame) -> Figures:
     """Accuracy, worst group, F1 and average precision of the answers that `evaluate.py` writes, one line per image."""
     several = [table.filter(regex=f"^{kind}").to_numpy(float) for kind in (PRESENT, LOGIT)]
     if several[0].size:
-        return resampled_figures(several[0] > 0, several[1])
+        return resampled_metrics(several[0] > 0, several[1])
     label, predicted = (table[name].to_numpy(int) for name in ("label", "predicted"))
     side = int(max(label.max(), predicted.max())) + 1
     right = (label == predicted).astype(np.float64)
@@ -86,6 +86,6 @@ def answer_figures(table: pd.DataFrame) -> Figures:
     return figures
 
 
-def column_figures(values: np.ndarray, name: str) -> Figures:
+def column_means(values: np.ndarray, name: str) -> Figures:
     """The mean of one number per image, [n]."""
     return lambda weight: {name: weighted_mean(values, weight)}

@@ -15,7 +15,7 @@ class F1(ExactMetric):
     """Keys, in [0, 1]:
 
     - `macro_f1`: mean over classes of 2 TP / (2 TP + FP + FN), without classes that are neither there nor predicted
-    - `micro_f1`: the same of the counts of all classes together; where a picture shows one class it is the accuracy
+    - `micro_f1`: the same of the counts of all classes together; where an image shows one class it is the accuracy
     - both with `/low` and `/high`, their 95 % bootstrap interval over images
     - `f1/class/<name>`, up to `MAX_NAMED_CLASSES` classes; nan where it is 0 / 0
 
@@ -25,10 +25,10 @@ class F1(ExactMetric):
     confusion: Tensor
 
     def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with several classes in a picture."""
+        """Raises UserError for a data set with several classes in an image."""
         super().__init__()
         if info.multi_label:
-            raise UserError(f"metric 'f1': pictures of {info.name!r} show several classes; use multilabel")
+            raise UserError(f"metric 'f1': images of {info.name!r} show several classes; use multilabel")
         self.info = info
         self.add_counter("confusion", info.num_classes * (info.num_classes + 1))
 

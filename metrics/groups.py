@@ -18,9 +18,9 @@ class GroupAccuracy(ExactMetric):
     - `worst_group_accuracy_paper`: the smallest over `DatasetInfo.minority_groups` (Waterbirds: over the two classes on
       the `worst_case` subset); where these are None, the smallest accuracy of a class (MetaShift)
     - `group_balanced_accuracy`: mean over the groups that have images
-    - `accuracy_training_shares`: mean over the groups, each weighted by its share of the published training split (the
-      average of Sagawa et al. 2020 on Waterbirds), where `DatasetInfo.group_shares` are known; nan where a group that
-      counts has no images
+    - `adjusted_accuracy`: mean over the groups, each weighted by its share of the published training split (the
+      average of Sagawa et al. 2020 on Waterbirds), where `DatasetInfo.group_fractions` are known; nan where a group
+      with a weight has no images
     - `accuracy/group/<name>` (nan for a group without images) and `count/group/<name>`
     - `stage_1/worst_group_accuracy`, where the prediction has stage-1 logits
     """
@@ -68,9 +68,9 @@ class GroupAccuracy(ExactMetric):
             "worst_group_accuracy_paper": self._paper(by_group),
             "group_balanced_accuracy": mean(by_group),
         }
-        if self.info.group_shares:
-            weighted = zip(self.info.group_shares, by_group, strict=True)
-            results["accuracy_training_shares"] = math.fsum(share * value for share, value in weighted if share)
+        if self.info.group_fractions:
+            weighted = zip(self.info.group_fractions, by_group, strict=True)
+            results["adjusted_accuracy"] = math.fsum(share * value for share, value in weighted if share)
         for name, value, count in zip(self.names, by_group, counts, strict=True):
             results[f"accuracy/group/{name}"] = value
             results[f"count/group/{name}"] = float(count)

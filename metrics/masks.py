@@ -27,8 +27,8 @@ def patch_overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 class MaskOverlap(ExactMetric):
     """Keys, all in [0, 1] but for the count. Always:
 
-    - `kept_share`: mean over images of the share of patches that stage 2 saw
-    - `empty_share`: share of images where stage 1 kept nothing (`Prediction.empty`; without it, an empty mask)
+    - `keep_ratio`: mean over images of the share of patches that stage 2 saw
+    - `empty_ratio`: share of images where stage 1 kept nothing (`Prediction.empty`; without it, an empty mask)
 
     Where the batches have true masks, with the patch mask enlarged to pixels:
 
@@ -82,8 +82,8 @@ class MaskOverlap(ExactMetric):
     def compute(self) -> dict[str, float]:
         """The figures named in the class docstring."""
         results = {
-            "kept_share": mean(self.values("kept").tolist()),
-            "empty_share": ratio(int(self.empty), int(self.images)),
+            "keep_ratio": mean(self.values("kept").tolist()),
+            "empty_ratio": ratio(int(self.empty), int(self.images)),
         }
         if self.values("iou").numel():
             results |= self._overlap()

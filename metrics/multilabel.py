@@ -1,4 +1,4 @@
-"""Pictures that may show several classes: average precision and F1, each class against the rest."""
+"""Images that may show several classes: average precision and F1, each class against the rest."""
 
 import math
 
@@ -29,10 +29,10 @@ def average_precision(scores: Tensor, present: Tensor) -> float:
 class MultiLabel(ExactMetric):
     """Keys, in [0, 1] but for the count:
 
-    - `mean_average_precision`: mean over the classes that any picture shows of `average_precision`
+    - `mean_average_precision`: mean over the classes that any image shows of `average_precision`
     - `macro_f1`: mean over classes of 2 TP / (2 TP + FP + FN), without those where it is 0 / 0; `micro_f1`: the same of
       the counts of all classes together. A class is predicted where its probability, sigmoid of the logit, is above 0.5
-    - `average_precision/class/<name>`, up to `MAX_NAMED_CLASSES` classes; nan for a class that no picture shows
+    - `average_precision/class/<name>`, up to `MAX_NAMED_CLASSES` classes; nan for a class that no image shows
     - `stage_1/...`: the first three of `Prediction.stage_1_logits`, where it is given
     - `count/images`
 
@@ -40,10 +40,10 @@ class MultiLabel(ExactMetric):
     """
 
     def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with one class in a picture."""
+        """Raises UserError for a data set with one class in an image."""
         super().__init__()
         if not info.multi_label:
-            raise UserError(f"metric 'multilabel': data set {info.name!r} has one class in a picture; drop it")
+            raise UserError(f"metric 'multilabel': data set {info.name!r} has one class in an image; drop it")
         self.info = info
         self.add_values("rows")
         self.add_values("rows_stage_1")

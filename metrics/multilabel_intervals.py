@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the figures of pictures that may show several classes."""
+"""Bootstrap intervals of the figures of images that may show several classes."""
 
 from collections.abc import Callable
 
@@ -21,15 +21,15 @@ class MultiLabelIntervals(ExactMetric):
     """
 
     def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with one class in a picture."""
+        """Raises UserError for a data set with one class in an image."""
         super().__init__()
         if not info.multi_label:
-            raise UserError(f"metric 'multilabel_intervals': pictures of {info.name!r} show one class; use f1")
+            raise UserError(f"metric 'multilabel_intervals': images of {info.name!r} show one class; use f1")
         self.info = info
         self.add_values("rows")
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
-        """Keep which classes each picture shows, and their logits."""
+        """Keep which classes each image shows, and their logits."""
         self.follow(prediction)
         check_logits(prediction.logits, batch.label, self.info.num_classes)
         row = torch.cat([batch.targets.double(), prediction.logits.detach().double()], dim=1)
@@ -40,10 +40,10 @@ class MultiLabelIntervals(ExactMetric):
         rows = self.values("rows").reshape(-1, 2 * self.info.num_classes).cpu().numpy()
         rows = rows[np.lexsort(rows.T)]  # neither the order of images nor the number of processes changes a digit
         present, logits = rows.reshape(-1, 2, self.info.num_classes).swapaxes(0, 1)
-        return bootstrap(resampled_figures(present > 0, logits), len(rows))
+        return bootstrap(resampled_metrics(present > 0, logits), len(rows))
 
 
-def resampled_figures(present: np.ndarray, logits: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
+def resampled_metrics(present: np.ndarray, logits: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
     """`multilabel`'s figures of resampled images: counts [N] of how often each occurs -> figure by name.
 
     present [N, C] bool, logits [N, C].

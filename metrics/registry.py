@@ -52,7 +52,7 @@ class MetricSet:
         return results
 
     def certain(self) -> frozenset[str]:
-        """Keys of the figures that there are of any model and pictures; forgets everything counted."""
+        """Keys of the figures that there are of any model and images; forgets everything counted."""
         self.reset()
         return frozenset(self.compute())
 
@@ -88,6 +88,6 @@ def default_metrics(info: DatasetInfo, has_mask: bool, sample: Sample | None = N
         "auroc": info.num_classes <= MAX_NAMED_CLASSES and not info.multi_label,
         "mask": has_mask,
         "foreground": "mask" in there,
-        "parts": info.part_names is not None and bool(there & {"parts", "part_labels"}),
+        "parts": info.part_names is not None and bool(there & {"keypoints", "part_labels"}),
     }
     return tuple(name for name, wanted in fits.items() if wanted)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from report.files import write_atomic
-from report.names import is_share, pretty
+from report.names import is_fraction, pretty
 from report.style import INK, LINES, MUTED, RULE
 
 Row: TypeAlias = Mapping[str, Any]
@@ -25,7 +25,7 @@ PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("accuracy", ("accuracy", "worst_group_accuracy", "stage_1/accuracy")),
     ("several classes", ("mean_average_precision", "macro_f1", "micro_f1")),
     ("agreement", ("agreement", "consistency")),
-    ("mask", ("mask_iou", "kept_share", "empty_share")),
+    ("mask", ("mask_iou", "keep_ratio", "empty_ratio")),
 )
 """Panels that show several keys; a key without a split is looked for in val, then in test. Every other "train/" and
 "lr" key gets a panel of its own."""
@@ -69,7 +69,7 @@ def compare_runs(
 ) -> Path:
     """One line per run (by its name) of `key`, each with its last value written beside it, as a PNG.
 
-    A run without the key is left out. Shares (see `names.is_share`) are drawn as percentages over 0 to 100 %. `x` as in
+    A run without the key is left out. Fractions (see `names.is_fraction`) are drawn in percent, 0 to 100. `x`: see
     `training_curves`. Raises ValueError where no run has the key.
     """
     lines = [_line(name, _last_of_each(rows, x), key, x) for name, rows in runs.items()]
@@ -78,12 +78,12 @@ def compare_runs(
         raise ValueError(f"no run has {key!r} over {x!r}")
     figure = _figure(7.2, 3.9)
     axes = figure.add_subplot()
-    _draw(axes, lines, percent=is_share(key), width=2.2)
-    if is_share(key):
+    _draw(axes, lines, percent=is_fraction(key), width=2.2)
+    if is_fraction(key):
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(X_LABELS.get(x, x), fontsize=9.5, color=MUTED)
     axes.set_ylabel(y_label or pretty(key), fontsize=9.5, color=MUTED)
-    _label_ends(axes, lines, is_share(key))
+    _label_ends(axes, lines, is_fraction(key))
     return _save(figure, path, title)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 from report.curves import training_curves
 from report.html import Card, Cards, Code, Figure, Section, Table, write_report
-from report.names import is_share, number, pretty
+from report.names import is_fraction, number, pretty
 from report.tables import TableText, table_text, write_tables
 
 HEADLINES = (
     "accuracy", "mean_average_precision", "macro_f1", "micro_f1", "worst_group_accuracy", "balanced_accuracy", "auroc",
-    "mask_iou", "mask_dice", "kept_share",
+    "mask_iou", "mask_dice", "keep_ratio",
     "foreground_iou", "part_nmi", "part_ari", "part_nmi_pixels", "part_ari_pixels", "keypoint_error",
 )  # fmt: skip
 
@@ -34,7 +34,7 @@ def write_evaluation_report(
     write_tables([{"row": title, **figures}], out / "figures")
     sections: list[Section] = [
         Cards([Card(pretty(key), _shown(key, figures[key])) for key in HEADLINES if key in figures]),
-        Figure(sheet, title="What it saw", caption="Picture, parts, what the classifier sees, true object."),
+        Figure(sheet, title="What it saw", caption="Image, parts, what the classifier sees, true object."),
     ]
     if failures is not None:
         sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong answers first."))
@@ -50,11 +50,11 @@ def _table(figures: Mapping[str, float]) -> TableText:
 
 
 def _shown(key: str, value: float) -> str:
-    share = is_share(key)
+    share = is_fraction(key)
     return number(value, share) + (" %" if share else "")
 
 
-BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "kept_share", "empty_share", "count/images")
+BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "keep_ratio", "empty_ratio", "count/images")
 """The figures of the table for people; the JSON and the CSV hold all."""
 
 
@@ -82,7 +82,7 @@ def write_background_report(
     return write_report(out / "report.html", title, sections)
 
 
-REMOVAL_COLUMNS = (*HEADLINES, "empty_share", "share_of_answers_changed")
+REMOVAL_COLUMNS = (*HEADLINES, "empty_ratio", "changed_predictions_ratio")
 """The figures of the table for people; the JSON and the CSV hold all."""
 
 

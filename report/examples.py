@@ -19,7 +19,7 @@ TILE = 168
 class Example:
     """One image with its answer; views that nobody has are None."""
 
-    picture: np.ndarray
+    image: np.ndarray
     """[H, W, 3] uint8, see `overlays.denormalise`."""
     label: str
     """Name of the true class."""
@@ -79,20 +79,20 @@ def removal_sheet(answers: Mapping[str, Sequence[Example]], path: Path, title: s
     first, *others = answers
     columns = []
     for i, before in enumerate(answers[first]):
-        picture = _at_tile_size(before.picture)
+        image = _at_tile_size(before.image)
         assert before.maps is not None and before.mask is not None
-        tiles = [picture, part_overlay(picture, before.maps, before.mask), _seen(picture, before, before)]
-        tiles += [_seen(picture, before, answers[row][i]) for row in others]
+        tiles = [image, part_overlay(image, before.maps, before.mask), _seen(image, before, before)]
+        tiles += [_seen(image, before, answers[row][i]) for row in others]
         heading = before.group or ""
         columns.append(Column(tiles, heading, _caption(before, heading), before.correct))
     titles = ["image", "parts", *(row.replace("thresholds, ", "thresholds,\n") for row in answers)]
     return contact_sheet(columns, titles, path, title, [*_legend(answers[first]), LegendEntry(BAD, "× wrong answer")])
 
 
-def _seen(picture: np.ndarray, before: Example, after: Example) -> np.ndarray:
+def _seen(image: np.ndarray, before: Example, after: Example) -> np.ndarray:
     """`removal_view`, with a cross where the answer is wrong."""
     assert before.maps is not None and before.mask is not None and after.mask is not None
-    view = Image.fromarray(removal_view(picture, before.maps, before.mask, after.mask))
+    view = Image.fromarray(removal_view(image, before.maps, before.mask, after.mask))
     if not after.correct:
         draw, x, y = ImageDraw.Draw(view), view.width - 14, 14
         draw.ellipse((x - 11, y - 11, x + 11, y + 11), fill=PAPER)
@@ -109,9 +109,9 @@ def _sheet(
 ) -> Path:
     if not examples:
         raise ValueError("a sheet needs at least one example")
-    pictures = [_at_tile_size(example.picture) for example in examples]
-    rows: list[tuple[str, list[np.ndarray | None]]] = [("image", list(pictures))]
-    pairs = list(zip(examples, pictures, strict=True))
+    images = [_at_tile_size(example.image) for example in examples]
+    rows: list[tuple[str, list[np.ndarray | None]]] = [("image", list(images))]
+    pairs = list(zip(examples, images, strict=True))
     for name, row in (
         ("parts", [None if e.maps is None else part_overlay(p, e.maps, e.mask) for e, p in pairs]),
         ("what stage 2\nsees", [None if e.mask is None else mask_view(p, e.mask) for e, p in pairs]),
@@ -141,7 +141,7 @@ def _legend(examples: Sequence[Example]) -> list[LegendEntry]:
     return part_legend(parts)
 
 
-def _at_tile_size(picture: np.ndarray) -> np.ndarray:
-    height, width = picture.shape[:2]
+def _at_tile_size(image: np.ndarray) -> np.ndarray:
+    height, width = image.shape[:2]
     scale = TILE / min(height, width)
-    return resize(picture, (round(height * scale), round(width * scale)))
+    return resize(image, (round(height * scale), round(width * scale)))

@@ -41,7 +41,7 @@ HEADLINES = (
 class ExplainedImage:
     """One image and what every method says of it."""
 
-    picture: np.ndarray
+    pixels: np.ndarray
     """[H, W, 3] uint8."""
     caption: str
     correct: bool
@@ -52,14 +52,14 @@ class ExplainedImage:
 
 
 def method_sheet(images: Sequence[ExplainedImage], path: Path, title: str = "") -> Path:
-    """Picture, one row per method, and the true object where it is known. Raises ValueError without images."""
+    """Image, one row per method, and the true object where it is known. Raises ValueError without images."""
     methods = list(images[0].maps) if images else []
     columns = []
     for image in images:
-        tiles: list[np.ndarray | None] = [image.picture]
-        tiles += [heat_overlay(image.picture, image.maps[method]) for method in methods]
+        tiles: list[np.ndarray | None] = [image.pixels]
+        tiles += [heat_overlay(image.pixels, image.maps[method]) for method in methods]
         if images[0].truth is not None:
-            tiles.append(None if image.truth is None else truth_view(image.picture, image.truth))
+            tiles.append(None if image.truth is None else truth_view(image.pixels, image.truth))
         columns.append(Column(tiles, caption=image.caption, correct=image.correct))
     rows = ["image", *(method.replace("_", "\n", 1) for method in methods)]
     rows += ["true object"] if images and images[0].truth is not None else []

@@ -1,4 +1,4 @@
-"""One self-contained report.html: no network, no scripts, pictures inside."""
+"""One self-contained report.html: no network, no scripts, images inside."""
 
 import base64
 import struct

@@ -2,7 +2,7 @@
 
 import math
 
-SHARES = (
+FRACTIONS = (
     "accuracy", "auroc", "iou", "miou", "dice", "share", "accuracy_top5", "precision", "f1", "nmi", "ari", "error",
 )  # fmt: skip
 """Last words of keys whose values lie in [0, 1] and are shown in percent."""
@@ -13,10 +13,10 @@ ACRONYMS = {
 SUFFIXES = {"_training_shares": "training shares", "_paper": "paper", "_published": "published", "_dataset": "data set"}
 
 
-def is_share(key: str) -> bool:
+def is_fraction(key: str) -> bool:
     """Whether the values of a metric's key ("val/worst_group_accuracy", "mask_iou_dataset") lie in [0, 1]."""
     words = key.lower().replace("/", " ").replace("_", " ").split()
-    return "count" not in words and any(share in words for share in SHARES)
+    return "count" not in words and any(share in words for share in FRACTIONS)
 
 
 def pretty(key: str) -> str:

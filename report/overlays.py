@@ -1,6 +1,6 @@
-"""One picture at a time: the image, its parts, what stage 2 sees, the true object, a heat map.
+"""One image at a time: the image, its parts, what stage 2 sees, the true object, a heat map.
 
-Every function takes a picture [H, W, 3] uint8 and returns a new one of the same size.
+Every function takes an image [H, W, 3] uint8 and returns a new one of the same size.
 """
 
 from collections.abc import Sequence
@@ -25,16 +25,16 @@ def as_array(values: Array) -> np.ndarray:
 
 
 def denormalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Picture of a network input [3, H, W] that was normalised with mean and std (per channel, of [0, 1] values)."""
+    """Image of a network input [3, H, W] that was normalised with mean and std (per channel, of [0, 1] values)."""
     pixels = as_array(image).transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
     return (np.nan_to_num(pixels) * 255).round().clip(0, 255).astype(np.uint8)
 
 
-def resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The picture at size (height, width), smoothly."""
-    if picture.shape[:2] == size:
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The image at size (height, width), smoothly."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
@@ -46,9 +46,9 @@ def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
 
 
 def part_overlay(
-    picture: np.ndarray, maps: Array, mask: Array | None = None, opacity: float = 0.65, background: float = 0.3
+    image: np.ndarray, maps: Array, mask: Array | None = None, opacity: float = 0.65, background: float = 0.3
 ) -> np.ndarray:
-    """Each patch in the colour of its strongest part (over the greyed picture), with thin edges where the part changes.
+    """Each patch in the colour of its strongest part (over the greyed image), with thin edges where the part changes.
 
     maps [K+1, h, w], last = background; mask [h, w] bool: patches it hides count as background. `background` is the
     brightness left to background patches: 1 leaves them as they are, 0 makes them black.
@@ -60,55 +60,55 @@ def part_overlay(
         label = np.where(as_array(mask).astype(bool), label, parts)
     colours = np.array([rgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
     strength = np.array([opacity] * parts + [1 - background], dtype=np.float32)
-    big = enlarge(label, picture.shape[:2])
-    # Over the plain picture a yellow part on a red bird would look like an orange part.
-    base = np.where((big < parts)[..., None], _grey(picture), picture)
+    big = enlarge(label, image.shape[:2])
+    # Over the plain image a yellow part on a red bird would look like an orange part.
+    base = np.where((big < parts)[..., None], _grey(image), image)
     mixed = _blend(base, colours[big], strength[big])
     mixed[_edges(big)] = 255
     return mixed
 
 
-def mask_view(picture: np.ndarray, mask: Array) -> np.ndarray:
+def mask_view(image: np.ndarray, mask: Array) -> np.ndarray:
     """What stage 2 sees: the patches of mask [h, w]; the hidden ones are plain grey."""
-    kept = enlarge(mask, picture.shape[:2]).astype(bool)
-    return np.where(kept[..., None], picture, np.array(rgb(HIDDEN), dtype=np.uint8))
+    kept = enlarge(mask, image.shape[:2]).astype(bool)
+    return np.where(kept[..., None], image, np.array(rgb(HIDDEN), dtype=np.uint8))
 
 
-def removal_view(picture: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:
+def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:
     """`mask_view` of `after` [h, w]; patches that `before` showed and `after` hides are in the colour of their part.
 
     maps [K+1, h, w], last = background, say which part that was.
     """
     gone = as_array(before).astype(bool) & ~as_array(after).astype(bool)
-    here = enlarge(gone, picture.shape[:2])
-    return np.where(here[..., None], part_overlay(picture, maps, gone), mask_view(picture, after))
+    here = enlarge(gone, image.shape[:2])
+    return np.where(here[..., None], part_overlay(image, maps, gone), mask_view(image, after))
 
 
-def truth_view(picture: np.ndarray, truth: Array) -> np.ndarray:
+def truth_view(image: np.ndarray, truth: Array) -> np.ndarray:
     """The true object [H', W'] bool, cut out as `mask_view` cuts, so that the two can be compared at a glance."""
-    return mask_view(picture, truth)
+    return mask_view(image, truth)
 
 
-def heat_overlay(picture: np.ndarray, heat: Array, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
-    """A heat map [h, w] of any scale over the greyed picture: min to max, smoothly enlarged.
+def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
+    """A heat map [h, w] of any scale over the greyed image: min to max, smoothly enlarged.
 
     A constant map is all minimum. `colours` names a matplotlib colour map.
     """
     values = np.nan_to_num(as_array(heat).astype(np.float32))
     span = float(values.max() - values.min())
     unit = (values - values.min()) / (span or 1.0)
-    size = (picture.shape[1], picture.shape[0])
+    size = (image.shape[1], image.shape[0])
     smooth = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    return _blend(_grey(picture), matplotlib.colormaps[colours](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
+    return _blend(_grey(image), matplotlib.colormaps[colours](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
 
 
-def _grey(picture: np.ndarray) -> np.ndarray:
-    return np.repeat(picture.mean(axis=2, keepdims=True), 3, axis=2)
+def _grey(image: np.ndarray) -> np.ndarray:
+    return np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2)
 
 
-def _blend(picture: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
+def _blend(image: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
     share = strength[..., None]
-    return (picture * (1 - share) + colour * share).round().clip(0, 255).astype(np.uint8)
+    return (image * (1 - share) + colour * share).round().clip(0, 255).astype(np.uint8)
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:

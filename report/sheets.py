@@ -21,7 +21,7 @@ class Column:
     """One image of a sheet."""
 
     tiles: Sequence[np.ndarray | None]
-    """One picture [H, W, 3] uint8 per row of the sheet, all of one size; None leaves the place grey."""
+    """One image [H, W, 3] uint8 per row of the sheet, all of one size; None leaves the place grey."""
     heading: str = ""
     """Columns side by side with the same heading stand under one rule."""
     caption: str = ""

@@ -15,7 +15,7 @@ from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_r
 from report.names import number
 from report.tables import table_text, write_tables
 
-COLUMNS = (
+STUDY_COLUMNS = (
     "test/accuracy",
     "test/mean_average_precision",
     "test/macro_f1",
@@ -25,7 +25,7 @@ COLUMNS = (
     "test/worst_group_accuracy_paper",
     "test/mask_iou",
     "test/mask_dice",
-    "test/kept_share",
+    "test/keep_ratio",
     "best_epoch",
     "train_seconds",
     "wall_seconds",
@@ -52,7 +52,7 @@ class StudyRun:
 def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRun]) -> Path:
     """Write table.{json,csv,md}, curves and report.html to `out`; the path of the report."""
     records = [{"row": run.row, "seed": run.seed, **_figures(run)} for run in runs]
-    keys = [key for key in COLUMNS if any(key in record for record in records)]
+    keys = [key for key in STUDY_COLUMNS if any(key in record for record in records)]
     write_tables(records, out / "table", keys=keys)
     sections: list[Section] = [
         Cards([_card(row, runs) for row in _rows(runs)]),
@@ -84,7 +84,7 @@ def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
 
 
 def _figures(run: StudyRun) -> dict[str, float]:
-    return {key: run.results[key] for key in COLUMNS if key in run.results}
+    return {key: run.results[key] for key in STUDY_COLUMNS if key in run.results}
 
 
 def _rows(runs: Sequence[StudyRun]) -> list[str]:
@@ -118,7 +118,7 @@ def _curves(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
 
 
 def _sheets(runs: Sequence[StudyRun]) -> list[Section]:
-    caption = "Validation images: picture, parts, what the classifier sees, true object."
+    caption = "Validation images: image, parts, what the classifier sees, true object."
     return [
         Figure(run.sheet, title=f"{run.row}: what it saw", caption=caption)
         for run in _firsts(runs)

@@ -1,4 +1,4 @@
-"""One look for every picture: colours that colour-blind readers can tell apart, and the font."""
+"""One look for every image: colours that colour-blind readers can tell apart, and the font."""
 
 from functools import cache
 from pathlib import Path

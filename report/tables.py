@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from report.files import json_text, write_atomic
-from report.names import is_share, number, pretty, with_std
+from report.names import is_fraction, number, pretty, with_std
 
 Record = Mapping[str, Any]
 """One run's results: "row" (what it is: a method, a setting), perhaps "seed", and figures by key."""
@@ -116,11 +116,11 @@ def _cell(key: str, values: Sequence[Any], numeric: bool) -> dict[str, Any]:
 
 
 def _title(key: str) -> str:
-    return f"{pretty(key)} (%)" if is_share(key) else pretty(key)
+    return f"{pretty(key)} (%)" if is_fraction(key) else pretty(key)
 
 
 def _shown(line: Record, key: str) -> str:
     value, std = line[key], line.get(f"{key}_std")
     if std is None:
         return "" if value is None or value != value else str(value)
-    return number(value, is_share(key)) if math.isnan(std) else with_std(value, std, is_share(key))
+    return number(value, is_fraction(key)) if math.isnan(std) else with_std(value, std, is_fraction(key))

@@ -16,9 +16,9 @@ from engine.run.checkpointing import Checkpoint, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, LAST, open_run
-from engine.run.tracking import Row, Silence, Tracker
+from engine.run.tracking import MetricsRow, NullTracker, Tracker
 from engine.training.objectives import OBJECTIVES, Objective
-from engine.training.optim import RULES
+from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from models import build_model
 from models.registry import AnyModel
@@ -38,9 +38,9 @@ KEYS: dict[str, Any] = {
     "data.synthetic.val_images": 16,
     "data.synthetic.test_images": 16,
     "optim.lr": 1e-3,
-    "optim.scratch_factor": 1.0,
-    "optim.modulation_factor": 1.0,
-    "optim.prototype_factor": 1.0,
+    "optim.head_lr_mult": 1.0,
+    "optim.modulation_lr_mult": 1.0,
+    "optim.prototype_lr_mult": 1.0,
     "optim.freeze_stage_1": False,
     "train.epochs": 2,
     "train.seed": 0,
@@ -78,7 +78,7 @@ def tiny_trainer(
 ) -> Trainer:
     """A fresh trainer without a run folder."""
     objective = objective or OBJECTIVES[config.model.name](config.loss, 2, [17, 17])
-    rules = RULES[config.model.name](config.optim)
+    rules = PARAM_GROUP_RULES[config.model.name](config.optim)
     return Trainer(config, tiny_model(config), objective, rules, splits or tiny_splits(config), CPU)
 
 
@@ -96,13 +96,13 @@ class Session:
 
     def __post_init__(self) -> None:
         self.trainer = tiny_trainer(self.config, splits=self.splits)
-        first, out = processes().first, Path(self.config.out)
+        first, out = processes().is_main, Path(self.config.out)
         if first:
             open_run(self.config, self.trainer.model)
         if self.config.resume:
             self.trainer.load()
-        self.tracker = Tracker(out, self.config) if first else Silence()
-        self.tracker.keep_epochs(self.trainer.position)
+        self.tracker = Tracker(out, self.config) if first else NullTracker()
+        self.tracker.truncate(self.trainer.position)
         objective = self.trainer.objective
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +127,7 @@ class Remains:
 
     last: Checkpoint
     best: Checkpoint
-    rows: list[Row]
+    rows: list[MetricsRow]
 
     @classmethod
     def of(cls, out: Path) -> "Remains":

@@ -1,4 +1,4 @@
-"""Data sets in their published layouts, as small as they can be. Every picture has a colour of its own."""
+"""Data sets in their published layouts, as small as they can be. Every image has a colour of its own."""
 
 import json
 from collections.abc import Iterable
@@ -21,35 +21,35 @@ IN9 = {0: 8, 1: 8, 6: 8, 217: 0, 9: 1, 10: 1, 817: 2, 33: 3, 340: 4, 300: 5, 402
 """A part of the published mapping."""
 
 
-def picture(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
-    """A plain picture of (width, height), its colour a function of the last four names of its path."""
+def image(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
+    """A plain image of (width, height), its colour a function of the last four names of its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, f"#{stable_seed(*path.parts[-4:]) % (1 << 24):06x}").save(path)
     return path
 
 
 def class_tree(root: Path, folders: Iterable[str], count: int, size: tuple[int, int] = (32, 32)) -> Path:
-    """`count` pictures FOLDER_0.JPEG, ... in every folder."""
+    """`count` images FOLDER_0.JPEG, ... in every folder."""
     for folder in folders:
         for i in range(count):
-            picture(root / folder / f"{Path(folder).name}_{i}.JPEG", size)
+            image(root / folder / f"{Path(folder).name}_{i}.JPEG", size)
     return root
 
 
 def imagenet_tree(root: Path) -> Path:
-    """ImageNet with four of its classes: 8 training and 2 validation pictures of each."""
+    """ImageNet with four of its classes: 8 training and 2 validation images of each."""
     for split, count in (("train", 8), ("val", 2)):
         class_tree(root / split, WNIDS, count)
     return root
 
 
 def imagenet9_tree(root: Path, side: int = 32) -> Path:
-    """All eight sets, one picture of each class; masks of the objects: the left half; the mapping (partly)."""
+    """All eight sets, one image of each class; masks of the objects: the left half; the mapping (partly)."""
     for label, folder in enumerate(NINE):
         name = f"n{label:08d}_00007"
         for variant in VARIANTS:
             file = f"fg_{name}_bg_n00000099_00001" if variant.startswith("mixed") else name
-            picture(root / variant / "val" / folder / f"{file}.JPEG", (side, side))
+            image(root / variant / "val" / folder / f"{file}.JPEG", (side, side))
         mask = np.zeros((side, side), bool)
         mask[:, : side // 2] = True
         (root / "fg_mask" / "val" / folder).mkdir(parents=True)
@@ -64,7 +64,7 @@ METASHIFT = {"train/cat": ("cat(sofa)", "cat(bed)"), "train/dog": ("dog(bench)",
 
 
 def metashift_tree(root: Path, count: int = 5) -> Path:
-    """`count` pictures of every class and context."""
+    """`count` images of every class and context."""
     for folder, contexts in METASHIFT.items():
         class_tree(root / folder, contexts, count)
     return root

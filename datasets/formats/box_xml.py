@@ -1,4 +1,4 @@
-"""Boxes in the XML files that ImageNet and PASCAL VOC publish beside their pictures. The files are not trusted."""
+"""Boxes in the XML files that ImageNet and PASCAL VOC publish beside their images. The files are not trusted."""
 
 import math
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class BoxFile:
     """What a box file says."""
 
     size_hw: tuple[float, float]
-    """Of its picture: height and width, pixels."""
+    """Of its image: height and width, pixels."""
     names: tuple[str, ...]
     """Class of the object of each box."""
     boxes: np.ndarray
@@ -31,12 +31,12 @@ class BoxFile:
 def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
     """[N, 4] float32 xyxy pixels: every box of the file, whatever its class, as published.
 
-    size_hw: the picture's height and width, which the file must state. Raises UserError as `read_box_file` does.
+    size_hw: the image's height and width, which the file must state. Raises UserError as `read_box_file` does.
     """
     found = read_box_file(path)
     if found.size_hw != size_hw:
         sizes = [f"{width:g} x {height:g}" for height, width in (found.size_hw, size_hw)]
-        raise UserError(f"{path} is for a picture of {sizes[0]} pixels, not {sizes[1]}; restore both files")
+        raise UserError(f"{path} is for an image of {sizes[0]} pixels, not {sizes[1]}; restore both files")
     return found.boxes
 
 

@@ -15,12 +15,12 @@ from datasets.formats.tables import leaves_folder
 BACKGROUND = 0.1
 """How strongly a pixel without any part counts as background, where a part's mask counts 1."""
 FAR = 8
-"""Sides of its picture that a point of an outline may be away from the corner."""
+"""Sides of its image that a point of an outline may be away from the corner."""
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """One part of one picture."""
+    """One part of one image."""
 
     number: int
     category: int
@@ -29,18 +29,18 @@ class Annotation:
 
 
 @dataclass(frozen=True)
-class CocoPicture:
-    """One picture of a file: its name and size, and the annotations to use."""
+class CocoImage:
+    """One image of a file: its name and size, and the annotations to use."""
 
     name: str
     size_hw: tuple[int, int]
     annotations: tuple[Annotation, ...]
 
 
-def read_coco(path: Path) -> tuple[list[CocoPicture], tuple[str, ...]]:
-    """The pictures with annotations, in the file's order, and the names of the categories, which are numbered from 0.
+def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
+    """The images with annotations, in the file's order, and the names of the categories, which are numbered from 0.
 
-    Annotations of area 0 and of crowds are skipped; pictures left without one are dropped. Raises UserError, naming the
+    Annotations of area 0 and of crowds are skipped; images left without one are dropped. Raises UserError, naming the
     file, where it is missing or is not of this form.
     """
     content = _load(path)
@@ -51,11 +51,11 @@ def read_coco(path: Path) -> tuple[list[CocoPicture], tuple[str, ...]]:
             if item["area"] > 0 and not item.get("iscrowd"):
                 kept[item["image_id"]].append(_annotation(item))
         strange = [item["id"] for item in content["annotations"] if item["category_id"] not in names]
-        pictures = [
-            CocoPicture(str(item["file_name"]), (int(item["height"]), int(item["width"])), tuple(kept[item["id"]]))
+        images = [
+            CocoImage(str(item["file_name"]), (int(item["height"]), int(item["width"])), tuple(kept[item["id"]]))
             for item in content["images"]
         ]
-        if outside := next((picture.name for picture in pictures if leaves_folder(picture.name)), None):
+        if outside := next((image.name for image in images if leaves_folder(image.name)), None):
             raise ValueError(f"{outside!r} leaves its folder")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -64,21 +64,21 @@ def read_coco(path: Path) -> tuple[list[CocoPicture], tuple[str, ...]]:
         raise UserError(f"{path}: annotation {strange[0]} is of no category of the file; restore the file")
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{path}: the categories' ids are {sorted(names)[:50]}, not 0, 1, 2, ...; number them from 0")
-    return [picture for picture in pictures if picture.annotations], tuple(names[i] for i in range(len(names)))
+    return [image for image in images if image.annotations], tuple(names[i] for i in range(len(names)))
 
 
-def part_labels(picture: CocoPicture, path: Path) -> np.ndarray:
+def part_labels(image: CocoImage, path: Path) -> np.ndarray:
     """[H, W] int16: the category at every pixel, -1 where there is none.
 
     The largest of the parts' masks, where annotations of one part add up, and of a constant background. Equals go to
     the lower id. Raises UserError, naming the file `path` of the annotations, for run lengths that cannot be decoded.
     """
     sums: dict[int, np.ndarray] = {}
-    for item in picture.annotations:
-        drawn = _draw(item, picture.size_hw, path).astype(np.float32)
+    for item in image.annotations:
+        drawn = _draw(item, image.size_hw, path).astype(np.float32)
         sums[item.category] = sums.get(item.category, 0) + drawn
     ids = sorted(sums)
-    layers = np.stack([np.full(picture.size_hw, BACKGROUND, np.float32), *(sums[i] for i in ids)])
+    layers = np.stack([np.full(image.size_hw, BACKGROUND, np.float32), *(sums[i] for i in ids)])
     return np.array([-1, *ids], np.int16)[layers.argmax(axis=0)]
 
 
@@ -122,7 +122,7 @@ def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int
     """
     if isinstance(outlines, list):
         if any(np.abs(outline).max() > FAR * max(size_hw) for outline in outlines):
-            raise ValueError("a point lies far outside the picture")
+            raise ValueError("a point lies far outside the image")
         return coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))
     if tuple(outlines["size"]) != size_hw:
         raise ValueError(f"it is for {outlines['size']} pixels")
@@ -130,7 +130,7 @@ def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int
     if not isinstance(counts, list):
         return outlines
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
-        raise ValueError("the run lengths do not fill the picture")
+        raise ValueError("the run lengths do not fill the image")
     return coco_mask.frPyObjects(outlines, *size_hw)
 
 

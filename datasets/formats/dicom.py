@@ -26,7 +26,7 @@ from pydicom.uid import (
 )
 
 from common.isolation import IsolatedError, in_child
-from datasets.formats.images import UnreadablePictureError, check_pixels, check_regular
+from datasets.formats.images import UnreadableImageError, check_pixels, check_regular
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 BY_PILLOW = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000)
@@ -37,12 +37,12 @@ def read_dicom(path: Path | str) -> np.ndarray:
 
     The VOI window or table where the file has one, else the whole range that its bits can hold, becomes 0..255, after
     the rescaling to modality units (DICOM PS3.3 C.11.1, C.11.2). MONOCHROME1 is inverted. An 8-bit MONOCHROME2 file
-    without window keeps its values. Raises UnreadablePictureError: broken, cut off, in colour, of several frames, ...
+    without window keeps its values. Raises UnreadableImageError: broken, cut off, in colour, of several frames, ...
     """
     with quiet():
         dataset = _open(path)
         if problem := _problem(dataset):
-            raise UnreadablePictureError(path, problem)
+            raise UnreadableImageError(path, problem)
         check_pixels(path, int(dataset.Columns), int(dataset.Rows))
         # Parsers of broken files raise anything at all.
         try:
@@ -50,12 +50,12 @@ def read_dicom(path: Path | str) -> np.ndarray:
         except Exception as error:
             kind = error.kind if isinstance(error, IsolatedError) else type(error).__name__
             reason = f"its pixels are cut off or cannot be decoded ({_coding(dataset)}: {kind})"
-            raise UnreadablePictureError(path, reason) from None
+            raise UnreadableImageError(path, reason) from None
         try:
             return _as_shown(pixels, dataset)
         except Exception as error:
             reason = f"the tags that give its grey values make no sense ({type(error).__name__})"
-            raise UnreadablePictureError(path, reason) from None
+            raise UnreadableImageError(path, reason) from None
 
 
 @contextmanager
@@ -76,20 +76,20 @@ def _open(path: Path | str) -> Dataset:
     check_regular(path)
     try:
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise UnreadablePictureError(path, "deflated as a whole, which can expand without end; store it otherwise")
+            raise UnreadableImageError(path, "deflated as a whole, which can expand without end; store it otherwise")
         return dcmread(path)
-    except UnreadablePictureError:
+    except UnreadableImageError:
         raise
     except OSError as error:
-        raise UnreadablePictureError(path, error.strerror or "cannot be read") from None
+        raise UnreadableImageError(path, error.strerror or "cannot be read") from None
     except InvalidDicomError:
-        raise UnreadablePictureError(path, "not a DICOM file") from None
+        raise UnreadableImageError(path, "not a DICOM file") from None
     except Exception as error:
-        raise UnreadablePictureError(path, f"a broken DICOM file ({type(error).__name__})") from None
+        raise UnreadableImageError(path, f"a broken DICOM file ({type(error).__name__})") from None
 
 
 def _problem(dataset: Dataset) -> str | None:
-    """What keeps a file from being one grey picture of bearable size."""
+    """What keeps a file from being one grey image of bearable size."""
     try:
         if "PixelData" not in dataset:
             return "no pixels (none were stored, or the file is cut off)"

@@ -1,4 +1,4 @@
-"""A radiograph's DICOM file without its patient: only what its picture is made of goes on."""
+"""A radiograph's DICOM file without its patient: only what its image is made of goes on."""
 
 import hashlib
 import io
@@ -9,7 +9,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
 
 from datasets.formats.dicom import quiet
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 
 KEPT = (
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
@@ -22,9 +22,9 @@ IN_TABLES = ("LUTDescriptor", "LUTData")
 
 
 def without_patient(path: Path) -> bytes:
-    """A DICOM file of the same picture with the tags above alone: no person, place, date, device or remark.
+    """A DICOM file of the same image with the tags above alone: no person, place, date, device or remark.
 
-    The picture's pixels may still show such things. Raises UnreadablePictureError.
+    The image's pixels may still show such things. Raises UnreadableImageError.
     """
     with quiet():
         try:
@@ -40,7 +40,7 @@ def without_patient(path: Path) -> bytes:
             buffer = io.BytesIO()
             copy.save_as(buffer, enforce_file_format=True)
         except Exception as error:  # parsers of broken files raise anything at all, and the message may quote a tag
-            raise UnreadablePictureError(path, f"cannot be written without its tags ({type(error).__name__})") from None
+            raise UnreadableImageError(path, f"cannot be written without its tags ({type(error).__name__})") from None
     return buffer.getvalue()
 
 

@@ -21,7 +21,7 @@ METADATA = ("img_id", "img_filename", "y", "split", "place", "place_filename")
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture to write, with what the index files say about it."""
+    """One image to write, with what the index files say about it."""
 
     image: np.ndarray
     """[H, W, 3] uint8."""
@@ -34,7 +34,7 @@ class Entry:
     """0 train, 1 val, 2 test."""
     place: int
     place_name: str
-    parts: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
     """[P, 3] (x, y, visible), pixels."""
 
 
@@ -62,10 +62,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 def write_layout(
     root: Path, entries: Iterator[Entry], species: Sequence[str], *, parts: Sequence[str] = (), cub_images: bool = True
 ) -> int:
-    """Write pictures and index files into root/CUB_200_2011; the number of pictures written.
+    """Write images and index files into root/CUB_200_2011; the number of images written.
 
-    The pictures of Waterbirds are written also as CUB's own `images/` where `cub_images`. As published, Waterbirds'
-    train and val pictures are CUB's training split, its test pictures CUB's test split.
+    The images of Waterbirds are written also as CUB's own `images/` where `cub_images`. As published, Waterbirds'
+    train and val images are CUB's training split, its test images CUB's test split.
     """
     base = root / CUB
     index = _Index()
@@ -86,7 +86,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 class _Index:
-    """Lines of the index files, gathered picture by picture."""
+    """Lines of the index files, gathered image by image."""
 
     def __init__(self) -> None:
         self.metadata: list[tuple[int | str, ...]] = []
@@ -104,7 +104,7 @@ class _Index:
         self.lines["image_class_labels.txt"].append(f"{number} {entry.species + 1}")
         self.lines["train_test_split.txt"].append(f"{number} {int(entry.split != SPLITS.index('test'))}")
         self.lines["bounding_boxes.txt"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
-        for part, (x, y, visible) in enumerate(() if entry.parts is None else entry.parts, start=1):
+        for part, (x, y, visible) in enumerate(() if entry.keypoints is None else entry.keypoints, start=1):
             self.part_locs.append(f"{number} {part} {x:.1f} {y:.1f} {int(visible)}")
 
     def write(self, base: Path, species: Sequence[str], parts: Sequence[str]) -> None:

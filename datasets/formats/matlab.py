@@ -1,4 +1,4 @@
-"""MATLAB files that data sets publish as indices or as containers of pictures. The files are not trusted."""
+"""MATLAB files that data sets publish as indices or as containers of images. The files are not trusted."""
 
 from math import prod
 from pathlib import Path

@@ -12,7 +12,7 @@ def decode_runs(texts: Iterable[str], size_hw: tuple[int, int]) -> np.ndarray:
     """[H, W] bool: the union of several masks.
 
     A text is pairs (gap since the end of the previous run, length of the run), in pixels counted DOWN the columns, or
-    `EMPTY`. Raises ValueError, saying why, on anything else and on runs that leave the picture.
+    `EMPTY`. Raises ValueError, saying why, on anything else and on runs that leave the image.
     """
     height, width = size_hw
     flat = np.zeros(width * height, dtype=bool)
@@ -28,6 +28,6 @@ def _add_runs(flat: np.ndarray, text: str) -> None:
         raise ValueError("its runs are not pairs of whole numbers")
     ends = np.cumsum(np.array(words, dtype=np.int64))
     if len(ends) and ends[-1] > flat.size:
-        raise ValueError("its runs end outside the picture")
+        raise ValueError("its runs end outside the image")
     for start, end in ends.reshape(-1, 2):
         flat[start:end] = True

@@ -10,7 +10,7 @@ from common.errors import UserError
 
 
 @dataclass(frozen=True)
-class Row:
+class IndexRow:
     """One line of an index file."""
 
     path: Path
@@ -63,20 +63,20 @@ def leaves_folder(name: str) -> bool:
     return PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name
 
 
-def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
     """Lines of white-space separated cells without a header; the last column takes the rest of its line."""
     for number, line in enumerate(_text(path).splitlines(), start=1):
         cells = line.split(maxsplit=len(columns) - 1)
         if not cells:
             continue
         cells[-1] = cells[-1].rstrip()
-        row = Row(path, number, dict(zip(columns, cells, strict=False)))
+        row = IndexRow(path, number, dict(zip(columns, cells, strict=False)))
         if len(cells) < len(columns):
             raise row.error(f"{len(cells)} columns, not {len(columns)} ({' '.join(columns)}); restore the file")
         yield row
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
+def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
     """Rows of a CSV file with a header that has at least `columns`."""
     reader = csv.DictReader(_text(path).splitlines(), restval="")
     try:
@@ -86,7 +86,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[Row]:
             raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
         reader.fieldnames = header
         for cells in reader:
-            yield Row(path, reader.line_num, {name: cells[name].strip() for name in columns})
+            yield IndexRow(path, reader.line_num, {name: cells[name].strip() for name in columns})
     except csv.Error as error:
         raise UserError(
             f"{path} is no CSV after line {reader.line_num} ({error}); restore the file as published"
@@ -102,9 +102,9 @@ def _text(path: Path) -> str:
         raise UserError(f"cannot read {path} ({type(error).__name__}); restore the file as published") from None
 
 
-def by_id(rows: Iterable[Row], column: str) -> dict[int, Row]:
+def by_id(rows: Iterable[IndexRow], column: str) -> dict[int, IndexRow]:
     """Rows by their id, which must be a whole number and appear once."""
-    found: dict[int, Row] = {}
+    found: dict[int, IndexRow] = {}
     for row in rows:
         key = row.integer(column)
         if key in found:

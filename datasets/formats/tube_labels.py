@@ -18,7 +18,7 @@ from common.errors import UserError
 from datasets.formats.tables import read_csv
 
 MAX_BYTES = 1 << 26
-COLUMNS = ("ImageId", "tube")
+TUBE_COLUMNS = ("ImageId", "tube")
 SCALAR = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,3}")
 """Codes of the numpy types that a pickle may hold."""
 
@@ -44,13 +44,13 @@ def read_tube_labels(path: Path) -> dict[str, bool]:
 
 def _from_csv(path: Path) -> dict[str, bool]:
     found: dict[str, bool] = {}
-    for row in read_csv(path, COLUMNS):
+    for row in read_csv(path, TUBE_COLUMNS):
         key = row.text("ImageId")
         if key in found:
             raise row.error(f"ImageId {key} stands twice; keep one of the two")
         found[key] = bool(row.integer("tube", (0, 1)))
     if not found:
-        raise UserError(f"{path} has no lines after its header {','.join(COLUMNS)}; give the tube labels")
+        raise UserError(f"{path} has no lines after its header {','.join(TUBE_COLUMNS)}; give the tube labels")
     return found
 
 
@@ -129,7 +129,7 @@ def _from_pickle(path: Path, data: bytes) -> Any:
         reason = " ".join(str(error).split())
         raise UserError(
             f"{path}: refused to unpickle ({reason}); it must be a plain dict {{image id: 0 or 1}}: give that, "
-            f"or a .json, or a .csv with the columns {', '.join(COLUMNS)}"
+            f"or a .json, or a .csv with the columns {', '.join(TUBE_COLUMNS)}"
         ) from None
     except Exception as error:  # the machine of a broken pickle stumbles in any way
         raise UserError(f"{path} is no pickle, or a broken one ({type(error).__name__}); restore the file") from None

@@ -1,7 +1,7 @@
 """CUB-200-2011: 200 bird species, with boxes, 15 key points and (a separate download) object masks.
 
-Published split: 5994 training and 5794 test pictures. No validation split is published: `val` is held out of the
-training pictures, class by class, by data.val_fraction and data.seed. With data.image_folder =
+Published split: 5994 training and 5794 test images. No validation split is published: `val` is held out of the
+training images, class by class, by data.val_fraction and data.seed. With data.image_folder =
 waterbird_complete95_forest2water2 the same birds are read on Waterbirds' backgrounds (out of distribution).
 """
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from datasets.config import DataConfig
-from datasets.formats.tables import Row, by_id, read_spaced, same_ids
+from datasets.formats.tables import IndexRow, by_id, read_spaced, same_ids
 from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.readers.cub_annotations import IMAGES, read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
@@ -39,13 +39,13 @@ class Cub(FileDataset):
         records = []
         for key in choose_split(labels, train, split, config):
             path = paths[key].file("path")
-            boxes, parts, mask = notes.of(path)
-            picture = base / (config.image_folder or "images") / path
-            records.append(Record(picture, labels[key], None, mask, parts, boxes))
+            boxes, keypoints, mask = notes.of(path)
+            image = base / (config.image_folder or "images") / path
+            records.append(Record(image, labels[key], None, mask, keypoints, boxes))
         super().__init__(info, records, split)
 
 
-def _matching(path: Path, columns: tuple[str, str], index: Path, paths: Mapping[int, Row]) -> dict[int, Row]:
+def _matching(path: Path, columns: tuple[str, str], index: Path, paths: Mapping[int, IndexRow]) -> dict[int, IndexRow]:
     """The rows of an index file that speaks of the same ids as images.txt."""
     rows = by_id(read_spaced(path, columns), "id")
     same_ids(index, paths, path, rows)

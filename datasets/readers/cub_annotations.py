@@ -1,7 +1,7 @@
-"""What the files of CUB-200-2011 say about a picture beside its class: box, key points, mask.
+"""What the files of CUB-200-2011 say about an image beside its class: box, key points, mask.
 
 Each kind is optional as a whole (its file or folder may be absent), but complete where it is present. Waterbirds'
-pictures are CUB's on other backgrounds under the same relative paths, so both data sets look up here.
+images are CUB's on other backgrounds under the same relative paths, so both data sets look up here.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
-from datasets.formats.tables import Row, by_id, read_spaced, same_ids
+from datasets.formats.tables import IndexRow, by_id, read_spaced, same_ids
 
 IMAGES = ("id", "path")
 BOXES = ("id", "x", "y", "width", "height")
@@ -26,21 +26,21 @@ class CubAnnotations:
     source: Path
     boxes: Mapping[str, np.ndarray] | None
     """[1, 4] float32 xyxy, pixels."""
-    parts: Mapping[str, np.ndarray] | None
+    keypoints: Mapping[str, np.ndarray] | None
     """[P, 3] float32 (x, y, visible), pixels."""
     part_names: tuple[str, ...] | None
     segmentations: Path | None
 
     def of(self, path: str) -> tuple[np.ndarray | None, np.ndarray | None, Path | None]:
-        """Boxes, parts and mask file of a picture. Raises UserError if the index has no such picture."""
+        """Boxes, parts and mask file of an image. Raises UserError if the index has no such image."""
         mask = None if self.segmentations is None else (self.segmentations / path).with_suffix(".png")
-        return self._look_up(self.boxes, path), self._look_up(self.parts, path), mask
+        return self._look_up(self.boxes, path), self._look_up(self.keypoints, path), mask
 
     def _look_up(self, table: Mapping[str, np.ndarray] | None, path: str) -> np.ndarray | None:
         if table is None:
             return None
         if path not in table:
-            raise UserError(f"{self.source}: no line for the picture {path}; restore the file as published")
+            raise UserError(f"{self.source}: no line for the image {path}; restore the file as published")
         return table[path]
 
 
@@ -64,7 +64,7 @@ def _boxes(path: Path, index: Path, paths: Mapping[int, str]) -> dict[str, np.nd
     return {paths[key]: _box(row) for key, row in rows.items()}
 
 
-def _box(row: Row) -> np.ndarray:
+def _box(row: IndexRow) -> np.ndarray:
     x, y, width, height = (row.number(column) for column in BOXES[1:])
     box = np.array([[x, y, x + width, y + height]], np.float32)
     if (box[:, 2:] <= box[:, :2]).any():
@@ -73,7 +73,7 @@ def _box(row: Row) -> np.ndarray:
 
 
 def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Names in the order of their ids, and the locations [P, 3] of every picture."""
+    """Names in the order of their ids, and the locations [P, 3] of every image."""
     named = by_id(read_spaced(folder / "parts.txt", PARTS), "part_id")
     position = {key: i for i, key in enumerate(sorted(named))}
     path = folder / "part_locs.txt"
@@ -83,13 +83,11 @@ def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[s
         points = found.setdefault(key, np.full((len(position), 3), np.nan, np.float32))
         if not np.isnan(points[part, 0]):
             raise row.error(
-                f"part {row.cells['part_id']} of picture {key} stands here a second time; keep one of the two"
+                f"part {row.cells['part_id']} of image {key} stands here a second time; keep one of the two"
             )
         points[part] = row.number("x"), row.number("y"), row.integer("visible", (0, 1))
     same_ids(index, paths, path, found)
     for key, points in found.items():
         if np.isnan(points).any():
-            raise UserError(
-                f"{path}: picture {key} has fewer than {len(position)} parts; restore the file as published"
-            )
+            raise UserError(f"{path}: image {key} has fewer than {len(position)} parts; restore the file as published")
     return tuple(named[key].text("name") for key in position), {paths[key]: each for key, each in found.items()}

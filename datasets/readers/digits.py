@@ -1,6 +1,6 @@
 """Handwritten digits, 8 x 8 pixels of 17 grey levels, that come with scikit-learn (Alpaydin and Kaynak 1998).
 
-1797 pictures; no splits are published. 40 % of every digit are `test`, drawn once for all; `val` is held out of the
+1797 images; no splits are published. 40 % of every digit are `test`, drawn once for all; `val` is held out of the
 others as everywhere (data.val_fraction, data.seed).
 """
 
@@ -13,7 +13,7 @@ from datasets.holdout import check_fraction, choose
 from datasets.readers.files import check_split
 from datasets.types import DatasetInfo, RawSample
 
-TEST_SHARE = 0.4
+TEST_FRACTION = 0.4
 ORIGIN = "none published; 40 % of every digit drawn once for test, data.val_fraction of the others for val"
 
 
@@ -27,7 +27,7 @@ class Digits:
         check_split("digits", split)
         if split != "test":
             check_fraction("digits", split, config)
-        pictures, digits = load_digits(return_X_y=True)
+        images, digits = load_digits(return_X_y=True)
         tested = _test_numbers(digits)
         others = [number for number in range(len(digits)) if number not in tested]
         if split == "test":
@@ -35,16 +35,16 @@ class Digits:
         else:
             self.numbers = [others[i] for i in choose(digits[others].tolist(), split, config)]
         self.labels: list[int] = digits[self.numbers].tolist()
-        grey = (pictures[self.numbers] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)
-        self.pictures = grey.repeat(3, axis=3)
+        grey = (images[self.numbers] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)
+        self.images = grey.repeat(3, axis=3)
         self.info = DatasetInfo("digits", tuple("0123456789"), split_origin=ORIGIN)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """Picture [8, 8, 3] and label."""
-        return RawSample(self.pictures[index], self.labels[index], f"digits/{self.numbers[index]:04d}")
+        """Image [8, 8, 3] and label."""
+        return RawSample(self.images[index], self.labels[index], f"digits/{self.numbers[index]:04d}")
 
 
 def _test_numbers(digits: np.ndarray) -> set[int]:
@@ -52,5 +52,5 @@ def _test_numbers(digits: np.ndarray) -> set[int]:
     chosen: set[int] = set()
     for digit in range(10):
         numbers = random.permutation(np.flatnonzero(digits == digit))
-        chosen |= set(numbers[: round(len(numbers) * TEST_SHARE)].tolist())
+        chosen |= set(numbers[: round(len(numbers) * TEST_FRACTION)].tolist())
     return chosen

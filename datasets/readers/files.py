@@ -1,4 +1,4 @@
-"""A data set whose records are picture files named by an index."""
+"""A data set whose records are image files named by an index."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,20 +15,20 @@ from datasets.types import SPLITS, DatasetInfo, RawSample
 
 @dataclass(frozen=True)
 class Record:
-    """One picture: where it is, and what is known of it (see RawSample for shapes and units)."""
+    """One image: where it is, and what is known of it (see RawSample for shapes and units)."""
 
     path: Path
     label: int
     group: int | None = None
     mask: Path | None = None
-    parts: np.ndarray | None = None
+    keypoints: np.ndarray | None = None
     boxes: np.ndarray | None = None
     box_labels: np.ndarray | None = None
     present: np.ndarray | None = None
 
 
 class FileDataset:
-    """Records in order, read when asked for. The pictures' existence is checked at construction."""
+    """Records in order, read when asked for. The images' existence is checked at construction."""
 
     def __init__(self, info: DatasetInfo, records: Sequence[Record], split: str) -> None:
         if not records:
@@ -47,7 +47,7 @@ class FileDataset:
         return len(self.records)
 
     def pixels(self, path: Path) -> np.ndarray:
-        """[H, W, 3] uint8 of a picture file. Raises UserError where it is unreadable."""
+        """[H, W, 3] uint8 of an image file. Raises UserError where it is unreadable."""
         return read_image(path)
 
     def object(self, path: Path) -> np.ndarray:
@@ -55,14 +55,14 @@ class FileDataset:
         return read_mask(path)
 
     def read(self, index: int) -> RawSample:
-        """Picture, mask and annotations. Raises UserError where a file is unreadable or the two differ in size."""
+        """Image, mask and annotations. Raises UserError where a file is unreadable or the two differ in size."""
         record = self.records[index]
         image = self.pixels(record.path)
         mask = None if record.mask is None else self.object(record.mask)
         if mask is not None:
             check_mask_size(mask, record.mask, image, record.path)
         return RawSample(
-            image, record.label, str(record.path), record.group, mask, record.parts, record.boxes,
+            image, record.label, str(record.path), record.group, mask, record.keypoints, record.boxes,
             box_labels=record.box_labels, present=record.present,
         )  # fmt: skip
 
@@ -100,7 +100,7 @@ def find_root(config: DataConfig, marker: str, folders: Sequence[str] = ("CUB_20
     raise UserError(f"data.root: neither {' nor '.join(map(str, bases))} holds {marker}; correct the path")
 
 
-def check_files(paths: Iterable[Path], advice: str = "unpack the pictures again or correct data.image_folder") -> None:
+def check_files(paths: Iterable[Path], advice: str = "unpack the images again or correct data.image_folder") -> None:
     """Raise a UserError naming the first file that does not exist. One look at each folder, not at each file."""
     folders: dict[Path, frozenset[str]] = {}
     missing = []

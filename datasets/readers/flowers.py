@@ -1,11 +1,11 @@
 """Oxford Flowers 102 (Nilsback and Zisserman 2008) in torchvision's layout, with object masks from segmim/.
 
     flowers-102/
-        jpg/image_00001.jpg ...           the pictures
-        imagelabels.mat, setid.mat        class of every picture, from 1; numbers of the pictures of the three splits
-        segmim/segmim_00001.jpg ...       optional: the pictures with everything but the flower in blue
+        jpg/image_00001.jpg ...           the images
+        imagelabels.mat, setid.mat        class of every image, from 1; numbers of the images of the three splits
+        segmim/segmim_00001.jpg ...       optional: the images with everything but the flower in blue
 
-Published splits: 1020 / 1020 / 6149 pictures.
+Published splits: 1020 / 1020 / 6149 images.
 """
 
 from pathlib import Path
@@ -44,15 +44,15 @@ class Flowers(FileDataset):
         super().__init__(DatasetInfo("flowers102", NAMES), records, split)
 
     def object(self, path: Path) -> np.ndarray:
-        """[H, W] bool: what is not blue in a picture of segmim/."""
+        """[H, W] bool: what is not blue in an image of segmim/."""
         return not_blue(read_image(path))
 
 
-def not_blue(picture: np.ndarray) -> np.ndarray:
+def not_blue(image: np.ndarray) -> np.ndarray:
     """[H, W] bool of [H, W, 3] uint8: NOT blue / (green + red + 1e-6) > 100, then the median of 5 x 5 pixels.
 
     The sum is not taken in 8 bits, where the published code lets it wrap (128 + 128 = 0).
     """
-    red, green, blue = np.moveaxis(picture.astype(np.float64), -1, 0)
+    red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     flower = ~(blue / (green + red + 1e-6) > 100)
     return median_filter(flower.astype(np.uint8), size=5, mode="nearest").astype(bool)

@@ -1,7 +1,7 @@
 """ImageNet-1k (ILSVRC 2012), or any tree of its form: train/<class>/ and val/<class>/ with one folder for each class.
 
 `test` is the published validation folder, val/. `val` is held out of train/, class by class, by data.val_fraction and
-data.seed. Nothing but folders is read at the start: a picture and its boxes are opened when asked for.
+data.seed. Nothing but folders is read at the start: an image and its boxes are opened when asked for.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from pathlib import Path
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.box_xml import read_boxes
-from datasets.formats.folders import class_folders, picture_names
+from datasets.formats.folders import class_folders, image_names
 from datasets.formats.images import read_image
-from datasets.formats.tables import Row, read_spaced
+from datasets.formats.tables import IndexRow, read_spaced
 from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.readers.files import check_files, check_split, open_root
 from datasets.readers.synsets import imagenet_classes, known_folders
@@ -46,15 +46,15 @@ class ImageNet:
         self.folders = tuple(classes)
         self.info = DatasetInfo(self.name, tuple(classes.values()), split_origin=split_origin(split, config))
         self.labels: list[int] = []
-        self.names: list[str] = []  # one short text for each picture: a million paths would take a gigabyte
+        self.names: list[str] = []  # one short text for each image: a million paths would take a gigabyte
         for label, folder in enumerate(self.folders):
-            names = picture_names(self.folder / folder) if folder in folders else []
+            names = image_names(self.folder / folder) if folder in folders else []
             held_out = set() if split == "test" else hold_out(names, label, config)
             chosen = [name for name in names if split == "test" or (name in held_out) == (split == "val")]
             self.names += chosen
             self.labels += [label] * len(chosen)
         if not self.names:
-            raise UserError(f"the {split} split of {root} is empty; raise data.val_fraction or add pictures")
+            raise UserError(f"the {split} split of {root} is empty; raise data.val_fraction or add images")
         self.boxes = _box_folder(config, root) if split == "test" else None
         if self.boxes:
             check_files(map(self._xml, self.names), "unpack the box files again or correct data.box_folder")
@@ -63,7 +63,7 @@ class ImageNet:
         return len(self.names)
 
     def read(self, index: int) -> RawSample:
-        """Picture, label and, where the data set has them, boxes. Raises UserError where a file is wrong."""
+        """Image, label and, where the data set has them, boxes. Raises UserError where a file is wrong."""
         label, name = self.labels[index], self.names[index]
         path = self.folder / self.folders[label] / name
         image = read_image(path)
@@ -109,7 +109,7 @@ def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
     if path is None:
         return {folder: folder for folder in folders}
     rows = list(read_spaced(path, ("line",)))
-    by_folder: dict[str, Row] = {}
+    by_folder: dict[str, IndexRow] = {}
     for row in rows:
         by_folder.setdefault(row.text("line").split()[0], row)
     if by_folder.keys() >= set(folders):
@@ -123,7 +123,7 @@ def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
     )
 
 
-def _name(row: Row, folder: str) -> str:
+def _name(row: IndexRow, folder: str) -> str:
     return row.text("line").removeprefix(folder).strip() or folder
 
 

@@ -1,6 +1,6 @@
 """ImageNet-9, the backgrounds challenge (Xiao et al. 2021): objects of nine classes with other, or no, backgrounds.
 
-Published layout: <variant>/val/<00_dog .. 08_fish>/, fg_mask/val/<class>/<picture>.npy, and the file in_to_in9.json of
+Published layout: <variant>/val/<00_dog .. 08_fish>/, fg_mask/val/<class>/<image>.npy, and the file in_to_in9.json of
 the challenge's repository beside them. A test set for models of ImageNet's 1000 classes; data.variant picks the set.
 """
 
@@ -23,8 +23,8 @@ NONE = "(none of the nine)"
 NUM_CLASSES = 9
 VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
 WITH_OBJECT = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg")
-PICTURE = re.compile(r"n\d+_\d+")
-"""What a mask is named by: the picture its object is from, named first in "fg_n..._bg_n..."."""
+IMAGE = re.compile(r"n\d+_\d+")
+"""What a mask is named by: the image its object is from, named first in "fg_n..._bg_n..."."""
 
 
 class ImageNet9(FileDataset):
@@ -86,14 +86,14 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
 
 def with_masks(records: Sequence[Record], folder: Path) -> list[Record]:
     """The records with the masks of their objects; unchanged where the folder has none of them."""
-    masks = [folder / record.path.parent.name / f"{_picture(record.path)}.npy" for record in records]
+    masks = [folder / record.path.parent.name / f"{_image(record.path)}.npy" for record in records]
     if not any(mask.is_file() for mask in masks):
         return list(records)
     return [Record(record.path, record.label, mask=mask) for record, mask in zip(records, masks, strict=True)]
 
 
-def _picture(path: Path) -> str:
-    match = PICTURE.search(path.stem)
+def _image(path: Path) -> str:
+    match = IMAGE.search(path.stem)
     return match.group() if match else path.stem
 
 

@@ -1,6 +1,6 @@
 """Test sets for models of ImageNet's 1000 classes: ImageNet-A, ImageNet-R and ImageNet-V2. None has a training split.
 
-data.root is the folder that holds the class folders. A and R (Hendrycks et al. 2021) have pictures of 200 of the
+data.root is the folder that holds the class folders. A and R (Hendrycks et al. 2021) have images of 200 of the
 classes: as published, a model answers with the best of those 200 of its outputs. V2 (Recht et al. 2019) has all 1000.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.formats.folders import class_folders, picture_names
+from datasets.formats.folders import class_folders, image_names
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.readers.synsets import imagenet_classes, known_folders
 from datasets.types import DatasetInfo
@@ -59,9 +59,9 @@ def class_list(config: DataConfig) -> Path | None:
 
 
 def folder_records(root: Path, labels: Mapping[str, int]) -> list[Record]:
-    """All pictures in the folders of `root`, by folder's label, then by name."""
+    """All images in the folders of `root`, by folder's label, then by name."""
     ordered = sorted(labels, key=labels.__getitem__)
-    return [Record(root / folder / name, labels[folder]) for folder in ordered for name in picture_names(root / folder)]
+    return [Record(root / folder / name, labels[folder]) for folder in ordered for name in image_names(root / folder)]
 
 
 def _number(folder: Path, count: int) -> int:

@@ -13,13 +13,13 @@ from datasets.types import RawDataset, RawSample
 class MaskedDataset:
     """The records of `raw` with the masks of `folder`; a RawDataset. The files' existence is checked at construction.
 
-    A picture's mask has its path below the data set's own folder, and the ending .png. Raises UserError where one is
-    missing, or where the data set does not consist of picture files.
+    An image's mask has its path below the data set's own folder, and the ending .png. Raises UserError where one is
+    missing, or where the data set does not consist of image files.
     """
 
     def __init__(self, raw: RawDataset, folder: Path) -> None:
         if not isinstance(raw, FileDataset):
-            raise UserError(f"data.mask_folder: data set {raw.info.name!r} has no picture files that masks could match")
+            raise UserError(f"data.mask_folder: data set {raw.info.name!r} has no image files that masks could match")
         self.raw = raw
         self.info, self.labels, self.groups = raw.info, raw.labels, raw.groups
         self.masks = find_masks([record.path for record in raw.records], folder)
@@ -35,29 +35,29 @@ class MaskedDataset:
         return replace(sample, mask=mask)
 
 
-def find_masks(pictures: Sequence[Path], folder: Path) -> list[Path]:
-    """The mask of every picture. How many folders of a path belong to it is told by the first picture's mask.
+def find_masks(images: Sequence[Path], folder: Path) -> list[Path]:
+    """The mask of every image. How many folders of a path belong to it is told by the first image's mask.
 
-    Raises UserError naming the first mask that is missing, or two pictures that would share one.
+    Raises UserError naming the first mask that is missing, or two images that would share one.
     """
     if not folder.is_dir():
         raise UserError(f"data.mask_folder: no folder {folder}; correct the path")
-    depths = range(len(pictures[0].parts) - bool(pictures[0].anchor), 0, -1)
-    depth = next((depth for depth in depths if _mask_of(pictures[0], folder, depth).is_file()), None)
+    depths = range(len(images[0].parts) - bool(images[0].anchor), 0, -1)
+    depth = next((depth for depth in depths if _mask_of(images[0], folder, depth).is_file()), None)
     if depth is None:
-        name = pictures[0].with_suffix(".png").name
-        raise UserError(f"data.mask_folder: {folder} has no {name}, alone or below the folders of {pictures[0]}")
+        name = images[0].with_suffix(".png").name
+        raise UserError(f"data.mask_folder: {folder} has no {name}, alone or below the folders of {images[0]}")
     owner: dict[Path, Path] = {}
-    for picture in pictures:
-        other = owner.setdefault(_mask_of(picture, folder, depth), picture)
-        if other != picture:
+    for image in images:
+        other = owner.setdefault(_mask_of(image, folder, depth), image)
+        if other != image:
             raise UserError(
-                f"data.mask_folder: {other} and {picture} would share one mask; keep the pictures' folders in {folder}"
+                f"data.mask_folder: {other} and {image} would share one mask; keep the images' folders in {folder}"
             )
-    check_files(owner, "every picture needs a mask at its own path below data.mask_folder")
+    check_files(owner, "every image needs a mask at its own path below data.mask_folder")
     return list(owner)
 
 
-def _mask_of(picture: Path, folder: Path, depth: int) -> Path:
-    """Where the mask is if the last `depth` names of the picture's path belong to it."""
-    return folder.joinpath(*picture.parts[-depth:]).with_suffix(".png")
+def _mask_of(image: Path, folder: Path, depth: int) -> Path:
+    """Where the mask is if the last `depth` names of the image's path belong to it."""
+    return folder.joinpath(*image.parts[-depth:]).with_suffix(".png")

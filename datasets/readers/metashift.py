@@ -50,7 +50,7 @@ class MetaShift(FileDataset):
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture of train/ or test/."""
+    """An image of train/ or test/."""
 
     path: str
     """Below that folder."""
@@ -59,7 +59,7 @@ class Entry:
 
 
 def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
-    """All pictures of train/ or test/. Raises UserError for other class folders, or one without pictures."""
+    """All images of train/ or test/. Raises UserError for other class folders, or one without images."""
     there = class_folders(side)
     if there != list(classes):
         raise UserError(
@@ -68,21 +68,21 @@ def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
     return [
         Entry(f"{name}/{path}", label, context_of(path, name))
         for label, name in enumerate(classes)
-        for path in pictures(side / name)
+        for path in images(side / name)
     ]
 
 
-def pictures(folder: Path) -> list[str]:
-    """Sorted paths, below the folder, of all pictures in it. Raises UserError where there are none."""
+def images(folder: Path) -> list[str]:
+    """Sorted paths, below the folder, of all images in it. Raises UserError where there are none."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:
-        raise UserError(f"{folder} holds no pictures; fill or remove the folder")
+        raise UserError(f"{folder} holds no images; fill or remove the folder")
     return names
 
 
 def context_of(path: str, name: str) -> str:
-    """The context folder of a picture of class `name`, as "cat(sofa)"; the class where it lies in no such folder."""
+    """The context folder of an image of class `name`, as "cat(sofa)"; the class where it lies in no such folder."""
     folder, _, rest = path.partition("/")
     if not rest:
         return name

@@ -1,11 +1,11 @@
-"""PartImageNet (He et al. 2022): pictures of 158 classes of ImageNet, with masks of 40 kinds of parts.
+"""PartImageNet (He et al. 2022): images of 158 classes of ImageNet, with masks of 40 kinds of parts.
 
     images/{train,val,test}/<wnid>_<number>.JPEG        or below a folder <wnid>/
     annotations/{train,val,test}/{train,val,test}.json  COCO's form; category = part
 
-A picture's class is the WordNet id its file name begins with. The published files split the classes, not the pictures
+An image's class is the WordNet id its file name begins with. The published files split the classes, not the images
 (109 / 19 / 30): nothing could be classified. So a split whose file has classes that train.json has not is held out of
-train.json instead. A split of pictures (files of the same classes) is used as it is.
+train.json instead. A split of images (files of the same classes) is used as it is.
 """
 
 import re
@@ -16,33 +16,33 @@ from pathlib import Path
 from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.config import DataConfig
-from datasets.formats.coco import CocoPicture, part_labels, read_coco
+from datasets.formats.coco import CocoImage, part_labels, read_coco
 from datasets.holdout import check_fraction, choose
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.readers.synsets import imagenet_classes
 from datasets.types import DatasetInfo, RawSample
 
 WNID = re.compile(r"n\d{8}(?=_)")
-TEST_SHARE = 0.1
+TEST_FRACTION = 0.1
 """Of each class of train.json, where the published test file cannot serve. Independent of data.val_fraction."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the published files, and the pictures of it that a split takes."""
+    """One of the published files, and the images of it that a split takes."""
 
     file: Path
     names: tuple[str, ...]
     """Of the parts."""
-    pictures: list[CocoPicture]
+    images: list[CocoImage]
     wnids: list[str]
-    """Of each picture."""
+    """Of each image."""
     origin: str = "published"
 
     def only(self, positions: list[int], origin: str) -> "Part":
-        """The pictures at these positions."""
-        pictures = [self.pictures[i] for i in positions]
-        return replace(self, pictures=pictures, wnids=[self.wnids[i] for i in positions], origin=origin)
+        """The images at these positions."""
+        images = [self.images[i] for i in positions]
+        return replace(self, images=images, wnids=[self.wnids[i] for i in positions], origin=origin)
 
 
 class PartImageNet(FileDataset):
@@ -72,30 +72,30 @@ class PartImageNet(FileDataset):
         super().__init__(info, records_of(part, folder, order), split)
 
     def read(self, index: int) -> RawSample:
-        """Picture, parts and object. Raises UserError where a file is unreadable or the sizes differ."""
-        sample, picture = super().read(index), self.part.pictures[index]
-        if sample.image.shape[:2] != picture.size_hw:
-            sizes = [f"{width} x {height}" for height, width in (picture.size_hw, sample.image.shape[:2])]
+        """Image, parts and object. Raises UserError where a file is unreadable or the sizes differ."""
+        sample, record = super().read(index), self.part.images[index]
+        if sample.image.shape[:2] != record.size_hw:
+            sizes = [f"{width} x {height}" for height, width in (record.size_hw, sample.image.shape[:2])]
             raise UserError(f"{self.part.file} says {sizes[0]} pixels, but {sample.path} has {sizes[1]}; restore both")
-        labels = part_labels(picture, self.part.file)
+        labels = part_labels(record, self.part.file)
         return replace(sample, part_labels=labels, mask=labels >= 0)
 
 
 def read_part(root: Path, name: str) -> Part:
-    """A published file with the classes of its pictures. Raises UserError for a file name without one."""
+    """A published file with the classes of its images. Raises UserError for a file name without one."""
     file = root / "annotations" / name / f"{name}.json"
-    pictures, names = read_coco(file)
+    images, names = read_coco(file)
     wnids = []
-    for picture in pictures:
-        found = WNID.match(Path(picture.name).name)
+    for record in images:
+        found = WNID.match(Path(record.name).name)
         if not found:
-            raise UserError(f"{file}: {picture.name!r} does not begin with a WordNet id such as n01440764_; correct it")
+            raise UserError(f"{file}: {record.name!r} does not begin with a WordNet id such as n01440764_; correct it")
         wnids.append(found.group())
-    return Part(file, names, pictures, wnids)
+    return Part(file, names, images, wnids)
 
 
 def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], config: DataConfig) -> Part:
-    """The pictures of a split: a published file's, or those of train.json that are not held out for another split."""
+    """The images of a split: a published file's, or those of train.json that are not held out for another split."""
     origin, pool = "published", train
     for name in ("test", "val"):
         published = read_part(root, name)
@@ -103,7 +103,7 @@ def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], 
             if name == split:
                 return published
             continue
-        share = TEST_SHARE if name == "test" else config.val_fraction
+        share = TEST_FRACTION if name == "test" else config.val_fraction
         seeded = replace(config, seed=stable_seed("part_imagenet", name, config.seed), val_fraction=share)
         wanted = [labels[wnid] for wnid in pool.wnids]
         if name == split:
@@ -115,10 +115,10 @@ def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], 
 
 
 def records_of(part: Part, folder: Path, order: list[str]) -> list[Record]:
-    """A record for each picture, in `folder` or in the folders of the classes there."""
+    """A record for each image, in `folder` or in the folders of the classes there."""
     nested = bool(part.wnids) and (folder / part.wnids[0]).is_dir()
-    pairs = zip(part.pictures, part.wnids, strict=True)
+    pairs = zip(part.images, part.wnids, strict=True)
     return [
-        Record(folder / wnid / picture.name if nested else folder / picture.name, order.index(wnid))
-        for picture, wnid in pairs
+        Record(folder / wnid / record.name if nested else folder / record.name, order.index(wnid))
+        for record, wnid in pairs
     ]

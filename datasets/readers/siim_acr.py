@@ -38,18 +38,18 @@ class SiimAcr(FileDataset):
         check_split("siim_acr", split)
         root = open_root(config, f"{TRAIN}/ and {TESTS['full']}/, as prepare_siim_acr.py writes them")
         if split == "test":
-            pictures = labelled(root / TESTS[chosen_variant(config)])
-            tubes = known_tubes(root, chosen_variant(config), pictures)
+            images = labelled(root / TESTS[chosen_variant(config)])
+            tubes = known_tubes(root, chosen_variant(config), images)
         else:
             check_fraction("siim_acr", split, config)
-            pictures, tubes = _part(labelled(root / TRAIN), split, config), {}
+            images, tubes = _part(labelled(root / TRAIN), split, config), {}
         has_masks = (root / MASKS).is_dir()
         records = [
             Record(
                 path, label, 2 * label + tubes[path] if tubes else None,
                 root / MASKS / f"{path.stem}.png" if has_masks else None,
             )
-            for path, label in pictures.items()
+            for path, label in images.items()
         ]  # fmt: skip
         info = DatasetInfo("siim_acr", CLASSES, split_origin=split_origin(split, config))
         if tubes:
@@ -81,12 +81,12 @@ def labelled(folder: Path) -> dict[Path, int]:
     return labels
 
 
-def known_tubes(root: Path, variant: str, pictures: dict[Path, int]) -> dict[Path, int]:
-    """Test picture -> 1 where a tube is visible, from the sets it is in; empty unless known of all of them."""
+def known_tubes(root: Path, variant: str, images: dict[Path, int]) -> dict[Path, int]:
+    """Test image -> 1 where a tube is visible, from the sets it is in; empty unless known of all of them."""
     if variant != "full":
-        return {path: label if variant == "non_robust" else 1 - label for path, label in pictures.items()}
+        return {path: label if variant == "non_robust" else 1 - label for path, label in images.items()}
     tubes = {}
-    for path, label in pictures.items():
+    for path, label in images.items():
         homes = [tube for tube in (0, 1) if (root / folders_of(label, tube)[1] / str(label) / path.name).is_file()]
         if len(homes) != 1:
             return {}
@@ -94,9 +94,9 @@ def known_tubes(root: Path, variant: str, pictures: dict[Path, int]) -> dict[Pat
     return tubes
 
 
-def _part(pictures: dict[Path, int], split: str, config: DataConfig) -> dict[Path, int]:
-    """The pictures of train_set that are, or are not, held out."""
+def _part(images: dict[Path, int], split: str, config: DataConfig) -> dict[Path, int]:
+    """The images of train_set that are, or are not, held out."""
     held_out: set[str] = set()
     for label in (0, 1):
-        held_out |= hold_out([path.stem for path, own in pictures.items() if own == label], label, config)
-    return {path: label for path, label in pictures.items() if (path.stem in held_out) == (split == "val")}
+        held_out |= hold_out([path.stem for path, own in images.items() if own == label], label, config)
+    return {path: label for path, label in images.items() if (path.stem in held_out) == (split == "val")}

@@ -1,7 +1,7 @@
 """SVHN, house numbers cropped to one digit, 32 x 32 pixels (Netzer et al. 2011): train_32x32.mat, test_32x32.mat.
 
-73257 training and 26032 test pictures; the extra set is not read. No validation split is published: `val` is held out
-of training. The published label 10 means the digit 0, so here a label is the digit. All pictures of a split are in
+73257 training and 26032 test images; the extra set is not read. No validation split is published: `val` is held out
+of training. The published label 10 means the digit 0, so here a label is the digit. All images of a split are in
 memory.
 """
 
@@ -29,23 +29,23 @@ class Svhn:
         root = open_root(config, "train_32x32.mat and test_32x32.mat")
         self.path = root / f"{'test' if split == 'test' else 'train'}_32x32.mat"
         digits = [number % 10 for number in read_numbers(self.path, "y", highest=10)]
-        pictures = read_mat(self.path, "X")
-        if pictures.dtype != np.uint8 or pictures.shape != (32, 32, 3, len(digits)) or not digits:
-            shape = " x ".join(map(str, pictures.shape))
+        images = read_mat(self.path, "X")
+        if images.dtype != np.uint8 or images.shape != (32, 32, 3, len(digits)) or not digits:
+            shape = " x ".join(map(str, images.shape))
             raise UserError(
-                f"{self.path}: array X is {shape} {pictures.dtype}, not 32 x 32 x 3 x {max(1, len(digits))} uint8; "
+                f"{self.path}: array X is {shape} {images.dtype}, not 32 x 32 x 3 x {max(1, len(digits))} uint8; "
                 "restore the file as published"
             )
         self.numbers = list(range(len(digits))) if split == "test" else choose(digits, split, config)
         if not self.numbers:
             raise UserError(f"the {split} split of {self.path} is empty; check data.val_fraction")
         self.labels = [digits[number] for number in self.numbers]
-        self.pictures = np.ascontiguousarray(pictures.transpose(3, 0, 1, 2)[self.numbers])
+        self.images = np.ascontiguousarray(images.transpose(3, 0, 1, 2)[self.numbers])
         self.info = DatasetInfo("svhn", DIGITS, split_origin=split_origin(split, config))
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """Picture and label; the path is the file's, with the picture's number in it from 0."""
-        return RawSample(self.pictures[index], self.labels[index], f"{self.path}#{self.numbers[index]}")
+        """Image and label; the path is the file's, with the image's number in it from 0."""
+        return RawSample(self.images[index], self.labels[index], f"{self.path}#{self.numbers[index]}")

@@ -1,4 +1,4 @@
-"""PASCAL VOC 2012: 20 classes, several in a picture, with boxes and, for some pictures, masks of the objects.
+"""PASCAL VOC 2012: 20 classes, several in an image, with boxes and, for some images, masks of the objects.
 
     VOCdevkit/VOC2012/
         JPEGImages/<id>.jpg
@@ -60,17 +60,17 @@ class Voc2012(FileDataset):
         return (classes > 0) & (classes != VOID)
 
 
-def _record(picture: Path, annotation: Path, masks: Path | None) -> Record:
-    """A picture and what its XML says."""
+def _record(image: Path, annotation: Path, masks: Path | None) -> Record:
+    """An image and what its XML says."""
     found = read_box_file(annotation, first_pixel=1)
     classes = [_class(name, annotation) for name in found.names]
     if not classes:
         raise UserError(f"{annotation} holds no object with a box; restore the file as published")
     present = np.zeros(len(CLASSES), bool)
     present[classes] = True
-    mask = masks and masks / f"{picture.stem}.png"
+    mask = masks and masks / f"{image.stem}.png"
     label, labels = classes[_largest(found)], np.array(classes)
-    return Record(picture, label, mask=mask, boxes=found.boxes, box_labels=labels, present=present)
+    return Record(image, label, mask=mask, boxes=found.boxes, box_labels=labels, present=present)
 
 
 def _class(name: str, annotation: Path) -> int:

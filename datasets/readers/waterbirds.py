@@ -1,17 +1,17 @@
-"""Waterbirds: CUB's birds on land or water, which agrees with the kind of bird in 95 % of the training pictures.
+"""Waterbirds: CUB's birds on land or water, which agrees with the kind of bird in 95 % of the training images.
 
-Published layout: waterbird_complete95_forest2water2/metadata.csv beside its pictures, usually in CUB_200_2011, whose
+Published layout: waterbird_complete95_forest2water2/metadata.csv beside its images, usually in CUB_200_2011, whose
 masks, boxes and key points are used where they are present. Sizes 4795 / 1199 / 5794.
 """
 
 from datasets.config import DataConfig
 from datasets.formats.layout import WATERBIRDS
-from datasets.formats.tables import Row, by_id, read_csv
+from datasets.formats.tables import IndexRow, by_id, read_csv
 from datasets.readers.cub_annotations import read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import SPLITS, DatasetInfo
 
-COLUMNS = ("img_id", "img_filename", "y", "split", "place")
+METADATA_COLUMNS = ("img_id", "img_filename", "y", "split", "place")
 CLASSES = ("landbird", "waterbird")
 PLACES = ("land", "water")
 GROUPS = tuple(f"{bird} on {place}" for bird in CLASSES for place in PLACES)
@@ -28,9 +28,9 @@ class Waterbirds(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("waterbirds", split)
         base = find_root(config, f"{WATERBIRDS}/metadata.csv")
-        rows = list(by_id(read_csv(base / WATERBIRDS / "metadata.csv", COLUMNS), "img_id").values())
+        rows = list(by_id(read_csv(base / WATERBIRDS / "metadata.csv", METADATA_COLUMNS), "img_id").values())
         check_names(rows)
-        pictures, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
+        images, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
         records, training = [], [0] * len(GROUPS)
         for row in rows:
             label, place, number = (
@@ -41,16 +41,16 @@ class Waterbirds(FileDataset):
             training[2 * label + place] += SPLITS[number] == "train"
             if SPLITS[number] == split:
                 name = row.file("img_filename")
-                boxes, parts, mask = notes.of(name)
-                picture = pictures / name
-                records.append(Record(picture, label, 2 * label + place, mask, parts, boxes))
+                boxes, keypoints, mask = notes.of(name)
+                image = images / name
+                records.append(Record(image, label, 2 * label + place, mask, keypoints, boxes))
         shares = tuple(count / sum(training) for count in training) if any(training) else None
         info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, shares)
         super().__init__(info, records, split)
 
 
-def check_names(rows: list[Row]) -> None:
-    """Raise a UserError if two rows name the same picture: it could stand in two splits."""
+def check_names(rows: list[IndexRow]) -> None:
+    """Raise a UserError if two rows name the same image: it could stand in two splits."""
     first: dict[str, int] = {}
     for row in rows:
         name = row.text("img_filename")

@@ -18,9 +18,9 @@ PLACES = ("forest", "ocean")
 
 
 def write_cub_layout(config: DataConfig, out: Path) -> int:
-    """Draw all three splits and write them below `out`, a new folder; the number of pictures.
+    """Draw all three splits and write them below `out`, a new folder; the number of images.
 
-    Pictures become JPEGs, as published, so their pixels change a little. Raises UserError if `out` exists.
+    Images become JPEGs, as published, so their pixels change a little. Raises UserError if `out` exists.
     """
     with new_folder(out) as folder:
         return write_layout(folder, _entries(config), INFO.class_names, parts=PARTS)
@@ -31,7 +31,9 @@ def _entries(config: DataConfig) -> Iterator[Entry]:
         birds = SyntheticBirds(config, split)
         for index, (label, place) in enumerate(zip(birds.labels, birds.places, strict=True)):
             mask = birds.part_map[index] > 0
-            yield Entry(birds.images[index], mask, label, label, number, place, f"/{PLACES[place]}", birds.parts[index])
+            yield Entry(
+                birds.images[index], mask, label, label, number, place, f"/{PLACES[place]}", birds.keypoints[index]
+            )
 
 
 @exit_on_user_error
@@ -45,8 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=96, help="side of the square images, pixels")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
     args = parser.parse_args(argv)
-    dials = SyntheticConfig(train_images=args.train, val_images=args.val, test_images=args.test)
-    count = write_cub_layout(DataConfig(image_size=args.size, seed=args.seed, synthetic=dials), args.out)
+    options = SyntheticConfig(train_images=args.train, val_images=args.val, test_images=args.test)
+    count = write_cub_layout(DataConfig(image_size=args.size, seed=args.seed, synthetic=options), args.out)
     print(f"{count} images in {args.out}")
 
 

@@ -12,11 +12,11 @@ from datasets.synthetic.drawing import PARTS, Canvas, Pose, Uniform, hsv
 BODY, HEAD, BEAK, WING, TAIL = range(1, len(PARTS) + 1)
 
 
-def draw_birds(canvas: Canvas, pose: Pose, label: Tensor, draw: Uniform, dials: SyntheticConfig) -> None:
-    """Paint one bird per picture. Class 1 [n] has a long thin beak and wing stripes, class 0 a short one and checks."""
+def draw_birds(canvas: Canvas, pose: Pose, label: Tensor, draw: Uniform, options: SyntheticConfig) -> None:
+    """Paint one bird per image. Class 1 [n] has a long thin beak and wing stripes, class 0 a short one and checks."""
     striped = label.bool().view(-1, 1, 1)
     x, y = pose.to_bird(canvas.x, canvas.y)
-    hue = torch.where(draw(0, 1) < dials.any_hue, draw(0, 1), draw(-0.10, 0.14))
+    hue = torch.where(draw(0, 1) < options.any_hue, draw(0, 1), draw(-0.10, 0.14))
     saturation, value = draw(0.35, 0.9), draw(0.55, 1)
     head = hsv(hue + draw(-0.05, 0.05), saturation * draw(0.4, 1), value * draw(0.7, 1.1))
     tail = hsv(hue + draw(-0.05, 0.05), saturation * draw(0.6, 1), value * draw(0.5, 0.9))
@@ -26,7 +26,7 @@ def draw_birds(canvas: Canvas, pose: Pose, label: Tensor, draw: Uniform, dials: 
         (_beak(x, y, striped, draw), hsv(draw(0.08, 0.15), draw(0.7, 1), draw(0.7, 1)), BEAK),
         (_disc(x - 0.50, y - 0.36, 0.25), head, HEAD),
         (_disc(x - 0.57, y - 0.42, 0.045), torch.full((len(label), 3, 1, 1), 0.05), HEAD),
-        (*_wing(x, y, hue, saturation, striped, draw, dials), WING),
+        (*_wing(x, y, hue, saturation, striped, draw, options), WING),
     ]
     for distance, colour, part in layers:
         canvas.paint(distance * pose.scale, colour, part)
@@ -69,7 +69,7 @@ def _beak(x: Tensor, y: Tensor, striped: Tensor, draw: Uniform) -> Tensor:
 
 
 def _wing(
-    x: Tensor, y: Tensor, hue: Tensor, saturation: Tensor, striped: Tensor, draw: Uniform, dials: SyntheticConfig
+    x: Tensor, y: Tensor, hue: Tensor, saturation: Tensor, striped: Tensor, draw: Uniform, options: SyntheticConfig
 ) -> tuple[Tensor, Tensor]:
     """Distance [n, H, W] and patterned colour [n, 3, H, W] of the wing."""
     cos, sin = math.cos(-0.25), math.sin(-0.25)
@@ -79,14 +79,14 @@ def _wing(
     stripes = torch.sin(turn * 0.9 * rate * u + first)
     checks = 1.6 * torch.sin(turn * 0.75 * rate * u + first) * torch.sin(turn * 0.5 * rate * v + second)
     pattern = torch.sigmoid(6 * torch.where(striped, stripes, checks))
-    light = _light_wing(hue, saturation, striped, draw, dials)
+    light = _light_wing(hue, saturation, striped, draw, options)
     dark = hsv(hue, saturation, draw(0.10, 0.30))
     return _ellipse(along, across, 0.36, 0.24), torch.lerp(dark, light, pattern[:, None])
 
 
-def _light_wing(hue: Tensor, saturation: Tensor, striped: Tensor, draw: Uniform, dials: SyntheticConfig) -> Tensor:
+def _light_wing(hue: Tensor, saturation: Tensor, striped: Tensor, draw: Uniform, options: SyntheticConfig) -> Tensor:
     """Colour of the wing's light half; for a share `colour_cue` of the birds yellow (class 0) or white (class 1)."""
-    cue = draw(0, 1) < dials.colour_cue
+    cue = draw(0, 1) < options.colour_cue
     cue_saturation = torch.where(striped, draw(0, 0.12), draw(0.7, 0.95))
     return hsv(
         torch.where(cue, draw(0.12, 0.16), hue), torch.where(cue, cue_saturation, 0.35 * saturation), draw(0.85, 1)

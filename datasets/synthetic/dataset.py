@@ -33,8 +33,8 @@ class SyntheticBirds:
     """One split, drawn whole at construction. Images are at data.image_size already.
 
     images [n, H, W, 3] uint8 · part_map [n, H, W] uint8 (0 background, k + 1 = part k) ·
-    parts [n, 5, 3] float32 (x, y, visible), pixels · labels, places: n ints.
-    Raises UserError on an unknown split or on dials out of range.
+    keypoints [n, 5, 3] float32 (x, y, visible), pixels · labels, places: n ints.
+    Raises UserError on an unknown split or on options out of range.
     """
 
     info = INFO
@@ -50,13 +50,13 @@ class SyntheticBirds:
         label, place = torch.tensor(self.labels), torch.tensor(self.places)
         self.images = np.empty((count, *config.size_hw, 3), np.uint8)
         self.part_map = np.empty((count, *config.size_hw), np.uint8)
-        self.parts = np.ones((count, len(PARTS), 3), np.float32)
+        self.keypoints = np.ones((count, len(PARTS), 3), np.float32)
         step = max(1, CHUNK_PIXELS // (config.size_hw[0] * config.size_hw[1]))
         with _one_thread():
             for start in range(0, count, step):
                 chunk = slice(start, start + step)
                 drawn = _draw_chunk(label[chunk], place[chunk], config, generator)
-                self.images[chunk], self.part_map[chunk], self.parts[chunk, :, :2] = drawn
+                self.images[chunk], self.part_map[chunk], self.keypoints[chunk, :, :2] = drawn
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +71,7 @@ class SyntheticBirds:
             path=f"synthetic/{self.split}/{index:05d}",
             group=self.groups[index],
             mask=mask,
-            parts=self.parts[index],
+            keypoints=self.keypoints[index],
             boxes=np.array([[columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]], np.float32),
             part_labels=self.part_map[index].astype(np.int16) - 1,
         )
@@ -90,13 +90,13 @@ def _one_thread() -> Iterator[None]:
 
 def _image_count(config: DataConfig, split: str) -> int:
     check_split("synthetic", split)
-    dials = config.synthetic
-    counts = {"train": dials.train_images, "val": dials.val_images, "test": dials.test_images}
+    options = config.synthetic
+    counts = {"train": options.train_images, "val": options.val_images, "test": options.test_images}
     if counts[split] < 1:
         raise UserError(f"data.synthetic.{split}_images is {counts[split]}; it must be at least 1")
     for name in ("correlation", "any_hue", "hue_gap", "colour_cue"):
-        if not 0 <= getattr(dials, name) <= 1:
-            raise UserError(f"data.synthetic.{name} is {getattr(dials, name)}; it must lie in [0, 1]")
+        if not 0 <= getattr(options, name) <= 1:
+            raise UserError(f"data.synthetic.{name} is {getattr(options, name)}; it must lie in [0, 1]")
     return counts[split]
 
 
@@ -104,14 +104,14 @@ def _draw_chunk(
     label: torch.Tensor, place: torch.Tensor, config: DataConfig, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images [n, H, W, 3] uint8, part maps [n, H, W] uint8, key points [n, P, 2] float32 (pixel 0 is centred at 0)."""
-    dials = config.synthetic
+    options = config.synthetic
     canvas, draw = blank_canvas(len(label), config.size_hw), Uniform(generator, len(label))
-    draw_background(canvas, place, draw, dials)
+    draw_background(canvas, place, draw, options)
     pose = draw_pose(canvas, draw)
-    draw_birds(canvas, pose, label, draw, dials)
+    draw_birds(canvas, pose, label, draw, options)
     image = canvas.image
     image *= (1 + draw(-0.2, 0.2) * (canvas.x - 0.5) + draw(-0.2, 0.2) * (canvas.y - 0.5))[:, None]
-    image += dials.noise * torch.randn(image.shape, generator=generator)
+    image += options.noise * torch.randn(image.shape, generator=generator)
     pixels = image.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1)
-    points = pose.to_picture(torch.tensor(KEY_POINTS)) * canvas.side - 0.5
+    points = pose.to_image(torch.tensor(KEY_POINTS)) * canvas.side - 0.5
     return pixels.numpy(), canvas.parts.numpy(), points.numpy()

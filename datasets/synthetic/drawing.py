@@ -1,7 +1,7 @@
 """Procedural birds on procedural water or forest: every shape an analytic signed distance on the pixel grid.
 
 Shapes: n images, H x W pixels. One image side is the unit of all lengths outside a bird, the bird's own size the unit
-inside it. A bird's frame has the beak along +x and the back along +y; a picture's y points down.
+inside it. A bird's frame has the beak along +x and the back along +y; an image's y points down.
 Parameters of one image are tensors [n, 1, 1], so that they meet the grid [n, H, W] by broadcasting.
 """
 
@@ -34,7 +34,7 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel grid of n pictures, and what has been painted so far."""
+    """Pixel grid of n images, and what has been painted so far."""
 
     image: Tensor
     """[n, 3, H, W] float32 in [0, 1]."""
@@ -62,25 +62,25 @@ def hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def blank_canvas(n: int, size_hw: tuple[int, int]) -> Canvas:
-    """n black pictures."""
+    """n black images."""
     height, width = size_hw
     side = min(size_hw)
     x, y = (torch.arange(width) + 0.5) / side, (torch.arange(height)[:, None] + 0.5) / side
     return Canvas(torch.zeros(n, 3, height, width), torch.zeros(n, height, width, dtype=torch.uint8), x, y, side)
 
 
-def draw_background(canvas: Canvas, place: Tensor, draw: Uniform, dials: SyntheticConfig) -> None:
+def draw_background(canvas: Canvas, place: Tensor, draw: Uniform, options: SyntheticConfig) -> None:
     """Fill the canvas with water (place 1: horizontal waves) or forest (place 0: vertical trunks). place: [n] int64."""
     water = place.bool().view(-1, 1, 1)
-    angle = draw(-dials.tilt, dials.tilt)
+    angle = draw(-options.tilt, options.tilt)
     along = angle.cos() * canvas.x + angle.sin() * canvas.y
     across = angle.cos() * canvas.y - angle.sin() * canvas.x
     texture = _texture(torch.where(water, across, along), torch.where(water, along, across), draw)
-    overlap = 0.19 * (1 - dials.hue_gap)
+    overlap = 0.19 * (1 - options.hue_gap)
     hue = draw(torch.where(water, 0.47 - overlap, 0.28), torch.where(water, 0.66, 0.47 + overlap))
     saturation, value = draw(0.30, 0.75), draw(0.30, 0.75)
     dark = hsv(hue, saturation, value)
-    light = hsv(hue + draw(-0.06, 0.06), saturation * draw(0.5, 1), value + draw(0.15, 0.35) * dials.contrast)
+    light = hsv(hue + draw(-0.06, 0.06), saturation * draw(0.5, 1), value + draw(0.15, 0.35) * options.contrast)
     canvas.image.copy_(torch.lerp(dark, light, texture[:, None]))
 
 
@@ -107,13 +107,13 @@ class Pose:
     y: Tensor
 
     def to_bird(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Picture coordinates (image sides) to the birds' frames: two [n, H, W]."""
+        """Image coordinates (image sides) to the birds' frames: two [n, H, W]."""
         right, up = self.mirror * (x - self.x) / self.scale, (self.y - y) / self.scale
         cos, sin = self.angle.cos(), self.angle.sin()
         return cos * right + sin * up, cos * up - sin * right
 
-    def to_picture(self, points: Tensor) -> Tensor:
-        """Points [P, 2] of the birds' frame to picture coordinates [n, P, 2], image sides."""
+    def to_image(self, points: Tensor) -> Tensor:
+        """Points [P, 2] of the birds' frame to image coordinates [n, P, 2], image sides."""
         x, y = _turn(points, self.angle)
         right = self.x[..., 0] + (self.mirror * self.scale)[..., 0] * x
         return torch.stack([right, self.y[..., 0] - self.scale[..., 0] * y], dim=-1)
@@ -126,7 +126,7 @@ def _turn(points: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_pose(canvas: Canvas, draw: Uniform) -> Pose:
-    """Random poses that keep the whole bird inside the picture."""
+    """Random poses that keep the whole bird inside the image."""
     scale, angle = draw(0.33, 0.44), draw(-0.45, 0.45)
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     extent = torch.tensor(EXTENT)
@@ -140,6 +140,6 @@ def draw_pose(canvas: Canvas, draw: Uniform) -> Pose:
 
 
 def _between(low: Tensor, high: Tensor, draw: Uniform) -> Tensor:
-    """U(low, high); the middle where a bird is larger than the picture leaves room for."""
+    """U(low, high); the middle where a bird is larger than the image leaves room for."""
     room = (high - low).clamp(min=0)
     return (low + high - room) / 2 + room * draw(0, 1)

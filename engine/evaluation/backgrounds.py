@@ -19,7 +19,7 @@ from engine.evaluation.predict import evaluation_mode, hands_out_mask, predict
 from engine.run.config import RunConfig
 from engine.run.machine import PRECISIONS
 from metrics.base import is_correct, ratio
-from metrics.class_mapping import in_classes
+from metrics.class_mapping import to_dataset_classes
 from metrics.registry import build_metrics, default_metrics
 
 SAME, RANDOM = "mixed_same", "mixed_rand"
@@ -100,7 +100,7 @@ def withstands(
         count = len(piece)
         images = torch.where(mask, batch.image[i], piece)
         shown = Batch(images, label.expand(count), batch.paths[i : i + 1] * count, mask=mask.expand(count, -1, -1))
-        answer = in_classes(predict(model, shown, precision), info)
+        answer = to_dataset_classes(predict(model, shown, precision), info)
         if not bool(is_correct(answer.logits, shown.label).all()):
             backgrounds.insert(0, backgrounds.pop(position))
             return False

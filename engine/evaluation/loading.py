@@ -52,7 +52,7 @@ def read_split(config: RunConfig, name: str, limit: int | None) -> Split:
 
 
 def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str]) -> Split:
-    """What `metrics` are fitted on: the training split in its evaluation transform, always of the published pictures.
+    """What `metrics` are fitted on: the training split in its evaluation transform, always of the published images.
 
     Raises UserError where it cannot be read.
     """

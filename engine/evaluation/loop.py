@@ -14,7 +14,7 @@ from datasets.loader import BatchLoader
 from datasets.types import Batch
 from engine.evaluation.predict import evaluation_mode, predict
 from engine.run.memory import machine_errors
-from metrics.class_mapping import in_classes
+from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
 
@@ -51,7 +51,7 @@ def evaluate(
         with machine_errors(SMALLER, device), evaluation_mode(model, device, seed):
             for batch in some:
                 batch = batch.to(device)
-                prediction = in_classes(predict(model, batch, precision, **options), metrics.info)
+                prediction = to_dataset_classes(predict(model, batch, precision, **options), metrics.info)
                 for look in observe:
                     look(batch, prediction)
 

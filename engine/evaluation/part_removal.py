@@ -9,7 +9,7 @@ from torch import Tensor
 from common.processes import totals
 from datasets.types import Batch
 from engine.evaluation.predict import evaluation_mode, prediction_of
-from metrics.class_mapping import in_classes
+from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
 from models.backbone import patch_tokens
@@ -54,7 +54,7 @@ def measure(
             batch = batch.to(device)
             answer = shared_answers(model, batch.image, precision)
             for row, intervention in settings.items():
-                prediction = in_classes(answer(intervention), metrics[row].info)
+                prediction = to_dataset_classes(answer(intervention), metrics[row].info)
                 metrics[row].update(batch, prediction)
                 predicted = prediction.logits.argmax(1)
                 if row == UNMODIFIED:

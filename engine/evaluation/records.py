@@ -18,12 +18,12 @@ class ImageRecord:
 
     path: str
     label: int
-    """The true class; where a picture shows several, the predicted one if that is among them."""
+    """The true class; where an image shows several, the predicted one if that is among them."""
     predicted: int
     group: int | None
     wrong_confidence: float
     """Probability of the most likely wrong class."""
-    kept_share: float | None
+    keep_ratio: float | None
     """Share of patches stage 2 saw."""
 
 
@@ -50,7 +50,7 @@ class Recorder:
                     predicted=int(predicted[i]),
                     group=None if batch.group is None else int(batch.group[i]),
                     wrong_confidence=float(wrong[i]),
-                    kept_share=None if kept is None else float(kept[i]),
+                    keep_ratio=None if kept is None else float(kept[i]),
                 )
             )
 
@@ -59,13 +59,13 @@ class Recorder:
         return gather_blocks(self.records)
 
 
-ANSWERS = "answers.csv"
+PREDICTIONS_FILE = "predictions.csv"
 
 
-class Answers:
+class PredictionTable:
     """An observer of an evaluation: one line per image with path, label, predicted class (numbers) and group.
 
-    Where pictures show several classes, up to `MAX_NAMED_CLASSES`, also which of them (1 or 0), and their logits.
+    Where images show several classes, up to `MAX_NAMED_CLASSES`, also which of them (1 or 0), and their logits.
     """
 
     def __init__(self, info: DatasetInfo) -> None:

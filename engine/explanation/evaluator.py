@@ -12,10 +12,10 @@ from common.errors import UserError
 from common.processes import gather
 from datasets.types import Batch, DatasetInfo
 from engine.explanation.map_store import MapReader, MapWriter, Target
-from engine.run.memory import Halving
-from explain import METHODS, Explainer, run_method, subject_of
+from engine.run.memory import AutoBatchSize
+from explain import METHODS, Explainer, explained_model, run_method
+from explain.explained_model import select
 from explain.options import build_methods
-from explain.subject import select
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric
 from metrics.types import Explanation
@@ -27,7 +27,7 @@ Observer = Callable[[Batch, Tensor, Mapping[str, Tensor]], None]
 
 
 @dataclass
-class Clock:
+class MethodTiming:
     """How long a method took, data and metrics not counted."""
 
     seconds: float = 0.0
@@ -40,7 +40,7 @@ class Clock:
 
 
 @dataclass
-class Bench:
+class ExplanationEvaluator:
     """A model under explanation, in eval mode."""
 
     model: nn.Module
@@ -48,13 +48,13 @@ class Bench:
     """By the name a user asked for."""
     metrics: dict[str, dict[str, MapMetric]]
     """Method to metric name to metric."""
-    halving: Halving
+    halving: AutoBatchSize
     info: DatasetInfo
     stage: Literal[1, 2] = 2
     """Of a two-stage model: whose answer is explained, and asked for by the metrics."""
     reader: MapReader | None = None
     writer: MapWriter | None = None
-    clocks: dict[str, Clock] = field(default_factory=dict)
+    clocks: dict[str, MethodTiming] = field(default_factory=dict)
     """Method to its clock; none for maps that were read."""
 
     def run(
@@ -90,12 +90,12 @@ class Bench:
             for metric in metrics.values():
                 metric.start_after(previous)
 
-    def everyones_clocks(self) -> dict[str, Clock]:
+    def gathered_timings(self) -> dict[str, MethodTiming]:
         """The clocks of all processes added up; every process must ask."""
-        total: dict[str, Clock] = {}
+        total: dict[str, MethodTiming] = {}
         for clocks in gather(self.clocks):
             for name, clock in clocks.items():
-                so_far = total.setdefault(name, Clock())
+                so_far = total.setdefault(name, MethodTiming())
                 so_far.seconds += clock.seconds
                 so_far.maps += clock.maps
         return total
@@ -141,10 +141,10 @@ class Bench:
 
     def _maps(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
         def explain(piece: slice) -> Tensor:
-            subject = subject_of(self.model, images[piece], self.stage)
+            subject = explained_model(self.model, images[piece], self.stage)
             return run_method(self.methods[name], subject, images[piece], targets[piece])
 
-        clock, started = self.clocks.setdefault(name, Clock()), _now(images.device)
+        clock, started = self.clocks.setdefault(name, MethodTiming()), _now(images.device)
         maps = self.halving(explain, len(images))
         clock.seconds += _now(images.device) - started
         clock.maps += len(images)
@@ -180,7 +180,7 @@ def chosen_methods(
     """
     everything = names == ["all"]
     methods, able = build_methods(list(METHODS) if everything else names, given), {}
-    subject = subject_of(model, image, stage)
+    subject = explained_model(model, image, stage)
     for name, method in methods.items():
         try:
             method.check(subject)

@@ -22,7 +22,7 @@ NEEDS = {
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MetricSelection:
     """What is measured of every method, and what besides."""
 
     maps: tuple[str, ...]
@@ -31,7 +31,7 @@ class Wanted:
     background_swap: bool
 
 
-def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool) -> Wanted:
+def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool) -> MetricSelection:
     """The metrics named, or all that the data set and the models can serve.
 
     `sample`: any batch of the data. `has_stage_2`: a two-stage model is at hand to be shown maps as masks. Raises
@@ -48,12 +48,12 @@ def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool
             lacks = "a two-stage run (--run or --masks-for)" if name == OF_STAGE_2 else f"a data set with {NEEDS[name]}"
             raise UserError(f"--metrics: {name} needs {lacks}")
     chosen = names or [name for name in (*DEFAULT, OF_STAGE_2, OF_THE_MODEL) if can[name]]
-    return Wanted(tuple(n for n in chosen if n in MAP_METRICS), OF_STAGE_2 in chosen, OF_THE_MODEL in chosen)
+    return MetricSelection(tuple(n for n in chosen if n in MAP_METRICS), OF_STAGE_2 in chosen, OF_THE_MODEL in chosen)
 
 
 @dataclass(frozen=True)
-class Protocol:
-    """Dials of the metrics that a user can set; the figures' protocol states them."""
+class MapMetricOptions:
+    """Options of the metrics that a user can set; the figures' protocol states them."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -88,6 +88,6 @@ class Protocol:
         return own.get(metric, removal)
 
 
-def build_map_metrics(names: Sequence[str], info: DatasetInfo, protocol: Protocol) -> dict[str, MapMetric]:
-    """The named metrics with their dials. Raises UserError for a value that does not fit."""
+def build_map_metrics(names: Sequence[str], info: DatasetInfo, protocol: MapMetricOptions) -> dict[str, MapMetric]:
+    """The named metrics with their options. Raises UserError for a value that does not fit."""
     return {name: MAP_METRICS[name](info, **protocol.options(name)) for name in names}

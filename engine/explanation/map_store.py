@@ -33,10 +33,10 @@ CHUNK = 2**18
 
 
 @dataclass(frozen=True)
-class Source:
+class MapProvenance:
     """What maps were made of: to be met again when they are read. All of it must have a JSON form."""
 
-    made_of: Mapping[str, Any]
+    map_provenance: Mapping[str, Any]
     """Weights, stage, split, how its images are made."""
     methods: Mapping[str, Mapping[str, Any]]
     """Method to its options."""
@@ -45,7 +45,7 @@ class Source:
 class MapWriter:
     """Writes to a temporary file beside `path`, renamed when the context ends without an error."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: MapProvenance) -> None:
         self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self.source = source
         self.paths: list[str] = []
@@ -98,7 +98,7 @@ class MapWriter:
     def _finish(self) -> None:
         with self._as_user_error():
             self.file.create_dataset("paths", data=self.paths, dtype=h5py.string_dtype())
-            stored = {"made_of": self.source.made_of, "methods": self.source.methods}
+            stored = {"map_provenance": self.source.map_provenance, "methods": self.source.methods}
             self.file.attrs.update(format=FORMAT, **{key: json.dumps(value) for key, value in stored.items()})
             self.file.close()
             self.temporary.replace(self.path)
@@ -114,18 +114,18 @@ class MapWriter:
 class MapReader:
     """Maps of a file that `MapWriter` wrote, checked against what is evaluated now."""
 
-    def __init__(self, path: Path, source: Source) -> None:
+    def __init__(self, path: Path, source: MapProvenance) -> None:
         """Raises UserError where the file is none of ours, or its maps were not made of `source`."""
         self.path = path
         with self._as_user_error():
             self.file = h5py.File(path, "r")
             if str(self.file.attrs.get("format")) != FORMAT:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
-            made_of, methods = (dict(json.loads(self.file.attrs[key])) for key in ("made_of", "methods"))
+            map_provenance, methods = (dict(json.loads(self.file.attrs[key])) for key in ("map_provenance", "methods"))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
-        for key, wanted in _plain(source.made_of).items():
-            if made_of.get(key) != wanted:
-                raise UserError(f"--maps: {path} was made with the {key} {made_of.get(key)}, not {wanted}")
+        for key, wanted in _plain(source.map_provenance).items():
+            if map_provenance.get(key) != wanted:
+                raise UserError(f"--maps: {path} was made with the {key} {map_provenance.get(key)}, not {wanted}")
         for name, options in _plain(source.methods).items():
             if name not in methods:
                 raise UserError(f"--maps: {path} holds {', '.join(methods)}, not {name}")

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from datasets.config import DataConfig
-from engine.run.memory import Halving
-from explain.subject import select
+from engine.run.memory import AutoBatchSize
+from explain.explained_model import select
 from models.selection import Selection
 from models.two_stage import TwoStageModel
 
 
 @dataclass(frozen=True)
-class MaskedJudge:
+class MaskedClassifier:
     """A two-stage model in eval mode, shown the images of an evaluation that may be another model's."""
 
     model: TwoStageModel
@@ -21,7 +21,7 @@ class MaskedJudge:
     """How the images it is handed are normalised."""
     own: DataConfig
     """How it was trained to see them."""
-    halving: Halving
+    halving: AutoBatchSize
 
     @torch.no_grad()
     def select(self, images: Tensor) -> Selection:
@@ -34,7 +34,7 @@ class MaskedJudge:
         gates = [piece.gate for piece in pieces if piece.gate is not None]
         return Selection(torch.cat([piece.mask for piece in pieces]), gate=torch.cat(gates) if gates else None)
 
-    def kept_share(self, images: Tensor) -> Tensor:
+    def keep_ratio(self, images: Tensor) -> Tensor:
         """[B]: share of patches that its stage 1 keeps."""
         return self.select(images).mask.flatten(1).float().mean(1)
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from common.processes import gather_blocks
 from datasets import Split
 from datasets.types import Batch
-from engine.explanation.map_metrics import OF_STAGE_2, OF_THE_MODEL, Protocol, Wanted
-from engine.explanation.masked_classifier import MaskedJudge
+from engine.explanation.map_metrics import OF_STAGE_2, OF_THE_MODEL, MapMetricOptions, MetricSelection
+from engine.explanation.masked_classifier import MaskedClassifier
 from metrics.base import is_correct
 from metrics.class_mapping import class_logits
 from metrics.maps.as_masks import MaskComparison
@@ -39,16 +39,16 @@ PROTOCOLS: dict[str, dict[str, object]] = {
 
 @dataclass
 class ModelChecks:
-    """What is measured beside the methods' own figures; an observer of `Bench.run`."""
+    """What is measured beside the methods' own figures; an observer of `ExplanationEvaluator.run`."""
 
     split: Split
-    wanted: Wanted
-    protocol: Protocol
+    wanted: MetricSelection
+    protocol: MapMetricOptions
     predict: Callable[[Tensor], Tensor]
     """The classifier under explanation: images [B, 3, H, W] -> logits [B, C]."""
-    own: MaskedJudge | None
+    own: MaskedClassifier | None
     """The model under explanation, if it is a two-stage one."""
-    judge: MaskedJudge | None
+    judge: MaskedClassifier | None
     """Who is shown maps as masks."""
     right: list[bool] = field(default_factory=list)
 
@@ -89,7 +89,7 @@ class ModelChecks:
         if self.comparison and self.judge:
             self.comparison.update(batch, self.judge.select(batch.image).mask, maps)
 
-    def model_figures(self) -> dict[str, float]:
+    def model_results(self) -> dict[str, float]:
         """Of the model, whatever the method; every process must ask, also for `rows`."""
         right = np.array(gather_blocks(self.right), float)
 

@@ -117,7 +117,7 @@ def read_newest(last: Path, say: Callable[[str], None]) -> Checkpoint:
         raise UserError(f"{broken}; {error}; start afresh with --overwrite=true") from None
     done = [found.progress.get(unit) for unit in ("epoch", "batch")]
     say(f"{broken}; going on from {previous}, after epoch {done[0]}, batch {done[1]} of the next")
-    if processes().first:
+    if processes().is_main:
         with contextlib.suppress(OSError):  # it may be missing
             last.replace(last.with_name("broken.safetensors"))
     return found

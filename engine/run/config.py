@@ -23,11 +23,11 @@ class OptimConfig:
     weight_decay: float = 0.05
     normalise_weight_decay: bool = True
     """Multiply the weight decay by sqrt(1 / (steps per epoch * epochs))."""
-    scratch_factor: float = 1e4
+    head_lr_mult: float = 1e4
     """Stage-1 classifier, stage-2 head and its norm; a plain ViT's head and pooling."""
-    modulation_factor: float = 1e4
-    prototype_factor: float = 1e3
-    stage_2_factor: float = 1.0
+    modulation_lr_mult: float = 1e4
+    prototype_lr_mult: float = 1e3
+    stage_2_lr_mult: float = 1.0
     freeze_stage_1: bool = True
     """Stage-1 backbone, except its class token, registers and positions."""
     freeze_stage_1_tokens: bool = False
@@ -36,21 +36,21 @@ class OptimConfig:
     freeze_stage_2_tokens: bool = False
     clip: float = 2.0
     """Largest global gradient norm; 0 = off."""
-    accumulation: int = 1
+    grad_accum_steps: int = 1
     """Micro-batches per optimiser step."""
     zero: bool = False
     """Of several processes each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
     """When the rate moves: after every epoch (as published) or after every step."""
-    min_lr_share: float = 0.0
+    min_lr_ratio: float = 0.0
     """The cosine's last rate, as a share of the first."""
     warmup_epochs: float = 0.0
     step_epochs: int = 10
     step_decay: float = 0.1
     stage_1_epochs: int = 0
     """First so many of the epochs train stage 1 alone (two-stage model), with a schedule of their own."""
-    stage_1_lr_factor: float = 1.0
+    stage_1_lr_mult: float = 1.0
     """Rates in those epochs are multiplied by this."""
 
 
@@ -71,11 +71,11 @@ class TrainConfig:
     deterministic: bool = False
     """Only deterministic kernels (slower on CUDA; an operation without one is an error)."""
     best_metric: str = "accuracy"
-    """The validation figure that picks the best checkpoint; on a tie the later epoch wins. Where pictures show several
+    """The validation figure that picks the best checkpoint; on a tie the later epoch wins. Where images show several
     classes there is no accuracy: give mean_average_precision, macro_f1 or micro_f1."""
     eval_every: int = 1
     """Validate every so many epochs (and after the last)."""
-    watch_test: bool = False
+    log_test: bool = False
     """Also measure the test split whenever validation runs, for the curves alone: nothing is ever chosen by it."""
     sheet_every: int = 10
     """Write a contact sheet of part maps every so many epochs; 0 = only after the last."""

@@ -46,10 +46,10 @@ def _course(config: RunConfig) -> dict[str, bool]:
         "train.keep_every must not be negative": train.keep_every >= 0,
         "optim.lr must be positive": optim.lr > 0,
         "optim.clip must not be negative": optim.clip >= 0,
-        "optim.accumulation must be at least 1": optim.accumulation >= 1,
+        "optim.grad_accum_steps must be at least 1": optim.grad_accum_steps >= 1,
         "optim.step_epochs must be at least 1": optim.step_epochs >= 1,
         "optim.warmup_epochs must not be negative": optim.warmup_epochs >= 0,
-        "optim.min_lr_share must be in [0, 1]": 0 <= optim.min_lr_share <= 1,
+        "optim.min_lr_ratio must be in [0, 1]": 0 <= optim.min_lr_ratio <= 1,
         "optim.stage_1_epochs must be from 0 to train.epochs - 1": 0 <= optim.stage_1_epochs < train.epochs,
         "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
         "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
@@ -66,7 +66,9 @@ def _few_labels(config: RunConfig) -> dict[str, bool]:
         "data.semi.images_per_class must not be negative": semi.images_per_class >= 0,
         "data.semi.unlabelled_size must not be negative": semi.unlabelled_size >= 0,
         "loss.consistency.weight must not be negative": weight >= 0,
-        "loss.consistency.report_share must be above 0 and at most 1": 0 < config.loss.consistency.report_share <= 1,
+        "loss.consistency.report_fraction must be above 0 and at most 1": 0
+        < config.loss.consistency.report_fraction
+        <= 1,
         f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, to 1 say": supervised
         or weight > 0,
         f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,

@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from common.errors import UserError, one_line
-from common.processes import processes, wait_for_all
+from common.processes import barrier, processes
 
 SPEAKERS = "speakers"
 """The store counts here who had something to say of a failure; the first one says it, all others are silent."""
@@ -60,7 +60,7 @@ def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return found if int(found["WORLD_SIZE"]) > 1 else {}
 
 
-def across_processes(main: Callable[[], None]) -> Callable[[], None]:
+def distributed_main(main: Callable[[], None]) -> Callable[[], None]:
     """Make a script's main join the job's other processes, where torchrun or srun started several.
 
     If it fails in one of them, that one tells the user why and all end within seconds, with exit code 2 for a
@@ -73,7 +73,7 @@ def across_processes(main: Callable[[], None]) -> Callable[[], None]:
         if not environment:
             return main()
         os.environ.update(environment)
-        company = Company()
+        company = ProcessGroupWatchdog()
         try:
             main()
             company.part()
@@ -95,7 +95,7 @@ def one_process_only(script: str, instead: str) -> None:
         raise UserError(f"{script} works in one process: start it with python; {instead}")
 
 
-class Company:
+class ProcessGroupWatchdog:
     """The process group, and a thread that watches whether all of it is still there."""
 
     def __init__(self) -> None:
@@ -123,7 +123,7 @@ class Company:
         """Leave when all are done."""
         self.leaving.set()
         self.watcher.join()
-        wait_for_all()  # the first process may keep the store; it must not go while others look into it
+        barrier()  # the first process may keep the store; it must not go while others look into it
         dist.destroy_process_group()
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -136,7 +136,7 @@ class Company:
             code = _tell(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        if processes().first:  # which may keep the store: all others look into it once more
+        if processes().is_main:  # which may keep the store: all others look into it once more
             time.sleep(2 * POLL_SECONDS)
         os._exit(code)
 

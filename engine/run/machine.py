@@ -22,7 +22,7 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and processes().several:
+    if name == "cuda" and processes().is_distributed:
         name = f"cuda:{_own_gpu()}"
     try:
         device = torch.device(name)

@@ -14,7 +14,7 @@ from datasets.loader import lost_worker
 T = TypeVar("T")
 
 
-class Halving:
+class AutoBatchSize:
     """Runs batched work in pieces of at most `limit` images; out of memory halves the limit for good, and says so."""
 
     def __init__(self, limit: int, say: Callable[[str], None]) -> None:

@@ -13,13 +13,13 @@ from engine.run.folder import CONFIG_FILE, LAST, run_config
 FREE = (
     "out", "resume", "overwrite", "allow_change", "wandb", "data.root", "data.workers", "data.eval_batch_size",
     "model.weights", "model.stage_1_weights", "model.init_from", "optim.zero", "train.device", "train.threads",
-    "train.sheet_every", "train.save_every_steps", "train.keep_every", "train.watch_test",
+    "train.sheet_every", "train.save_every_steps", "train.keep_every", "train.log_test",
 )  # fmt: skip
 """Keys, or groups of them, that may change when a run is resumed: no weight and no choice depends on them."""
 ALLOW = "--resume.allow-change"
 
 
-def settle_resume(config: RunConfig) -> RunConfig:
+def resolve_resume(config: RunConfig) -> RunConfig:
     """The config with `resume` settled: True where a run goes on. `auto` stays where there is nothing to go on from.
 
     Raises UserError naming the keys that differ from those the run was trained with, unless that is allowed.

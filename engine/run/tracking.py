@@ -17,7 +17,7 @@ from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
 from engine.run.folder import METRICS_FILE
 
-Row = dict[str, Any]
+MetricsRow = dict[str, Any]
 
 _COLUMNS = (
     ("train/loss", "loss", "8.4f"),
@@ -25,7 +25,7 @@ _COLUMNS = (
     ("val/mean_average_precision", "val mAP", "7.1%"),
     ("val/worst_group_accuracy", "val worst", "9.1%"),
     ("val/mask_iou", "val IoU", "7.3f"),
-    ("val/kept_share", "kept", "6.1%"),
+    ("val/keep_ratio", "kept", "6.1%"),
     ("test/worst_group_accuracy", "test worst", "10.1%"),
     ("train/images_per_second", "img/s", "7.0f"),
     ("train/seconds", "seconds", "7.1f"),
@@ -47,17 +47,17 @@ class Tracker:
         """Id of the Weights & Biases run, to be continued on resume."""
         return self.wandb.id if self.wandb else None
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[MetricsRow]:
         """All rows written so far."""
         return read_rows(self.path)
 
-    def keep_epochs(self, last: float) -> None:
+    def truncate(self, last: float) -> None:
         """Drop rows of later than `last` epochs: a resumed run writes them anew."""
         rows = [row for row in self.rows() if row["epoch"] <= last]
         with _full_disk_named(self.path), replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def log(self, row: Row) -> None:
+    def log(self, row: MetricsRow) -> None:
         """Write one row: of an epoch, or of a validation within one (its epoch is no whole number then)."""
         with _full_disk_named(self.path):
             _append_line(self.path, json.dumps(row))
@@ -65,8 +65,8 @@ class Tracker:
         if self.wandb:
             self.wandb.log(row, step=math.ceil(row["epoch"]))
 
-    def picture(self, name: str, path: Path, epoch: int) -> None:
-        """Mirror a picture of the run folder."""
+    def image(self, name: str, path: Path, epoch: int) -> None:
+        """Mirror an image of the run folder."""
         if self.wandb:
             import wandb
 
@@ -76,7 +76,7 @@ class Tracker:
         """One line to the user."""
         self.console.print(text, soft_wrap=True)
 
-    def finish(self, summary: Row) -> None:
+    def finish(self, summary: MetricsRow) -> None:
         """Close all destinations."""
         if self.wandb:
             self.wandb.summary.update(summary)
@@ -86,7 +86,7 @@ class Tracker:
         """See `progress_bar`."""
         return progress_bar(self.console, description, total, start)
 
-    def _print(self, row: Row) -> None:
+    def _print(self, row: MetricsRow) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
         if not self._header_shown:
             self.console.print(
@@ -97,19 +97,19 @@ class Tracker:
         self.console.print(f"{row['epoch']:5.4g}  {figures}", soft_wrap=True)
 
 
-class Silence(Tracker):
+class NullTracker(Tracker):
     """What the other processes of a job have for a tracker: the first one speaks for all."""
 
     def __init__(self) -> None:
         self.wandb = None
 
-    def keep_epochs(self, last: float) -> None:
+    def truncate(self, last: float) -> None:
         """Nothing."""
 
-    def log(self, row: Row) -> None:
+    def log(self, row: MetricsRow) -> None:
         """Nothing."""
 
-    def picture(self, name: str, path: Path, epoch: int) -> None:
+    def image(self, name: str, path: Path, epoch: int) -> None:
         """Nothing."""
 
     def say(self, text: str) -> None:
@@ -140,7 +140,7 @@ def progress_bar(console: Console, description: str, total: int, start: int = 0)
         yield advance
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[MetricsRow]:
     """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
     if not path.is_file():
         return []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.processes import gather_blocks
 from common.seeds import stable_seed
 from datasets.types import Batch
-from engine.training.objectives import Objective, Outcome
+from engine.training.objectives import Objective, ObjectiveOutput
 from explain import Explainer, build_method, explain
 from explain.differentiable import differentiable_maps, predicted_classes
 from losses.config import ConsistencyConfig
@@ -20,7 +20,7 @@ from losses.matching import MapsOf, matched, same_size
 from metrics.maps.per_image import bootstrap, weighted_mean
 from metrics.types import Prediction
 
-METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "gradcam": ("gradcam", {"relu": False}),
     "integrated_gradients": ("integrated_gradients", {"steps": 6, "absolute": True}),
     "foreground": ("inherent", {"what": "foreground"}),
@@ -66,7 +66,7 @@ class Consistency:
         return maps_of(self.config.first), maps_of(self.config.second)
 
     def _method(self, name: str) -> Explainer:
-        method, options = METHODS.get(name, (name, {}))
+        method, options = METHOD_OPTIONS.get(name, (name, {}))
         return build_method(method, **options, **({"module": self.config.layer} if name == "gradcam" else {}))
 
 
@@ -76,7 +76,7 @@ def computed_once(maps_of: MapsOf, images: Tensor) -> MapsOf:
     return lambda others: maps if others is images else maps_of(others)
 
 
-class ConsistentObjective:
+class ConsistencyObjective:
     """Another objective on the images with labels, and consistency on those without."""
 
     def __init__(self, objective: Objective, config: ConsistencyConfig, everywhere: bool) -> None:
@@ -84,7 +84,7 @@ class ConsistentObjective:
         self.objective, self.weight, self.everywhere = objective, config.weight, everywhere
         self.consistency = Consistency(config)
 
-    def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> Outcome:
+    def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
         """Loss of one batch; epochs of stage 1 alone, whose stage 2 has nothing to explain, go without consistency."""
         labelled = len(batch) - batch.unlabelled
         outcome = self.objective(model, batch.with_labels(), stage_1_only) if labelled else None
@@ -94,7 +94,7 @@ class ConsistentObjective:
         value = self.consistency(model, images).mean()
         terms = {"consistency": value.detach()}
         if outcome is None:
-            return Outcome(self.weight * value, terms, None)
+            return ObjectiveOutput(self.weight * value, terms, None)
         prediction = None if batch.unlabelled else outcome.prediction
         return replace(
             outcome, loss=outcome.loss + self.weight * value, terms=outcome.terms | terms, prediction=prediction
@@ -105,7 +105,7 @@ class Agreement:
     """An observer of an evaluation: how far the two explanations of a model agree, over all images.
 
     `agreement`: mean correlation of the two maps, in [-1, 1] (`Consistency.measured`); `consistency`: mean loss, as it
-    is trained on. Both with `/low` and `/high`, their 95 % bootstrap interval over images. `report_share` chooses
+    is trained on. Both with `/low` and `/high`, their 95 % bootstrap interval over images. `report_fraction` chooses
     images by their paths alone, so by neither batches nor the number of processes.
     """
 
@@ -117,7 +117,7 @@ class Agreement:
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
         """Explain what the model answered for one batch."""
-        below = self.consistency.config.report_share * 2**32
+        below = self.consistency.config.report_fraction * 2**32
         chosen = [i for i, path in enumerate(batch.paths) if stable_seed("agreement", path) < below]
         values = torch.full((2, len(batch)), torch.nan, dtype=torch.float64)
         if chosen:

@@ -9,7 +9,7 @@ from common.errors import UserError
 from common.processes import largest
 from datasets.types import Batch
 from engine.run.distributed import PeerFailed
-from engine.training.objectives import Outcome
+from engine.training.objectives import ObjectiveOutput
 
 NO_STEP = "no step was taken, the last checkpoint is untouched; lower optim.lr or use train.precision=fp32"
 
@@ -31,7 +31,7 @@ class StepGuard:
     def __init__(self) -> None:
         self.answers: list[Answer] = []
 
-    def note(self, place: str, outcome: Outcome, batch: Batch) -> None:
+    def note(self, place: str, outcome: ObjectiveOutput, batch: Batch) -> None:
         """Remember a micro-batch of the step."""
         self.answers.append(Answer(place, outcome.loss.detach(), outcome.terms, tuple(batch.paths)))
 

@@ -19,7 +19,7 @@ from models.two_stage import StageOneOutput, TwoStageModel, TwoStageOutput
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ObjectiveOutput:
     """One batch's loss."""
 
     loss: Tensor
@@ -33,7 +33,7 @@ class Outcome:
 class Objective(Protocol):
     """One way to train a model."""
 
-    def __call__(self, model: Any, batch: Batch, stage_1_only: bool = False) -> Outcome: ...
+    def __call__(self, model: Any, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput: ...
 
 
 class ClassifierObjective:
@@ -44,13 +44,15 @@ class ClassifierObjective:
         self.classify = ClassificationLoss(config.classification, num_classes, class_counts)
         self.mixup = Mixup(config.classification, num_classes)
 
-    def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> Outcome:
+    def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
         """Loss of one batch; `stage_1_only` means nothing to a model of one stage."""
         images, targets = self.mixup(batch.image, batch.targets)
         output = model(images, **given_mask(model, batch))
         with _full_precision(images):
             loss = self.classify(output.logits.float(), targets)
-        return Outcome(loss, {"classification": loss.detach()}, None if self.mixup.active else prediction_of(output))
+        return ObjectiveOutput(
+            loss, {"classification": loss.detach()}, None if self.mixup.active else prediction_of(output)
+        )
 
 
 class TwoStageObjective:
@@ -62,7 +64,9 @@ class TwoStageObjective:
         self.classify = ClassificationLoss(config.classification, num_classes, class_counts)
         self.mixup = Mixup(config.classification, num_classes)
 
-    def __call__(self, model: TwoStageModel | PDiscoFormer, batch: Batch, stage_1_only: bool = False) -> Outcome:
+    def __call__(
+        self, model: TwoStageModel | PDiscoFormer, batch: Batch, stage_1_only: bool = False
+    ) -> ObjectiveOutput:
         """Loss of one batch. `stage_1_only` leaves stage 2 out of the work and of the loss."""
         images, targets = self.mixup(batch.image, batch.targets)
         stage_1 = model.select(images)
@@ -77,7 +81,7 @@ class TwoStageObjective:
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         output = stage_1 if stage_2 is None else TwoStageOutput(stage_2, stage_1)
         prediction = None if stage_1_only or self.mixup.active else prediction_of(output)
-        return Outcome(loss, {name: value.detach() for name, value in terms.items()}, prediction)
+        return ObjectiveOutput(loss, {name: value.detach() for name, value in terms.items()}, prediction)
 
     def _stage_2(self, model: Any, images: Tensor, stage_1: StageOneOutput) -> Tensor | None:
         return cast(Tensor, model.predict(images, stage_1.selection))

@@ -17,7 +17,7 @@ from engine.run.config import OptimConfig
 
 
 @dataclass(frozen=True)
-class Rule:
+class ParamGroupRule:
     """The first rule whose pattern matches a parameter's name decides for it."""
 
     pattern: str
@@ -31,39 +31,39 @@ class Rule:
 _TOKENS = r"\.(cls_token|reg_token|pos_embed)$"
 
 
-def two_stage_rules(config: OptimConfig) -> list[Rule]:
+def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """iFAM's table: heads fast, prototypes slower, backbones at the base rate."""
     return [
-        Rule(r"^stage_1\.parts\.classifier\.", config.scratch_factor, True),
-        Rule(r"^stage_2\.head\.", config.scratch_factor, True),
-        Rule(r"^stage_2\.fc_norm\.", config.scratch_factor, False),
-        Rule(r"^stage_1\.parts\.modulation\.", config.modulation_factor, False),
-        Rule(r"^stage_1\.parts\.prototypes$", config.prototype_factor, False),
-        Rule(r"^stage_1\.backbone" + _TOKENS, 1.0, False, config.freeze_stage_1_tokens),
-        Rule(r"^stage_2\.backbone" + _TOKENS, config.stage_2_factor, False, config.freeze_stage_2_tokens),
-        Rule(r"^stage_2\.", config.stage_2_factor, None, config.freeze_stage_2),
-        Rule(r"^stage_1\.", 1.0, None, config.freeze_stage_1),
+        ParamGroupRule(r"^stage_1\.parts\.classifier\.", config.head_lr_mult, True),
+        ParamGroupRule(r"^stage_2\.head\.", config.head_lr_mult, True),
+        ParamGroupRule(r"^stage_2\.fc_norm\.", config.head_lr_mult, False),
+        ParamGroupRule(r"^stage_1\.parts\.modulation\.", config.modulation_lr_mult, False),
+        ParamGroupRule(r"^stage_1\.parts\.prototypes$", config.prototype_lr_mult, False),
+        ParamGroupRule(r"^stage_1\.backbone" + _TOKENS, 1.0, False, config.freeze_stage_1_tokens),
+        ParamGroupRule(r"^stage_2\.backbone" + _TOKENS, config.stage_2_lr_mult, False, config.freeze_stage_2_tokens),
+        ParamGroupRule(r"^stage_2\.", config.stage_2_lr_mult, None, config.freeze_stage_2),
+        ParamGroupRule(r"^stage_1\.", 1.0, None, config.freeze_stage_1),
     ]
 
 
-def plain_rules(config: OptimConfig) -> list[Rule]:
+def plain_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """The published baselines' simpler table. The backbone is stage 2's counterpart and follows stage 2's freezing."""
     return [
-        Rule(r"^pool\.(query|queries)$", config.scratch_factor, False),
-        Rule(r"^(stage_2\.)?(head|pool)\.", config.scratch_factor, None),
-        Rule(r"", config.stage_2_factor, None, config.freeze_stage_2),
+        ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
+        ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None),
+        ParamGroupRule(r"", config.stage_2_lr_mult, None, config.freeze_stage_2),
     ]
 
 
-RULES: Registry[Callable[[OptimConfig], list[Rule]]] = Registry("model (--model.name)")
+PARAM_GROUP_RULES: Registry[Callable[[OptimConfig], list[ParamGroupRule]]] = Registry("model (--model.name)")
 for _name in ("two_stage", "pdiscoformer"):
-    RULES.register(_name)(two_stage_rules)
+    PARAM_GROUP_RULES.register(_name)(two_stage_rules)
 for _name in ("vit", "cnn", "decoupled", "late_masking"):
-    RULES.register(_name)(plain_rules)
+    PARAM_GROUP_RULES.register(_name)(plain_rules)
 
 
 def parameter_groups(
-    model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float
+    model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig, weight_decay: float
 ) -> list[dict[str, object]]:
     """Trainable parameters grouped by (rate, decay); frozen ones lose `requires_grad` and appear in no group.
 
@@ -89,7 +89,7 @@ def normalised_weight_decay(config: OptimConfig, steps_per_epoch: int, epochs: i
 
 
 def build_optimizer(
-    model: nn.Module, rules: list[Rule], config: OptimConfig, weight_decay: float
+    model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig, weight_decay: float
 ) -> torch.optim.Optimizer:
     """timm's optimiser of the configured name on the model's groups. Raises UserError for an unknown name."""
     groups = parameter_groups(model, rules, config, weight_decay)
@@ -100,7 +100,7 @@ def build_optimizer(
         timm.optim.create_optimizer_v2, opt=config.name, weight_decay=0.0, **extra
     )
     try:
-        if config.zero and processes().several:
+        if config.zero and processes().is_distributed:
             return ZeroRedundancyOptimizer(groups, optimizer_class=make, lr=config.lr)  # type: ignore[arg-type]
         return make(groups, lr=config.lr)
     except (ValueError, TypeError, IndexError) as error:  # IndexError: a name that wants three betas

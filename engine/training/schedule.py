@@ -12,7 +12,7 @@ def lr_factor(config: OptimConfig, epochs: int, progress: float) -> float:
     """
     alone = config.stage_1_epochs
     if progress < alone:
-        return config.stage_1_lr_factor * _phase_factor(config, alone, progress)
+        return config.stage_1_lr_mult * _phase_factor(config, alone, progress)
     return _phase_factor(config, epochs - alone, progress - alone)
 
 
@@ -24,7 +24,7 @@ def _phase_factor(config: OptimConfig, epochs: int, progress: float) -> float:
         return max(progress, 1e-3 * warmup) / warmup
     share = min(position / epochs, 1.0)
     if config.schedule == "cosine":
-        return config.min_lr_share + (1 - config.min_lr_share) * 0.5 * (1 + math.cos(math.pi * share))
+        return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
     if config.schedule == "linear":
         return 1 - 0.99 * share
     if config.schedule == "step":

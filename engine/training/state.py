@@ -32,14 +32,14 @@ class Progress:
     train_seconds: float = 0.0
     """Spent in training steps, over all sessions of the run."""
     wall_seconds: float = 0.0
-    """The same with validation, pictures and checkpoints."""
+    """The same with validation, images and checkpoints."""
     epoch_seconds: float = 0.0
     sums: list[Sums] = field(default_factory=list)
     """Of the running epoch, for each process: of the loss, each term, ... a sum and over how many images it is."""
     images: int = 0
     """Trained on in the running epoch, by all processes."""
     skipped: int = 0
-    """Unreadable pictures left out so far, by all processes."""
+    """Unreadable images left out so far, by all processes."""
     scaler: dict[str, Any] = field(default_factory=dict)
     wandb_id: str | None = None
     world_size: int = 1
@@ -66,7 +66,7 @@ class RunState:
         self.progress.world_size = processes().world_size
         if isinstance(self.optimizer, ZeroRedundancyOptimizer):
             self.optimizer.consolidate_state_dict()  # in the first process
-        if not processes().first:
+        if not processes().is_main:
             return
         tensors = checkpointing.prefixed("model", self.model.state_dict())
         tensors |= checkpointing.prefixed("optimizer", checkpointing.optimizer_tensors(self.optimizer))
@@ -103,4 +103,4 @@ class RunState:
         here, parts = processes(), self.progress.sums
         if len(parts) == here.world_size:
             return parts[here.rank]
-        return merged(parts) if here.first else {}
+        return merged(parts) if here.is_main else {}

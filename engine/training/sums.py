@@ -7,7 +7,7 @@ from torch import Tensor
 
 from common.processes import gather
 from datasets.types import Batch
-from engine.training.objectives import Outcome
+from engine.training.objectives import ObjectiveOutput
 
 Sums = dict[str, list[float]]
 """Name -> sum and number of images."""
@@ -23,7 +23,7 @@ class EpochMeans:
         }
         self.counts = {name: int(count) for name, (_, count) in state.items()}
 
-    def add(self, outcome: Outcome, batch: Batch) -> None:
+    def add(self, outcome: ObjectiveOutput, batch: Batch) -> None:
         """Count the batch's loss, terms and, where the model answered all its images, its answers."""
         count = len(batch)
         for name, value in _sums(outcome, batch).items():
@@ -46,14 +46,14 @@ def merged(parts: Sequence[Sums]) -> Sums:
     return {name: [sum(part.get(name, [0.0, 0])[i] for part in parts) for i in (0, 1)] for name in names}
 
 
-def _sums(outcome: Outcome, batch: Batch) -> dict[str, Tensor]:
+def _sums(outcome: ObjectiveOutput, batch: Batch) -> dict[str, Tensor]:
     n, prediction = len(batch), outcome.prediction
     values = {"loss": outcome.loss.detach() * n, **{name: value * n for name, value in outcome.terms.items()}}
     if prediction is not None:
         if batch.present is None:
             values["accuracy"] = (prediction.logits.argmax(1) == batch.label).sum()
         if prediction.mask is not None:
-            values["kept_share"] = prediction.mask.float().mean() * n
+            values["keep_ratio"] = prediction.mask.float().mean() * n
         if prediction.empty is not None:
-            values["empty_share"] = prediction.empty.sum()
+            values["empty_ratio"] = prediction.empty.sum()
     return values

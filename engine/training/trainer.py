@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.processes import processes, totals
 from common.seeds import stable_seed
 from datasets import Batch, Split
-from datasets.loader import Feed
+from datasets.loader import BatchSampler
 from engine.evaluation.loop import evaluate, split_loader
 from engine.evaluation.predict import hands_out_mask
 from engine.run import checkpointing
@@ -25,13 +25,13 @@ from engine.run.folder import BEST, LAST
 from engine.run.machine import PRECISIONS
 from engine.run.memory import machine_errors
 from engine.run.stopping import RunStopped, StopRequest
-from engine.run.tracking import Row, Tracker
-from engine.training.best import best_figure
+from engine.run.tracking import MetricsRow, Tracker
+from engine.training.best import best_value
 from engine.training.consistency import Agreement
 from engine.training.guards import StepGuard, gradient_norm
 from engine.training.objectives import Objective
-from engine.training.optim import Rule, build_optimizer, normalised_weight_decay
-from engine.training.parallel import Passes, count_over_processes, leaves_out, share_buffers
+from engine.training.optim import ParamGroupRule, build_optimizer, normalised_weight_decay
+from engine.training.parallel import ForwardBackward, broadcast_buffers, has_unused_parameters, sync_batchnorm
 from engine.training.schedule import lr_factor
 from engine.training.state import Progress, RunState
 from engine.training.sums import EpochMeans
@@ -42,15 +42,15 @@ class Trainer:
     """Trains one model by one objective, and leaves everything needed to go on in the run folder."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, objective: Objective, rules: list[Rule],
-        splits: dict[str, Split], device: torch.device, feed: Feed | None = None,
+        self, config: RunConfig, model: nn.Module, objective: Objective, rules: list[ParamGroupRule],
+        splits: dict[str, Split], device: torch.device, feed: BatchSampler | None = None,
     ) -> None:  # fmt: skip
         """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups. `feed`: what every step
         reads; None: the whole training split once an epoch. Every process builds the same trainer."""
         self.config, self.objective, self.splits, self.device = config, objective, splits, device
         self.out = Path(config.out)
-        self.model = model = count_over_processes(model.to(device), device)
-        self.feed = feed or Feed(splits["train"], config.data.batch_size, config.train.seed)
+        self.model = model = sync_batchnorm(model.to(device), device)
+        self.feed = feed or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
         self.steps = self.feed.steps
         decay = normalised_weight_decay(config.optim, self.steps, config.train.epochs)
         ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
@@ -72,8 +72,8 @@ class Trainer:
         self.metrics = build_metrics((*default_metrics(info, hands_out_mask(model), sample), *intervals), info)
         if config.train.compile:
             _compile(model)
-        self.passes = Passes(
-            model, lambda batch, alone: self.objective(model, batch, stage_1_only=alone), leaves_out(config)
+        self.passes = ForwardBackward(
+            model, lambda batch, alone: self.objective(model, batch, stage_1_only=alone), has_unused_parameters(config)
         )
 
     @property
@@ -88,7 +88,7 @@ class Trainer:
 
     # --- the run -------------------------------------------------------------------------------------------------
 
-    def run(self, tracker: Tracker, after_epoch: Callable[[Row], None] = lambda row: None) -> None:
+    def run(self, tracker: Tracker, after_epoch: Callable[[MetricsRow], None] = lambda row: None) -> None:
         """Train to the last epoch. Raises RunStopped, with everything saved, when a signal asked for it."""
         with StopRequest() as stop, machine_errors(self._smaller_steps(), self.device):
             self._lap_started = time.perf_counter()
@@ -109,10 +109,10 @@ class Trainer:
         """The model that is measured and kept as best: the moving average where there is one."""
         return self.state.ema.module if self.state.ema else self.model
 
-    def evaluate(self, split: str) -> Row:
+    def evaluate(self, split: str) -> MetricsRow:
         """Figures of one split, keys prefixed by its name."""
         loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
-        share_buffers(model)
+        broadcast_buffers(model)
         watch = Agreement(model, self.config.loss.consistency)
         observers = [watch] if watch.wanted else []
         figures = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.figures()
@@ -170,12 +170,12 @@ class Trainer:
         """One forward and backward; True when it ended with an optimiser step."""
         config, progress = self.config.optim, self.progress
         torch.manual_seed(stable_seed("step", self.config.train.seed, progress.epoch, progress.batch))
-        whole_step = (progress.batch + 1) % config.accumulation == 0 or progress.batch + 1 == self.steps
+        whole_step = (progress.batch + 1) % config.grad_accum_steps == 0 or progress.batch + 1 == self.steps
         share = self._count(batch)
         batch = batch.to(self.device)
         outcome = self.passes(
             batch, progress.epoch < config.stage_1_epochs, self.precision,
-            lambda loss: self.state.scaler.scale(loss * share / config.accumulation), whole_step,
+            lambda loss: self.state.scaler.scale(loss * share / config.grad_accum_steps), whole_step,
         )  # fmt: skip
         self.state.means.add(outcome, batch)
         self.guard.note(f"epoch {progress.epoch + 1}, batch {progress.batch + 1}", outcome, batch)
@@ -209,11 +209,11 @@ class Trainer:
         if self.state.ema:
             self.state.ema.update(self.model, step=progress.step)
 
-    def _finish_epoch(self) -> Row:
+    def _finish_epoch(self) -> MetricsRow:
         """Close the epoch: its row of figures, validated where due."""
         config, progress = self.config, self.progress
         images, seconds = max(1, progress.images), progress.epoch_seconds
-        row: Row = {"epoch": progress.epoch + 1, "step": progress.step}
+        row: MetricsRow = {"epoch": progress.epoch + 1, "step": progress.step}
         row |= {f"train/{name}": value for name, value in self.state.means.means().items()}
         row |= {"train/skipped": progress.skipped, "train/seconds": seconds, "train_seconds": progress.train_seconds}
         row |= {"train/images_per_second": images / seconds if seconds else math.nan}
@@ -225,22 +225,22 @@ class Trainer:
         last = progress.epoch == config.train.epochs
         return self._measured(row) if progress.epoch % config.train.eval_every == 0 or last else row
 
-    def _measured(self, row: Row) -> Row:
+    def _measured(self, row: MetricsRow) -> MetricsRow:
         """The row with the figures of now; the model is kept where it is the best so far."""
         row |= self.evaluate("val")
-        if self.config.train.watch_test and "test" in self.splits:
+        if self.config.train.log_test and "test" in self.splits:
             row |= self.evaluate("test")
         self._keep_if_best(row)
         return row
 
-    def _keep_if_best(self, row: Row) -> None:
-        value = best_figure(row, self.config.train.best_metric)
+    def _keep_if_best(self, row: MetricsRow) -> None:
+        value = best_value(row, self.config.train.best_metric)
         if row["epoch"] <= self.config.optim.stage_1_epochs:
             return  # stage 2 has learnt nothing yet
         best = self.progress.best
         if best is None or math.isnan(best) or value >= best:
             self.progress.best, self.progress.best_epoch = value, row["epoch"]
-            if processes().first:
+            if processes().is_main:
                 self._write_best({"epoch": row["epoch"], f"val/{self.config.train.best_metric}": value})
 
     def _write_best(self, about: dict[str, float]) -> None:
@@ -276,14 +276,14 @@ class Trainer:
     def _keep_copy(self) -> None:
         every, epoch = self.config.train.keep_every, self.progress.epoch
         at_end = self.progress.batch == 0 and self.last.exists()
-        if every and epoch % every == 0 and at_end and processes().first:
+        if every and epoch % every == 0 and at_end and processes().is_main:
             keep_as(self.last, self.last.with_name(f"epoch_{epoch:03d}.safetensors"))
 
     def _smaller_steps(self) -> str:
         """What to change where a step does not fit into memory."""
-        data, accumulation = self.config.data, self.config.optim.accumulation
+        data, accumulation = self.config.data, self.config.optim.grad_accum_steps
         height, width = data.size_hw
-        halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.accumulation={2 * accumulation}"
+        halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.grad_accum_steps={2 * accumulation}"
         return (
             f"a step holds {data.batch_size} images of {height} x {width} in {self.config.train.precision}: try "
             f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is whole"

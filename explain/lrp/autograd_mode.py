@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
+from explain.explained_model import ExplainedModel
 from explain.lrp.dispatch import MOVES, Operation, Rule, RuleSet, is_tracked, rule_for
-from explain.subject import Subject
 from models.two_stage import TwoStageModel
 
 LAYERS = (
@@ -112,25 +112,25 @@ def _tensors(values: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def require_rules(subject: Subject, pixels: bool) -> None:
+def require_rules(explained: ExplainedModel, pixels: bool) -> None:
     """Raise UserError naming the first layer that runs and has no rule, or weights in half precision.
 
     `pixels`: relevance goes down to the image, so the patch embedding must be one plain convolution.
     """
-    embed = subject.vit.patch_embed
-    for name, layer in subject.module.named_modules():
+    embed = explained.vit.patch_embed
+    for name, layer in explained.module.named_modules():
         leaf = next(layer.children(), None) is None
-        if leaf and _runs(subject, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):
+        if leaf and _runs(explained, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):
             raise UserError(f"{name} ({type(layer).__name__}): lrp has no rule for it; choose another method")
     if pixels and type(embed) is not PatchEmbed:
         raise UserError(f"patch_embed ({type(embed).__name__}): lrp's full needs one plain convolution of patches")
-    if next(subject.vit.parameters()).dtype not in (torch.float32, torch.float64):
+    if next(explained.vit.parameters()).dtype not in (torch.float32, torch.float64):
         raise UserError("lrp divides by numbers near 1e-9: it needs float32 or float64 weights; call model.float()")
 
 
-def _runs(subject: Subject, name: str) -> bool:
+def _runs(explained: ExplainedModel, name: str) -> bool:
     """Whether the module `name` belongs to the stage that is explained, or to a model of one stage."""
-    model = subject.module
+    model = explained.module
     if not isinstance(model, TwoStageModel):
         return True
-    return name.startswith("stage_1." if subject.vit is model.stage_1.backbone else "stage_2.")
+    return name.startswith("stage_1." if explained.vit is model.stage_1.backbone else "stage_2.")

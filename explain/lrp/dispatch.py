@@ -109,7 +109,7 @@ def _patches(op: Operation, R: Tensor) -> list[Tensor]:
 
 SUMS = ("add", "__add__", "__radd__")
 QUOTIENTS = ("div", "__truediv__")
-RULES: dict[str, Rule] = {
+LRP_RULES: dict[str, Rule] = {
     "linear": _linear,
     "scaled_dot_product_attention": _attention,
     "conv2d": _patches,
@@ -140,4 +140,4 @@ def rule_for(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Rule 
         return None
     if name in (*QUOTIENTS, "linear") and any(map(is_tracked, args[1:])):  # divided by data, weights made of data
         return None
-    return RULES.get(name)
+    return LRP_RULES.get(name)

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain.attention_capture import Attention, record
+from explain.explained_model import ExplainedModel, require_attention
 from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
 from explain.rollout import readout_row
-from explain.subject import Subject, require_attention
 from explain.types import METHODS, Explainer
 from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
@@ -66,43 +66,43 @@ class Lrp(Explainer):
         """Pixels for the variant full, otherwise patches."""
         return "pixel" if self.variant == "full" else "patch"
 
-    def check(self, subject: Subject) -> None:
+    def check(self, explained: ExplainedModel) -> None:
         """Raise UserError naming the first layer without a rule, or where there is no block to start from."""
-        require_attention(subject)
-        require_rules(subject, pixels=self.variant == "full")
-        if self._first_block() >= len(subject.vit.blocks):
-            raise UserError(f"--start-layer: no block {self._first_block()} in a model of {len(subject.vit.blocks)}")
+        require_attention(explained)
+        require_rules(explained, pixels=self.variant == "full")
+        if self._first_block() >= len(explained.vit.blocks):
+            raise UserError(f"--start-layer: no block {self._first_block()} in a model of {len(explained.vit.blocks)}")
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
         with torch.autocast(images.device.type, enabled=False):
             if self.variant == "full":
-                return self._of_pixels(subject, images, targets)
-            row = self._of_tokens(subject, images, targets)
-        return row[:, subject.num_prefix :].unflatten(1, subject.grid(images))
+                return self._of_pixels(explained, images, targets)
+            row = self._of_tokens(explained, images, targets)
+        return row[:, explained.num_prefix :].unflatten(1, explained.grid(images))
 
-    def _mode(self, subject: Subject) -> RelevanceMode:
-        return RelevanceMode(subject.module, self.rules, coupled=self.compat == "chefer")
+    def _mode(self, explained: ExplainedModel) -> RelevanceMode:
+        return RelevanceMode(explained.module, self.rules, coupled=self.compat == "chefer")
 
-    def _of_pixels(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def _of_pixels(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         images = images.detach().requires_grad_()
-        with self._mode(subject) as mode:
-            logits = scores_of(subject)(images)
-        (relevance,) = mode.relevance(subject.target_score(logits, targets), [images])
+        with self._mode(explained) as mode:
+            logits = scores_of(explained)(images)
+        (relevance,) = mode.relevance(explained.target_score(logits, targets), [images])
         return relevance.sum(1)
 
-    def _of_tokens(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def _of_tokens(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """[B, N]. Nothing is tracked before the first attention that is read: its output is where the graph starts."""
-        blocks = list(subject.vit.blocks)[self._first_block() :]
-        with self._mode(subject) as mode, record(blocks) as tape:
-            logits = scores_of(subject)(images)
-        layers = tape.by_block() if self.variant in PRODUCTS else tape.by_block()[:1]
-        score = subject.target_score(logits, targets)
+        blocks = list(explained.vit.blocks)[self._first_block() :]
+        with self._mode(explained) as mode, record(blocks) as capture:
+            logits = scores_of(explained)(images)
+        layers = capture.by_block() if self.variant in PRODUCTS else capture.by_block()[:1]
+        score = explained.target_score(logits, targets)
         relevance = iter(mode.relevance(score, [attention.out for layer in layers for attention in layer]))
         if self.variant in WITH_GRADIENT:
-            tape.gradients(score)
+            capture.gradients(score)
         with torch.no_grad():
-            return self._row(subject, [[(attention, next(relevance)) for attention in layer] for layer in layers])
+            return self._row(explained, [[(attention, next(relevance)) for attention in layer] for layer in layers])
 
     def _first_block(self) -> int:
         """The first block that the variant reads; -1: the last one."""
@@ -110,12 +110,12 @@ class Lrp(Explainer):
             return int(self.compat == "chefer") if self.start_layer is None else self.start_layer
         return 1 if self.variant == "second_layer" else -1
 
-    def _row(self, subject: Subject, layers: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
+    def _row(self, explained: ExplainedModel, layers: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
         """The classifier's row of the product of I + M, or of M alone; parallel attentions count as more heads."""
         row: Tensor | None = None
         for layer in reversed(layers):
             matrix = torch.stack([self._matrix(attention, R_out) for attention, R_out in layer]).mean(0)
-            row = readout_row(subject, matrix) if row is None else row
+            row = readout_row(explained, matrix) if row is None else row
             step = (row.unsqueeze(1) @ matrix).squeeze(1)
             row = row + step if self.variant in PRODUCTS else step
         assert row is not None  # `check` saw to it
@@ -130,16 +130,16 @@ class Lrp(Explainer):
         return (C * attention.weights_gradient() if self.variant in WITH_GRADIENT else C).clamp_(min=0).mean(1)
 
 
-def scores_of(subject: Subject) -> Callable[[Tensor], Tensor]:
+def scores_of(explained: ExplainedModel) -> Callable[[Tensor], Tensor]:
     """[B, 3, H, W] -> [B, C]. Stage 1 with its part maps as given weights: no relevance goes to where a part is."""
-    model = subject.module
-    if not isinstance(model, PartModel) or subject.vit is not model.stage_1.backbone:
-        return subject.logits
+    model = explained.module
+    if not isinstance(model, PartModel) or explained.vit is not model.stage_1.backbone:
+        return explained.logits
     parts = model.stage_1.parts
 
     def scores(images: Tensor) -> Tensor:
-        tokens = patch_tokens(subject.vit, images)
-        generator = torch.Generator(images.device).manual_seed(0)  # as in `subject.select`
+        tokens = patch_tokens(explained.vit, images)
+        generator = torch.Generator(images.device).manual_seed(0)  # as in `explained.select`
         noise = draw_noise(
             parts.config, (tokens.shape[0], tokens.shape[1]), images.device, training=False, generator=generator
         )

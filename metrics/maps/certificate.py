@@ -16,7 +16,7 @@ from metrics.maps.removal import cell_grid, enlarge, on_grid
 from metrics.types import Explanation
 
 FILLS = ("noise", "zeros", "other")
-"""What overwrites: one fixed picture of standard normal noise, 0 (both after normalisation), another image."""
+"""What overwrites: one fixed image of standard normal noise, 0 (both after normalisation), another image."""
 MOVEMENT = ("logit_change", "probability_change", "total_variation", "flipped")
 """Columns of `movement`."""
 
@@ -60,7 +60,7 @@ class Certificate(MapMetric):
     - `certificate/holds`: share of images where no fill moves a logit by more than the tolerance
     - `certificate/probability_change` (of the label), `certificate/total_variation` (of the softmax),
       `certificate/flipped` (share of changed predictions): means over images and fills
-    - `certificate/kept_share`: mean share of patches left as they were
+    - `certificate/keep_ratio`: mean share of patches left as they were
     - `count/certificate/images`, `nan_maps` left out, `constant_maps`, which rank nothing and are scored
     """
 
@@ -76,7 +76,7 @@ class Certificate(MapMetric):
             raise UserError(f"metric option kept={kept} must be a share in [0, 1]")
         self.patch, self.kept, self.tolerance = patch, kept, tolerance
         moved = (f"{fill}/{name}" for fill in FILLS for name in MOVEMENT)
-        self.columns = (*moved, "kept_share", "nan_map", "constant_map")
+        self.columns = (*moved, "keep_ratio", "nan_map", "constant_map")
         self.predecessors = Predecessors()
 
     def reset(self) -> None:
@@ -121,7 +121,7 @@ class Certificate(MapMetric):
             "max_logit_change": drawn.max() if len(drawn) else np.nan,
             "holds": weighted_mean(np.where(scored, change <= self.tolerance, np.nan), weight),
             **{name: weighted_mean(by_fill[name].mean(0), weight) for name in MOVEMENT[1:]},
-            "kept_share": weighted_mean(columns["kept_share"], weight),
+            "keep_ratio": weighted_mean(columns["keep_ratio"], weight),
         }
         results = {f"certificate/{name}": float(value) for name, value in figures.items()}
         return results | count_flags("certificate", {"images": scored}, columns, weight)
@@ -130,7 +130,7 @@ class Certificate(MapMetric):
         """Everything needed to repeat the figures."""
         return {
             "maps_of": f"{self.target} class",
-            "overwritten_with": "one picture of normal noise, zeros (both after normalisation), the previous image",
+            "overwritten_with": "one image of normal noise, zeros (both after normalisation), the previous image",
             "kept": "as the model's own mask, per image" if callable(self.kept) else self.kept,
             "patch_pixels": self.patch,
             "tolerance": self.tolerance,

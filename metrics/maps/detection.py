@@ -27,7 +27,7 @@ class Detection(MapMetric):
     columns = ("iou", "nan_map", "constant_map")
 
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """[B, columns]; iou is nan where the picture has no box of the predicted class."""
+        """[B, columns]; iou is nan where the image has no box of the predicted class."""
         truth = boxes_of_class(batch, explanation.logits.argmax(1))
         found = display_maps(explanation.maps, (batch.image.shape[2], batch.image.shape[3])) > THRESHOLD
         tp, fp, fn, _ = (count.double() for count in count_pixels(found, truth))

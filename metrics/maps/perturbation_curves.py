@@ -104,7 +104,7 @@ class CurveMetric(MapMetric):
         return self.inner(explanation, images, self.removal.cover(images), rank)
 
     def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, rank: Tensor) -> Tensor:
-        """`Removal.logits` of [2 B] pictures, two for each image, as [B, 2, S, C]."""
+        """`Removal.logits` of [2 B] images, two for each image, as [B, 2, S, C]."""
         count = len(images) // 2
         logits = self.removal.logits(explanation.predict, images, cover, rank, count)
         return logits.unflatten(0, (2, count)).transpose(0, 1)

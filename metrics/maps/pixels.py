@@ -20,7 +20,7 @@ def silent_maps(maps: Tensor) -> tuple[Tensor, Tensor]:
 def heat(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """maps [B, h, w] enlarged to size (H, W) and each stretched to [0, 1], float32 (float64 stays); silent ones zeros.
 
-    Silence is judged before enlarging, which turns a constant map into rounding noise.
+    NullTracker is judged before enlarging, which turns a constant map into rounding noise.
     """
     failed, constant = silent_maps(maps)
     spoken = torch.where((failed | constant)[:, None, None], 0, maps)

@@ -108,7 +108,7 @@ class Removal:
         """Logits [M, S, C] after each of the S = steps - 1 inner steps; step s covers floor(cells * s / steps) cells.
 
         images, cover [M, 3, H, W]; rank [M, h, w] from `rank_cells`; `batch`: images per forward without `chunk`.
-        Every step starts from the image itself, and all M * S pictures share forward batches.
+        Every step starts from the image itself, and all M * S images share forward batches.
         """
         cells, inner = rank[0].numel(), self.steps - 1
         counts = torch.tensor([cells * step // self.steps for step in range(1, self.steps)], device=rank.device)

@@ -41,16 +41,16 @@ class PartAgreement(ExactMetric):
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where there are no part maps, too many, or no true parts."""
         maps = maps_of(prediction, "parts")
-        if batch.parts is None and batch.part_labels is None:
+        if batch.keypoints is None and batch.part_labels is None:
             raise UserError(f"metric 'parts': a batch of data set {self.info.name!r} carries no parts")
         if maps.shape[1] > MOST_CHANNELS:
             raise UserError(f"metric 'parts' tells {MOST_CHANNELS - 1} parts apart, the model has {maps.shape[1] - 1}")
         self.follow(prediction)
         size = (batch.image.shape[2], batch.image.shape[3])
-        if batch.parts is not None:
+        if batch.keypoints is not None:
             names = torch.arange(self.parts, device=maps.device).expand(len(batch), -1)
-            found = point_labels(maps, batch.parts[..., :2], size)
-            _count_pairs(names, found, self.at_points, batch.parts[..., 2] > 0)
+            found = point_labels(maps, batch.keypoints[..., :2], size)
+            _count_pairs(names, found, self.at_points, batch.keypoints[..., 2] > 0)
         if batch.part_labels is not None:
             truth = torch.where(batch.part_labels < 0, self.parts, batch.part_labels)
             _count_pairs(truth, pixel_labels(maps, size, align_corners=False), self.at_pixels)

@@ -15,7 +15,7 @@ from metrics.registry import METRICS
 from metrics.types import Prediction
 
 ACTIVE = 0.5
-"""A part whose map is nowhere above this has no place in the picture."""
+"""A part whose map is nowhere above this has no place in the image."""
 STILL = 1e-9
 """A coordinate that deviates less than this, in box sizes, is constant."""
 
@@ -61,15 +61,17 @@ class KeyPointRegression(FittedMetric):
     def _rows(self, batch: Batch, prediction: Prediction) -> Tensor:
         """[B, 3K + 3P] float64: centres, active, key points, visible."""
         maps = maps_of(prediction, "keypoints")
-        if batch.parts is None or batch.frame is None:
+        if batch.keypoints is None or batch.frame is None:
             raise UserError(f"metric 'keypoints': data set {self.info.name!r} lacks key points or boxes here")
         self.follow(prediction)
         size = (batch.image.shape[2], batch.image.shape[3])
         corner, extent = batch.frame.double()[:, None].split(2, dim=2)
         centres = (part_centres(maps, size) - corner) / extent
         active = maps[:, :-1].amax(dim=(2, 3)) > ACTIVE
-        points = (batch.parts[..., :2].double() - corner) / extent
-        return torch.cat([values.flatten(1) for values in (centres, active, points, batch.parts[..., 2] > 0)], dim=1)
+        points = (batch.keypoints[..., :2].double() - corner) / extent
+        return torch.cat(
+            [values.flatten(1) for values in (centres, active, points, batch.keypoints[..., 2] > 0)], dim=1
+        )
 
     def compute(self) -> dict[str, float]:
         """The figures named in the class docstring. Raises UserError where nothing was fitted."""

@@ -11,7 +11,7 @@ from common.errors import UserError
 from metrics.types import Prediction
 
 IMAGES_AT_A_TIME = 8
-"""Maps at pixels are K+1 times as large as the picture: a whole batch of them need not fit into memory."""
+"""Maps at pixels are K+1 times as large as the image: a whole batch of them need not fit into memory."""
 
 
 def maps_of(prediction: Prediction, metric: str) -> Tensor:
@@ -31,7 +31,7 @@ def pixel_labels(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Te
 def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, P] int64: `pixel_labels(maps, size, align_corners=False)` at points [B, P, 2] (x, y), pixels.
 
-    A point belongs to the pixel of index round(x - 0.5), halves to even, cut to the picture, as published. Only these
+    A point belongs to the pixel of index round(x - 0.5), halves to even, cut to the image, as published. Only these
     pixels are interpolated.
     """
     limit = torch.tensor([size[1], size[0]], device=points.device)
@@ -42,7 +42,7 @@ def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def part_centres(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """[B, K, 2] float64 (x, y): the mean position of each part's map, pixels of pictures of size (H, W).
+    """[B, K, 2] float64 (x, y): the mean position of each part's map, pixels of images of size (H, W).
 
     A cell of the grid lies where its first pixel does, without half a pixel more, as published. The centre of a map
     without any value is (0, 0).

@@ -13,7 +13,7 @@ TINY = DataConfig(image_size=48, synthetic=SyntheticConfig(train_images=40, val_
 
 @pytest.fixture(scope="session")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Read only. CUB_200_2011 with 52 training pictures (Waterbirds: 40 and 12 for validation), 16 test pictures."""
+    """Read only. CUB_200_2011 with 52 training images (Waterbirds: 40 and 12 for validation), 16 test images."""
     out = tmp_path_factory.mktemp("layout") / "birds"
     assert write_cub_layout(TINY, out) == 68
     return out

@@ -23,7 +23,7 @@ def picture(path: Path, value: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT))
 
 
 def write_svhn(root: Path) -> None:
-    """30 training pictures, three of each digit, and ten test pictures."""
+    """30 training images, three of each digit, and ten test images."""
     for name, count in (("train", 30), ("test", 10)):
         pixels = np.random.default_rng(count).integers(0, 256, (32, 32, 3, count), np.uint8)
         labels = (np.arange(count) % 10 + 1).astype(np.uint8)[:, None]
@@ -31,7 +31,7 @@ def write_svhn(root: Path) -> None:
 
 
 def write_flowers(root: Path, masks: bool = True) -> Path:
-    """24 pictures of the first six classes, eight a split (train: the numbers 3, 6, 9 ...). Returns flowers-102."""
+    """24 images of the first six classes, eight a split (train: the numbers 3, 6, 9 ...). Returns flowers-102."""
     base = root / "flowers-102"
     for number in range(1, 25):
         picture(base / "jpg" / f"image_{number:05d}.jpg", number)
@@ -58,7 +58,7 @@ def voc_xml(names: Sequence[str], boxes: Sequence[tuple[float, ...]] = BOXES) ->
 
 
 def write_voc(root: Path) -> Path:
-    """12 pictures in train, 4 in val: a small dog, and a large person or cat; the even ones have masks. VOC2012."""
+    """12 images in train, 4 in val: a small dog, and a large person or cat; the even ones have masks. VOC2012."""
     base = root / "VOCdevkit" / "VOC2012"
     for folder in ("Annotations", "ImageSets/Main", "ImageSets/Segmentation", "SegmentationClass"):
         (base / folder).mkdir(parents=True)
@@ -95,7 +95,7 @@ def annotation(number: int, image: int, category: int, outline: Any, **changes: 
 
 
 def coco(wnids: Sequence[str], count: int) -> dict[str, Any]:
-    """`count` pictures of each class, each with a head (category 0) and a body (1); the last one of all has nothing."""
+    """`count` images of each class, each with a head (category 0) and a body (1); the last one of all has nothing."""
     names = [f"{wnid}_{i}.JPEG" for wnid in wnids for i in range(count)]
     return {
         "categories": [{"id": 1, "name": "Fish Body"}, {"id": 0, "name": "Fish Head"}],

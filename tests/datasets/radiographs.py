@@ -18,7 +18,7 @@ PATIENT = "SECRET^NAME"
 
 
 def encoded(pixels: np.ndarray, kind: str, **options: Any) -> bytes:
-    """A picture file in memory."""
+    """An image file in memory."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format=kind, **options)
     return buffer.getvalue()

@@ -13,15 +13,15 @@ def test_atcons_crop_of_voc() -> None:
     raw = scene(200, 200, x=100, y=100, radius=60)
     colour = replace(raw, image=(raw.image * np.array([1.0, 0.5, 0.25])).astype(np.uint8))
     corner = np.array([[60, 60, 1], [140, 60, 1], [60, 140, 1]], float)
-    outs = [run(replace(colour, parts=corner), "atcon_voc", seed) for seed in range(120)]
+    outs = [run(replace(colour, keypoints=corner), "atcon_voc", seed) for seed in range(120)]
     shares, aspects, mirrored = [], [], []
     for out in outs:
-        assert out.mask is not None and out.parts is not None and out.boxes is not None
+        assert out.mask is not None and out.keypoints is not None and out.boxes is not None
         bright = out.image[0] > (out.image[0].min() + out.image[0].max()) / 2
         if 0.02 < float(out.mask.float().mean()) < 0.98:
             assert float((bright == out.mask).float().mean()) > 0.97, "the white disc is where the mask says"
-        if out.parts[:, 2].all():
-            a, b, c = out.parts[:, :2]
+        if out.keypoints[:, 2].all():
+            a, b, c = out.keypoints[:, :2]
             width, height = (80 * 96 / float((one - a).norm()) for one in (b, c))
             shares.append(width * height / 200**2)
             aspects.append(width / height)
@@ -35,12 +35,12 @@ def test_atcons_crop_of_voc() -> None:
     lightest = [float(out.image.max()) for out in outs]
     assert min(lightest) < 0.75 and np.std(lightest) > 0.05, "jittered"
     covered = [float(out.mask.float().mean()) for out in outs if out.mask is not None]
-    assert max(covered) > 0.7 > 0.28 > min(covered), "the disc covers 28 % of the picture"
+    assert max(covered) > 0.7 > 0.28 > min(covered), "the disc covers 28 % of the image"
 
 
 def test_atcons_turns_of_svhn() -> None:
     """Up to 10 degrees, both flips, each half of the time, and no other size."""
-    raw = replace(scene(radius=2), parts=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
+    raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
     turns, sideways, upside = [], [], []
     for seed in range(200):
         parts = run(raw, "atcon_svhn", seed).parts

@@ -32,7 +32,7 @@ def test_splits(layout: Path) -> None:
     assert Counter(train.labels) == {0: 20, 1: 20} and Counter(val.labels) == {0: 6, 1: 6}, "class by class"
 
 
-def test_the_held_out_pictures_depend_on_the_data_seed_alone(layout: Path) -> None:
+def test_the_held_out_images_depend_on_the_data_seed_alone(layout: Path) -> None:
     first = Cub(config_of(layout), "val")
     assert names(first) == names(Cub(config_of(layout, image_size=32, batch_size=3), "val"))
     other = config_of(layout, seed=1)
@@ -61,7 +61,7 @@ def test_small_classes_stand_on_both_sides() -> None:
     train = choose_split(labels, dict.fromkeys(labels, True), "train", config)
     assert sorted(val + train) == [1, 2, 3, 4, 5, 6]
     assert Counter(labels[key] for key in val) == {0: 1, 2: 1}
-    assert 3 in train, "a class of one picture stays in training"
+    assert 3 in train, "a class of one image stays in training"
 
 
 def test_root_may_be_the_folder_or_its_parent(layout: Path) -> None:
@@ -75,10 +75,10 @@ def test_a_record(layout: Path) -> None:
     assert data.info.part_names == ("body", "head", "beak", "wing", "tail")
     assert data.info.group_names is None and sample.group is None
     assert sample.path.endswith(f"images/{data.info.class_names[sample.label]}/{Path(sample.path).name}")
-    assert sample.boxes is not None and sample.parts is not None and sample.mask is not None
-    assert sample.boxes.shape == (1, 4) and sample.parts.shape == (5, 3) and sample.mask.dtype == bool
+    assert sample.boxes is not None and sample.keypoints is not None and sample.mask is not None
+    assert sample.boxes.shape == (1, 4) and sample.keypoints.shape == (5, 3) and sample.mask.dtype == bool
     again = data.read(0)
-    assert np.array_equal(sample.parts, again.parts) and np.array_equal(sample.boxes, again.boxes)  # type: ignore[arg-type]
+    assert np.array_equal(sample.keypoints, again.keypoints) and np.array_equal(sample.boxes, again.boxes)  # type: ignore[arg-type]
 
 
 def test_labels_are_numbered_without_gaps(spoiled: Path) -> None:
@@ -102,7 +102,7 @@ def test_annotations_are_optional(spoiled: Path) -> None:
     (spoiled / "bounding_boxes.txt").unlink()
     data = Cub(config_of(spoiled), "test")
     sample = data.read(0)
-    assert sample.mask is sample.parts is sample.boxes is data.info.part_names is None
+    assert sample.mask is sample.keypoints is sample.boxes is data.info.part_names is None
 
 
 def edit(name: str, line: int, new: str | None) -> Callable[[Path], None]:
@@ -135,10 +135,10 @@ def edit(name: str, line: int, new: str | None) -> Callable[[Path], None]:
         (edit("bounding_boxes.txt", 6, "6 1 2 3 nan"), r"bounding_boxes\.txt line 6: column height is 'nan'"),
         (edit("bounding_boxes.txt", 6, "6 1 2 0 5"), r"bounding_boxes\.txt line 6: the box is 0 wide and 5 high"),
         (edit("bounding_boxes.txt", 6, None), r"bounding_boxes\.txt: no line for id 6"),
-        (edit("parts/part_locs.txt", 7, "2 1 0 0 1"), r"part_locs\.txt line 7: part 1 of picture 2 .* second time"),
+        (edit("parts/part_locs.txt", 7, "2 1 0 0 1"), r"part_locs\.txt line 7: part 1 of image 2 .* second time"),
         (edit("parts/part_locs.txt", 7, "2 9 0 0 1"), r"part_locs\.txt line 7: column part_id is 9"),
         (edit("parts/part_locs.txt", 7, "2 2 0 0 2"), r"part_locs\.txt line 7: column visible is 2; it must be 0, 1"),
-        (edit("parts/part_locs.txt", 7, None), r"part_locs\.txt: picture 2 has fewer than 5 parts"),
+        (edit("parts/part_locs.txt", 7, None), r"part_locs\.txt: image 2 has fewer than 5 parts"),
         (lambda base: (base / "classes.txt").unlink(), r"classes\.txt is missing"),
         (lambda base: (base / "parts" / "parts.txt").unlink(), r"parts\.txt is missing"),
         (lambda base: (base / "images.txt").write_bytes(b"\xff\xfe\x00"), r"cannot read .*images\.txt"),

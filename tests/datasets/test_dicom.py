@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
 from datasets.formats.dicom import read_dicom
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from tests.datasets.radiographs import PATIENT, encoded, smooth, write_dicom
 
 SAMPLES = sorted(path.name for path in (Path(pydicom.__file__).parent / "data" / "test_files").glob("*.dcm"))
@@ -137,11 +137,11 @@ def test_lossless_jpeg(tmp_path: Path, syntax: str) -> None:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_every_sample_is_a_picture_or_one_line(name: str, recwarn: pytest.WarningsRecorder) -> None:
+def test_every_sample_is_a_image_or_one_line(name: str, recwarn: pytest.WarningsRecorder) -> None:
     path = sample(name)
     try:
         shown = read_dicom(path)
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         assert "\n" not in str(error) and error.path == path and error.reason
     else:
         assert shown.dtype == np.uint8 and shown.ndim == 2 and shown.size > 1
@@ -152,7 +152,7 @@ def test_one_sample_in_every_coding_looks_the_same() -> None:
     pictures = [read_dicom(sample(f"MR_small{kind}.dcm")) for kind in (
         "", "_RLE", "_bigendian", "_expb", "_implicit", "_jp2klossless", "_jpeg_ls_lossless", "_padded",
     )]  # fmt: skip
-    assert all(np.array_equal(picture, pictures[0]) for picture in pictures)
+    assert all(np.array_equal(image, pictures[0]) for image in pictures)
     assert pictures[0].max() == 255 and pictures[0].std() > 50
 
 
@@ -169,7 +169,7 @@ def test_one_sample_in_every_coding_looks_the_same() -> None:
     ],
 )
 def test_samples_that_are_no_radiograph(name: str, reason: str) -> None:
-    with pytest.raises(UnreadablePictureError, match=reason):
+    with pytest.raises(UnreadableImageError, match=reason):
         read_dicom(sample(name))
 
 
@@ -192,7 +192,7 @@ def test_one_line_for_what_is_wrong(tmp_path: Path, tags: dict[str, Any], reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydicom's, about what is written
         path = write_dicom(tmp_path / "a.dcm", ramp(8), **tags)
-    with pytest.raises(UnreadablePictureError, match=reason) as caught:
+    with pytest.raises(UnreadableImageError, match=reason) as caught:
         read_dicom(path)
     assert "\n" not in str(caught.value) and "SECRET" not in str(caught.value)
 
@@ -204,7 +204,7 @@ def test_a_file_cut_off_anywhere(tmp_path: Path, packed: bool, keep: float) -> N
     options = {"frame": encoded(pixels, "JPEG"), "syntax": JPEGBaseline8Bit} if packed else {}
     path = write_dicom(tmp_path / "a.dcm", pixels, **options)
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-    with pytest.raises(UnreadablePictureError):
+    with pytest.raises(UnreadableImageError):
         read_dicom(path)
 
 
@@ -212,7 +212,7 @@ def test_a_compressed_frame_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFix
     pixels = smooth(0, 256, 256)
     jpeg = encoded(pixels, "JPEG")
     path = write_dicom(tmp_path / "a.dcm", pixels, frame=jpeg[: len(jpeg) // 2], syntax=JPEGBaseline8Bit)
-    with pytest.raises(UnreadablePictureError, match=r"cut off or cannot be decoded \(JPEG Baseline \(Process 1\)"):
+    with pytest.raises(UnreadableImageError, match=r"cut off or cannot be decoded \(JPEG Baseline \(Process 1\)"):
         read_dicom(path)
     assert not caplog.records, "a traceback may quote a patient's tags"
 
@@ -220,8 +220,8 @@ def test_a_compressed_frame_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFix
 def test_what_is_no_dicom_file(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
     for name, reason in (("a.png", "not a DICOM file"), ("none.dcm", "no such file"), (".", "no regular file")):
-        with pytest.raises(UnreadablePictureError, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             read_dicom(tmp_path / name)
     (tmp_path / "empty.dcm").touch()
-    with pytest.raises(UnreadablePictureError, match="not a DICOM file|broken DICOM"):
+    with pytest.raises(UnreadableImageError, match="not a DICOM file|broken DICOM"):
         read_dicom(tmp_path / "empty.dcm")

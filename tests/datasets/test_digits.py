@@ -19,13 +19,13 @@ def test_splits_share_nothing_and_miss_nothing() -> None:
 
 
 def test_a_record_is_scikit_learns() -> None:
-    pictures, digits = load_digits(return_X_y=True)
+    images, digits = load_digits(return_X_y=True)
     split = Digits(CONFIG, "val")
     record = split.read(3)
     number = int(record.path.removeprefix("digits/"))
     assert record.label == split.labels[3] == digits[number]
     assert record.image.shape == (8, 8, 3) and record.image.dtype == np.uint8
-    assert np.abs(record.image / 255 - pictures[number].reshape(8, 8, 1) / 16).max() <= 0.5 / 255
+    assert np.abs(record.image / 255 - images[number].reshape(8, 8, 1) / 16).max() <= 0.5 / 255
     assert load_split(CONFIG, "val", train=False, seed=0)[3].image.shape == (3, 32, 32)
 
 

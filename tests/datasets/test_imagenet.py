@@ -42,7 +42,7 @@ def xml(*boxes: tuple[float, ...], size: tuple[int, int] = SIZE) -> str:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Three classes; 8 training and 2 validation pictures of each; boxes of the validation pictures."""
+    """Three classes; 8 training and 2 validation images of each; boxes of the validation images."""
     (tmp_path / BOXES).mkdir(parents=True)
     for c, wnid in enumerate(WNIDS):
         for i in range(8):
@@ -68,7 +68,7 @@ def test_splits(root: Path) -> None:
     assert len(read(root, "train", val_fraction=0.0)) == 24
 
 
-def test_the_held_out_pictures_depend_on_the_data_seed_alone(root: Path) -> None:
+def test_the_held_out_images_depend_on_the_data_seed_alone(root: Path) -> None:
     assert read(root, "val").names == read(root, "val", image_size=32, batch_size=1).names
     assert read(root, "val").names != read(root, "val", seed=1).names
 
@@ -79,7 +79,7 @@ def test_a_record_and_its_boxes(root: Path) -> None:
     assert sample.image.shape == (60, 40, 3) and sample.label == 1
     assert sample.path == str(root / "val" / WNIDS[1] / "ILSVRC2012_val_00000003.JPEG")
     assert np.array_equal(sample.boxes, [BOX, (0, 0, 5, 5)])  # type: ignore[arg-type]
-    assert sample.mask is sample.parts is sample.group is None
+    assert sample.mask is sample.keypoints is sample.group is None
     assert read(root, "train").read(0).boxes is None
 
 
@@ -93,7 +93,7 @@ def test_boxes_follow_the_evaluation_transform(root: Path) -> None:
     assert batch.boxes is not None and [len(each) for each in batch.boxes] == [1] * 6
 
 
-def test_pictures_without_an_object_keep_their_place(root: Path) -> None:
+def test_images_without_an_object_keep_their_place(root: Path) -> None:
     (root / BOXES / "ILSVRC2012_val_00000000.xml").write_text(xml())
     config = DataConfig(name="imagenet", root=str(root), image_size=20)
     (batch,) = eval_loader(load_split(config, "test", train=False, seed=0), batch_size=6, workers=0)
@@ -101,11 +101,11 @@ def test_pictures_without_an_object_keep_their_place(root: Path) -> None:
     assert batch.boxes[0].shape == (0, 4) and batch.boxes[0].dtype == torch.float32
 
 
-def test_opening_reads_no_picture_and_no_xml(root: Path) -> None:
+def test_opening_reads_no_image_and_no_xml(root: Path) -> None:
     for path in [*root.rglob("*.JPEG"), *root.rglob("*.xml")]:
         path.write_bytes(b"")
     assert [len(read(root, split)) for split in ("train", "val", "test")] == [18, 6, 6]
-    with pytest.raises(UserError, match="cannot read picture .*00000000.JPEG"):
+    with pytest.raises(UserError, match="cannot read image .*00000000.JPEG"):
         read(root).read(0)
 
 
@@ -119,7 +119,7 @@ def test_any_tree_of_class_folders(tmp_path: Path) -> None:
     assert isinstance(DATASETS["imagenet"](DataConfig(root=str(tmp_path)), "test"), ImageNet)
 
 
-def test_the_test_split_needs_no_training_pictures(root: Path) -> None:
+def test_the_test_split_needs_no_training_images(root: Path) -> None:
     shutil.rmtree(root / "train")
     assert len(read(root)) == 6
     with pytest.raises(UserError, match=r"train is missing; data\.root must be the folder that holds train/"):
@@ -178,8 +178,8 @@ def flatten(base: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty, r"val/n01440764 holds no pictures \(\.bmp, .*\.jpeg"),
-        (flatten, r"val has no class folders; sort its pictures into val/<class>/"),
+        (empty, r"val/n01440764 holds no images \(\.bmp, .*\.jpeg"),
+        (flatten, r"val has no class folders; sort its images into val/<class>/"),
         (lambda base: shutil.rmtree(base / "val"), r"val is missing; data\.root must be the folder that holds val/"),
         (
             lambda base: shutil.rmtree(base / "train" / WNIDS[2]),
@@ -209,7 +209,7 @@ FETCH = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (xml(BOX, size=(60, 40)), r"is for a picture of 60 x 40 pixels, not 40 x 60; restore both files"),
+        (xml(BOX, size=(60, 40)), r"is for an image of 60 x 40 pixels, not 40 x 60; restore both files"),
         (xml((4, 5, "six", 7)), r"\.xml: xmax is 'six', not a number"),  # type: ignore[arg-type]
         (xml((4, 5, float("nan"), 7)), r"\.xml: xmax is 'nan', not a number"),
         (xml(BOX).replace("<ymax>48</ymax>", ""), r"\.xml: ymax is '', not a number"),

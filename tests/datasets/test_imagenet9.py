@@ -38,7 +38,7 @@ def test_every_set(root: Path, variant: str) -> None:
         assert sample.mask is not None and sample.mask.sum() == 512 and sample.mask[:, :16].all()
 
 
-def test_pictures_of_the_input_size_are_not_resampled(root: Path) -> None:
+def test_images_of_the_input_size_are_not_resampled(root: Path) -> None:
     config = DataConfig(name="imagenet9", root=str(root), image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)  # type: ignore[arg-type]
     raw, sample = read(root).read(4), load_split(config, "test", train=False, seed=0)[4]
     assert np.array_equal(sample.image.numpy(), raw.image.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
@@ -84,8 +84,8 @@ def test_without_masks(root: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"no array", r"cannot read picture .*00007\.npy"),
-        (b"", r"cannot read picture .*00007\.npy"),
+        (b"no array", r"cannot read image .*00007\.npy"),
+        (b"", r"cannot read image .*00007\.npy"),
         (np.zeros((32, 32, 3), bool), r"00007\.npy: no array of rows and columns of numbers"),
         (np.array([{"a": 1}], object), r"00007\.npy: .*Python objects"),
         (np.zeros((16, 32), bool), r"00007\.npy is 32 x 16 pixels but .*original.*is 32 x 32"),
@@ -131,6 +131,6 @@ def test_one_line_for_what_is_wrong(root: Path, spoil: Callable[[Path], object],
     assert "\n" not in str(caught.value)
 
 
-def test_its_pictures_are_not_cropped_a_second_time() -> None:
-    assert with_prescribed(DataConfig(name="imagenet9", evaluation="imagenet")).evaluation == "cover"
+def test_its_images_are_not_cropped_a_second_time() -> None:
+    assert with_prescribed(DataConfig(name="imagenet9", evaluation="imagenet")).evaluation == "center_crop"
     assert with_prescribed(DataConfig(name="imagenet_a", evaluation="imagenet")).evaluation == "imagenet"

@@ -1,4 +1,4 @@
-"""Every kind of picture Pillow can hand us, made with Pillow."""
+"""Every kind of image Pillow can hand us, made with Pillow."""
 
 import pickle
 import warnings
@@ -10,14 +10,14 @@ import pytest
 from PIL import Image, ImageFile
 
 from common.errors import UserError
-from datasets.formats.images import UnreadablePictureError, read_image, read_mask
+from datasets.formats.images import UnreadableImageError, read_image, read_mask
 
 RAMP = np.tile(np.arange(0, 256, 16, dtype=np.uint8), (12, 1))  # [12, 16]
 RGB = np.stack([RAMP, RAMP[:, ::-1], np.full_like(RAMP, 90)], axis=2)
 
 
 def write(folder: Path, picture: Image.Image, suffix: str = ".png", **options: object) -> Path:
-    path = folder / f"picture{suffix}"
+    path = folder / f"image{suffix}"
     picture.save(path, **options)  # type: ignore[arg-type]
     return path
 
@@ -49,7 +49,7 @@ def test_transparent_parts_are_white(tmp_path: Path) -> None:
     assert abs(int(half[0, 0, 0]) - 127) <= 1
 
 
-def palette_picture() -> Image.Image:
+def palette_image() -> Image.Image:
     picture = Image.fromarray(np.arange(4, dtype=np.uint8).repeat(4).reshape(4, 4))
     picture = picture.convert("P")
     picture.putdata([0, 1, 2, 3] * 4)
@@ -58,12 +58,12 @@ def palette_picture() -> Image.Image:
 
 
 def test_palette(tmp_path: Path) -> None:
-    image = read_image(write(tmp_path, palette_picture()))
+    image = read_image(write(tmp_path, palette_image()))
     assert image[0].tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
 
 
 def test_palette_with_a_transparent_colour(tmp_path: Path) -> None:
-    image = read_image(write(tmp_path, palette_picture(), transparency=1))
+    image = read_image(write(tmp_path, palette_image(), transparency=1))
     assert image[0].tolist() == [[255, 0, 0], [255, 255, 255], [0, 0, 255], [9, 9, 9]]
 
 
@@ -78,7 +78,7 @@ def test_floating_point(tmp_path: Path) -> None:
     unit = np.array([[0.0, 0.5, 1.0]], np.float32)
     assert read_image(write(tmp_path, Image.fromarray(unit), ".tif"))[0, :, 0].tolist() == [0, 128, 255]
     for wrong in (unit * 7, unit - 0.1, unit * np.nan):
-        with pytest.raises(UnreadablePictureError, match="its values run from"):
+        with pytest.raises(UnreadableImageError, match="its values run from"):
             read_image(write(tmp_path, Image.fromarray(wrong), ".tif"))
 
 
@@ -112,25 +112,25 @@ def test_truncated(tmp_path: Path, suffix: str, read: Callable[[Path], np.ndarra
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = write(tmp_path, Image.fromarray(noise), suffix)
     truncate(path)
-    with pytest.raises(UnreadablePictureError) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         read(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff\xe0 a lie"]
+    "content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40, b"\xff\xd8\xff\xe0 a lie"]
 )
-def test_not_a_picture(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "picture.jpg"
+def test_not_a_image(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePictureError, match=r"picture\.jpg"):
+    with pytest.raises(UnreadableImageError, match=r"image\.jpg"):
         read_image(path)
 
 
 def test_missing_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(UnreadablePictureError, match="no such file"):
+    with pytest.raises(UnreadableImageError, match="no such file"):
         read_image(tmp_path / "none.jpg")
-    with pytest.raises(UnreadablePictureError, match="cannot read picture"):
+    with pytest.raises(UnreadableImageError, match="cannot read image"):
         read_image(tmp_path)
 
 
@@ -140,12 +140,12 @@ def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lim
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with pytest.raises(UnreadablePictureError, match="limit"):
+        with pytest.raises(UnreadableImageError, match="limit"):
             read_image(path)
 
 
 def test_the_error_survives_a_process_boundary() -> None:
-    error = UnreadablePictureError("a/b.jpg", "broken")
+    error = UnreadableImageError("a/b.jpg", "broken")
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, UserError) and str(again) == str(error) and again.path == "a/b.jpg"
 

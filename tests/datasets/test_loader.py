@@ -1,4 +1,4 @@
-"""Order, exact resume, unreadable pictures, and the same batches from any number of loading processes."""
+"""Order, exact resume, unreadable images, and the same batches from any number of loading processes."""
 
 import pickle
 import random
@@ -23,16 +23,16 @@ from datasets import (
     steps_per_epoch,
     train_loader,
 )
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from datasets.loader import lost_worker
 
 CONFIG = DataConfig(image_size=8, augmentation="cub_original")
 
 
-class Pictures:
-    """`count` random pictures in memory, some of which cannot be read."""
+class Images:
+    """`count` random images in memory, some of which cannot be read."""
 
-    info = DatasetInfo("pictures", ("a", "b"))
+    info = DatasetInfo("images", ("a", "b"))
 
     def __init__(self, count: int, broken: Iterable[int] = ()) -> None:
         self.labels = [i % 2 for i in range(count)]
@@ -44,12 +44,12 @@ class Pictures:
 
     def read(self, index: int) -> RawSample:
         if index in self.broken:
-            raise UnreadablePictureError(f"{index}.jpg", "broken")
+            raise UnreadableImageError(f"{index}.jpg", "broken")
         return RawSample(self.pixels[index], self.labels[index], f"{index}.jpg", boxes=np.array([[1.0, 2, 8, 9]]))
 
 
 def split_of(count: int, broken: Iterable[int] = (), *, train: bool = True, seed: int = 0) -> Split:
-    return Split(Pictures(count, broken), build_transform(CONFIG, train), train=train, seed=seed)
+    return Split(Images(count, broken), build_transform(CONFIG, train), train=train, seed=seed)
 
 
 def epoch_of(split: Split, epoch: int = 0, seed: int = 0, workers: int = 0, start: int = 0, **more: int) -> list[Batch]:
@@ -106,7 +106,7 @@ def test_workers_change_nothing() -> None:
 
 def test_workers_change_nothing_with_timm() -> None:
     transform = build_transform(DataConfig(image_size=8, augmentation="timm"), train=True)
-    split = Split(Pictures(8), transform, train=True, seed=0)
+    split = Split(Images(8), transform, train=True, seed=0)
     assert same(epoch_of(split), epoch_of(split, workers=2))
 
 
@@ -119,7 +119,7 @@ def test_global_streams_are_left_alone(workers: int) -> None:
     assert torch.equal(torch.get_rng_state(), states[2])
 
 
-def test_unreadable_pictures_are_skipped_and_counted_in_training() -> None:
+def test_unreadable_images_are_skipped_and_counted_in_training() -> None:
     batches = epoch_of(split_of(12, broken=[2, 7]))
     assert sorted(path for batch in batches for path in batch.skipped) == ["2.jpg", "7.jpg"]
     assert len(paths(batches)) == 10 and not {"2.jpg", "7.jpg"} & set(paths(batches))
@@ -128,13 +128,13 @@ def test_unreadable_pictures_are_skipped_and_counted_in_training() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wholly_unreadable_batch_is_an_error(workers: int) -> None:
-    with pytest.raises(UserError, match=r"no picture of a training batch can be read; first: .*\d\.jpg") as caught:
+    with pytest.raises(UserError, match=r"no image of a training batch can be read; first: .*\d\.jpg") as caught:
         epoch_of(split_of(8, broken=range(8)), workers=workers)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_an_unreadable_picture_is_an_error_in_evaluation(workers: int) -> None:
+def test_an_unreadable_image_is_an_error_in_evaluation(workers: int) -> None:
     loader = eval_loader(split_of(12, broken=[7], train=False), batch_size=4, workers=workers)
     with pytest.raises(UserError, match=r"7\.jpg") as caught:
         list(loader)
@@ -146,10 +146,10 @@ def test_another_user_error_is_never_a_skip(workers: int) -> None:
     split = split_of(8)
 
     def read(index: int) -> RawSample:
-        raise UserError("mask and picture differ in size")
+        raise UserError("mask and image differ in size")
 
     split.raw.read = read  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="^mask and picture differ in size$"):
+    with pytest.raises(UserError, match="^mask and image differ in size$"):
         epoch_of(split, workers=workers)
 
 

@@ -17,7 +17,7 @@ EDGE = 5
 
 
 def left_edge(picture: Path, mask: Path) -> None:
-    """A mask of the picture's size, written to `mask`."""
+    """A mask of the image's size, written to `mask`."""
     with Image.open(picture) as image:
         pixels = np.zeros(image.size[::-1], np.uint8)
     pixels[:, :EDGE] = 255
@@ -27,7 +27,7 @@ def left_edge(picture: Path, mask: Path) -> None:
 
 @pytest.fixture
 def masks(layout: Path, tmp_path: Path) -> Path:
-    """A folder with the left edge as mask of every picture of CUB and Waterbirds, under the same relative paths."""
+    """A folder with the left edge as mask of every image of CUB and Waterbirds, under the same relative paths."""
     base = layout / "CUB_200_2011"
     for top in ("images", "waterbird_complete95_forest2water2"):
         for picture in (base / top).rglob("*.jpg"):
@@ -54,24 +54,24 @@ def test_the_folder_s_masks_replace_the_data_set_s(name: str, layout: Path, mask
 
 
 def test_a_flat_folder_and_one_with_more_of_the_path(tmp_path: Path) -> None:
-    pictures = [tmp_path / "data" / "train" / name for name in ("cat/a.jpg", "dog/b.jpeg")]
+    images = [tmp_path / "data" / "train" / name for name in ("cat/a.jpg", "dog/b.jpeg")]
     for top, depth in (("flat", 1), ("classes", 2), ("splits", 3)):
-        for picture in pictures:
+        for picture in images:
             mask = (tmp_path / top).joinpath(*picture.parts[-depth:]).with_suffix(".png")
             mask.parent.mkdir(parents=True, exist_ok=True)
             mask.touch()
-        found = find_masks(pictures, tmp_path / top)
-        assert found == [(tmp_path / top).joinpath(*p.parts[-depth:]).with_suffix(".png") for p in pictures]
+        found = find_masks(images, tmp_path / top)
+        assert found == [(tmp_path / top).joinpath(*p.parts[-depth:]).with_suffix(".png") for p in images]
 
 
-def test_a_picture_is_never_its_own_mask(tmp_path: Path) -> None:
+def test_a_image_is_never_its_own_mask(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     (tmp_path / "masks").mkdir()
     with pytest.raises(UserError, match=r"data\.mask_folder: .*masks has no a\.png"):
         find_masks([tmp_path / "a.png"], tmp_path / "masks")
 
 
-def test_two_pictures_may_not_share_a_mask(tmp_path: Path) -> None:
+def test_two_images_may_not_share_a_mask(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
     with pytest.raises(UserError, match=r"cat/a\.jpg and dog/a\.jpg would share one mask"):
         find_masks([Path("cat/a.jpg"), Path("dog/a.jpg")], tmp_path)
@@ -83,14 +83,14 @@ def test_what_is_missing_or_wrong_is_named(layout: Path, masks: Path) -> None:
 
     with pytest.raises(UserError, match=r"data\.mask_folder: no folder nowhere"):
         loaded("nowhere")
-    with pytest.raises(UserError, match=r"data\.mask_folder: data set 'synthetic' has no picture files"):
+    with pytest.raises(UserError, match=r"data\.mask_folder: data set 'synthetic' has no image files"):
         loaded(masks, "synthetic")
     last = Path(loaded().raw.masks[-1])
     Image.fromarray(np.zeros((7, 9), np.uint8)).save(last)
     with pytest.raises(UserError, match=rf"{last.name} is 9 x 7 pixels but .* is 48 x 48"):
         loaded().raw.read(len(loaded()) - 1)
     last.unlink()
-    with pytest.raises(UserError, match=rf"{last.name} is missing; every picture needs a mask"):
+    with pytest.raises(UserError, match=rf"{last.name} is missing; every image needs a mask"):
         loaded()
     shutil.rmtree(masks)
     masks.mkdir()

@@ -54,16 +54,16 @@ def test_a_record(root: Path) -> None:
     assert sample.image.shape == (32, 32, 3) and (sample.label, sample.group) == (0, 0) and sample.mask is None
 
 
-def test_the_held_out_pictures_depend_on_the_data_seed_alone(root: Path) -> None:
+def test_the_held_out_images_depend_on_the_data_seed_alone(root: Path) -> None:
     assert names(read(root, "val")) == names(read(root, "val", batch_size=3))
     assert names(read(root, "val", seed=1)) != names(read(root, "val"))
 
 
-def test_contexts_by_other_names_and_pictures_beside_them(root: Path) -> None:
+def test_contexts_by_other_names_and_images_beside_them(root: Path) -> None:
     picture(root / "test" / "cat" / "a.jpg")
     picture(root / "test" / "cat" / "shelf" / "deep" / "b.PNG")
     picture(root / "test" / "cat" / ".cache" / "c.jpg")
-    (root / "test" / "cat" / "notes.txt").write_text("no picture")
+    (root / "test" / "cat" / "notes.txt").write_text("no image")
     data = read(root)
     assert data.info.group_names == ("cat", *GROUPS) and Counter(data.groups) == {0: 1, 2: 6, 6: 5}
 
@@ -97,7 +97,7 @@ def hide(root: Path) -> None:
         (lambda root: shutil.rmtree(root / "test"), r"test is missing; data\.root must be the folder that holds test/"),
         (lambda root: shutil.rmtree(root / "train" / "dog"), r"train has the class folders cat, not cat, dog; make"),
         (lambda root: (root / "test" / "cow").mkdir(), r"train has the class folders cat, dog, not cat, cow, dog"),
-        (hide, r"test/dog holds no pictures; fill or remove the folder"),
+        (hide, r"test/dog holds no images; fill or remove the folder"),
     ],
 )
 def test_one_line_for_what_is_wrong(root: Path, spoil: Callable[[Path], object], message: str) -> None:

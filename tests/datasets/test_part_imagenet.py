@@ -40,10 +40,10 @@ def change(root: Path, how: Callable[[Content], object], split: str = "test") ->
     path.write_text(json.dumps(content))
 
 
-def test_published_splits_of_pictures(root: Path) -> None:
+def test_published_splits_of_images(root: Path) -> None:
     for split in ("train", "val", "test"):
         data = read(root, split)
-        assert data.labels == [0] * 4 + [1] * 4 + [2] * 4  # the last picture, without annotations, is dropped
+        assert data.labels == [0] * 4 + [1] * 4 + [2] * 4  # the last image, without annotations, is dropped
         assert {record.path.parent for record in data.records} == {root / "images" / split}
         assert data.info.split_origin == "published"
     assert data.info.part_names == ("Fish Head", "Fish Body")
@@ -84,7 +84,7 @@ def test_a_record(root: Path) -> None:
     assert np.array_equal(sample.part_labels, truth) and np.array_equal(sample.mask, truth >= 0)  # type: ignore[arg-type]
 
 
-def test_pictures_may_lie_in_folders_of_classes(root: Path) -> None:
+def test_images_may_lie_in_folders_of_classes(root: Path) -> None:
     for path in list((root / "images" / "test").iterdir()):
         folder = path.parent / path.name.split("_")[0]
         folder.mkdir(exist_ok=True)
@@ -93,7 +93,7 @@ def test_pictures_may_lie_in_folders_of_classes(root: Path) -> None:
 
 
 def labels_of(*annotations: Content) -> np.ndarray:
-    """Of a picture that a file describes like that."""
+    """Of an image that a file describes like that."""
     content = {
         "images": [{"id": 0, "file_name": "x", "height": HEIGHT, "width": WIDTH}],
         "categories": [{"id": i, "name": str(i)} for i in range(6)],
@@ -203,7 +203,7 @@ def test_run_lengths_that_cannot_be_decoded(root: Path, outline: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_unlike_pictures(root: Path) -> None:
+def test_missing_and_unlike_images(root: Path) -> None:
     picture(root / "images" / "test" / f"{WNIDS[0]}_0.JPEG", size=(8, 9))
     with pytest.raises(UserError, match=f"48 x 40 pixels.*{WNIDS[0]}_0.JPEG.* 8 x 9"):
         read(root).read(0)

@@ -136,14 +136,14 @@ def test_download_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert [path.name for path in tmp_path.iterdir()] == ["bin"]
 
 
-def test_a_package_without_its_pictures(tmp_path: Path) -> None:
+def test_a_package_without_its_images(tmp_path: Path) -> None:
     root = fake_packages(tmp_path)
     (root / stamps.STAMPS / "hen.png").unlink()
     with pytest.raises(UserError, match=r"has no .*hen\.png"):
         stamps.load_source(root, 64)
     shutil.rmtree(root / "usr/share/backgrounds/nature")
     disc().save(root / stamps.STAMPS / "hen.png")
-    with pytest.raises(UserError, match="hold 0 nature pictures"):
+    with pytest.raises(UserError, match="hold 0 nature images"):
         stamps.load_source(root, 64)
 
 

@@ -51,9 +51,9 @@ def report(out: Path) -> dict[str, str]:
 
 
 def mask_of(out: Path, number: int) -> np.ndarray:
-    with Image.open(out / "all_masks" / f"{image_id(number)}.png") as picture:
-        assert picture.mode == "L"
-        return np.asarray(picture)
+    with Image.open(out / "all_masks" / f"{image_id(number)}.png") as image:
+        assert image.mode == "L"
+        return np.asarray(image)
 
 
 def snapshot(out: Path) -> dict[str, tuple[int, bytes]]:
@@ -154,7 +154,7 @@ def test_what_is_left_out(archive: Path, capsys: pytest.CaptureFixture[str]) -> 
         0: "its image id is also that of", 1: "no pixels (none were stored, or the file is cut off)",
         3: "2 frames where a radiograph has one", 5: "its mask in train-rle.csv: its runs are not pairs",
         8: "no pixels", 9: "not a DICOM file", 10: "named in train-rle.csv, but not in dicom-images-train",
-        13: "its mask in train-rle.csv: its runs end outside the picture", 99: "not in train-rle.csv",
+        13: "its mask in train-rle.csv: its runs end outside the image", 99: "not in train-rle.csv",
     }  # fmt: skip
     assert reasons.keys() == patterns.keys()
     assert all(patterns[number] in reason for number, reason in reasons.items())
@@ -194,8 +194,8 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
     started = snapshot(root)
     assert 0 < len(started) < 150 + 142 + 16
     for path in masks.glob("[!.]*.png"):
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     run(root)
     assert len(snapshot(root)) == 150 + 142 + 16
     assert [path for path in root.rglob("*.tmp")] == []
@@ -230,7 +230,7 @@ def test_other_inputs_for_the_same_folder(archive: Path, capsys: pytest.CaptureF
     assert snapshot(archive) == before
 
 
-def no_pictures(root: Path) -> None:
+def no_images(root: Path) -> None:
     shutil.rmtree(root / "dicom-images-train")
 
 
@@ -256,7 +256,7 @@ def strangers(root: Path) -> None:
     [
         (lambda root: (root / "train-rle.csv").unlink(), "siim has no train-rle.csv; give the folder that Kaggle's"),
         (lambda root: (root / "tubes.pkl").unlink(), "--pkl_file_path: cannot read"),
-        (no_pictures, "--root_dir: no dicom-images-train/*/*/*.dcm in"),
+        (no_images, "--root_dir: no dicom-images-train/*/*/*.dcm in"),
         (all_broken, "no image could be prepared;"),
         (other_columns, "train-rle.csv: no column EncodedPixels"),
         (an_empty_cell, "train-rle.csv line 2: column EncodedPixels is empty"),
@@ -284,4 +284,4 @@ def test_a_full_disk_is_one_line(archive: Path, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(script, "write_atomic", full)
     assert "No space left on device" in line_of(capsys, archive)
-    assert not any(layout(archive).values()), "no picture without its mask"
+    assert not any(layout(archive).values()), "no image without its mask"

@@ -46,9 +46,9 @@ def test_what_is_no_pairs(text: str) -> None:
         decode_runs([text], (3, 4))
 
 
-def test_runs_that_leave_the_picture() -> None:
+def test_runs_that_leave_the_image() -> None:
     assert decode_runs(["0 12"], (3, 4)).all()
-    with pytest.raises(ValueError, match="end outside the picture"):
+    with pytest.raises(ValueError, match="end outside the image"):
         decode_runs(["0 13"], (3, 4))
-    with pytest.raises(ValueError, match="end outside the picture"):
+    with pytest.raises(ValueError, match="end outside the image"):
         decode_runs(["0 1 " + "999999999 999999999 " * 50], (3, 4))

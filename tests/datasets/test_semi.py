@@ -13,7 +13,7 @@ from common.errors import UserError
 from datasets import DataConfig, DatasetInfo, Split, load_split
 from datasets.config import SemiConfig, SyntheticConfig
 from datasets.readers.files import FileDataset, Record
-from datasets.semi_supervised import MixedFeed, PartlyLabelled, split_labels
+from datasets.semi_supervised import PartlyLabelled, SemiSupervisedSampler, split_labels
 from datasets.types import UNLABELLED, Batch
 
 CONFIG = DataConfig(image_size=32, augmentation="flip", synthetic=SyntheticConfig(train_images=40))
@@ -28,10 +28,10 @@ def indices(split: Split) -> list[int]:
     return list(split.raw.indices)  # type: ignore[attr-defined]
 
 
-def feed(birds: Split, **keys: Any) -> MixedFeed:
+def feed(birds: Split, **keys: Any) -> SemiSupervisedSampler:
     """12 labelled images in batches of 4, the 28 others in batches of 5."""
     config = SemiConfig(**{"images_per_class": 6, "batch_size": 5} | keys)
-    return MixedFeed(*split_labels(birds, config, 0), 4, config, seed=0)
+    return SemiSupervisedSampler(*split_labels(birds, config, 0), 4, config, seed=0)
 
 
 def test_so_many_of_every_class_and_the_rest(birds: Split) -> None:
@@ -68,7 +68,7 @@ def several(shown: list[tuple[int, ...]], tmp_path: Path) -> Split:
     return Split(FileDataset(info, records, "train"), lambda raw, seed: None, train=True, seed=0)  # type: ignore[arg-type, return-value]
 
 
-def test_several_classes_in_a_picture(tmp_path: Path) -> None:
+def test_several_classes_in_a_image(tmp_path: Path) -> None:
     shown = [(0,), (0, 1), (1,), (1, 2), (2,), (0,), (2,), (1,), (0, 1, 2)]
     split = several(shown, tmp_path)
     for seed in range(8):
@@ -78,7 +78,7 @@ def test_several_classes_in_a_picture(tmp_path: Path) -> None:
         counts = Counter(c for i in indices(mixed) for c in shown[i])
         assert max(counts.values()) == 2
         refused = set(range(9)) - set(indices(mixed))
-        assert all(any(counts[c] == 2 for c in shown[i]) for i in refused)  # no picture could be added
+        assert all(any(counts[c] == 2 for c in shown[i]) for i in refused)  # no image could be added
     with pytest.raises(UserError, match="3 images cannot be had of a"):
         split_labels(split, SemiConfig(images_per_class=3), 0)
 

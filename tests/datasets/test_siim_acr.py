@@ -111,7 +111,7 @@ def sample_of(raw: RawSample, train_it: bool, seed: int) -> Sample:
     return build_transform(config, train_it)(raw, seed)
 
 
-def test_evaluation_warps_the_whole_picture() -> None:
+def test_evaluation_warps_the_whole_image() -> None:
     """Where other data sets lose what lies outside the centre crop."""
     raw = raw_of(40, 100)
     shrunk = np.asarray(Image.fromarray(raw.image).resize((32, 32), Image.Resampling.BILINEAR))
@@ -180,7 +180,7 @@ def empty(root: Path) -> None:
     [
         (missing_mask, r"4\.png is missing"),
         (small_mask, r"0\.png is 8 x 8 pixels but .*0\.dcm is 48 x 48; restore both files"),
-        (broken, r"cannot read picture .*0\.dcm: "),
+        (broken, r"cannot read image .*0\.dcm: "),
         (wrong_label, r"negative/.*dcm is in a folder that is not its label, 0 or 1"),
         (empty, "the test split of data set 'siim_acr' is empty"),
         (lambda root: shutil.rmtree(root / "full_test_set"), r"full_test_set is missing; run prepare_siim_acr\.py"),

@@ -27,15 +27,15 @@ def groups(data: SyntheticBirds) -> list[int]:
     return np.bincount([data.read(i).group for i in range(len(data))], minlength=4).tolist()  # type: ignore[arg-type]
 
 
-def with_dials(**dials: float) -> DataConfig:
-    return replace(CONFIG, synthetic=replace(DIALS, **dials))  # type: ignore[arg-type]
+def with_dials(**options: float) -> DataConfig:
+    return replace(CONFIG, synthetic=replace(DIALS, **options))  # type: ignore[arg-type]
 
 
-def test_same_key_same_pictures(birds: SyntheticBirds) -> None:
+def test_same_key_same_images(birds: SyntheticBirds) -> None:
     again = SyntheticBirds(CONFIG, "train")
     assert np.array_equal(birds.images, again.images)
     assert np.array_equal(birds.part_map, again.part_map)
-    assert np.array_equal(birds.parts, again.parts)
+    assert np.array_equal(birds.parts, again.keypoints)
     assert birds.labels == again.labels
 
 
@@ -73,7 +73,7 @@ def test_group_sizes(birds: SyntheticBirds) -> None:
 def test_annotations_agree(birds: SyntheticBirds) -> None:
     for index in range(20):
         sample, part_map = birds.read(index), birds.part_map[index]
-        assert sample.mask is not None and sample.parts is not None and sample.boxes is not None
+        assert sample.mask is not None and sample.keypoints is not None and sample.boxes is not None
         assert np.array_equal(sample.mask, part_map > 0)
         assert sample.part_labels is not None and np.array_equal(sample.part_labels + 1, part_map)
         x0, y0, x1, y1 = sample.boxes[0].astype(int)
@@ -81,27 +81,29 @@ def test_annotations_agree(birds: SyntheticBirds) -> None:
         assert all(
             edge.any() for edge in (sample.mask[y0], sample.mask[y1 - 1], sample.mask[:, x0], sample.mask[:, x1 - 1])
         )
-        body, head, beak, wing, _ = np.round(sample.parts[:, :2]).astype(int)  # the tail's point may lie in its notch
+        body, head, beak, wing, _ = np.round(sample.keypoints[:, :2]).astype(
+            int
+        )  # the tail's point may lie in its notch
         found = [part_map[y, x] for x, y in (body, head, wing)]
         assert found == [4, 2, 4], "the wing is painted over the middle of the body"
         assert part_map[beak[1], beak[0]] in (2, 3), "the beak's point lies where it leaves the head"
     assert 0.10 < (birds.part_map > 0).mean() < 0.18
 
 
-def test_no_bird_leaves_the_picture() -> None:
+def test_no_bird_leaves_the_image() -> None:
     canvas = blank_canvas(4000, (4, 4))
     pose = draw_pose(canvas, Uniform(torch.Generator().manual_seed(0), 4000))
     tips = torch.tensor([(1.20, 0.33), (-1.0, 0.34), (-1.0, -0.22), (0.5, 0.61), (0.0, -0.37)])
-    points = pose.to_picture(tips)
+    points = pose.to_image(tips)
     assert points.min() > -1e-5 and points.max() < 1 + 1e-5
     assert pose.x.std() > 0.05 and pose.y.std() > 0.05, "and yet it moves"
 
 
-def test_to_bird_inverts_to_picture() -> None:
+def test_to_bird_inverts_to_image() -> None:
     canvas = blank_canvas(50, (4, 4))
     pose = draw_pose(canvas, Uniform(torch.Generator().manual_seed(0), 50))
     points = torch.tensor([(0.5, 0.36), (-0.7, 0.06)])
-    picture = pose.to_picture(points)
+    picture = pose.to_image(points)
     x, y = pose.to_bird(picture[..., :1], picture[..., 1:])
     assert torch.allclose(torch.cat([x, y], 2), points.expand(50, 2, 2), atol=1e-5)
 
@@ -154,8 +156,8 @@ def test_errors(config: DataConfig, split: str, message: str) -> None:
 
 @pytest.mark.parametrize("name", ["cub", "waterbirds"])
 def test_written_layout_reads_back(layout: Path, name: str) -> None:
-    dials = SyntheticConfig(train_images=40, val_images=12, test_images=16)
-    drawn = SyntheticBirds(DataConfig(image_size=48, synthetic=dials), "test")
+    options = SyntheticConfig(train_images=40, val_images=12, test_images=16)
+    drawn = SyntheticBirds(DataConfig(image_size=48, synthetic=options), "test")
     read = DATASETS[name](DataConfig(name=name, root=str(layout)), "test")
     assert len(read) == 16 and list(read.labels) == drawn.labels
     for index in range(16):
@@ -163,7 +165,7 @@ def test_written_layout_reads_back(layout: Path, name: str) -> None:
         assert np.abs(a.image.astype(int) - b.image).mean() < 12  # JPEG
         assert np.array_equal(a.mask, b.mask)  # type: ignore[arg-type]
         assert np.array_equal(a.boxes, b.boxes)  # type: ignore[arg-type]
-        assert np.allclose(a.parts, b.parts, atol=0.051)  # type: ignore[arg-type]
+        assert np.allclose(a.keypoints, b.keypoints, atol=0.051)  # type: ignore[arg-type]
         assert b.group == (a.group if name == "waterbirds" else None)
 
 

@@ -43,15 +43,15 @@ def test_annotations_follow_the_pixels(augmentation: str) -> None:
     seen = 0
     for seed in range(40):
         out = run(scene(), augmentation, seed)
-        assert out.mask is not None and out.parts is not None and out.boxes is not None
+        assert out.mask is not None and out.keypoints is not None and out.boxes is not None
         green = out.image[1]  # the channel Planckian jitter keeps
         assert torch.equal(out.mask, green > 0.9), "the white disc is where the mask says"
         if out.mask.sum() < 200:
             continue  # partly outside
         seen += 1
         centre = out.mask.nonzero().float().mean(0).flip(0)
-        assert torch.dist(out.parts[0, :2], centre) < 1.0
-        assert out.parts[:, 2].tolist() == [1, 0]
+        assert torch.dist(out.keypoints[0, :2], centre) < 1.0
+        assert out.keypoints[:, 2].tolist() == [1, 0]
         x0, y0, x1, y1 = out.boxes[0].tolist()
         rows, columns = (out.mask.any(axis).nonzero() for axis in (1, 0))
         assert x0 <= columns[0] + 1 and y0 <= rows[0] + 1 and x1 >= columns[-1] and y1 >= rows[-1]
@@ -64,11 +64,11 @@ def test_flip_is_exact_and_half_of_the_time() -> None:
     for seed in range(200):
         raw = scene()
         out = run(raw, "flip", seed)
-        assert out.mask is not None and out.parts is not None and out.boxes is not None and raw.mask is not None
+        assert out.mask is not None and out.keypoints is not None and out.boxes is not None and raw.mask is not None
         if not np.array_equal(out.mask.numpy(), raw.mask):
             flipped += 1
             assert np.array_equal(out.mask.numpy(), raw.mask[:, ::-1])
-            assert out.parts[0].tolist() == [96 - 1 - 40, 52, 1]
+            assert out.keypoints[0].tolist() == [96 - 1 - 40, 52, 1]
             assert out.boxes[0].tolist() == pytest.approx([96 - 50, 43, 96 - 31 + 0, 62], abs=1e-3)
     assert 70 < flipped < 130
 
@@ -80,7 +80,7 @@ def test_affine_is_nearest_and_black_outside() -> None:
 
 def test_cub_original_ranges() -> None:
     turns, scales = [], []
-    raw = replace(scene(radius=2), parts=np.array([[30, 48, 1], [66, 48, 1]], float))
+    raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1]], float))
     for seed in range(200):
         parts = run(raw, "cub_original", seed).parts
         assert parts is not None
@@ -95,14 +95,14 @@ def test_cub_original_ranges() -> None:
 
 
 def test_steps_draw_apart() -> None:
-    """A mirrored picture is jittered as often as any other (one seed for all steps would tie the two)."""
-    raw = replace(scene(radius=2), parts=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
+    """A mirrored image is jittered as often as any other (one seed for all steps would tie the two)."""
+    raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
     jittered: dict[bool, list[bool]] = {True: [], False: []}
     for seed in range(300):
         out = run(raw, "cub_original", seed)
-        assert out.parts is not None
-        a, b, c = out.parts[:, :2]
-        if out.parts[:, 2].all():
+        assert out.keypoints is not None
+        a, b, c = out.keypoints[:, :2]
+        if out.keypoints[:, 2].all():
             ab, ac = b - a, c - a
             assert ab.norm() / ac.norm() == pytest.approx(36 / np.hypot(18, 18), rel=1e-3), "one scale for both axes"
             mirrored = bool(ab[0] * ac[1] - ab[1] * ac[0] > 0)  # unmirrored, c is above the line from a to b
@@ -133,11 +133,11 @@ def test_cub_geometry_is_cub_original_without_its_colours() -> None:
 
 
 def test_foreground_crop_contains_the_object_whatever_its_place() -> None:
-    """A 96 x 400 picture whose object of one pixel stands anywhere: the random crop always has it."""
+    """A 96 x 400 image whose object of one pixel stands anywhere: the random crop always has it."""
     starts = set()
     for seed in range(60):
         x = 7 * seed % 400
-        raw = replace(scene(96, 400, x=x, y=50, radius=0), parts=np.array([[200, 48, 1]], float), boxes=None)
+        raw = replace(scene(96, 400, x=x, y=50, radius=0), keypoints=np.array([[200, 48, 1]], float), boxes=None)
         out = run(raw, "foreground_crop", seed)
         assert out.mask is not None and int(out.mask.sum()) == 1
         starts.add(int(out.mask.nonzero()[0, 1]))
@@ -145,18 +145,18 @@ def test_foreground_crop_contains_the_object_whatever_its_place() -> None:
 
 
 def test_foreground_crop_shifts_colours_half_of_the_time_and_mirrors_half_of_the_time() -> None:
-    raw = replace(scene(x=20), parts=None, boxes=None)
+    raw = replace(scene(x=20), keypoints=None, boxes=None)
     outs = [run(raw, "foreground_crop", seed) for seed in range(100)]
     grey = [bool((out.image - out.image[:1]).abs().max() < 0.02) for out in outs]
     plain = [bool(torch.equal(out.image.unique(), torch.tensor([64 / 255, 1.0]))) for out in outs]
     mirrored = [bool(out.mask[52, 75]) for out in outs]  # type: ignore[index]
     assert 0.35 < np.mean(mirrored) < 0.65
-    assert 0.35 < np.mean(grey) < 0.65, "hue and saturation leave a grey picture grey, Planckian jitter does not"
+    assert 0.35 < np.mean(grey) < 0.65, "hue and saturation leave a grey image grey, Planckian jitter does not"
     assert 0.12 < np.mean(plain) < 0.4, "a quarter keeps its brightness too"
 
 
 def test_foreground_crop_without_a_mask_is_one_line_and_without_an_object_any_crop() -> None:
-    with pytest.raises(UserError, match=r"foreground_crop needs a mask for every picture, and a\.jpg has none"):
+    with pytest.raises(UserError, match=r"foreground_crop needs a mask for every image, and a\.jpg has none"):
         run(replace(scene(), mask=None), "foreground_crop", 0)
     out = run(replace(scene(), mask=np.zeros((96, 96), bool)), "foreground_crop", 0)
     assert out.mask is not None and not out.mask.any() and out.image.shape == (3, 96, 96)
@@ -190,7 +190,7 @@ def test_sizes(augmentation: str, size: int | tuple[int, int], shape: tuple[int,
     out = run(scene(*shape, x=10, y=10, radius=5), augmentation, 0, config)
     assert out.image.shape == (3, *config.size_hw) and out.image.dtype == torch.float32 and out.image.is_contiguous()
     if augmentation == "timm":
-        assert out.mask is out.parts is out.boxes is None
+        assert out.mask is out.keypoints is out.boxes is None
     else:
         assert out.mask is not None and out.mask.shape == config.size_hw and out.mask.dtype == torch.bool
 
@@ -198,7 +198,7 @@ def test_sizes(augmentation: str, size: int | tuple[int, int], shape: tuple[int,
 @pytest.mark.parametrize("augmentation", [name for name in AUGMENTATIONS if name != "foreground_crop"])
 def test_records_without_annotations_and_unchanged_input(augmentation: str) -> None:
     raw = scene()
-    bare = run(replace(raw, mask=None, parts=None, boxes=None, group=None), augmentation, 1)
+    bare = run(replace(raw, mask=None, keypoints=None, boxes=None, group=None), augmentation, 1)
     assert bare.mask is bare.parts is bare.boxes is bare.group is None
     out, fresh = run(raw, augmentation, 1), scene()
     assert torch.equal(out.image, bare.image) and (out.label, out.group, out.path) == (1, 2, "a.jpg")
@@ -207,14 +207,14 @@ def test_records_without_annotations_and_unchanged_input(augmentation: str) -> N
 
 
 def test_evaluation_geometry() -> None:
-    """A 60 x 123 picture to 30: the long side is rounded down to 61, the crop starts at round(31 / 2) = 16."""
-    raw = replace(scene(60, 123, x=61, y=30, radius=8), parts=np.array([[61, 30, 1], [10, 30, 1]], float))
+    """A 60 x 123 image to 30: the long side is rounded down to 61, the crop starts at round(31 / 2) = 16."""
+    raw = replace(scene(60, 123, x=61, y=30, radius=8), keypoints=np.array([[61, 30, 1], [10, 30, 1]], float))
     boxes = np.array([[20, 10, 80, 40], [50, -8, 120, 70], [0, 0, 20, 20]], float)
     out = build_transform(replace(CONFIG, image_size=30), train=False)(replace(raw, boxes=boxes), 0)
-    assert out.parts is not None and out.boxes is not None and out.mask is not None
+    assert out.keypoints is not None and out.boxes is not None and out.mask is not None
     across = 61 / 123
-    assert out.parts[0].tolist() == pytest.approx([61 * across - 16, 15, 1], abs=1e-4)
-    assert out.parts[1].tolist() == pytest.approx([0, 15, 0]), "outside: invisible, moved to the edge"
+    assert out.keypoints[0].tolist() == pytest.approx([61 * across - 16, 15, 1], abs=1e-4)
+    assert out.keypoints[1].tolist() == pytest.approx([0, 15, 0]), "outside: invisible, moved to the edge"
     assert len(out.boxes) == 2, "a box wholly outside is dropped"
     assert out.boxes[0].tolist() == pytest.approx([0, 5, 80 * across - 16, 20], abs=1e-4), "cut, not moved"
     assert out.boxes[1].tolist() == pytest.approx([50 * across - 16, 0, 30, 30], abs=1e-4)
@@ -226,13 +226,13 @@ def test_evaluation_geometry() -> None:
     ("box", "frame"),
     [
         ((30, 10, 90, 50), (10, 10, 60, 40)),  # inside
-        ((10, -6, 50, 70), (0, 0, 40, 76)),  # corner moved into the picture, size as it was
+        ((10, -6, 50, 70), (0, 0, 40, 76)),  # corner moved into the image, size as it was
         ((90, 20, 119, 59), (70, 20, 29, 39)),  # sticks out on the right: not cut
         ((0, 5, 10, 25), (0, 5, 10, 20)),  # wholly outside
     ],
 )
 def test_the_frame_of_key_points_is_moved_and_scaled_but_not_cut(box: tuple[int, ...], frame: tuple[int, ...]) -> None:
-    """A 120 x 80 picture loses 20 columns on either side; one twice as large is halved first."""
+    """A 120 x 80 image loses 20 columns on either side; one twice as large is halved first."""
     raw = replace(scene(80, 120, x=60, y=40), boxes=np.array([box], float))
     transform = build_transform(replace(CONFIG, image_size=80), train=False)
     first, again = transform(raw, 0).frame, transform(raw, 0).frame
@@ -245,7 +245,7 @@ def test_the_frame_of_key_points_is_moved_and_scaled_but_not_cut(box: tuple[int,
 def test_no_frame_without_key_points_or_boxes_or_in_training() -> None:
     raw, transform = scene(), build_transform(CONFIG, train=False)
     assert transform(raw, 0).frame is not None
-    assert transform(replace(raw, parts=None), 0).frame is transform(replace(raw, boxes=None), 0).frame is None
+    assert transform(replace(raw, keypoints=None), 0).frame is transform(replace(raw, boxes=None), 0).frame is None
     assert transform(replace(raw, boxes=np.zeros((0, 4))), 0).frame is None
     assert all(run(raw, augmentation, 0).frame is None for augmentation in ("flip", "cub_original", "timm"))
 
@@ -253,7 +253,7 @@ def test_no_frame_without_key_points_or_boxes_or_in_training() -> None:
 @pytest.mark.parametrize("size", [224, 384])
 @pytest.mark.parametrize("shape", [(300, 400), (500, 333), (257, 256), (20, 30)])
 def test_the_evaluation_of_imagenet_is_timms(size: int, shape: tuple[int, int]) -> None:
-    """Below 384 pixels a bicubic resize to 8/7 and the centre; from there on all of the picture, squashed."""
+    """Below 384 pixels a bicubic resize to 8/7 and the centre; from there on all of the image, squashed."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     ratio = {"crop_pct": 1.0, "crop_mode": "squash"} if size == 384 else {"crop_pct": 0.875}
     theirs = create_transform(size, interpolation="bicubic", **ratio)  # type: ignore[arg-type]

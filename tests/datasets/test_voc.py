@@ -1,4 +1,4 @@
-"""VOC 2012's layout: classes of a picture, boxes, masks, splits, and what can be wrong with it."""
+"""VOC 2012's layout: classes of an image, boxes, masks, splits, and what can be wrong with it."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, eval_loader, load_split
 from datasets.readers.voc import CLASSES, Voc2012
-from tests.datasets.published import BOXES, picture, voc_xml, write_voc
+from tests.datasets.published import BOXES, image, voc_xml, write_voc
 
 DOG, CAT, PERSON = (CLASSES.index(name) for name in ("dog", "cat", "person"))
 
@@ -57,7 +57,7 @@ def test_a_class_twice_and_a_tie(base: Path) -> None:
     assert sample.label == CLASSES.index("sofa") and sample.present is not None and sample.present.sum() == 2
 
 
-def test_pictures_with_masks(base: Path) -> None:
+def test_images_with_masks(base: Path) -> None:
     data = read(base, variant="segmentation")
     assert [record.path.stem for record in data.records] == ["2008_000012", "2008_000014"]
     assert len(read(base, "train", variant="segmentation")) + len(read(base, "val", variant="segmentation")) == 6
@@ -117,7 +117,7 @@ def test_missing_files_and_wrong_keys(base: Path) -> None:
     (base / "SegmentationClass" / "2008_000014.png").unlink()
     with pytest.raises(UserError, match="2008_000014.png is missing"):
         read(base, variant="segmentation")
-    picture(base / "JPEGImages" / "2008_000012.jpg", size=(8, 8))
+    image(base / "JPEGImages" / "2008_000012.jpg", size=(8, 8))
     (base / "JPEGImages" / "2008_000015.jpg").unlink()
     with pytest.raises(UserError, match="2008_000015.jpg is missing"):
         read(base)

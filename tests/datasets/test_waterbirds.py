@@ -43,7 +43,7 @@ def test_groups_and_classes(layout: Path) -> None:
 
 def test_shares_of_the_groups_are_those_of_the_training_split(layout: Path) -> None:
     shares = (19 / 40, 1 / 40, 1 / 40, 19 / 40)
-    assert [read(layout, split).info.group_shares for split in ("train", "val", "test")] == [shares] * 3
+    assert [read(layout, split).info.group_fractions for split in ("train", "val", "test")] == [shares] * 3
     assert read(layout, "val").info.split_origin == "published"
 
 
@@ -56,7 +56,7 @@ def test_cub_annotations_are_matched_by_path_not_by_id(spoiled: Path) -> None:
     for sample, again in zip(before, [read(spoiled).read(i) for i in range(16)], strict=True):
         assert sample.path == again.path
         assert sample.boxes is not None and np.array_equal(sample.boxes, again.boxes)  # type: ignore[arg-type]
-        assert sample.parts is not None and np.array_equal(sample.parts, again.parts)  # type: ignore[arg-type]
+        assert sample.keypoints is not None and np.array_equal(sample.keypoints, again.keypoints)  # type: ignore[arg-type]
 
 
 def test_alone_without_cub(spoiled: Path) -> None:
@@ -64,13 +64,13 @@ def test_alone_without_cub(spoiled: Path) -> None:
         if path.name != WATERBIRDS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     sample = read(spoiled).read(0)
-    assert sample.mask is sample.parts is sample.boxes is None and sample.group is not None
+    assert sample.mask is sample.keypoints is sample.boxes is None and sample.group is not None
 
 
 def test_masks_without_the_index_files(spoiled: Path) -> None:
     (spoiled / "images.txt").unlink()
     sample = read(spoiled).read(0)
-    assert sample.mask is not None and sample.boxes is sample.parts is None
+    assert sample.mask is not None and sample.boxes is sample.keypoints is None
 
 
 def test_image_folder(layout: Path) -> None:
@@ -96,7 +96,7 @@ def cell(line: int, column: int, value: str) -> Callable[[Path], None]:
     return apply
 
 
-def unlink_picture(base: Path) -> None:
+def unlink_image(base: Path) -> None:
     next((base / WATERBIRDS / "001.checked").glob("*.jpg")).unlink()
 
 
@@ -114,8 +114,8 @@ def unlink_picture(base: Path) -> None:
         (cell(3, 4, "-1"), r"metadata\.csv line 3: column place is -1"),
         (cell(3, 4, ""), r"metadata\.csv line 3: column place is empty"),
         (cell(3, 0, "1"), r"metadata\.csv line 3: img_id 1 stands already in line 2"),
-        (cell(3, 1, "a/b.jpg"), r"images\.txt: no line for the picture a/b\.jpg"),
-        (unlink_picture, r"001\.checked/.*\.jpg is missing"),
+        (cell(3, 1, "a/b.jpg"), r"images\.txt: no line for the image a/b\.jpg"),
+        (unlink_image, r"001\.checked/.*\.jpg is missing"),
         (lambda base: (base / WATERBIRDS / "metadata.csv").write_text(""), r"metadata\.csv: no column img_id"),
         (lambda base: (base / WATERBIRDS / "metadata.csv").unlink(), r"data\.root: neither .* holds .*metadata\.csv"),
     ],
@@ -128,7 +128,7 @@ def test_one_line_for_what_is_wrong(spoiled: Path, spoil: Callable[[Path], objec
     assert "\n" not in str(caught.value)
 
 
-def test_one_picture_in_two_rows(spoiled: Path) -> None:
+def test_one_image_in_two_rows(spoiled: Path) -> None:
     path = spoiled / WATERBIRDS / "metadata.csv"
     first = path.read_text().splitlines()[1].split(",")[1]
     cell(9, 1, first)(spoiled)

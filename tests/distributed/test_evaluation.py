@@ -60,7 +60,7 @@ def of_all_sizes() -> list[Found]:
 def figures_and_records(model: nn.Module, test: Split, training: Split, data: DataConfig) -> Found:
     names = ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints", "f1")
     recorder, metrics = Recorder(), build_metrics(names, test.info)
-    agreement = Agreement(model, ConsistencyConfig(first="foreground", second="gradcam", report_share=0.6))
+    agreement = Agreement(model, ConsistencyConfig(first="foreground", second="gradcam", report_fraction=0.6))
     loaders = split_loader(test, data), split_loader(training, data)
     figures = measure(model, loaders[0], metrics, CPU, observers=[recorder, agreement], training=loaders[1])
     return figures | agreement.figures(), [asdict(record) for record in recorder.everyone()]
@@ -141,7 +141,7 @@ CASES: dict[str, Sequence[str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_image_at_a_time_nothing_differs(case: str, runs: Path, tmp_path: Path) -> None:
-    """Figures to the last digit, tables, pictures: of one process and of three."""
+    """Figures to the last digit, tables, images: of one process and of three."""
     arguments = ("--run", str(runs / "two"), *ALONE, *CASES[case])
     for world_size in (1, 3):
         on_processes(world_size, evaluated, *arguments, "--out", str(tmp_path / str(world_size)))
@@ -185,4 +185,4 @@ def test_scripts_that_know_of_one_process(
     monkeypatch.setattr(sys, "argv", [script.__name__, *needed])
     with pytest.raises(SystemExit, match="2"):
         script.main()
-    assert f"{script.__name__}.py works in one process" in capsys.readouterr().err
+    assert f"{script.__name__}{'.py' if script is study else ''} works in one process" in capsys.readouterr().err

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from common.errors import UserError, exit_on_user_error
 from common.processes import processes, totals
-from engine.run.distributed import PeerFailed, across_processes, launch_environment, one_process_only
+from engine.run.distributed import PeerFailed, distributed_main, launch_environment, one_process_only
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "29500"}
 SRUN = {
@@ -148,7 +148,7 @@ def _script(rank: int, port: int, said: Path, main: Callable[[], None]) -> None:
     places = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in places.items()})
     sys.stderr = said.open("a", buffering=1)
-    exit_on_user_error(across_processes(main))()
+    exit_on_user_error(distributed_main(main))()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from common.processes import gather_blocks, processes
 from datasets.types import Batch, DatasetInfo
-from engine.explanation.map_metrics import Protocol
+from engine.explanation.map_metrics import MapMetricOptions
 from metrics import METRICS, Prediction, build_metrics
 from metrics.maps.as_masks import MaskComparison
 from metrics.maps.background_swap import BackgroundSwap
@@ -22,7 +22,7 @@ from tests.processes import on_processes
 IMAGES = 7
 CASES: dict[str, tuple[DatasetInfo, tuple[str, ...]]] = {
     "birds": (BIRDS, ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints", "f1")),
-    "several classes in a picture": (THREE, ("multilabel", "multilabel_intervals")),
+    "several classes in an image": (THREE, ("multilabel", "multilabel_intervals")),
     "many classes": (many_classes(30), ("accuracy", "auroc", "f1")),
 }
 COLOURS = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
@@ -88,7 +88,7 @@ def map_case(count: int = IMAGES) -> tuple[Batch, torch.Tensor]:
 def figures_of_maps(images: int) -> dict[str, object]:
     """Of the first `images`: all map metrics, maps as masks, swapped backgrounds; and the rows of every image."""
     whole, maps = map_case()
-    protocol = Protocol(*COLOURS, patch=4, steps=3)
+    protocol = MapMetricOptions(*COLOURS, patch=4, steps=3)
     metrics = {name: MAP_METRICS[name](map_cases.INFO, **protocol.options(name)) for name in MAP_METRICS}
     swap, comparison = BackgroundSwap(answer), MaskComparison(map_cases.INFO, lambda x, mask: answer(x * 0.5).logits)
     start = processes().block(images).start

@@ -16,12 +16,12 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from common.errors import UserError
 from common.processes import processes
 from datasets import Batch
-from datasets.semi_supervised import MixedFeed, split_labels
+from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from engine.run.checkpointing import read_checkpoint
 from engine.run.distributed import PeerFailed
 from engine.run.folder import LAST
 from engine.run.stopping import RunStopped
-from engine.training.consistency import ConsistentObjective
+from engine.training.consistency import ConsistencyObjective
 from engine.training.trainer import Trainer
 from tests.processes import on_processes
 from tests.tiny import Session, assert_same_run, resumed, timeless, tiny_config, tiny_splits
@@ -34,7 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "two epochs of stage 1 alone": {"optim.stage_1_epochs": 1},
     "parts alone": {"model.name": "pdiscoformer"},
     "plain, averaged": {"model.name": "vit", "train.ema_decay": 0.9},
-    "micro-batches": {"model.name": "vit", "optim.accumulation": 2},
+    "micro-batches": {"model.name": "vit", "optim.grad_accum_steps": 2},
 }
 FAST = ("two-stage, all noise on", "micro-batches")
 
@@ -115,8 +115,8 @@ def trained_with_few_labels(out: str, mode: str) -> None:
     splits = tiny_splits(config)
     splits["train"], rest = split_labels(splits["train"], config.data.semi, 0)
     session = Session(config, splits)
-    session.trainer.objective = ConsistentObjective(session.trainer.objective, config.loss.consistency, False)
-    session.trainer.feed = MixedFeed(splits["train"], rest, share, config.data.semi, 0)
+    session.trainer.objective = ConsistencyObjective(session.trainer.objective, config.loss.consistency, False)
+    session.trainer.feed = SemiSupervisedSampler(splits["train"], rest, share, config.data.semi, 0)
     session.trainer.steps = session.trainer.feed.steps
     session.go()
 
@@ -129,8 +129,8 @@ def test_few_labels(mode: str, tmp_path: Path) -> None:
     assert_close_runs(tmp_path / "one", tmp_path / "two")
 
 
-def trained_without_a_picture(out: str, lost: str) -> None:
-    """The picture cannot be read: one of the processes has an image less in its batch."""
+def trained_without_a_image(out: str, lost: str) -> None:
+    """The image cannot be read: one of the processes has an image less in its batch."""
     config = tiny_config(Path(out), {"model.name": "vit", "data.batch_size": 8 // processes().world_size})
     session = Session(config)
     loader = session.trainer.feed.loader
@@ -151,7 +151,7 @@ def leave_out(batch: Batch, lost: str) -> Batch:
     group = None if batch.group is None else batch.group[keep]
     mask = None if batch.mask is None else batch.mask[keep]
     return replace(
-        batch, image=batch.image[keep], label=batch.label[keep], paths=paths, group=group, mask=mask, parts=None,
+        batch, image=batch.image[keep], label=batch.label[keep], paths=paths, group=group, mask=mask, keypoints=None,
         skipped=(lost,),
     )  # fmt: skip
 
@@ -159,7 +159,7 @@ def leave_out(batch: Batch, lost: str) -> Batch:
 def test_an_image_less_in_one_process_counts_as_in_one(tmp_path: Path) -> None:
     lost = tiny_splits(tiny_config(tmp_path / "any"))["train"][5].path
     for count, name in ((1, "one"), (2, "two")):
-        on_processes(count, trained_without_a_picture, str(tmp_path / name), lost)
+        on_processes(count, trained_without_a_image, str(tmp_path / name), lost)
     assert_close_runs(tmp_path / "one", tmp_path / "two")
     assert [row["train/skipped"] for row in rows(tmp_path / "two")] == [1, 2]
 

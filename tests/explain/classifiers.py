@@ -6,7 +6,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from explain.subject import Subject
+from explain.explained_model import ExplainedModel
 from models.two_stage import TwoStageModel
 from tests.models.small import config, shaken
 
@@ -33,9 +33,9 @@ def images(batch: int = 3, size: tuple[int, int] = (32, 32)) -> Tensor:
     return torch.randn(batch, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def bare(module: nn.Module) -> Subject:
+def bare(module: nn.Module) -> ExplainedModel:
     """A classifier that is no ViT, for methods that differentiate only."""
-    return Subject(module, classifier(), module, "class_token")
+    return ExplainedModel(module, classifier(), module, "class_token")
 
 
 def hooks(module: nn.Module) -> int:

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import (
 )
 from torch import Tensor, nn
 
-from explain.subject import Subject, subject_of
+from explain.explained_model import ExplainedModel, explained_model
 from models.baseline import PlainViT
 from models.two_stage import TwoStageModel
 from tests.models.small import config, images, shaken
@@ -40,8 +40,8 @@ class Case:
     def images(self, batch: int = 3) -> Tensor:
         return images(batch, self.size, seed=1)
 
-    def subject(self, model: nn.Module, x: Tensor) -> Subject:
-        return subject_of(model, x, self.stage)
+    def explained(self, model: nn.Module, x: Tensor) -> ExplainedModel:
+        return explained_model(model, x, self.stage)
 
 
 def vit(kind: type[VisionTransformer] = VisionTransformer, **settings: Any) -> VisionTransformer:

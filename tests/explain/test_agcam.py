@@ -15,7 +15,7 @@ TARGETS = torch.tensor([4, 1])
 
 
 def test_known_answer() -> None:
-    assert_known(Agcam().of_tape(known_tape(), *known_subject()), 1.295905, 0.610554, 0.159771, 0.272084)
+    assert_known(Agcam().of_capture(known_tape(), *known_subject()), 1.295905, 0.610554, 0.159771, 0.272084)
 
 
 # ParallelScalingBlock makes q, k, v and the MLP's input in one product: its attention's input cannot be detached alone.
@@ -25,11 +25,11 @@ def test_equals_autograd_with_detached_attention_inputs(name: str) -> None:
     model, x = case.model(), case.images(2)
     maps = explain(model, x, "agcam", TARGETS, stage=case.stage)
     for image, target in enumerate(TARGETS.tolist()):
-        subject = case.subject(model, x[[image]])
-        layers = explicit_layers(subject, x[[image]], target, detach_inputs=True)
+        explained = case.explained(model, x[[image]])
+        layers = explicit_layers(explained, x[[image]], target, detach_inputs=True)
         total = sum((layer.G.clamp(min=0) * layer.S.sigmoid()).sum(0) for layer in layers)
         assert isinstance(total, Tensor)
-        torch.testing.assert_close(maps[image].flatten(), read_out(total, subject), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(maps[image].flatten(), read_out(total, explained), rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_class_tokens_row_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,15 +50,15 @@ def test_equals_the_textbook(name: str, fusion: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images(2)
     found = explain(model, x, "attention_flow", head_fusion=fusion)[1].flatten().tolist()
-    subject = case.subject(model, x[1:])
-    residual = [fuse(layer.A, fusion) for layer in reversed(explicit_layers(subject, x[1:], None))]
+    explained = case.explained(model, x[1:])
+    residual = [fuse(layer.A, fusion) for layer in reversed(explicit_layers(explained, x[1:], None))]
     residual = [F + torch.eye(len(F)) for F in residual]
     blocks = torch.stack([M / M.sum(1, keepdim=True) for M in residual]).double()
     entry = torch.zeros(blocks.shape[-1], dtype=torch.float64)
-    entry[subject.rows()] = 1 / len(entry[subject.rows()])
+    entry[explained.rows()] = 1 / len(entry[explained.rows()])
     network = Network(*((t * SCALE).round().numpy().astype(np.int32) for t in (entry, blocks)))
     for patch in range(0, len(found), 3):
-        graph = whole_graph(network, subject.num_prefix + patch)
+        graph = whole_graph(network, explained.num_prefix + patch)
         assert found[patch] == pytest.approx(max_flow(graph, "classifier", "patch") / SCALE, abs=1e-5)
 
 

@@ -36,7 +36,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x0112] = 6
     picture.rotate(90).save(folder / "turned.png", exif=exif)
-    (folder / "note.jpg").write_text("no picture")
+    (folder / "note.jpg").write_text("no image")
     (folder / "names.txt").write_text("\n".join(["Golden retriever", "tabby cat", "", *map(str, range(3, 1000))]))
     (folder / "few.txt").write_text("one\ntwo")
     return folder
@@ -72,7 +72,7 @@ def sheet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     yield call
 
 
-def test_a_picture_and_a_line_for_each_photo(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
+def test_a_image_and_a_line_for_each_photo(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
     out = tmp_path / "new" / "sheet.png"
     columns, titles, legend = sheet(photos / "bird0.png", photos / "bird1.png", *FAST, "input_x_gradient", "--out", out)
     lines = capsys.readouterr().out.splitlines()
@@ -140,7 +140,7 @@ def test_options_reach_the_methods_that_have_them(photos: Path, tmp_path: Path, 
     assert np.array_equal(plain[0], signed[0]) and not np.array_equal(plain[1], signed[1])
 
 
-def test_pictures_are_turned_as_their_tag_asks(photos: Path) -> None:
+def test_images_are_turned_as_their_tag_asks(photos: Path) -> None:
     classifier = load_timm("vit_nano_patch8", "none", (64, 64))
     upright, turned = (cli.read_input(photos / name, classifier) for name in ("bird1.png", "turned.png"))
     assert torch.equal(upright, turned)
@@ -163,10 +163,10 @@ def test_an_empty_map_is_said(photos: Path, tmp_path: Path, sheet: Any, capsys: 
 
 
 MISTAKES: dict[str, tuple[list[str], str]] = {
-    "no picture": ([], "IMAGE"),
+    "no image": ([], "IMAGE"),
     "unknown flag": (["bird0.png", "--modell", "x"], "--modell"),
-    "missing picture": (["nowhere.jpg", *FAST], "nowhere.jpg: no such file"),
-    "broken picture": (["note.jpg", *FAST], "note.jpg: not a picture"),
+    "missing image": (["nowhere.jpg", *FAST], "nowhere.jpg: no such file"),
+    "broken image": (["note.jpg", *FAST], "note.jpg: not an image"),
     "unknown method": (["bird0.png", *FAST, "rolout"], "did you mean 'rollout'?"),
     "unknown model": (["bird0.png", "--model=timm/vit_smal_patch16_224"], "vit_small_patch16_224"),
     "no vit": (["bird0.png", "--model=timm/resnet18", "--weights=none"], "not a timm VisionTransformer"),

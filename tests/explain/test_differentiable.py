@@ -172,8 +172,8 @@ def test_gates_of_guided_backprop_are_open_afterwards() -> None:
     """The derivative of the map goes back through the forward pass: through plain activations."""
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.GELU(), nn.Linear(4, 2)).double(), torch.randn(1, 12)
     images = x.double().view(1, 3, 2, 2)
-    subject = replace(bare(model), graph=True)
-    maps = GuidedBackprop().maps(subject, images, torch.tensor([0]))
+    explained = replace(bare(model), graph=True)
+    maps = GuidedBackprop().maps(explained, images, torch.tensor([0]))
     weight: Any = model[1].weight
     (gradient,) = torch.autograd.grad(maps.sum(), weight)
 

@@ -145,7 +145,7 @@ def test_nothing_is_left_behind_when_the_model_raises(method: str, name: str, mo
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("in the middle")
 
-    vit: Any = case.subject(model, x).vit
+    vit: Any = case.explained(model, x).vit
     if method == "inherent":
         vit = model.get_submodule("stage_1.backbone")
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="in the middle"):

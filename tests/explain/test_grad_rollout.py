@@ -8,7 +8,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain import explain
-from explain.attention_capture import Tape
+from explain.attention_capture import AttentionCapture
 from explain.grad_rollout import GradRollout
 from tests.explain.small import CASES, TIMM
 from tests.explain.test_rollout import assert_known, known_subject, known_tape
@@ -23,7 +23,7 @@ TARGETS = torch.tensor([4, 1])
 )
 def test_known_answers_with_the_gradients_reversed(ratio: float, numbers: tuple[float, ...]) -> None:
     method = GradRollout(discard_ratio=ratio, compat="vit-explain")
-    assert_known(method.of_tape(known_tape(), *known_subject()), *numbers)
+    assert_known(method.of_capture(known_tape(), *known_subject()), *numbers)
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def test_known_answers_with_the_gradients_reversed(ratio: float, numbers: tuple[
     [(0.0, (1, 0.83972, 0.268175, 0.122378)), (0.5, (1, 0.839226, 0.268017, 0.122306))],
 )
 def test_known_answers_with_the_gradients_in_order(ratio: float, numbers: tuple[float, ...]) -> None:
-    tape: Any = known_tape()
-    first, last = tape.attentions
+    capture: Any = known_tape()
+    first, last = capture.attentions
     first.gradient, last.gradient = last.gradient, first.gradient
     method = GradRollout(discard_ratio=ratio, compat="vit-explain")
-    assert_known(method.of_tape(Tape([first, last]), *known_subject()), *numbers)
+    assert_known(method.of_capture(AttentionCapture([first, last]), *known_subject()), *numbers)
 
 
 @pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
@@ -45,11 +45,11 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
     model, x = case.model(), case.images(2)
     maps = explain(model, x, "grad_rollout", TARGETS, stage=case.stage, **options)
     for image, target in enumerate(TARGETS.tolist()):
-        subject = case.subject(model, x[[image]])
-        layers = explicit_layers(subject, x[[image]], target)
+        explained = case.explained(model, x[[image]])
+        layers = explicit_layers(explained, x[[image]], target)
         fused = [fuse(layer.A * layer.G, options.get("head_fusion", "mean")).clamp(min=0) for layer in layers]
         fused = [dropped(F, options.get("discard_ratio", 0), keep_first=False) for F in fused]
-        wanted = read_out(product(fused, "row"), subject)
+        wanted = read_out(product(fused, "row"), explained)
         torch.testing.assert_close(maps[image].flatten(), wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -57,11 +57,11 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
 def test_published_form(ratio: float | None) -> None:
     case = CASES["class_token"]
     model, x = case.model(), case.images(1)
-    subject = case.subject(model, x)
-    layers = explicit_layers(subject, x, 2)
+    explained = case.explained(model, x)
+    layers = explicit_layers(explained, x, 2)
     fused = [fuse(a.A * b.E, "mean").clamp(min=0) for a, b in zip(layers, reversed(layers), strict=True)]
     wanted: Tensor = read_out(
-        product([dropped(F, 0.9 if ratio is None else ratio, keep_first=False) for F in fused], "column"), subject
+        product([dropped(F, 0.9 if ratio is None else ratio, keep_first=False) for F in fused], "column"), explained
     )
     maps = explain(model, x, "grad_rollout", torch.tensor([2]), compat="vit-explain", discard_ratio=ratio)
     torch.testing.assert_close(maps.flatten(), wanted / wanted.max(), rtol=1e-4, atol=1e-6)

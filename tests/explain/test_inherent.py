@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from common.errors import UserError
-from explain import explain, run_method, subject_of
+from explain import explain, explained_model, run_method
+from explain.explained_model import with_selection
 from explain.inherent import Inherent
-from explain.subject import subject_with_mask
 from models.selection import Selection
 from tests.explain.small import CASES, two_stage
 from tests.models.small import images, shaken
@@ -37,10 +37,10 @@ def test_maps_are_the_models_own(stage: Literal[1, 2]) -> None:
 def test_a_mask_from_outside() -> None:
     model, x = CASES["stage_2"].model(), images(3)
     mask = torch.rand(3, 4, 4, generator=torch.Generator().manual_seed(0)) < 0.5
-    subject = subject_with_mask(subject_of(model, x), Selection(mask))
-    assert torch.equal(run_method(Inherent("mask"), subject, x), mask.float())
+    explained = with_selection(explained_model(model, x), Selection(mask))
+    assert torch.equal(run_method(Inherent("mask"), explained, x), mask.float())
     with pytest.raises(UserError, match="--what: selected needs part maps"):
-        run_method(Inherent(), subject, x)
+        run_method(Inherent(), explained, x)
 
 
 @pytest.mark.parametrize(

@@ -85,8 +85,10 @@ def test_exact_for_polynomials(steps: int) -> None:
 
 
 def test_a_linear_model_gives_input_x_gradient() -> None:
-    subject, x = bare(nn.Sequential(nn.Flatten(), nn.Linear(48, 5).double())), images(size=(4, 4))
-    torch.testing.assert_close(IntegratedGradients().maps(subject, x, None), InputXGradient().maps(subject, x, None))
+    explained, x = bare(nn.Sequential(nn.Flatten(), nn.Linear(48, 5).double())), images(size=(4, 4))
+    torch.testing.assert_close(
+        IntegratedGradients().maps(explained, x, None), InputXGradient().maps(explained, x, None)
+    )
 
 
 @pytest.mark.parametrize("model", [classifier().float(), two_stage(), two_stage(mask_kind="soft")])

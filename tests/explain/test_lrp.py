@@ -16,7 +16,7 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain import explain, subject_of
+from explain import explain, explained_model
 from explain.lrp.autograd_mode import RelevanceMode
 from explain.lrp.method import Lrp, Variant, scores_of
 from models.backbone import embed
@@ -162,14 +162,14 @@ def test_both_stages(stage: Any) -> None:
 
 def test_stage_1_scores_with_given_maps_are_its_own() -> None:
     model, x = two_stage(), images(3).float()
-    subject = subject_of(model, x, stage=1)
-    torch.testing.assert_close(scores_of(subject)(x), model.select(x).class_logits)
+    explained = explained_model(model, x, stage=1)
+    torch.testing.assert_close(scores_of(explained)(x), model.select(x).class_logits)
 
 
 def test_stage_2_gives_nothing_to_what_it_does_not_see() -> None:
     """Hidden patches hold the identity's share alone, which a class token has none of."""
     model, x = two_stage(), images(3).float()
-    maps, mask = explain(model, x, "lrp"), subject_of(model, x).selection.mask
+    maps, mask = explain(model, x, "lrp"), explained_model(model, x).selection.mask
     assert 0 < mask.float().mean() < 1
     assert (maps[~mask] == 0).all() and (maps[mask] > 0).any()
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain import explain
-from explain.attention_capture import Tape
+from explain.attention_capture import AttentionCapture
+from explain.explained_model import ExplainedModel, explained_model
 from explain.raw_attention import RawAttention
 from explain.rollout import Fusion, Rollout, discard, over_maximum, roll_out
-from explain.subject import Subject, subject_of
 from tests.explain.small import CASES, TIMM, vit
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
@@ -38,18 +38,18 @@ class Given:
     scores_gradient = weights_gradient
 
 
-def known_tape() -> Tape:
+def known_tape() -> AttentionCapture:
     """The inputs of the known answers: two blocks, two heads, a class token and 2 x 2 patches."""
     l, h, i, j = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (2, 2, 5, 5)), indexing="ij")  # noqa: E741
     S = 2 * (1 + l + 2 * h + 3 * i + 5 * j).sin()
     gradient = (2 + 3 * l + h + 2 * i + 7 * j).cos()
     attentions: Any = [Given(b, S[[b]].softmax(-1), S[[b]], gradient[[b]]) for b in range(2)]
-    return Tape(attentions)
+    return AttentionCapture(attentions)
 
 
-def known_subject() -> tuple[Subject, Tensor]:
+def known_subject() -> tuple[ExplainedModel, Tensor]:
     images = torch.zeros(1, 3, 4, 4)
-    return subject_of(vit(img_size=4, patch_size=2, depth=2), images), images
+    return explained_model(vit(img_size=4, patch_size=2, depth=2), images), images
 
 
 def assert_known(maps: Tensor, *numbers: float) -> None:
@@ -69,7 +69,7 @@ def assert_known(maps: Tensor, *numbers: float) -> None:
 )
 def test_known_answers(fusion: Fusion, ratio: float, numbers: tuple[float, ...]) -> None:
     method = Rollout(fusion, ratio, compat="vit-explain")
-    assert_known(method.of_tape(known_tape(), *known_subject()), *numbers)
+    assert_known(method.of_capture(known_tape(), *known_subject()), *numbers)
 
 
 @pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
@@ -79,11 +79,11 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
     model, x = case.model(), case.images(2)
     maps = explain(model, x, "rollout", stage=case.stage, **options)
     for image in range(len(x)):
-        subject = case.subject(model, x[[image]])
-        layers = explicit_layers(subject, x[[image]], None)[options.get("start_layer", 0) :]
+        explained = case.explained(model, x[[image]])
+        layers = explicit_layers(explained, x[[image]], None)[options.get("start_layer", 0) :]
         fused = [fuse(layer.A, options.get("head_fusion", "mean")) for layer in layers]
         fused = [dropped(F, options.get("discard_ratio", 0), keep_first=True) for F in fused]
-        wanted = read_out(product(fused, "row"), subject)
+        wanted = read_out(product(fused, "row"), explained)
         torch.testing.assert_close(maps[image].flatten(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -91,14 +91,14 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
 def test_published_forms(compat: str) -> None:
     case = CASES["class_token"]
     model, x = case.model(), case.images(1)
-    subject = case.subject(model, x)
+    explained = case.explained(model, x)
     maps = explain(model, x, "rollout", compat=compat, head_fusion="max")
-    fused = [fuse(layer.A, "max") for layer in explicit_layers(subject, x, None)]
+    fused = [fuse(layer.A, "max") for layer in explicit_layers(explained, x, None)]
     if compat == "vit-explain":
-        wanted = read_out(product([dropped(F, 0.9, keep_first=True) for F in fused], "column"), subject)
+        wanted = read_out(product([dropped(F, 0.9, keep_first=True) for F in fused], "column"), explained)
         wanted = wanted / wanted.max()
     else:
-        wanted = read_out(product(fused[1:], "row") if compat == "chefer" else product(fused, "column"), subject)
+        wanted = read_out(product(fused[1:], "row") if compat == "chefer" else product(fused, "column"), explained)
     torch.testing.assert_close(maps.flatten(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -146,11 +146,11 @@ def test_refused_options(options: dict[str, Any], flag: str) -> None:
 def test_raw_attention_is_one_blocks_row(name: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images(1)
-    subject = case.subject(model, x)
-    layers = explicit_layers(subject, x, None)
+    explained = case.explained(model, x)
+    layers = explicit_layers(explained, x, None)
     for layer, fusion in ((-1, "mean"), (0, "max")):
         maps = explain(model, x, "raw_attention", stage=case.stage, layer=layer, head_fusion=fusion)
-        wanted = read_out(fuse(layers[layer].A, fusion), subject)
+        wanted = read_out(fuse(layers[layer].A, fusion), explained)
         torch.testing.assert_close(maps.flatten(), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -161,7 +161,7 @@ def test_raw_attention_of_a_block_that_is_not_there() -> None:
 
 
 def test_column_sums_divide_columns_in_the_published_form() -> None:
-    subject, images = known_subject()
+    explained, images = known_subject()
     fused = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(0))
-    wanted = read_out(product([fused[0]], "column"), subject)
-    torch.testing.assert_close(roll_out([fused], subject, images, by_column=True).flatten(), wanted)
+    wanted = read_out(product([fused[0]], "column"), explained)
+    torch.testing.assert_close(roll_out([fused], explained, images, by_column=True).flatten(), wanted)

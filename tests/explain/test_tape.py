@@ -1,24 +1,24 @@
-"""What the tape rebuilds under fused attention is what explicit attention and autograd give."""
+"""What the capture rebuilds under fused attention is what explicit attention and autograd give."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from explain.attention_capture import Attention, Tape, exact_product, record
-from explain.subject import Subject, explainable
+from explain.attention_capture import Attention, AttentionCapture, exact_product, record
+from explain.explained_model import ExplainedModel, explainable
 from tests.explain.small import CASES, TIMM
 from tests.explain.textbook import Layer, explicit_layers
 
 TARGETS = torch.tensor([3, 0, 3])
 
 
-def taped(subject: Subject, x: Tensor, cut: bool = False) -> Tape:
-    with explainable(subject):
-        with record(subject.vit.blocks, cut) as tape:
-            logits = subject.logits(x)
-        tape.gradients(subject.target_score(logits, TARGETS[: len(x)]))
-    return tape
+def taped(explained: ExplainedModel, x: Tensor, cut: bool = False) -> AttentionCapture:
+    with explainable(explained):
+        with record(explained.vit.blocks, cut) as capture:
+            logits = explained.logits(x)
+        capture.gradients(explained.target_score(logits, TARGETS[: len(x)]))
+    return capture
 
 
 def in_heads(layer: list[Attention], what: str, rows: slice = slice(None)) -> Tensor:
@@ -33,11 +33,11 @@ def close(found: Tensor, wanted: Tensor, tolerance: float) -> None:
 def test_everything_equals_explicit_attention(name: str) -> None:
     case = CASES[name]
     model, x = case.model().double(), case.images().double()
-    subject = case.subject(model, x)
-    layers = taped(subject, x).by_block()
-    assert len(layers) == len(subject.vit.blocks)
+    explained = case.explained(model, x)
+    layers = taped(explained, x).by_block()
+    assert len(layers) == len(explained.vit.blocks)
     for image in range(len(x)):
-        for layer, wanted in zip(layers, explicit_layers(subject, x[[image]], int(TARGETS[image])), strict=True):
+        for layer, wanted in zip(layers, explicit_layers(explained, x[[image]], int(TARGETS[image])), strict=True):
             assert_same(layer, wanted, image)
 
 
@@ -52,8 +52,8 @@ def assert_same(layer: list[Attention], wanted: Layer, image: int) -> None:
 def test_our_models_in_float32(name: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images()
-    layers = taped(case.subject(model, x), x).by_block()
-    for layer, wanted in zip(layers, explicit_layers(case.subject(model, x[[1]]), x[[1]], 0), strict=True):
+    layers = taped(case.explained(model, x), x).by_block()
+    for layer, wanted in zip(layers, explicit_layers(case.explained(model, x[[1]]), x[[1]], 0), strict=True):
         close(in_heads(layer, "weights")[1], wanted.A, 1e-5)
         close(in_heads(layer, "weights_gradient")[1], wanted.G, 1e-4)
 
@@ -61,7 +61,7 @@ def test_our_models_in_float32(name: str) -> None:
 def test_rows_are_rows_of_the_whole() -> None:
     case = CASES["stage_2"]
     x = case.images()
-    attention = taped(case.subject(case.model(), x), x).attentions[1]
+    attention = taped(case.explained(case.model(), x), x).attentions[1]
     for what in ("scores", "weights", "weights_gradient", "scores_gradient"):
         whole = getattr(attention, what)()
         torch.testing.assert_close(getattr(attention, what)(slice(2, 5)), whole[:, :, 2:5])
@@ -81,11 +81,11 @@ def test_a_mask_of_its_own_for_every_row(dtype: torch.dtype) -> None:
 def test_cut_lets_no_gradient_through_an_attention(name: str) -> None:
     case = CASES[name]
     model, x = case.model().double(), case.images().double()
-    subject = case.subject(model, x)
-    uncut = taped(subject, x).attentions[0].weights_gradient()
-    layers = taped(subject, x, cut=True).by_block()
+    explained = case.explained(model, x)
+    uncut = taped(explained, x).attentions[0].weights_gradient()
+    layers = taped(explained, x, cut=True).by_block()
     assert not torch.allclose(in_heads(layers[0], "weights_gradient")[:, :2], uncut)
-    for layer, wanted in zip(layers, explicit_layers(subject, x[[0]], 3, detach_inputs=True), strict=True):
+    for layer, wanted in zip(layers, explicit_layers(explained, x[[0]], 3, detach_inputs=True), strict=True):
         close(in_heads(layer, "weights_gradient")[0], wanted.G, 1e-9)
 
 
@@ -93,17 +93,17 @@ def test_attention_of_a_pooling_is_not_recorded() -> None:
     for name in ("map", "plain_aim"):
         case = CASES[name]
         x = case.images()
-        assert len(taped(case.subject(case.model(), x), x).attentions) == 3
+        assert len(taped(case.explained(case.model(), x), x).attentions) == 3
 
 
 def test_some_blocks_alone() -> None:
     case = CASES["class_token"]
     x = case.images()
-    subject = case.subject(case.model(), x)
-    with torch.no_grad(), record([subject.vit.blocks[1]]) as tape:
-        subject.logits(x)
-    (attention,) = tape.attentions
-    torch.testing.assert_close(attention.weights(), taped(subject, x).attentions[1].weights())
+    explained = case.explained(case.model(), x)
+    with torch.no_grad(), record([explained.vit.blocks[1]]) as capture:
+        explained.logits(x)
+    (attention,) = capture.attentions
+    torch.testing.assert_close(attention.weights(), taped(explained, x).attentions[1].weights())
 
 
 def test_the_rebuilding_is_exact_under_autocast() -> None:
@@ -121,7 +121,7 @@ def test_gradients_come_first() -> None:
 
 def test_no_hook_stays_when_the_model_raises() -> None:
     case = CASES["class_token"]
-    subject = case.subject(case.model(), case.images())
-    with pytest.raises(RuntimeError, match="shape"), record(subject.vit.blocks):
-        subject.vit.blocks(torch.zeros(1, 2, 3))
-    assert not any(block._forward_hooks or block._forward_pre_hooks for block in subject.vit.blocks)
+    explained = case.explained(case.model(), case.images())
+    with pytest.raises(RuntimeError, match="shape"), record(explained.vit.blocks):
+        explained.vit.blocks(torch.zeros(1, 2, 3))
+    assert not any(block._forward_hooks or block._forward_pre_hooks for block in explained.vit.blocks)

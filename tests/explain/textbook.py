@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from explain.subject import Subject
+from explain.explained_model import ExplainedModel
 from models.two_stage import TwoStageModel
 
 
@@ -39,12 +39,14 @@ class _Softmaxes(TorchFunctionMode):
         return result
 
 
-def explicit_layers(subject: Subject, image: Tensor, target: int | None, detach_inputs: bool = False) -> list[Layer]:
-    """All blocks for the one image [1, 3, H, W] that the subject was made for.
+def explicit_layers(
+    explained: ExplainedModel, image: Tensor, target: int | None, detach_inputs: bool = False
+) -> list[Layer]:
+    """All blocks for the one image [1, 3, H, W] that the explained was made for.
 
     `detach_inputs`: AGCAM's graph, in which attention modules read detached tokens.
     """
-    vit, logits = _explicit_copy(subject)
+    vit, logits = _explicit_copy(explained)
     with _detached_inputs(vit, detach_inputs), _Softmaxes() as softmaxes, torch.enable_grad():
         y = logits(image.clone().requires_grad_())[0]
         y = y[int(y.argmax()) if target is None else target]
@@ -69,19 +71,19 @@ def _or_zero(gradient: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if gradient is None else gradient
 
 
-def _explicit_copy(subject: Subject) -> tuple[Any, Any]:
-    """The subject's ViT and its logits in a copy of the model that never fuses attention."""
-    module: Any = copy.deepcopy(subject.module)
+def _explicit_copy(explained: ExplainedModel) -> tuple[Any, Any]:
+    """The explained's ViT and its logits in a copy of the model that never fuses attention."""
+    module: Any = copy.deepcopy(explained.module)
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = False
     if not isinstance(module, TwoStageModel):
-        vit = module if subject.vit is subject.module else module.backbone
+        vit = module if explained.vit is explained.module else module.backbone
         return vit, (module if vit is module else lambda x: module(x).logits)
-    if subject.selection is None:
+    if explained.selection is None:
         return module.stage_1.backbone, lambda x: module.select(x).class_logits
     module.stage_2.path = "dense"
-    return module.stage_2.backbone, lambda x: module.predict(x, subject.selection)
+    return module.stage_2.backbone, lambda x: module.predict(x, explained.selection)
 
 
 @contextmanager
@@ -119,9 +121,9 @@ def product(matrices: list[Tensor], norm: str) -> Tensor:
     return result
 
 
-def read_out(R: Tensor, subject: Subject) -> Tensor:
+def read_out(R: Tensor, explained: ExplainedModel) -> Tensor:
     """Mean of the rows of the tokens that the classifier reads, patch columns: [N - P]."""
-    return R[subject.rows()].mean(0)[subject.num_prefix :]
+    return R[explained.rows()].mean(0)[explained.num_prefix :]
 
 
 def max_flow(capacities: dict[tuple[Any, Any], int], source: Any, sink: Any) -> int:

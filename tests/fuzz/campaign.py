@@ -23,7 +23,7 @@ from tests.fuzz.mutations import mutate
 
 
 @dataclass
-class Outcome:
+class ObjectiveOutput:
     """Of many files of a kind."""
 
     read: int = 0
@@ -34,9 +34,9 @@ class Outcome:
     """The most that one file added to the process, MiB."""
 
 
-def spoil_and_read(kind: Kind, seeds: Iterable[int], folder: Path) -> Outcome:
+def spoil_and_read(kind: Kind, seeds: Iterable[int], folder: Path) -> ObjectiveOutput:
     """Every file is read or refused in one line. Raises AssertionError, naming the seed, where it is not."""
-    files, outcome = kind.files(), Outcome()
+    files, outcome = kind.files(), ObjectiveOutput()
     contents = [data for _, data in files]
     for seed in seeds:
         suffix, data = files[seed % len(files)]

@@ -1,12 +1,12 @@
 """Every kind of file that we read."""
 
-from tests.fuzz import pictures, tables, tensors
+from tests.fuzz import images, tables, tensors
 from tests.fuzz.kind import Kind
 
 KINDS = {
-    "pictures": Kind(pictures.pictures, pictures.read_picture),
-    "arrays": Kind(pictures.arrays, pictures.read_array),
-    "radiographs": Kind(pictures.radiographs, pictures.read_radiograph),
+    "images": Kind(images.images, images.read_image),
+    "arrays": Kind(images.arrays, images.read_array),
+    "radiographs": Kind(images.radiographs, images.read_radiograph),
     "checkpoints": Kind(tensors.checkpoints, tensors.read_run),
     "weights": Kind(tensors.weights, tensors.read_weights),
     "published weights": Kind(tensors.published, tensors.read_published),

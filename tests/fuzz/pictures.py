@@ -1,4 +1,4 @@
-"""Whole files of pictures, arrays and radiographs, and their readers."""
+"""Whole files of images, arrays and radiographs, and their readers."""
 
 import io
 from pathlib import Path
@@ -17,7 +17,7 @@ from pydicom.uid import (
 )
 
 from datasets.formats.dicom import read_dicom
-from datasets.formats.images import UnreadablePictureError, read_image, read_indices, read_mask
+from datasets.formats.images import UnreadableImageError, read_image, read_indices, read_mask
 from tests.datasets.radiographs import encoded, smooth, write_dicom
 from tests.fuzz.kind import File, content
 
@@ -56,7 +56,7 @@ def read_picture(path: Path) -> None:
     assert mask.dtype == bool and mask.ndim == 2 and mask.shape == image.shape[:2]
     try:
         indices = read_indices(path)
-    except UnreadablePictureError:
+    except UnreadableImageError:
         return
     assert indices.dtype == np.uint8 and indices.shape == mask.shape
 

@@ -52,18 +52,18 @@ def parts() -> list[File]:
         {"id": i, "image_id": 7, "category_id": i % 2, "area": 50, "bbox": [1, 1, 5, 5], "segmentation": outline}
         for i, outline in enumerate(outlines)
     ]
-    pictures = [{"id": 7, "file_name": "n01440764_1.JPEG", "height": SIDE, "width": SIDE}]
-    table = {"categories": [{"id": 0, "name": "head"}, {"id": 1, "name": "tail"}], "images": pictures}
+    images = [{"id": 7, "file_name": "n01440764_1.JPEG", "height": SIDE, "width": SIDE}]
+    table = {"categories": [{"id": 0, "name": "head"}, {"id": 1, "name": "tail"}], "images": images}
     return [(".json", json.dumps({**table, "annotations": notes[start:]}).encode()) for start in range(3)]
 
 
 def read_parts(path: Path) -> None:
-    pictures, names = read_coco(path)
-    for picture in pictures:
-        if max(picture.size_hw) > 100:  # the data set compares it with the picture's first
+    images, names = read_coco(path)
+    for image in images:
+        if max(image.size_hw) > 100:  # the data set compares it with the image's first
             continue
-        labels = part_labels(picture, path)
-        assert labels.shape == picture.size_hw and labels.min() >= -1 and labels.max() < len(names)
+        labels = part_labels(image, path)
+        assert labels.shape == image.size_hw and labels.min() >= -1 and labels.max() < len(names)
 
 
 def configs() -> list[File]:

@@ -9,7 +9,7 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from datasets.formats.matlab import read_mat, read_numbers
-from engine.explanation.map_store import MapReader, MapWriter, Source
+from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
 from engine.run.checkpointing import load_weights, read_checkpoint, write_safetensors
 from models.backbone import load_backbone_weights
 from models.published import load_published
@@ -18,7 +18,7 @@ from tests.fuzz.kind import File, content
 from tests.models.published_states import published_state
 from tests.models.small import backbone, config
 
-MAPS = Source({"weights": "abc", "image size": (32, 48)}, {"rollout": {"ratio": 0.9}})
+MAPS = MapProvenance({"weights": "abc", "image size": (32, 48)}, {"rollout": {"ratio": 0.9}})
 
 
 def _small() -> nn.Module:

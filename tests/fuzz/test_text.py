@@ -82,7 +82,7 @@ def test_a_mask_survives_its_run_lengths(data: st.DataObject) -> None:
         flat += list(range(end + gap, end + gap + length))
         end += gap + length
     if end > height * width:
-        with pytest.raises(ValueError, match="outside the picture"):
+        with pytest.raises(ValueError, match="outside the image"):
             decode_runs([" ".join(map(str, words))], (height, width))
         return
     mask = decode_runs([" ".join(map(str, words))], (height, width))
@@ -125,7 +125,7 @@ def spoil_cell(data: st.DataObject, text: str, separator: str) -> str:
 
 
 def check_records(found: FileDataset | None, root: Path) -> None:
-    """Whatever the index says, only pictures of the data set are read."""
+    """Whatever the index says, only images of the data set are read."""
     for record in found.records if found else ():
         assert record.path.resolve().is_relative_to(root) and 0 <= record.label < found.info.num_classes
         assert record.boxes is None or np.isfinite(record.boxes).all()
@@ -204,10 +204,10 @@ def coco(data: st.DataObject) -> dict[str, Any]:
 def test_part_annotations(folder: Path, data: st.DataObject) -> None:
     path = written(json.dumps(coco(data)), "a.json", folder)
     found = answer(read_coco, path)
-    for picture in found[0] if found else ():
-        assert (folder / picture.name).is_relative_to(folder) and ".." not in picture.name
-        if picture.size_hw == (6, 7):  # the data set compares it with the picture's first
-            labels = answer(part_labels, picture, path)
+    for image in found[0] if found else ():
+        assert (folder / image.name).is_relative_to(folder) and ".." not in image.name
+        if image.size_hw == (6, 7):  # the data set compares it with the image's first
+            labels = answer(part_labels, image, path)
             assert labels is None or (labels.shape == (6, 7) and labels.min() >= -1 and labels.max() < len(found[1]))
 
 

@@ -223,19 +223,19 @@ def test_mixed_targets_go_into_the_loss(config):
 
 
 @pytest.mark.parametrize("config", [CE, BCE])
-def test_pictures_of_several_classes_are_binary_cross_entropy(config):
+def test_images_of_several_classes_are_binary_cross_entropy(config):
     logits, _ = batch()
     present = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) > 0.5
     loss = ClassificationLoss(config, 5)(logits, present)
     assert loss.item() == pytest.approx(slow_bce(logits, present.double()))
 
 
-def test_what_means_nothing_for_pictures_of_several_classes():
+def test_what_means_nothing_for_images_of_several_classes():
     logits, _ = batch()
     present = torch.ones(4, 5, dtype=torch.bool)
-    with pytest.raises(UserError, match="loss.classification.label_smoothing=0.1 is for pictures of one class"):
+    with pytest.raises(UserError, match="loss.classification.label_smoothing=0.1 is for images of one class"):
         ClassificationLoss(replace(CE, label_smoothing=0.1), 5)(logits, present)
-    with pytest.raises(UserError, match="loss.classification.kind=balanced_topk is for pictures of one class"):
+    with pytest.raises(UserError, match="loss.classification.kind=balanced_topk is for images of one class"):
         ClassificationLoss(BALANCED, 5)(logits, present)
-    with pytest.raises(UserError, match="loss.classification.mixup and cutmix are for pictures of one class"):
+    with pytest.raises(UserError, match="loss.classification.mixup and cutmix are for images of one class"):
         Mixup(replace(CE, mixup=0.2), 5)(torch.zeros(4, 3, 8, 8), present)

@@ -27,7 +27,7 @@ def many_classes(count: int) -> DatasetInfo:
 def random_set(info: DatasetInfo, n: int = 67, parts: int = 3, seed: int = 0) -> tuple[Batch, Prediction]:
     """Batch and prediction of n images of 24x32 pixels, patches of 4; the true mask of every fifth image is empty.
 
-    Three key points, a third of them hidden, and as many parts at pixels; boxes of about the whole picture.
+    Three key points, a third of them hidden, and as many parts at pixels; boxes of about the whole image.
     """
     g = torch.Generator().manual_seed(seed)
     label = torch.randint(info.num_classes, (n,), generator=g)
@@ -50,7 +50,7 @@ def random_set(info: DatasetInfo, n: int = 67, parts: int = 3, seed: int = 0) ->
         paths=tuple(str(i) for i in range(n)),
         group=2 * label + place if info.group_names else None,
         mask=truth,
-        parts=torch.cat([place_of_parts, (torch.rand(n, 3, 1, generator=g) > 1 / 3).float()], dim=2),
+        keypoints=torch.cat([place_of_parts, (torch.rand(n, 3, 1, generator=g) > 1 / 3).float()], dim=2),
         part_labels=torch.randint(-1, 3, (n, 24, 32), generator=g),
         frame=torch.cat([corner, size], dim=1),
     )

@@ -75,7 +75,7 @@ def test_every_source_gets_the_figures_of_its_mask() -> None:
         direct.update(batch, Prediction(look(batch.image, mask), mask=mask))
         assert figures[source] == direct.compute() | ({"count/nan_maps": 0} if source == "method" else {})
     assert figures["truth"]["mask_iou"] > figures["method"]["mask_iou"]
-    assert figures["method"]["kept_share"] == figures["learned"]["kept_share"]
+    assert figures["method"]["keep_ratio"] == figures["learned"]["keep_ratio"]
 
 
 def test_failed_maps_are_counted_and_shown_as_nothing() -> None:
@@ -86,7 +86,7 @@ def test_failed_maps_are_counted_and_shown_as_nothing() -> None:
     figures = compared.compute()["method"]
     assert figures["count/nan_maps"] == 3
     assert figures["count/images"] == 40
-    assert figures["empty_share"] == pytest.approx(4 / 40)  # image 3's learned mask is empty too
+    assert figures["empty_ratio"] == pytest.approx(4 / 40)  # image 3's learned mask is empty too
 
 
 def test_pixel_maps_are_averaged_per_patch() -> None:

@@ -107,11 +107,11 @@ def test_the_average_by_training_shares() -> None:
     """Group accuracies 1/2, 1, 1/2, 0 with shares 0.7, 0.1, 0.2, 0; a group nobody trained on does not count."""
     batch = batch_of([0, 0, 0, 1, 1, 1], groups=[0, 0, 1, 2, 2, 3])
     answers = Prediction(saying([0, 1, 0, 1, 0, 0]))
-    info = replace(BIRDS, group_shares=(0.7, 0.1, 0.2, 0.0))
-    assert run(("groups",), info, batch, answers)["accuracy_training_shares"] == pytest.approx(0.35 + 0.1 + 0.1)
-    assert "accuracy_training_shares" not in run(("groups",), BIRDS, batch, answers)
+    info = replace(BIRDS, group_fractions=(0.7, 0.1, 0.2, 0.0))
+    assert run(("groups",), info, batch, answers)["adjusted_accuracy"] == pytest.approx(0.35 + 0.1 + 0.1)
+    assert "adjusted_accuracy" not in run(("groups",), BIRDS, batch, answers)
     without = run(("groups",), info, batch_of([0, 1, 1], groups=[0, 2, 3]), Prediction(saying([0, 1, 1])))
-    assert math.isnan(without["accuracy_training_shares"])
+    assert math.isnan(without["adjusted_accuracy"])
 
 
 def test_an_absent_group_is_nan_and_not_the_worst() -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from metrics.comparison import answer_figures, column_figures, compare
+from metrics.comparison import column_means, compare, prediction_metrics
 
 
 def answers(count: int, seed: int, skill: float) -> pd.DataFrame:
@@ -41,23 +41,23 @@ def textbook_p(first: pd.DataFrame, second: pd.DataFrame, figure: str, resamples
 @pytest.mark.parametrize("skills", [(0.8, 0.7), (0.5, 0.5)])
 def test_p_is_the_textbooks(figure: str, skills: tuple[float, float]) -> None:
     first, second = answers(60, 1, skills[0]), answers(60, 2, skills[1])
-    found = compare(answer_figures(pd.concat([first, second], ignore_index=True)), 60, resamples=60, seed=5)[figure]
+    found = compare(prediction_metrics(pd.concat([first, second], ignore_index=True)), 60, resamples=60, seed=5)[figure]
     assert found.p == pytest.approx(textbook_p(first, second, figure, resamples=60, seed=5), abs=1e-9)
     assert found.low <= found.first - found.second <= found.high
 
 
 def test_a_clear_difference_and_none() -> None:
     good, bad = answers(200, 1, 0.9), answers(200, 2, 0.3)
-    clear = compare(answer_figures(pd.concat([good, bad], ignore_index=True)), 200, resamples=200)["accuracy"]
+    clear = compare(prediction_metrics(pd.concat([good, bad], ignore_index=True)), 200, resamples=200)["accuracy"]
     assert clear.p == pytest.approx(1 / 201) and clear.low > 0
-    same = compare(answer_figures(pd.concat([good, good], ignore_index=True)), 200, resamples=200)["accuracy"]
+    same = compare(prediction_metrics(pd.concat([good, good], ignore_index=True)), 200, resamples=200)["accuracy"]
     assert (same.p, same.low, same.high, same.first) == (1, 0, 0, same.second)
 
 
 def test_the_interval_pairs_the_images() -> None:
     """Each image is 0.1 better for the first model: there is no doubt, however much images differ."""
     values = np.random.default_rng(0).random(50)
-    found = compare(column_figures(np.concatenate([values + 0.1, values]), "iou"), 50, resamples=100)["iou"]
+    found = compare(column_means(np.concatenate([values + 0.1, values]), "iou"), 50, resamples=100)["iou"]
     assert (found.low, found.high) == (pytest.approx(0.1), pytest.approx(0.1))
     assert 0.01 < found.p < 1, "the pooled bootstrap, as published, does not know the pairs"
 
@@ -68,7 +68,7 @@ def test_several_classes() -> None:
     table = pd.DataFrame(
         np.hstack([present, logits + present]), columns=[f"{k}/{c}" for k in ("present", "logit") for c in "abc"]
     )
-    found = compare(answer_figures(table), 40, resamples=30)
+    found = compare(prediction_metrics(table), 40, resamples=30)
     for half, name in ((slice(40), "first"), (slice(40, 80), "second")):
         truth, scores = present[half], (logits + present)[half]
         expected = {
@@ -80,5 +80,5 @@ def test_several_classes() -> None:
 
 
 def test_a_figure_that_is_not_there() -> None:
-    found = compare(column_figures(np.full(4, np.nan), "iou"), 2, resamples=5)["iou"]
+    found = compare(column_means(np.full(4, np.nan), "iou"), 2, resamples=5)["iou"]
     assert math.isnan(found.p) and math.isnan(found.first)

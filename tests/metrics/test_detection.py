@@ -37,7 +37,7 @@ def textbook_iou(m: np.ndarray, boxes: list[list[float]], size: tuple[int, int])
 
 
 def several_classes(n: int = 23) -> tuple[Batch, Explanation]:
-    """Every box of a class of its own: some pictures have none of the predicted class."""
+    """Every box of a class of its own: some images have none of the predicted class."""
     batch, explanation = random_maps(n)
     assert batch.boxes is not None
     g = torch.Generator().manual_seed(3)

@@ -58,6 +58,6 @@ def test_nan_logits_predict_nothing() -> None:
     assert results["f1/class/c0"] == pytest.approx(2 * 1 / (1 + 2))
 
 
-def test_several_classes_in_a_picture_are_refused() -> None:
+def test_several_classes_in_a_image_are_refused() -> None:
     with pytest.raises(UserError, match="use multilabel"):
         build_metrics(("f1",), DatasetInfo("voc", ("a", "b"), multi_label=True))

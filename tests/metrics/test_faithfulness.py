@@ -47,7 +47,7 @@ def test_two_stage_logits_do_not_move_a_bit(backbone: str, path: str) -> None:
     figures = measured.compute()
     assert figures["certificate/max_logit_change"] == 0
     assert figures["certificate/holds"] == 1
-    assert figures["certificate/kept_share"] == pytest.approx(mask.double().mean().item())
+    assert figures["certificate/keep_ratio"] == pytest.approx(mask.double().mean().item())
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -135,7 +135,7 @@ def test_post_hoc_maps_equal_loops(own_share: bool, size: int) -> None:
     figures = measured.compute()
     for name, value in slow_figures(model, batch, maps, counts.tolist()).items():
         assert figures[f"certificate/{name}"] == pytest.approx(value, abs=1e-5)
-    assert figures["certificate/kept_share"] == pytest.approx(counts.double().mean().item() / 16)
+    assert figures["certificate/keep_ratio"] == pytest.approx(counts.double().mean().item() / 16)
 
 
 def test_failed_maps_are_counted_and_left_out() -> None:

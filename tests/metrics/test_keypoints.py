@@ -54,8 +54,8 @@ def slow(batch: Batch, maps: Tensor) -> float:
             on += 2 * [part.max() > 0.5]
         centres.append(at)
         active.append(on)
-        points.append([[(px - x) / width, (py - y) / height] for px, py, _ in batch.parts[i].tolist()])
-    C, active_, P, seen = np.array(centres), np.array(active), np.array(points), batch.parts[..., 2].numpy() > 0
+        points.append([[(px - x) / width, (py - y) / height] for px, py, _ in batch.keypoints[i].tolist()])
+    C, active_, P, seen = np.array(centres), np.array(active), np.array(points), batch.keypoints[..., 2].numpy() > 0
     train, distances = np.arange(N) < TRAIN, []
     for k in range(P.shape[1]):
         fit, score = train & seen[:, k], ~train & seen[:, k]
@@ -74,7 +74,7 @@ def test_against_scikit_learn_in_loops(parts: int) -> None:
     assert ((shares < 0.95) & (shares > 0.2)).all()
     results = measured(batch, maps)
     assert results["keypoint_error"] == pytest.approx(slow(batch, maps), rel=1e-6)
-    assert results["count/keypoints"] == int((batch.parts[TRAIN:, :, 2] > 0).sum())
+    assert results["count/keypoints"] == int((batch.keypoints[TRAIN:, :, 2] > 0).sum())
 
 
 @pytest.mark.parametrize("size", [1, 7, 40])
@@ -99,7 +99,7 @@ def test_parts_that_tell_where_the_key_points_are() -> None:
     cells = torch.stack([torch.randint(6, (N, 2), generator=g), torch.randint(8, (N, 2), generator=g)], dim=-1)
     at = 4.0 * cells.flip(-1)
     points = torch.stack([at[:, 0], at[:, 1], (at[:, 0] + at[:, 1]) / 2], dim=1)
-    batch = replace(batch, parts=torch.cat([points, torch.ones(N, 3, 1)], dim=2))
+    batch = replace(batch, keypoints=torch.cat([points, torch.ones(N, 3, 1)], dim=2))
     results = measured(batch, spots(cells, 2))
     assert results["keypoint_error"] < 1e-6 and results["count/keypoints"] == 3 * (N - TRAIN)
 
@@ -108,10 +108,10 @@ def test_parts_that_tell_nothing_leave_the_mean() -> None:
     """No part is active: every prediction is the training mean."""
     batch, _ = peaked_set()
     flat = torch.full((N, 4, 6, 8), 0.25)
-    points = (batch.parts[..., :2].double() - batch.frame[:, None, :2]) / batch.frame[:, None, 2:]
+    points = (batch.keypoints[..., :2].double() - batch.frame[:, None, :2]) / batch.frame[:, None, 2:]
     distances = []
     for k in range(3):
-        seen = batch.parts[:, k, 2] > 0
+        seen = batch.keypoints[:, k, 2] > 0
         mean = points[:TRAIN, k][seen[:TRAIN]].mean(0)
         distances += (points[TRAIN:, k][seen[TRAIN:]] - mean).norm(dim=1).tolist()
     assert measured(batch, flat)["keypoint_error"] == pytest.approx(sum(distances) / len(distances), rel=1e-9)
@@ -127,9 +127,9 @@ def test_where_the_centre_of_a_map_is() -> None:
 
 def test_a_key_point_that_training_never_shows_is_left_out() -> None:
     batch, maps = peaked_set()
-    parts = batch.parts.clone()
+    parts = batch.keypoints.clone()
     parts[:TRAIN, 1, 2] = 0
-    results = measured(replace(batch, parts=parts), maps)
+    results = measured(replace(batch, keypoints=parts), maps)
     assert results["count/keypoints"] == int((parts[TRAIN:, [0, 2], 2] > 0).sum())
     assert 0 < results["keypoint_error"] < 1
 

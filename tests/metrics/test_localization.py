@@ -156,7 +156,7 @@ def test_maps_that_say_nothing_find_nothing(maps: torch.Tensor) -> None:
     assert published["localization/boxes/precision"] == 1.0 and published["localization/boxes/iou"] < 1e-5
 
 
-def test_boxes_outside_the_picture() -> None:
+def test_boxes_outside_the_image() -> None:
     boxes = np.array([[-5.0, -3.0, 2.0, 2.0], [6.0, 6.0, 20.0, 20.0], [-9.0, -9.0, -1.0, -1.0]])
     assert fill_boxes(boxes, (8, 8)).sum() == 8
     assert fill_boxes(boxes[2:], (8, 8), "inclusive").sum() == 0

@@ -37,8 +37,8 @@ def slow(batch: Batch, prediction: Prediction) -> dict[str, float]:
         "mask_dice": sum(dice) / len(dice),
         "mask_iou_dataset": both_sum / union_sum,
         "count/masks": len(iou),
-        "kept_share": prediction.mask.double().mean().item(),
-        "empty_share": (~prediction.mask.any(dim=2).any(dim=1)).double().mean().item(),
+        "keep_ratio": prediction.mask.double().mean().item(),
+        "empty_ratio": (~prediction.mask.any(dim=2).any(dim=1)).double().mean().item(),
     }
 
 
@@ -54,15 +54,15 @@ def test_a_worked_example() -> None:
     results = one(truth, torch.tensor([[True, False], [True, False]]))
     assert results["mask_iou"] == results["mask_iou_dataset"] == 4 / 10
     assert results["mask_dice"] == 8 / 14
-    assert results["kept_share"] == 0.5
-    assert results["empty_share"] == 0.0
+    assert results["keep_ratio"] == 0.5
+    assert results["empty_ratio"] == 0.0
 
 
 def test_empty_masks_on_either_side() -> None:
     full, none = torch.ones(4, 4, dtype=torch.bool), torch.zeros(4, 4, dtype=torch.bool)
     keep, drop = torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2, dtype=torch.bool)
     missed = one(full, drop)
-    assert (missed["mask_iou"], missed["mask_dice"], missed["empty_share"]) == (0.0, 0.0, 1.0)
+    assert (missed["mask_iou"], missed["mask_dice"], missed["empty_ratio"]) == (0.0, 0.0, 1.0)
     no_object = one(none, keep)
     assert math.isnan(no_object["mask_iou"]) and math.isnan(no_object["mask_dice"])
     assert (no_object["count/masks"], no_object["mask_iou_dataset"]) == (0.0, 0.0)
@@ -73,13 +73,13 @@ def test_empty_share_is_stage_1s_word_where_given() -> None:
     """With a fall-back the mask that stage 2 saw is full, yet stage 1 kept nothing."""
     keep = torch.ones(2, 2, dtype=torch.bool)
     results = one(torch.ones(4, 4, dtype=torch.bool), keep, empty=torch.tensor([True]))
-    assert (results["empty_share"], results["kept_share"]) == (1.0, 1.0)
+    assert (results["empty_ratio"], results["keep_ratio"]) == (1.0, 1.0)
 
 
 def test_without_true_masks_only_the_kept_share() -> None:
     batch, prediction = random_set(BIRDS)
     results = feed(build_metrics(["mask"], BIRDS), replace(batch, mask=None), prediction, 64)
-    assert sorted(results) == ["empty_share", "kept_share"]
+    assert sorted(results) == ["empty_ratio", "keep_ratio"]
 
 
 def test_a_model_without_masks() -> None:

@@ -90,8 +90,8 @@ def test_default_metrics_of_part_maps_fit_the_annotations() -> None:
         return default_metrics(BIRDS, True, replace(sample, **annotations))[4:]
 
     assert chosen() == ()
-    assert chosen(mask=mask, parts=points, frame=torch.ones(4)) == ("foreground", "parts")  # a fit costs a pass
-    assert chosen(parts=points) == ("parts",)
+    assert chosen(mask=mask, keypoints=points, frame=torch.ones(4)) == ("foreground", "parts")  # a fit costs a pass
+    assert chosen(keypoints=points) == ("parts",)
     assert chosen(mask=mask, part_labels=labels) == ("foreground", "parts")
 
 

@@ -1,4 +1,4 @@
-"""Figures of pictures with several classes, against scikit-learn and against sums by hand."""
+"""Figures of images with several classes, against scikit-learn and against sums by hand."""
 
 import math
 from dataclasses import replace
@@ -18,7 +18,7 @@ THREE = DatasetInfo("three", ("a", "b", "c"), multi_label=True)
 
 
 def several(info: DatasetInfo = THREE, n: int = 67, seed: int = 0) -> tuple[Batch, Prediction]:
-    """Pictures of zero to three classes; the logits are rounded, so that many are equal."""
+    """Images of zero to three classes; the logits are rounded, so that many are equal."""
     g = torch.Generator().manual_seed(seed)
     present = torch.rand(n, info.num_classes, generator=g) > 0.6
     batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.int64), ("x",) * n, present=present)
@@ -68,7 +68,7 @@ def test_batches_and_order_change_nothing(size: int) -> None:
     assert measured(*rows_of(batch, prediction, order), size) == whole
 
 
-def test_classes_without_pictures_are_left_out() -> None:
+def test_classes_without_images_are_left_out() -> None:
     """Neither shown nor named: no F1; not shown but named: F1 0; not shown: no average precision."""
     batch, prediction = several()
     assert batch.present is not None
@@ -122,7 +122,7 @@ def test_what_fits_a_data_set() -> None:
     many = replace(many_classes(30), multi_label=True)
     found = measured(*several(many), info=many)
     assert not any("class/" in key for key in found) and not np.isnan(found["mean_average_precision"])
-    with pytest.raises(UserError, match="multilabel.*'birds' has one class in a picture"):
+    with pytest.raises(UserError, match="multilabel.*'birds' has one class in an image"):
         build_metrics(["multilabel"], BIRDS)
     batch, prediction = several()
     with pytest.raises(UserError, match="does not say which classes"):

@@ -1,4 +1,4 @@
-"""Intervals of pictures with several classes, against resampled data sets measured from scratch."""
+"""Intervals of images with several classes, against resampled data sets measured from scratch."""
 
 import math
 
@@ -23,7 +23,7 @@ FIGURES = {
 
 
 def shown(n: int = 80) -> tuple[Batch, Prediction]:
-    """Pictures of zero to three classes, and noisy logits of them, some of which are equal."""
+    """Images of zero to three classes, and noisy logits of them, some of which are equal."""
     g = torch.Generator().manual_seed(0)
     present = torch.rand(n, 3, generator=g) > 0.6
     batch = Batch(torch.zeros(n, 3, 1, 1), torch.zeros(n, dtype=torch.int64), ("x",) * n, present=present)

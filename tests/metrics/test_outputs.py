@@ -7,7 +7,7 @@ import torch
 
 from datasets.types import DatasetInfo
 from metrics import Prediction
-from metrics.class_mapping import best_outputs, class_logits, in_classes
+from metrics.class_mapping import best_outputs, class_logits, to_dataset_classes
 from tests.metrics.cases import many_classes
 
 OWNERS = (2, -1, 0, 0, -1, 1, 2)
@@ -68,10 +68,10 @@ def test_where_the_outputs_are_the_classes_nothing_is_done() -> None:
 
 def test_a_prediction_in_classes() -> None:
     mask = torch.ones(50, 2, 2, dtype=torch.bool)
-    found = in_classes(Prediction(LOGITS, stage_1_logits=-LOGITS, mask=mask), RESTRICTED)
+    found = to_dataset_classes(Prediction(LOGITS, stage_1_logits=-LOGITS, mask=mask), RESTRICTED)
     assert found.logits.shape == (50, 3) and found.mask is mask and found.stage_1_logits is not None
     assert torch.equal(found.stage_1_logits, class_logits(-LOGITS, RESTRICTED))
-    assert in_classes(Prediction(LOGITS), RESTRICTED).stage_1_logits is None
+    assert to_dataset_classes(Prediction(LOGITS), RESTRICTED).stage_1_logits is None
 
 
 def test_a_broken_answer_stays_broken() -> None:

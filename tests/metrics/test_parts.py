@@ -25,7 +25,7 @@ def slow(batch: Batch, maps: Tensor) -> dict[str, float]:
     """The spec's words: the whole map at pixels, one list of labels for all images."""
     enlarged = interpolate(maps, size=batch.image.shape[2:], mode="bilinear", align_corners=False)
     at_points: list[tuple[int, int]] = []
-    for image, points in zip(enlarged, batch.parts.tolist(), strict=True):
+    for image, points in zip(enlarged, batch.keypoints.tolist(), strict=True):
         for name, (x, y, visible) in enumerate(points):
             if visible:
                 row, column = max(round(y - 0.5), 0), max(round(x - 0.5), 0)
@@ -64,13 +64,13 @@ def test_maps_that_know_everything() -> None:
     batch, _ = random_set(BIRDS, n=30)
     order = torch.tensor([2, 0, 3, 1])  # which channel is which part is nobody's business
     pixels = one_hot(order[batch.part_labels], 4).permute(0, 3, 1, 2).float()
-    results = measured(replace(batch, parts=None), pixels)
+    results = measured(replace(batch, keypoints=None), pixels)
     assert results == {"part_nmi_pixels": 1.0, "part_ari_pixels": 1.0, "count/part_pixels": 30 * 24 * 32}
     centres = torch.tensor([[4.5, 4.5, 1], [12.5, 12.5, 1], [28.5, 20.5, 1]]).expand(30, -1, -1)
     maps = torch.zeros(30, 4, 6, 8)
     for channel, (x, y, _) in enumerate(centres[0].tolist()):
         maps[:, channel, int(y) // 4, int(x) // 4] = 1
-    results = measured(replace(batch, parts=centres, part_labels=None), maps)
+    results = measured(replace(batch, keypoints=centres, part_labels=None), maps)
     assert results == {"part_nmi": 1.0, "part_ari": 1.0, "count/part_points": 90}
 
 
@@ -85,8 +85,8 @@ def test_maps_that_know_nothing() -> None:
 
 def test_hidden_points_do_not_count() -> None:
     batch, prediction = random_set(BIRDS, n=12)
-    moved = torch.where(batch.parts[..., 2:] > 0, batch.parts, batch.parts.new_tensor([0, 0, 0]))
-    assert measured(replace(batch, parts=moved), prediction.maps) == measured(batch, prediction.maps)
+    moved = torch.where(batch.keypoints[..., 2:] > 0, batch.keypoints, batch.keypoints.new_tensor([0, 0, 0]))
+    assert measured(replace(batch, keypoints=moved), prediction.maps) == measured(batch, prediction.maps)
 
 
 def test_what_is_missing_is_named() -> None:
@@ -96,6 +96,6 @@ def test_what_is_missing_is_named() -> None:
     with pytest.raises(UserError, match="'parts': this model hands out no part maps; drop it from --metrics"):
         build_metrics(["parts"], BIRDS).update(batch, replace(prediction, maps=None))
     with pytest.raises(UserError, match="'birds' carries no parts"):
-        build_metrics(["parts"], BIRDS).update(replace(batch, parts=None, part_labels=None), prediction)
+        build_metrics(["parts"], BIRDS).update(replace(batch, keypoints=None, part_labels=None), prediction)
     with pytest.raises(UserError, match="tells 255 parts apart, the model has 256"):
         measured(batch, torch.zeros(4, MOST_CHANNELS + 1, 2, 2))

@@ -143,7 +143,7 @@ def test_no_machine_paths_or_registry_hosts() -> None:
         try:
             found = list(traces(path.read_text()))
         except UnicodeDecodeError:
-            continue  # a picture
+            continue  # an image
         if found:
             wrong[path.relative_to(ROOT).as_posix()] = found
     assert wrong == {}

@@ -58,8 +58,8 @@ def test_files_are_written(x: str, tmp_path: Path) -> None:
     one = training_curves(ROWS, tmp_path / "new" / "curves.png", "A run", x=x)
     both = compare_runs({"a": ROWS, "b": ROWS[:2], "none": []}, "val/worst_group_accuracy", tmp_path / "both.png", x=x)
     for path in (one, both):
-        with Image.open(path) as picture:
-            assert picture.format == "PNG" and picture.width > 1000
+        with Image.open(path) as image:
+            assert image.format == "PNG" and image.width > 1000
     assert not list(tmp_path.rglob(".*"))
 
 

@@ -17,9 +17,9 @@ from report.explanations import HEADLINES, ExplainedImage, method_sheet, write_e
 from report.overlays import heat_overlay
 from report.tables import TableText, latex
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
 RAMP = torch.arange(24.0).view(4, 6)
-SHOWN = ExplainedImage(PICTURE, "sparrow\nis robin", False, {"rollout": RAMP, "input_x_gradient": RAMP.flip(0)})
+SHOWN = ExplainedImage(IMAGE, "sparrow\nis robin", False, {"rollout": RAMP, "input_x_gradient": RAMP.flip(0)})
 TRUTH = np.zeros((32, 48), bool)
 RECORDS = [
     {"row": "rollout", "abpc": 0.125, "abpc/low": 0.1, "localization/mask/iou": 0.5, "count/abpc/nan_maps": 0.0},
@@ -38,17 +38,17 @@ def holds(sheet: np.ndarray, tile: np.ndarray) -> bool:
     return any(np.array_equal(windows[y, x], tile) for y, x in zip(*corner, strict=True))
 
 
-def test_the_sheet_shows_picture_maps_and_object(tmp_path: Path) -> None:
+def test_the_sheet_shows_image_maps_and_object(tmp_path: Path) -> None:
     sheet = sheet_of(tmp_path, replace(SHOWN, truth=~TRUTH))
-    for tile in (PICTURE, heat_overlay(PICTURE, RAMP), heat_overlay(PICTURE, RAMP.flip(0))):
+    for tile in (IMAGE, heat_overlay(IMAGE, RAMP), heat_overlay(IMAGE, RAMP.flip(0))):
         assert holds(sheet, tile)
-    assert not holds(sheet, heat_overlay(PICTURE, RAMP.flip(1)))
+    assert not holds(sheet, heat_overlay(IMAGE, RAMP.flip(1)))
     assert sheet.shape[0] > sheet_of(tmp_path, SHOWN).shape[0]  # without the row of the true object
 
 
 def test_maps_that_failed_or_say_nothing_are_shown_too(tmp_path: Path) -> None:
     odd = {"rollout": torch.full((4, 6), torch.nan), "input_x_gradient": torch.full((32, 48), 0.5)}
-    assert holds(sheet_of(tmp_path, replace(SHOWN, maps=odd), SHOWN), heat_overlay(PICTURE, RAMP))
+    assert holds(sheet_of(tmp_path, replace(SHOWN, maps=odd), SHOWN), heat_overlay(IMAGE, RAMP))
 
 
 def test_no_images_no_sheet(tmp_path: Path) -> None:

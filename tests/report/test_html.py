@@ -53,7 +53,7 @@ def page(tmp_path: Path) -> Page:
         Text(f"first {EVIL}\n\n\n\nsecond", "Summary"),
         Table(TableText((f"head {EVIL}", "b"), ((f"cell {EVIL}", "2"), ("x", "–"))), "Results", f"caption {EVIL}"),
         Figure(tmp_path / "figure.png", f"title {EVIL}", f"figure {EVIL}"),
-        Figure(PNG, alt="a red picture", max_width=300),
+        Figure(PNG, alt="a red image", max_width=300),
         Code(f"a: <b>\n  c: {EVIL}", f"Config {EVIL}"),
         Code("torch 2", "Versions", opened=True),
     ]

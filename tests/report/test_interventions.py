@@ -1,4 +1,4 @@
-"""The picture and the report of parts taken away."""
+"""The image and the report of parts taken away."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from report.overlays import mask_view, part_overlay, removal_view
 from report.sheets import GAP, PAD
 from report.style import BAD, HIDDEN, part_colour, rgb
 
-PICTURE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
 MAPS = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2], [1, 1, 2], [0, 0, 2]]), 3).permute(2, 0, 1).float()
 """Parts 0 and 1, and background (2), on 3 x 3 patches of 8 pixels."""
 BEFORE = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0]]).bool()
@@ -25,17 +25,17 @@ WITHOUT_1 = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 1, 0]]).bool()
 """One more patch than before is visible: the fallback of an empty mask, say."""
 
 
-def patch(picture: np.ndarray, row: int, column: int) -> np.ndarray:
-    return picture[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
+def patch(image: np.ndarray, row: int, column: int) -> np.ndarray:
+    return image[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
 
 
 def test_the_view_shows_what_stays_what_went_and_what_was_never_there() -> None:
-    view = removal_view(PICTURE, MAPS, BEFORE, WITHOUT_1)
-    coloured = part_overlay(PICTURE, MAPS, BEFORE & ~WITHOUT_1)
+    view = removal_view(IMAGE, MAPS, BEFORE, WITHOUT_1)
+    coloured = part_overlay(IMAGE, MAPS, BEFORE & ~WITHOUT_1)
     for row in range(3):
         for column in range(3):
             if WITHOUT_1[row, column]:
-                wanted = patch(PICTURE, row, column)
+                wanted = patch(IMAGE, row, column)
             elif BEFORE[row, column]:
                 wanted = patch(coloured, row, column)
                 inside = patch(view, row, column)[1:-1, 1:-1].astype(float).mean((0, 1))
@@ -43,11 +43,11 @@ def test_the_view_shows_what_stays_what_went_and_what_was_never_there() -> None:
             else:
                 wanted = np.broadcast_to(np.array(rgb(HIDDEN), np.uint8), (8, 8, 3))
             assert np.array_equal(patch(view, row, column), wanted), (row, column)
-    assert np.array_equal(removal_view(PICTURE, MAPS, BEFORE, BEFORE), mask_view(PICTURE, BEFORE))
+    assert np.array_equal(removal_view(IMAGE, MAPS, BEFORE, BEFORE), mask_view(IMAGE, BEFORE))
 
 
 def examples(mask: torch.Tensor, answers: Sequence[str]) -> list[Example]:
-    return [Example(PICTURE, "robin", answer, 0.75, "garden", MAPS, mask) for answer in answers]
+    return [Example(IMAGE, "robin", answer, 0.75, "garden", MAPS, mask) for answer in answers]
 
 
 def crosses(tile: np.ndarray) -> bool:
@@ -65,7 +65,7 @@ def test_the_sheet_has_a_row_for_each_setting_and_a_cross_for_each_wrong_answer(
         [sheet[y : y + TILE, x : x + TILE] for x in (left, left + TILE + GAP)]
         for y in (top + row * (TILE + GAP) for row in range(4))
     ]
-    big = np.asarray(Image.fromarray(PICTURE).resize((TILE, TILE), Image.Resampling.LANCZOS))
+    big = np.asarray(Image.fromarray(IMAGE).resize((TILE, TILE), Image.Resampling.LANCZOS))
     expected = [
         big,
         part_overlay(big, MAPS, BEFORE),
@@ -83,19 +83,19 @@ def test_no_examples_no_sheet(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_report_holds_the_table_and_the_picture(tmp_path: Path) -> None:
+def test_the_report_holds_the_table_and_the_image(tmp_path: Path) -> None:
     records = [
-        {"row": "unmodified", "removed_parts": "", "accuracy": 0.9, "accuracy/class/robin": 0.8, "empty_share": 0.0},
+        {"row": "unmodified", "removed_parts": "", "accuracy": 0.9, "accuracy/class/robin": 0.8, "empty_ratio": 0.0},
         {
             "row": "without part 1",
             "removed_parts": "1",
             "accuracy": 0.5,
             "accuracy/class/robin": 0.25,
-            "empty_share": 1,
+            "empty_ratio": 1,
         },
     ]
     sheet = tmp_path / "sheet.png"
-    sheet.write_bytes(png_bytes(Image.fromarray(PICTURE)))
+    sheet.write_bytes(png_bytes(Image.fromarray(IMAGE)))
     page = write_removal_report(tmp_path, "mine", records, sheet, {"thresholds": "t.json"}, "data: {}").read_text()
     for text in ("without part 1", "90.0", "50.0", "data:image/png;base64", "t.json"):
         assert text in page

@@ -21,14 +21,14 @@ def pixels(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path).convert("RGB"))
 
 
-def count(picture: np.ndarray, colour: tuple[int, ...]) -> int:
-    return int((picture == colour).all(axis=2).sum())
+def count(image: np.ndarray, colour: tuple[int, ...]) -> int:
+    return int((image == colour).all(axis=2).sum())
 
 
 def example(**more: object) -> Example:
     g = torch.Generator().manual_seed(0)
     base = Example(
-        picture=torch.randint(40, 200, (48, 48, 3), generator=g, dtype=torch.uint8).numpy(),
+        image=torch.randint(40, 200, (48, 48, 3), generator=g, dtype=torch.uint8).numpy(),
         label="land",
         predicted="land",
         confidence=0.9,

@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import UserError
 from report.files import write_atomic
-from report.names import is_share, number, pretty, with_std
+from report.names import is_fraction, number, pretty, with_std
 from report.tables import average, markdown, table_text, write_tables
 
 RECORDS = [
@@ -91,15 +91,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         ("accuracy/group/land on water", "land on water", True),
         ("count/group/land on water", "number of group: land on water", False),
         ("auroc", "AUROC", True),
-        ("kept_share", "kept share", True),
-        ("accuracy_training_shares", "accuracy (training shares)", True),
+        ("keep_ratio", "kept share", True),
+        ("adjusted_accuracy", "accuracy (training shares)", True),
         ("stage_1/bg_gap", "stage 1 BG gap", False),
         ("train/loss", "loss", False),
         ("train_seconds", "train seconds", False),
     ],
 )
 def test_names(key: str, words: str, share: bool) -> None:
-    assert (pretty(key), is_share(key)) == (words, share)
+    assert (pretty(key), is_fraction(key)) == (words, share)
 
 
 def test_numbers() -> None:

@@ -67,7 +67,7 @@ def test_from_waterbirds_on_disk_to_a_report(name: str, birds: Path, tmp_path: P
     data = {"data.name": "waterbirds", "data.root": str(birds), "data.image_size": 48}
     results = train.train(parse_config(flags(keys_of(name, out=str(run), **data))))
     assert {"test/accuracy", "test/worst_group_accuracy"} <= results.keys()
-    assert ("test/kept_share" in results) == (name not in ("vit", "cnn"))
+    assert ("test/keep_ratio" in results) == (name not in ("vit", "cnn"))
     assert ("test/stage_1_accuracy" in results) is False
     assert f"accuracy {results['test/accuracy']:.4f}" in command("--run", str(run))
     written = json.loads((run / "evaluation" / "test" / "results.json").read_text())
@@ -97,8 +97,8 @@ def test_external_masks_are_what_it_trains_on(birds: Path, tmp_path: Path) -> No
     top = birds / "CUB_200_2011" / "waterbird_complete95_forest2water2"
     corner = np.zeros((48, 48), np.uint8)
     corner[:8, :8] = 255
-    for picture in top.rglob("*.jpg"):
-        mask = (tmp_path / "masks" / picture.relative_to(top)).with_suffix(".png")
+    for image in top.rglob("*.jpg"):
+        mask = (tmp_path / "masks" / image.relative_to(top)).with_suffix(".png")
         mask.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(corner).save(mask)
     data = {
@@ -106,6 +106,6 @@ def test_external_masks_are_what_it_trains_on(birds: Path, tmp_path: Path) -> No
         "data.mask_folder": str(tmp_path / "masks"),
     }  # fmt: skip
     config = parse_config(flags(keys_of("decoupled", out=str(tmp_path / "run"), **data)))
-    assert train.train(config)["test/kept_share"] == pytest.approx(1 / 36)
+    assert train.train(config)["test/keep_ratio"] == pytest.approx(1 / 36)
     own = replace(config, out=str(tmp_path / "own"), data=replace(config.data, mask_folder=""))
-    assert train.train(own)["test/kept_share"] > 2 / 36
+    assert train.train(own)["test/keep_ratio"] > 2 / 36

@@ -10,8 +10,8 @@ import evaluate
 from commands import compare_evaluations
 from tests.scripts.method_runs import Measure
 
-ANSWERS = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
-BETTER = ANSWERS.replace("b,1,0", "b,1,1")
+PREDICTIONS_FILE = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
+BETTER = PREDICTIONS_FILE.replace("b,1,0", "b,1,1")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -24,7 +24,7 @@ def test_two_files_of_answers(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("first.csv").write_text(BETTER)
-    lines = ANSWERS.splitlines()
+    lines = PREDICTIONS_FILE.splitlines()
     Path("second.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
     run(monkeypatch, "first.csv", "second.csv", "--resamples", "50", "--out", "out")
     printed = capsys.readouterr().out.splitlines()
@@ -49,12 +49,12 @@ def test_columns_of_a_method_are_compared_where_both_have_a_number(
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
-        (ANSWERS, ANSWERS.replace("d,", "e,"), "second.csv: d is in one of the two files alone"),
-        (ANSWERS, ANSWERS.replace("d,0", "d,1"), "second.csv is of other columns or labels"),
-        (ANSWERS, "path,iou\na,1\nb,1\nc,1\nd,1\n", "second.csv is of other columns or labels"),
-        (ANSWERS + "a,0,0,0\n", ANSWERS, "first.csv holds an image twice"),
-        ("path,label\n", ANSWERS, "first.csv holds no image"),
-        ("nothing", ANSWERS, "cannot read first.csv"),
+        (PREDICTIONS_FILE, PREDICTIONS_FILE.replace("d,", "e,"), "second.csv: d is in one of the two files alone"),
+        (PREDICTIONS_FILE, PREDICTIONS_FILE.replace("d,0", "d,1"), "second.csv is of other columns or labels"),
+        (PREDICTIONS_FILE, "path,iou\na,1\nb,1\nc,1\nd,1\n", "second.csv is of other columns or labels"),
+        (PREDICTIONS_FILE + "a,0,0,0\n", PREDICTIONS_FILE, "first.csv holds an image twice"),
+        ("path,label\n", PREDICTIONS_FILE, "first.csv holds no image"),
+        ("nothing", PREDICTIONS_FILE, "cannot read first.csv"),
     ],
 )
 def test_mistakes(
@@ -77,9 +77,9 @@ def test_two_runs(measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         measure("--run", name, "--method", "gradcam", "--metrics", "localization", out=f"{name}-maps")
         monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", name, "--out", f"{name}-answers"])
         evaluate.main()
-        assert Path(f"{name}-answers/answers.csv").read_text().startswith("path,label,predicted,group\n")
+        assert Path(f"{name}-answers/predictions.csv").read_text().startswith("path,label,predicted,group\n")
     capsys.readouterr()
-    run(monkeypatch, "two-answers/answers.csv", "plain-answers/answers.csv")
+    run(monkeypatch, "two-answers/predictions.csv", "plain-answers/predictions.csv")
     run(monkeypatch, *(f"{name}-maps/per_image/gradcam.csv" for name in ("two", "plain")))
     printed = capsys.readouterr().out
     assert "worst_group_accuracy: " in printed and "localization/mask/iou: " in printed

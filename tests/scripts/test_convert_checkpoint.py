@@ -93,8 +93,8 @@ def test_the_runs_config_is_the_given_one_with_the_checkpoints_model(tmp_path: P
 @pytest.mark.parametrize("form", ["ifam", "pdiscoformer"])
 def test_evaluate_measures_it(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot(tmp_path / "file.pt", form)
-    dials = {"test_images": 12, "val_images": 4, "train_images": 4}
-    data = {"name": "synthetic", "synthetic": dials, "workers": 0, "eval_batch_size": 5}
+    options = {"test_images": 12, "val_images": 4, "train_images": 4}
+    data = {"name": "synthetic", "synthetic": options, "workers": 0, "eval_batch_size": 5}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump({"data": data, "train": {"device": "cpu", "threads": 1}}))
     run = tmp_path / "run"
     convert(tmp_path / "file.pt", "--to", run, "--backbone", "vit_t_dino", "--data-config", tmp_path / "data.yaml")

@@ -104,8 +104,8 @@ def test_a_plain_run_judged_by_a_two_stage_one(measure: Measure) -> None:
     rows, own = results["rows"], measure("--run", "two", *judged)["rows"]
     assert timeless(rows["(true mask)"]) == timeless(own["(true mask)"])
     assert rows["(its own mask)"]["as_mask/accuracy"] == own["(its own mask)"]["as_mask/accuracy"]
-    for share in ("as_mask/kept_share", "certificate/kept_share"):
-        assert rows["rollout"][share] == pytest.approx(own["(its own mask)"]["as_mask/kept_share"])
+    for share in ("as_mask/keep_ratio", "certificate/keep_ratio"):
+        assert rows["rollout"][share] == pytest.approx(own["(its own mask)"]["as_mask/keep_ratio"])
     assert "certificate/holds" not in rows["(its own mask)"]  # the model under explanation has no mask
     assert results["masks_for"] == "two" and set(results["protocol"]) == {"certificate", "as_masks"}
 
@@ -135,7 +135,7 @@ def test_a_sample_and_metrics_and_dials(measure: Measure, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("kept", "share"), [("0", 0.0), ("0.5", 0.5), ("1", 1.0)])
 def test_the_share_that_a_map_keeps(kept: str, share: float, measure: Measure) -> None:
     row = measure("--run", "two", "--method", "rollout", "--metrics", "certificate", "--kept", kept)["rows"]["rollout"]
-    assert row["certificate/kept_share"] == share
+    assert row["certificate/keep_ratio"] == share
     assert (row["certificate/max_logit_change"] == 0) == (share == 1)
 
 
@@ -170,8 +170,8 @@ def test_a_data_set_without_objects(measure: Measure, tmp_path: Path) -> None:
     for label, folder in enumerate(("train/n01", "train/n02", "val/n01", "val/n02")):
         (tmp_path / "tree" / folder).mkdir(parents=True)
         for i in range(2):
-            picture = Image.effect_noise((40, 36), 50 + 50 * label + 20 * i).convert("RGB")
-            picture.save(tmp_path / "tree" / folder / f"{label}{i}.JPEG")
+            image = Image.effect_noise((40, 36), 50 + 50 * label + 20 * i).convert("RGB")
+            image.save(tmp_path / "tree" / folder / f"{label}{i}.JPEG")
     results = measure("--run", "two", "--method", "rollout", "--data.name", "imagenet", "--data.root", "tree")
     assert set(results["protocol"]) == {*DEFAULT[3:], "as_masks", "certificate (its own mask)"}
     assert set(results["rows"]) == {"rollout", "(its own mask)"} and results["images"] == 4

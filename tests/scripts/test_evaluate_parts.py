@@ -103,7 +103,7 @@ def test_the_protocol_on_cub(runs: Path, measure: Measure) -> None:
     assert measure(runs / "cub", *PARTS, "--data.val_fraction", "0")["fitted"]["images"] == 36
 
 
-def test_on_other_backgrounds_the_fit_is_on_the_published_pictures(
+def test_on_other_backgrounds_the_fit_is_on_the_published_images(
     runs: Path,
     measure: Measure,
     birds: Path,
@@ -111,7 +111,7 @@ def test_on_other_backgrounds_the_fit_is_on_the_published_pictures(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Their training pictures may be missing; CUB's own may not."""
+    """Their training images may be missing; CUB's own may not."""
     root = tmp_path / "CUB_200_2011"
     shutil.copytree(birds / "CUB_200_2011", root)
     where = (*PARTS, "--data.root", str(root), "--data.image_folder", WATERBIRDS)

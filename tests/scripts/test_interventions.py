@@ -81,9 +81,9 @@ def test_leave_one_part_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert [row["removed_parts"] for row in table["rows"]] == ["", "0", "1", "2"]
     alone = results(monkeypatch, *TWO, "--remove-parts", "1", out="alone")
     for key, value in rows["without part 1"].items():
-        if key not in ("row", "removed_parts", "share_of_answers_changed"):
+        if key not in ("row", "removed_parts", "changed_predictions_ratio"):
             assert alone[f"test/{key}"] == value
-    assert rows["unmodified"]["share_of_answers_changed"] == 0.0
+    assert rows["unmodified"]["changed_predictions_ratio"] == 0.0
 
 
 def test_with_thresholds_and_fixed_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_with_thresholds_and_fixed_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (table["thresholds"], table["fixed_parts"], table["images"]) == ("t/0.9.json", [2], 6)
     assert table["split_origin"] == "published"
     single = results(monkeypatch, *arguments, "--remove-parts", "2", out="single")
-    assert single["val/kept_share"] == rows["thresholds, without part 2"]["kept_share"]
+    assert single["val/keep_ratio"] == rows["thresholds, without part 2"]["keep_ratio"]
     assert "accuracy" not in rows["unmodified"]
 
 

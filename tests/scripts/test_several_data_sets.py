@@ -23,7 +23,7 @@ SETS: dict[str, tuple[Callable[[Path], object], dict[str, Any], set[str]]] = {
     "svhn": (write_svhn, {}, {"accuracy", "accuracy_top5", "auroc"}),
     "flowers102": (write_flowers, {}, {"accuracy", "mask_iou", "foreground_iou"}),
     "part_imagenet": (write_part_imagenet, {}, {"accuracy", "mask_iou", "part_nmi_pixels", "part_ari_pixels"}),
-    "voc2012": (write_voc, VOC, {MAP, "macro_f1", "micro_f1", "stage_1/micro_f1", "mask_iou", "kept_share"}),
+    "voc2012": (write_voc, VOC, {MAP, "macro_f1", "micro_f1", "stage_1/micro_f1", "mask_iou", "keep_ratio"}),
 }
 """Data set -> its tree, keys of its own, and figures it must have."""
 
@@ -57,6 +57,6 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_default_best_metric_does_not_fit_several_classes(tmp_path: Path) -> None:
     write_voc(tmp_path)
     keys = {**KEYS, "data.name": "voc2012", "data.root": str(tmp_path), "out": str(tmp_path / "run")}
-    with pytest.raises(UserError, match=f"train.best_metric=accuracy: pictures of voc2012 .* set it to {MAP}"):
+    with pytest.raises(UserError, match=f"train.best_metric=accuracy: images of voc2012 .* set it to {MAP}"):
         train.train(parse_config(flags(keys)))
     assert not (tmp_path / "run").exists()

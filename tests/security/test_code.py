@@ -22,7 +22,7 @@ from datasets.formats.images import read_image, read_mask
 from datasets.formats.matlab import read_mat
 from datasets.formats.tube_labels import read_tube_labels
 from engine.evaluation.loading import warm_start
-from engine.explanation.map_store import MapReader, Source
+from engine.explanation.map_store import MapProvenance, MapReader
 from engine.run.checkpointing import read_checkpoint
 from engine.run.command_line import parse_config
 from explain.loading import load_run, load_timm
@@ -102,9 +102,9 @@ MALICIOUS: dict[str, tuple[str, Write, Callable[[Path], Any], Callable[[Path], A
     "tube labels named json": ("tubes.json", bare, read_tube_labels, trusted_pickle),
     "a mask": ("mask.npy", array, read_mask, trusted_array),
     "masks": ("mask.npy", arrays, read_mask, lambda path: np.load(path, allow_pickle=True)["mask"]),
-    "a picture": ("a.png", bare, read_image, trusted_pickle),
+    "an image": ("a.png", bare, read_image, trusted_pickle),
     "a MATLAB file": ("a.mat", bare, lambda path: read_mat(path, "X"), trusted_pickle),
-    "heat maps": ("maps.h5", bare, lambda path: MapReader(path, Source({}, {})), trusted_pickle),
+    "heat maps": ("maps.h5", bare, lambda path: MapReader(path, MapProvenance({}, {})), trusted_pickle),
     "a config": ("c.yaml", tagged, lambda path: parse_config([f"--config={path}"]), trusted_yaml),
     "a study": ("s.yaml", tagged, load_study, trusted_yaml),
     "a run's config": ("config.yaml", tagged, explained, trusted_yaml),

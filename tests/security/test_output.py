@@ -55,7 +55,7 @@ def test_brackets_in_a_path_are_no_markup(name: str, tmp_path: Path, capsys: pyt
 
 def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
     """Of a file in another encoding, as the system hands it over."""
-    assert write_atomic(tmp_path / "a.html", "picture \udcff.jpg").read_text() == r"picture \udcff.jpg"
+    assert write_atomic(tmp_path / "a.html", "image \udcff.jpg").read_text() == r"image \udcff.jpg"
 
 
 def test_rows_that_are_none(tmp_path: Path) -> None:

@@ -66,8 +66,8 @@ def test_coco(name: str, tmp_path: Path) -> None:
         "bbox": [1, 1, 2, 2],
         "segmentation": [[1, 1, 5, 1, 5, 5]],
     }
-    picture = {"id": 7, "file_name": name, "height": 6, "width": 7}
-    table = {"categories": [{"id": 0, "name": "head"}], "images": [picture], "annotations": [note]}
+    image = {"id": 7, "file_name": name, "height": 6, "width": 7}
+    table = {"categories": [{"id": 0, "name": "head"}], "images": [image], "annotations": [note]}
     (tmp_path / "train.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match="leaves its folder"):
         read_coco(tmp_path / "train.json")

@@ -18,7 +18,7 @@ import prepare_siim_acr
 from common.errors import UserError
 from datasets.formats.dicom import read_dicom
 from datasets.formats.dicom_copy import IN_TABLES, KEPT, TABLES, without_patient
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from tests.datasets.radiographs import smooth, source_of, write_archive
 
 SECRET = "SECRET"
@@ -54,7 +54,7 @@ def telling(path: Path, number: int = 0, **tags: object) -> Path:
     return path
 
 
-def test_only_the_picture_is_copied(tmp_path: Path) -> None:
+def test_only_the_image_is_copied(tmp_path: Path) -> None:
     path = telling(tmp_path / "a.dcm")
     copied = without_patient(path)
     assert SECRET.encode() not in copied and b"19010203" not in copied
@@ -74,7 +74,7 @@ def test_every_sample_looks_the_same_without_its_patient(tmp_path: Path) -> None
         assert isinstance(source, str)
         try:
             shown = read_dicom(source)
-        except UnreadablePictureError:
+        except UnreadableImageError:
             continue
         (tmp_path / "a.dcm").write_bytes(without_patient(Path(source)))
         assert np.array_equal(read_dicom(tmp_path / "a.dcm"), shown), name
@@ -84,7 +84,7 @@ def test_every_sample_looks_the_same_without_its_patient(tmp_path: Path) -> None
 
 
 def test_a_file_that_cannot_be_copied_without_its_tags_is_left_out(tmp_path: Path) -> None:
-    with pytest.raises(UnreadablePictureError, match=r"cannot be written without its tags \(InvalidDicomError\)"):
+    with pytest.raises(UnreadableImageError, match=r"cannot be written without its tags \(InvalidDicomError\)"):
         (tmp_path / "a.dcm").write_bytes(SECRET.encode())
         without_patient(tmp_path / "a.dcm")
 
@@ -134,7 +134,7 @@ def test_no_error_quotes_a_tag(
     syntax = struct.pack("<HH2sH", 2, 0x10, b"UI", 20)
     assert syntax in whole
     path.write_bytes(whole.replace(syntax + b"1.2.840.10008.1.2.1\0", syntax + b"SECRET.NAME.OF.A.MAN"))
-    with pytest.raises(UnreadablePictureError) as caught:
+    with pytest.raises(UnreadableImageError) as caught:
         read_dicom(path)
     said = capfd.readouterr()
     assert len(lines) > 10

@@ -25,7 +25,7 @@ from tests.datasets.radiographs import encoded, smooth, write_dicom
 
 SIDE = 60000
 MEMORY = 1 << 24
-"""Bytes that a refusal may take; the pictures claim 3.6e9 pixels."""
+"""Bytes that a refusal may take; the images claim 3.6e9 pixels."""
 
 
 def refusal(read: Callable[[Path], Any], path: Path) -> str:
@@ -95,15 +95,13 @@ def jpeg_2000() -> bytes:
 
 @pytest.mark.parametrize("make", [png, jpeg, tiff, gif, bmp, ppm, jpeg_2000])
 @pytest.mark.parametrize("read", [read_image, read_mask])
-def test_a_picture_that_claims_to_be_huge(
-    make: Callable[[], bytes], read: Callable[[Path], Any], tmp_path: Path
-) -> None:
+def test_a_image_that_claims_to_be_huge(make: Callable[[], bytes], read: Callable[[Path], Any], tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(make())
     assert "over Pillow's limit" in refusal(read, path)
 
 
-def test_a_picture_just_over_the_limit(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_image_just_over_the_limit(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Pillow itself only warns up to twice the limit."""
     path = tmp_path / "a.pgm"
     path.write_bytes(b"P5 10000 10000 255\n" + bytes(10))
@@ -111,7 +109,7 @@ def test_a_picture_just_over_the_limit(tmp_path: Path, recwarn: pytest.WarningsR
     assert len(recwarn) == 0
 
 
-def test_a_picture_for_python_m_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_image_for_python_m_explain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.png").write_bytes(png())
     with pytest.raises(SystemExit):
         explain([str(tmp_path / "a.png"), "--model=timm/vit_nano_patch8", "--weights=none", "--size", "32", "32"])
@@ -194,9 +192,9 @@ def test_a_format_that_starts_a_program(tmp_path: Path) -> None:
     """Pillow hands PostScript to Ghostscript, whatever the file's ending."""
     path = tmp_path / "a.jpg"
     Image.fromarray(np.dstack([smooth(0)] * 3)).save(path, "EPS")
-    with Image.open(path) as picture:
-        assert picture.format == "EPS"
-    assert "not a picture in a known format" in refusal(read_image, path)
+    with Image.open(path) as image:
+        assert image.format == "EPS"
+    assert "not an image in a known format" in refusal(read_image, path)
 
 
 def test_encoded_radiographs_still_read(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""ImageNet-9's gap and challenge against plain loops over composed pictures."""
+"""ImageNet-9's gap and challenge against plain loops over composed images."""
 
 from dataclasses import replace
 from pathlib import Path

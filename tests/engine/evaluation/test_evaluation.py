@@ -63,7 +63,7 @@ def test_batch_size_changes_no_figure(name: str, config: RunConfig, split: Split
     assert results[1]["count/images"] == 37
     assert 0.1 < results[1]["accuracy"] < 0.9
     if name == "two_stage":
-        assert 0.05 < results[1]["kept_share"] < 0.95
+        assert 0.05 < results[1]["keep_ratio"] < 0.95
     for size in (3, 64):
         assert results[size] == pytest.approx(results[1], rel=0, abs=1e-9, nan_ok=True)
 
@@ -142,7 +142,7 @@ def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
     figures, _ = measured(model, split)
     hidden = {"intervention": Intervention(remove_parts=(0, 1, 2))}
     without, _ = measured(model, split, options=hidden)
-    assert without["kept_share"] < figures["kept_share"]
+    assert without["keep_ratio"] < figures["keep_ratio"]
 
 
 def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split) -> None:
@@ -153,8 +153,8 @@ def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split
     assert [record.label for record in recorder.records] == list(split.labels)
     right = [record.predicted == record.label for record in recorder.records]
     assert sum(right) / 37 == figures["accuracy"]
-    kept = [record.kept_share for record in recorder.records]
-    assert sum(kept) / 37 == pytest.approx(figures["kept_share"])
+    kept = [record.keep_ratio for record in recorder.records]
+    assert sum(kept) / 37 == pytest.approx(figures["keep_ratio"])
     for i, record in enumerate(recorder.records):
         raw = split.raw.read(i)
         assert (record.group, record.label) == (raw.group, raw.label)
@@ -183,7 +183,7 @@ def test_half_precision_answers_in_full_precision(config: RunConfig, split: Spli
     assert not torch.equal(half.logits, exact.logits)
 
 
-def test_where_a_picture_shows_several_classes_one_of_them_is_right() -> None:
+def test_where_a_image_shows_several_classes_one_of_them_is_right() -> None:
     """Class 2 is the answer: right where it is present, though the label is 0; else the best absent class is noted."""
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
     present = torch.tensor([[True, False, True], [True, True, False]])

@@ -78,8 +78,8 @@ def test_evaluation_shows_the_data_set_s_masks(name: str, tmp_path: Path, split:
     ]
     assert results[0] == pytest.approx(results[1], nan_ok=True)
     shown = model.eval()(*(lambda b: (b.image, b.mask))(a_batch(split, len(split)))).mask
-    assert results[0]["kept_share"] == pytest.approx(shown.float().mean().item())
-    assert 0.05 < results[0]["kept_share"] < 0.5 and results[0]["mask_iou"] > 0.3
+    assert results[0]["keep_ratio"] == pytest.approx(shown.float().mean().item())
+    assert 0.05 < results[0]["keep_ratio"] < 0.5 and results[0]["mask_iou"] > 0.3
 
 
 @pytest.mark.parametrize("name", GIVEN)

@@ -61,7 +61,7 @@ def test_equals_one_evaluation_for_each_row(
     for row, taken in settings.items():
         alone = evaluate(model, loader, build_metrics(names, split.info), CPU, options={"intervention": taken})
         assert repr(metrics[row].compute()) == repr(alone)
-        kept.add(alone["kept_share"])
+        kept.add(alone["keep_ratio"])
     assert len(kept) == len(settings), "every row takes something else away"
     bare = evaluate(model, loader, build_metrics(names, split.info), CPU)
     assert repr(metrics[UNMODIFIED].compute()) == repr(bare)

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
-from engine.explanation.evaluator import Bench, chosen_methods, options_of
-from engine.explanation.map_store import MapReader, MapWriter, Source
-from engine.run.memory import Halving
+from engine.explanation.evaluator import ExplanationEvaluator, chosen_methods, options_of
+from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
+from engine.run.memory import AutoBatchSize
 from explain import METHODS, Explainer, explain
+from explain.explained_model import ExplainedModel
 from explain.options import build_methods
-from explain.subject import Subject
 from metrics.maps.per_image import Columns, MapMetric
 from metrics.types import Explanation
 from models.two_stage import TwoStageModel
@@ -74,7 +74,7 @@ class Noted(Explainer):
     class_specific: ClassVar[bool] = True
     calls: list[list[int]] = field(default_factory=list)
 
-    def maps(self, subject: Subject, images: Tensor, targets: Tensor | None) -> Tensor:
+    def maps(self, subject: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         assert targets is not None
         self.calls.append(targets.tolist())
         return targets[:, None, None].expand(-1, 4, 4).float()
@@ -87,9 +87,11 @@ class Agnostic(Noted):
 def bench(
     methods: dict[str, Explainer], targets: Sequence[Literal["predicted", "label"]], model: nn.Module = MODEL,
     limit: int = 100, **more: Any,
-) -> tuple[Bench, dict[str, dict[str, Keeper]]]:  # fmt: skip
+) -> tuple[ExplanationEvaluator, dict[str, dict[str, Keeper]]]:  # fmt: skip
     keepers = {name: {target: Keeper(target) for target in targets} for name in methods}
-    return Bench(model, methods, keepers, Halving(limit, lambda text: None), **{"info": INFO, **more}), keepers  # type: ignore[arg-type]
+    return ExplanationEvaluator(
+        model, methods, keepers, AutoBatchSize(limit, lambda text: None), **{"info": INFO, **more}
+    ), keepers  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [1, 4, 10])
@@ -179,10 +181,10 @@ def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest
     ]
 
 
-def saved(path: Path, names: list[str]) -> tuple[Source, dict[str, dict[str, Keeper]]]:
+def saved(path: Path, names: list[str]) -> tuple[MapProvenance, dict[str, dict[str, Keeper]]]:
     """Maps of the methods in a file, and what the metrics saw when it was made: the predicted classes' maps alone."""
     methods = build_methods(names, {})
-    source = Source({"weights": "these"}, options_of(methods))
+    source = MapProvenance({"weights": "these"}, options_of(methods))
     run, keepers = bench(methods, ("predicted",))
     with MapWriter(path, source) as run.writer:
         run.run(batches(4), CPU)

@@ -8,7 +8,7 @@ import torch
 
 from common.errors import UserError
 from datasets.types import Batch
-from engine.explanation.map_metrics import DEFAULT, KNOWN, Protocol, build_map_metrics, wanted_metrics
+from engine.explanation.map_metrics import DEFAULT, KNOWN, MapMetricOptions, build_map_metrics, wanted_metrics
 from metrics.maps.per_image import MAP_METRICS
 from tests.metrics.map_cases import INFO
 
@@ -16,7 +16,7 @@ BARE = Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), ("a",))
 BOXED = replace(BARE, boxes=(torch.zeros(1, 4),))
 MASKED = replace(BARE, mask=torch.zeros(1, 8, 8, dtype=torch.bool))
 ASK_THE_MODEL = ("abpc", "perturbation", "insertion_deletion", "certificate")
-PROTOCOL = Protocol(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), patch=8)
+PROTOCOL = MapMetricOptions(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), patch=8)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ DIALS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("dials", "metric", "key", "value"), DIALS.values(), ids=DIALS.keys())
-def test_every_dial_reaches_its_metric(dials: dict[str, Any], metric: str, key: str, value: Any) -> None:
-    protocol = replace(PROTOCOL, **dials)
+@pytest.mark.parametrize(("options", "metric", "key", "value"), DIALS.values(), ids=DIALS.keys())
+def test_every_dial_reaches_its_metric(options: dict[str, Any], metric: str, key: str, value: Any) -> None:
+    protocol = replace(PROTOCOL, **options)
     assert build_map_metrics([metric], INFO, protocol)[metric].protocol()[key] == value

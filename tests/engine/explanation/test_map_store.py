@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from engine.explanation.map_store import MapReader, MapWriter, Source, Target
+from engine.explanation.map_store import MapProvenance, MapReader, MapWriter, Target
 
-SOURCE = Source({"weights": "abc", "stage": 2, "image size": (32, 48)}, {"rollout": {"ratio": 0.9}, "agcam": {}})
+SOURCE = MapProvenance({"weights": "abc", "stage": 2, "image size": (32, 48)}, {"rollout": {"ratio": 0.9}, "agcam": {}})
 PATHS = [f"bird {i}.jpg" for i in range(7)]
 PREDICTED = torch.tensor([0, 1, 2, 1, 0, 2, 1])
 TARGETS: tuple[Target, ...] = ("predicted", "label")
@@ -25,7 +25,7 @@ def maps_of(method: str, target: Target, size: tuple[int, int] = (4, 6)) -> Tens
     return torch.randn(7, *size, generator=generator) * 10.0 ** torch.arange(-20, 15, 5)[:, None, None]
 
 
-def write(path: Path, batch: int = 3, source: Source = SOURCE, make: Callable[..., Tensor] = maps_of) -> Path:
+def write(path: Path, batch: int = 3, source: MapProvenance = SOURCE, make: Callable[..., Tensor] = maps_of) -> Path:
     with MapWriter(path, source) as writer:
         for start in range(0, 7, batch):
             rows = slice(start, start + batch)
@@ -113,15 +113,18 @@ def full_disk(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        (replace(SOURCE, made_of={**SOURCE.made_of, "weights": "def"}), "weights abc, not def"),
-        (replace(SOURCE, made_of={**SOURCE.made_of, "stage": 1}), "stage 2, not 1"),
-        (replace(SOURCE, made_of={**SOURCE.made_of, "image size": (32, 32)}), r"image size \[32, 48\], not \[32, 32\]"),
-        (replace(SOURCE, made_of={**SOURCE.made_of, "split": "val"}), "split None, not val"),
+        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "weights": "def"}), "weights abc, not def"),
+        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "stage": 1}), "stage 2, not 1"),
+        (
+            replace(SOURCE, map_provenance={**SOURCE.map_provenance, "image size": (32, 32)}),
+            r"image size \[32, 48\], not \[32, 32\]",
+        ),
+        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "split": "val"}), "split None, not val"),
         (replace(SOURCE, methods={"lrp": {}}), "holds rollout, agcam, not lrp"),
         (replace(SOURCE, methods={"rollout": {"ratio": 0.5}}), "rollout with the options .*0.9.* not .*0.5"),
     ],
 )
-def test_maps_of_something_else_are_refused(source: Source, named: str, tmp_path: Path) -> None:
+def test_maps_of_something_else_are_refused(source: MapProvenance, named: str, tmp_path: Path) -> None:
     path = write(tmp_path / "maps.h5")
     with pytest.raises(UserError, match=named) as refused:
         MapReader(path, source)

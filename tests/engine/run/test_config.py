@@ -84,7 +84,7 @@ def test_there_are_configs() -> None:
 
 def test_published_settings_of_cub() -> None:
     config = load_config(ROOT / "configs" / "cub.yaml")
-    assert config.data.batch_size * config.optim.accumulation == 128
+    assert config.data.batch_size * config.optim.grad_accum_steps == 128
     assert config.optim.lr == pytest.approx(1e-6 * (128 / 16) ** 0.5, rel=1e-3)
     assert (config.train.epochs, config.data.image_size, config.model.parts.num_parts) == (90, 518, 8)
     assert config.optim.freeze_stage_1 and not config.optim.freeze_stage_2
@@ -139,8 +139,8 @@ RANGES = {
     "model.parts.num_parts": (0, -1), "model.parts.temperature": (0.0, -1.0), "model.parts.part_dropout": (1.0, -0.1),
     "model.parts.mask_dropout": (1.0, -0.1), "train.epochs": (0,), "train.eval_every": (0,), "train.ema_decay": (1, -1),
     "train.threads": (-1,), "train.sheet_every": (-1,), "train.save_every_steps": (-1,), "optim.lr": (0.0, -1.0),
-    "optim.clip": (-1.0,), "optim.accumulation": (0,), "optim.step_epochs": (0,), "optim.warmup_epochs": (-1,),
-    "optim.min_lr_share": (1.5, -0.5), "optim.stage_1_epochs": (90, -1), "data.image_size": (0, "[32, 0]"),
+    "optim.clip": (-1.0,), "optim.grad_accum_steps": (0,), "optim.step_epochs": (0,), "optim.warmup_epochs": (-1,),
+    "optim.min_lr_ratio": (1.5, -0.5), "optim.stage_1_epochs": (90, -1), "data.image_size": (0, "[32, 0]"),
     "data.batch_size": (0,), "data.eval_batch_size": (0,), "data.workers": (-1,),
 }  # fmt: skip
 
@@ -179,12 +179,12 @@ def test_later_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path
 def test_overrides_keep_their_types(tmp_path: Path) -> None:
     written(tmp_path / "mine.yaml", "out: runs/x")
     overrides = {
-        "out": "5", "wandb.name": "007", "wandb.group": None, "data.image_size": [32, 64], "train.watch_test": True,
+        "out": "5", "wandb.name": "007", "wandb.group": None, "data.image_size": [32, 64], "train.log_test": True,
         "optim.betas": (0.8, 0.9), "model.parts": {"num_parts": 2}, "data.root": "a b, c: [d] # e",
     }  # fmt: skip
     config = load_config(tmp_path / "mine.yaml", overrides)
     assert (config.out, config.wandb.name, config.wandb.group) == ("5", "007", None)
-    assert (config.data.image_size, config.train.watch_test, config.optim.betas) == ((32, 64), True, (0.8, 0.9))
+    assert (config.data.image_size, config.train.log_test, config.optim.betas) == ((32, 64), True, (0.8, 0.9))
     assert (config.model.parts.num_parts, config.data.root) == (2, "a b, c: [d] # e")
 
 

@@ -81,7 +81,7 @@ def test_a_file_that_does_not_fit_is_one_line(write: Callable[[Path], None], nam
 def test_rows_that_cannot_be_cut_back_stay(run: Path) -> None:
     before = contents(run)
     with no_file_longer_than(20), pytest.raises(UserError, match=r"metrics\.jsonl: File too large"):
-        Tracker(run, tiny_config(run)).keep_epochs(1)
+        Tracker(run, tiny_config(run)).truncate(1)
     assert contents(run) == before
 
 

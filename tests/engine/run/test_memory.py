@@ -1,4 +1,4 @@
-"""Halving: what does not fit is done in smaller pieces, in order, and the user is told."""
+"""AutoBatchSize: what does not fit is done in smaller pieces, in order, and the user is told."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from engine.run.memory import Halving
+from engine.run.memory import AutoBatchSize
 
 
 def room_for(images: int, seen: list[int]) -> Callable[[slice], Tensor]:
@@ -27,7 +27,7 @@ def room_for(images: int, seen: list[int]) -> Callable[[slice], Tensor]:
 def test_pieces_are_no_larger_than_the_limit_and_in_order(count: int, limit: int) -> None:
     seen: list[int] = []
     said: list[str] = []
-    done = Halving(limit, said.append)(room_for(100, seen), count)
+    done = AutoBatchSize(limit, said.append)(room_for(100, seen), count)
     assert done.tolist() == list(range(count))
     assert max(seen) <= limit and len(seen) == -(-count // limit) and not said
 
@@ -35,7 +35,7 @@ def test_pieces_are_no_larger_than_the_limit_and_in_order(count: int, limit: int
 def test_out_of_memory_halves_for_good_and_says_so() -> None:
     seen: list[int] = []
     said: list[str] = []
-    halving = Halving(16, said.append)
+    halving = AutoBatchSize(16, said.append)
     assert halving(room_for(5, seen), 19).tolist() == list(range(19))
     assert seen == [16, 8, 4, 4, 4, 4, 3]
     assert said == [f"out of memory; going on with {n} images at a time" for n in (8, 4)]
@@ -47,7 +47,7 @@ def test_out_of_memory_halves_for_good_and_says_so() -> None:
 def test_the_size_that_failed_is_halved_not_the_limit() -> None:
     """A short last batch would else be tried again as it was."""
     seen: list[int] = []
-    halving = Halving(64, lambda text: None)
+    halving = AutoBatchSize(64, lambda text: None)
     assert halving(room_for(4, seen), 6).tolist() == list(range(6))
     assert seen == [6, 3, 3] and halving.limit == 3
 
@@ -62,14 +62,14 @@ def test_what_was_done_before_is_not_done_again() -> None:
             raise torch.OutOfMemoryError
         return torch.arange(piece.start, piece.stop)
 
-    assert Halving(4, lambda text: None)(work, 8).tolist() == list(range(8))
+    assert AutoBatchSize(4, lambda text: None)(work, 8).tolist() == list(range(8))
     assert seen == [slice(0, 4), slice(4, 8), slice(4, 6), slice(6, 8)]
 
 
 def test_one_image_too_many_is_the_users_error() -> None:
     said: list[str] = []
     with pytest.raises(UserError, match="single image.*data.image_size"):
-        Halving(4, said.append)(room_for(0, []), 3)
+        AutoBatchSize(4, said.append)(room_for(0, []), 3)
     assert said == ["out of memory; going on with 1 images at a time"]
 
 
@@ -78,8 +78,12 @@ def test_other_errors_pass() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        Halving(4, lambda text: None)(work, 3)
+        AutoBatchSize(4, lambda text: None)(work, 3)
 
 
 def test_pieces_of_anything() -> None:
-    assert Halving(2, lambda text: None).pieces(lambda piece: (piece.start, piece.stop), 5) == [(0, 2), (2, 4), (4, 5)]
+    assert AutoBatchSize(2, lambda text: None).pieces(lambda piece: (piece.start, piece.stop), 5) == [
+        (0, 2),
+        (2, 4),
+        (4, 5),
+    ]

@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
         "data.augmentation": "flip", "model.backbone": "vit_nano_patch8", "model.stage_1_backbone": "vit_pico_patch8",
     },
     "averaged": {"train.ema_decay": 0.9},
-    "accumulated": {"optim.accumulation": 3, "optim.name": "sgd"},  # windows of 3 and 1
+    "accumulated": {"optim.grad_accum_steps": 3, "optim.name": "sgd"},  # windows of 3 and 1
     "scaled": {"train.precision": "fp16"},
     "augmented, straight through": {"data.augmentation": "cub_original", "model.mask_gradient": "straight_through"},
     "stage 1 first, by step": {"optim.stage_1_epochs": 1, "optim.schedule_unit": "step", "optim.warmup_epochs": 0.5},
@@ -79,11 +79,11 @@ def test_stopped_at_every_batch_in_turn(case: str, tmp_path: Path, request_of_th
     """One run in as many sessions as it has steps: it stops in every batch, also the last of an epoch."""
     Session(tiny_config(tmp_path / "whole", CASES[case])).go()
     config, sessions, done = tiny_config(tmp_path / "parts", CASES[case]), 0, 0
-    while done < BATCHES - config.optim.accumulation:
+    while done < BATCHES - config.optim.grad_accum_steps:
         session = stopped_after(config, 0, request_of_this_run)
         done, sessions, config = done + session.batches, sessions + 1, resumed(config)
     Session(config).go()
-    assert sessions == (7 if config.optim.accumulation == 1 else 3)
+    assert sessions == (7 if config.optim.grad_accum_steps == 1 else 3)
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -215,7 +215,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
 
 
 def test_times_add_up_over_sessions(tmp_path: Path, request_of_this_run: list[StopRequest]) -> None:
-    """Wall time holds what training, validation, pictures and checkpoints took, in every session."""
+    """Wall time holds what training, validation, images and checkpoints took, in every session."""
     config = tiny_config(tmp_path)
     first = stopped_after(config, 1, request_of_this_run).trainer.progress
     assert 0 < first.train_seconds <= first.wall_seconds

@@ -10,7 +10,7 @@ from common.errors import UserError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.folder import BEST, LAST
-from engine.run.resume import changes, settle_resume
+from engine.run.resume import changes, resolve_resume
 from tests.tiny import KEYS, flags, tiny_config
 from train import train
 
@@ -32,13 +32,13 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_auto_starts_where_there_is_nothing(tmp_path: Path) -> None:
-    assert settle_resume(config_of(tmp_path / "none", resume="auto")).resume == "auto"
+    assert resolve_resume(config_of(tmp_path / "none", resume="auto")).resume == "auto"
     assert train(config_of(tmp_path / "new", resume="auto"))["epochs"] == 1
 
 
 def test_auto_goes_on_where_there_is_a_checkpoint(run: Path) -> None:
     last, before = run / LAST, (run / LAST).stat().st_mtime_ns
-    assert settle_resume(config_of(run, resume="auto")).resume is True
+    assert resolve_resume(config_of(run, resume="auto")).resume is True
     train(config_of(run, resume="auto"))
     assert last.stat().st_mtime_ns == before, "a finished run was trained again"
 

@@ -122,7 +122,7 @@ def test_rows_come_back_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None
     with tracker.path.open("a") as file:
         file.write('{"epoch": 4, "tra')
     assert tracker.rows() == rows
-    tracker.keep_epochs(2)
+    tracker.truncate(2)
     assert tracker.rows() == read_rows(tmp_path / "metrics.jsonl") == rows[:2]
     tracker.log(rows[2])
     assert tracker.rows() == rows

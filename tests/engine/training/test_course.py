@@ -1,4 +1,4 @@
-"""The course of a run: which checkpoint is kept, when it validates and saves, what trains, which pictures count."""
+"""The course of a run: which checkpoint is kept, when it validates and saves, what trains, which images count."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets import Split, train_loader
-from datasets.formats.images import UnreadablePictureError
+from datasets.formats.images import UnreadableImageError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import BEST, LAST
 from engine.training.best import check_best_metric
@@ -33,7 +33,7 @@ def rig(trainer: Trainer, values: list[float]) -> None:
 def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
     values: list[float], chosen: int, tmp_path: Path
 ) -> None:
-    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 4, "train.watch_test": True}))
+    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 4, "train.log_test": True}))
     rig(session.trainer, values)
     weights: list[dict[str, Tensor]] = []
     session.trainer.run(session.tracker, lambda row: weights.append(copied(session.trainer.model.state_dict())))
@@ -46,7 +46,7 @@ def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
 def test_test_figures_choose_nothing(tmp_path: Path) -> None:
     plain, watched = tmp_path / "plain", tmp_path / "watched"
     Session(tiny_config(plain)).go()
-    Session(tiny_config(watched, {"train.watch_test": True})).go()
+    Session(tiny_config(watched, {"train.log_test": True})).go()
     assert_same_tensors(Remains.of(plain).best.tensors, Remains.of(watched).best.tensors)
     rows = Remains.of(watched).rows
     assert all("test/accuracy" in row for row in rows)
@@ -98,7 +98,7 @@ def test_epochs_of_stage_1_alone_leave_stage_2_untouched(tmp_path: Path) -> None
 
 
 class Scratched:
-    """A raw data set some of whose pictures cannot be read."""
+    """A raw data set some of whose images cannot be read."""
 
     def __init__(self, raw: Any, broken: set[int]) -> None:
         self.raw, self.broken = raw, broken
@@ -111,7 +111,7 @@ class Scratched:
 
     def read(self, index: int) -> Any:
         if index in self.broken:
-            raise UnreadablePictureError(f"birds/{index}.jpg", "not a picture")
+            raise UnreadableImageError(f"birds/{index}.jpg", "not an image")
         return self.raw.read(index)
 
 
@@ -120,7 +120,7 @@ def scratched(splits: dict[str, Split], name: str, broken: set[int]) -> dict[str
     return {**splits, name: Split(Scratched(old.raw, broken), old.transform, train=old.train, seed=old.seed)}
 
 
-def test_broken_pictures_are_left_out_of_training_and_counted(tmp_path: Path) -> None:
+def test_broken_images_are_left_out_of_training_and_counted(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
     splits = scratched(tiny_splits(config), "train", {3, 17})
     seen = [
@@ -133,7 +133,7 @@ def test_broken_pictures_are_left_out_of_training_and_counted(tmp_path: Path) ->
     assert session.trainer.progress.skipped == sum(seen)
 
 
-def test_a_broken_picture_in_validation_is_an_error(tmp_path: Path) -> None:
+def test_a_broken_image_in_validation_is_an_error(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, {"train.epochs": 1})
     with pytest.raises(UserError, match=r"birds/5\.jpg"):
         Session(config, splits=scratched(tiny_splits(config), "val", {5})).go()
@@ -160,4 +160,4 @@ def test_the_published_way_trains(tmp_path: Path) -> None:
     assert session.trainer.model.model_config.parts.eval_noise
     row = session.tracker.rows()[0]
     assert math.isfinite(row["train/loss"]) and "train/equivariance" in row
-    assert "val/empty_share" in row or "train/empty_share" in row
+    assert "val/empty_ratio" in row or "train/empty_ratio" in row

@@ -16,14 +16,14 @@ from engine.evaluation.predict import prediction_of
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import BEST, LAST
 from engine.run.stopping import RunStopped
-from engine.training.consistency import Agreement, Consistency, ConsistentObjective
+from engine.training.consistency import Agreement, Consistency, ConsistencyObjective
 from engine.training.objectives import ClassifierObjective
 from losses.config import ConsistencyConfig, LossConfig
 from models import build_model
 from tests.datasets.published import write_voc
 from tests.explain.small import CASES
 from tests.tiny import assert_same_run, assert_same_tensors, resumed, tiny_config
-from train import feed_of, load_splits, train
+from train import load_splits, train, training_sampler
 
 KEYS: dict[str, Any] = {
     "model.name": "vit", "data.augmentation": "flip", "data.batch_size": 4, "data.semi.batch_size": 5,
@@ -59,7 +59,7 @@ def test_resume_is_exact(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train(tiny_config(tmp_path / "whole", keys))
     config = tiny_config(tmp_path / "parts", keys)
     done = 0
-    call = ConsistentObjective.__call__
+    call = ConsistencyObjective.__call__
 
     def stopping(self: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal done
@@ -68,7 +68,7 @@ def test_resume_is_exact(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             os.kill(os.getpid(), signal.SIGTERM)
         return call(self, *args, **kwargs)
 
-    monkeypatch.setattr(ConsistentObjective, "__call__", stopping)
+    monkeypatch.setattr(ConsistencyObjective, "__call__", stopping)
     with pytest.raises(RunStopped):
         train(config)
     assert read_checkpoint(tmp_path / "parts" / LAST).progress["batch"] > 0
@@ -115,7 +115,7 @@ def test_a_warm_start(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alternating", "combining"])
-def test_several_classes_in_a_picture(mode: str, tmp_path: Path) -> None:
+def test_several_classes_in_a_image(mode: str, tmp_path: Path) -> None:
     keys = {
         "data.name": "voc2012", "data.root": str(write_voc(tmp_path)), "data.semi.mode": mode,
         "data.semi.images_per_class": 2, "data.semi.fully_balanced": False, "data.batch_size": 2,
@@ -142,9 +142,9 @@ def batch(labelled: int, unlabelled: int) -> Batch:
     return Batch(CASES["class_token"].images(n), label, ("x",) * n, unlabelled=unlabelled)
 
 
-def objective(everywhere: bool = False) -> tuple[ConsistentObjective, ClassifierObjective]:
+def objective(everywhere: bool = False) -> tuple[ConsistencyObjective, ClassifierObjective]:
     inner = ClassifierObjective(LossConfig(), 5, [1] * 5)
-    return ConsistentObjective(inner, ConsistencyConfig(weight=0.5), everywhere), inner
+    return ConsistencyObjective(inner, ConsistencyConfig(weight=0.5), everywhere), inner
 
 
 def plain() -> Any:
@@ -175,7 +175,7 @@ def test_agreement_of_all_images_whatever_the_batch() -> None:
     model, images = plain().eval(), batch(0, 5).image
 
     def figures(sizes: list[int], share: float = 1.0) -> dict[str, float]:
-        watch = Agreement(model, ConsistencyConfig(weight=1, report_share=share))
+        watch = Agreement(model, ConsistencyConfig(weight=1, report_fraction=share))
         with torch.no_grad():
             for part in torch.arange(5).split(sizes):
                 names = tuple(f"{i}.png" for i in part.tolist())
@@ -199,7 +199,7 @@ def test_agreement_of_all_images_whatever_the_batch() -> None:
 def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, KEYS | {"loss.consistency.weight": 0})
     splits = load_splits(config)
-    assert len(splits["train"]) == 10 and "unlabelled" not in splits and feed_of(config, splits) is None
+    assert len(splits["train"]) == 10 and "unlabelled" not in splits and training_sampler(config, splits) is None
     whole = load_splits(tiny_config(tmp_path, {"model.name": "vit"}))
     assert len(whole["train"]) == 34
 
@@ -211,7 +211,7 @@ def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
         ({"data.semi.mode": "alternating", "optim.stage_1_epochs": 1}, "optim.stage_1_epochs must be 0"),
         ({"train.compile": True}, "set train.compile to false"),
         ({"data.semi.alpha": 0}, "data.semi.alpha must be positive"),
-        ({"loss.consistency.report_share": 0}, "loss.consistency.report_share must be above 0 and at most 1"),
+        ({"loss.consistency.report_fraction": 0}, "loss.consistency.report_fraction must be above 0 and at most 1"),
         ({"data.semi.batch_size": 0}, "data.semi.batch_size must be at least 1"),
         ({"data.semi.images_per_class": -1}, "data.semi.images_per_class must not be negative"),
         ({"train.eval_every_steps": -1}, "train.eval_every_steps must not be negative"),

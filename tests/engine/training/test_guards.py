@@ -25,7 +25,7 @@ from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, t
 
 def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
     """Asked for in the third step for real: the run ends with the numbers, its checkpoint of the second stays."""
-    session = Session(tiny_config(tmp_path, {"train.save_every_steps": 1, "optim.accumulation": 1}))
+    session = Session(tiny_config(tmp_path, {"train.save_every_steps": 1, "optim.grad_accum_steps": 1}))
 
     def greedy(count: int) -> None:
         if count == 2:
@@ -36,7 +36,7 @@ def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
         session.go()
     message = str(caught.value)
     assert "out of memory on the CPU (asked for 4503599627370496 bytes)" in message and "\n" not in message
-    assert "8 images of 32 x 32" in message and "data.batch_size=4 with optim.accumulation=2" in message
+    assert "8 images of 32 x 32" in message and "data.batch_size=4 with optim.grad_accum_steps=2" in message
     kept = read_checkpoint(tmp_path / LAST)
     assert kept.progress["step"] == 2
     assert_same_tensors(kept.part("model"), copied(session.trainer.model.state_dict()))
@@ -69,7 +69,7 @@ def test_other_errors_pass(error: Exception) -> None:
     assert caught.value is error
 
 
-def train_with_a_deadly_picture(out: str) -> None:
+def train_with_a_deadly_image(out: str) -> None:
     """Reading it ends the loading process, as the kernel does where memory runs out."""
     config = tiny_config(Path(out), {"data.workers": 1})
     splits = tiny_splits(config)

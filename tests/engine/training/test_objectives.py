@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from datasets import Batch, train_loader
 from engine.evaluation.predict import prediction_of
-from engine.training.objectives import OBJECTIVES, ClassifierObjective, Outcome, TwoStageObjective
+from engine.training.objectives import OBJECTIVES, ClassifierObjective, ObjectiveOutput, TwoStageObjective
 from losses import parts
 from losses.config import ClassificationConfig, EquivarianceConfig, LossConfig, LossWeights
 from losses.equivariance import draw_view, unwarp_maps, warp_images
@@ -50,7 +50,7 @@ def objective(weights: LossWeights = WEIGHTS, **changes: Any) -> TwoStageObjecti
     return TwoStageObjective(replace(LossConfig(), weights=weights, **changes), 2, [17, 17])
 
 
-def seeded(goal: Any, model: AnyModel, batch: Batch, **options: Any) -> Outcome:
+def seeded(goal: Any, model: AnyModel, batch: Batch, **options: Any) -> ObjectiveOutput:
     torch.manual_seed(3)
     return goal(model, batch, **options)
 
@@ -241,7 +241,7 @@ def test_losses_stay_in_full_precision_under_autocast(tmp_path: Path, batch: Bat
 
 
 @pytest.mark.parametrize("name", ["vit", "two_stage"])
-def test_pictures_of_several_classes(name: str, tmp_path: Path, batch: Batch) -> None:
+def test_images_of_several_classes(name: str, tmp_path: Path, batch: Batch) -> None:
     """Every classification term is binary cross-entropy against the classes present; labels play no part."""
     model = plain(tmp_path) if name == "vit" else two_stage(tmp_path)
     several = replace(batch, present=torch.rand(7, 2, generator=torch.Generator().manual_seed(2)) > 0.4)

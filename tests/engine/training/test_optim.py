@@ -11,8 +11,8 @@ from torch import nn
 from common.errors import UserError
 from engine.run.config import OptimConfig
 from engine.training.optim import (
-    RULES,
-    Rule,
+    PARAM_GROUP_RULES,
+    ParamGroupRule,
     build_optimizer,
     normalised_weight_decay,
     parameter_groups,
@@ -23,7 +23,7 @@ from models import build_model
 from models.config import ModelConfig, PartsConfig
 from tests.tiny import tiny_config, tiny_trainer
 
-BASE = OptimConfig(lr=1e-6, scratch_factor=1e4, modulation_factor=2e4, prototype_factor=1e3, stage_2_factor=3.0)
+BASE = OptimConfig(lr=1e-6, head_lr_mult=1e4, modulation_lr_mult=2e4, prototype_lr_mult=1e3, stage_2_lr_mult=3.0)
 FREEZES = ("freeze_stage_1", "freeze_stage_1_tokens", "freeze_stage_2", "freeze_stage_2_tokens")
 DECAY = 0.01
 BLOCK = {
@@ -67,7 +67,7 @@ def two_stage() -> nn.Module:
     return build_model(MODEL, 2, (32, 32))
 
 
-def fates(model: nn.Module, rules: list[Rule], config: OptimConfig) -> dict[str, tuple[float, bool] | None]:
+def fates(model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig) -> dict[str, tuple[float, bool] | None]:
     """Parameter name -> (rate over base rate, decays?), None where it is frozen; every claim checked on the way."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, tuple[float, bool] | None] = dict.fromkeys(names.values())
@@ -103,8 +103,8 @@ def test_published_defaults_train_tokens_and_head_of_stage_1_and_all_of_stage_2(
     config = OptimConfig()
     found = fates(two_stage, two_stage_rules(config), config)
     assert {name for name, fate in found.items() if fate is None} == {f"stage_1.backbone.{name}" for name in BLOCK}
-    assert (config.scratch_factor, config.modulation_factor, config.prototype_factor) == (1e4, 1e4, 1e3)
-    assert (config.stage_2_factor, config.betas, config.eps, config.clip) == (1.0, (0.9, 0.999), 1e-8, 2.0)
+    assert (config.head_lr_mult, config.modulation_lr_mult, config.prototype_lr_mult) == (1e4, 1e4, 1e3)
+    assert (config.stage_2_lr_mult, config.betas, config.eps, config.clip) == (1.0, (0.9, 0.999), 1e-8, 2.0)
 
 
 POOLS = {
@@ -137,7 +137,7 @@ def test_given_mask_table(name: str, frozen: bool) -> None:
     backbone = BLOCK | dict.fromkeys(TOKENS, True)
     expected = {f"{prefix}backbone.{key}": None if frozen else (3.0, decays) for key, decays in backbone.items()}
     expected |= {f"{prefix}head.weight": (1e4, True)} | ({} if prefix else {"head.bias": (1e4, False)})
-    assert fates(model, RULES[name](config), config) == expected
+    assert fates(model, PARAM_GROUP_RULES[name](config), config) == expected
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "original"])
@@ -149,7 +149,7 @@ def test_pdiscoformer_table_is_stage_1_s(kind: str) -> None:
         for name, fate in TABLE.items()
         if name.startswith("stage_1.") and not (kind == "original" and name.endswith("modulation.bias"))
     }
-    assert fates(model, RULES["pdiscoformer"](config), config) == expected
+    assert fates(model, PARAM_GROUP_RULES["pdiscoformer"](config), config) == expected
 
 
 def test_normalised_weight_decay_of_the_published_cub_run() -> None:
@@ -169,7 +169,7 @@ def test_the_trainer_normalises_by_whole_batches_and_epochs(tmp_path) -> None:
 def test_an_optimiser_of_the_spec_takes_a_step_at_the_groups_own_rates(name: str) -> None:
     model = nn.Linear(3, 2)
     config = OptimConfig(name=name, lr=0.1, betas=(0.8, 0.9))
-    rules = [Rule("weight", 2.0, True), Rule("", 1.0, False)]
+    rules = [ParamGroupRule("weight", 2.0, True), ParamGroupRule("", 1.0, False)]
     optimizer = build_optimizer(model, rules, config, 0.5)
     assert [g["lr"] / config.lr for g in optimizer.param_groups] == [2.0, 1.0]
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.0]
@@ -186,10 +186,10 @@ def test_an_optimiser_of_the_spec_takes_a_step_at_the_groups_own_rates(name: str
 @pytest.mark.parametrize("name", ["adamsandler", "", "adan"])  # adan: needs three betas
 def test_an_optimiser_that_cannot_be_made_is_one_line(name: str) -> None:
     with pytest.raises(UserError, match=f"optim.name={name}") as caught:
-        build_optimizer(nn.Linear(2, 2), [Rule("", 1.0, None)], OptimConfig(name=name), 0.0)
+        build_optimizer(nn.Linear(2, 2), [ParamGroupRule("", 1.0, None)], OptimConfig(name=name), 0.0)
     assert "\n" not in str(caught.value)
 
 
 def test_everything_frozen_is_an_error() -> None:
     with pytest.raises(UserError, match="freeze"):
-        build_optimizer(nn.Linear(2, 2), [Rule("", 1.0, None, frozen=True)], OptimConfig(), 0.0)
+        build_optimizer(nn.Linear(2, 2), [ParamGroupRule("", 1.0, None, frozen=True)], OptimConfig(), 0.0)

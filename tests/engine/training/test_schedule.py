@@ -23,7 +23,7 @@ def test_published_cosine_moves_after_each_epoch() -> None:
 
 
 def test_cosine_ends_at_the_smallest_rate() -> None:
-    found = factors(OptimConfig(min_lr_share=0.1), epochs=8)
+    found = factors(OptimConfig(min_lr_ratio=0.1), epochs=8)
     assert found[0] == 1.0 and found[4] == pytest.approx(0.55) and found[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in zip(found, found[1:], strict=False))
 
@@ -74,7 +74,7 @@ def test_constant() -> None:
 
 
 def test_stage_1_epochs_are_a_phase_of_their_own() -> None:
-    config = OptimConfig(stage_1_epochs=4, stage_1_lr_factor=2.0, schedule_unit="step", warmup_epochs=1.0)
+    config = OptimConfig(stage_1_epochs=4, stage_1_lr_mult=2.0, schedule_unit="step", warmup_epochs=1.0)
     found = factors(config, epochs=10, steps=5)
     alone = factors(OptimConfig(schedule_unit="step", warmup_epochs=1.0), epochs=4, steps=5)
     joint = factors(OptimConfig(schedule_unit="step", warmup_epochs=1.0), epochs=6, steps=5)
@@ -85,7 +85,7 @@ def test_stage_1_epochs_are_a_phase_of_their_own() -> None:
 def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:
     keys = {
         "optim.schedule_unit": "step", "optim.warmup_epochs": 1.0, "optim.stage_1_epochs": 1, "train.epochs": 3,
-        "optim.stage_1_lr_factor": 2.0, "optim.scratch_factor": 10.0, "optim.lr": 1e-5,
+        "optim.stage_1_lr_mult": 2.0, "optim.head_lr_mult": 10.0, "optim.lr": 1e-5,
     }  # fmt: skip
     session, seen = Session(tiny_config(tmp_path, keys)), []
     step = session.trainer.state.scaler.step

@@ -35,7 +35,7 @@ def hold_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = tiny_trainer(tiny_config(tmp_path, PLAIN | {"data.batch_size": 16}))
-    halves = tiny_trainer(tiny_config(tmp_path, PLAIN | {"data.batch_size": 8, "optim.accumulation": 2}))
+    halves = tiny_trainer(tiny_config(tmp_path, PLAIN | {"data.batch_size": 8, "optim.grad_accum_steps": 2}))
     for trainer in (whole, halves):
         hold_step(trainer, monkeypatch)
     whole._micro_step(first_batches(whole, 1, 16)[0])
@@ -49,7 +49,7 @@ def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkey
 
 def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tmp_path: Path) -> None:
     """Four batches in windows of three: two steps, the last from one batch whose loss is divided by three too."""
-    session = Session(tiny_config(tmp_path, PLAIN | {"optim.accumulation": 3, "optim.clip": 0}))
+    session = Session(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     trainer, norms = session.trainer, []
     step = trainer._optimizer_step
 
@@ -62,7 +62,7 @@ def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tm
     assert trainer.progress.step == 2
     alone = tiny_trainer(tiny_config(tmp_path, PLAIN))
     # The same weights as before the last step are those after the first, so replay it.
-    replay = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.accumulation": 3, "optim.clip": 0}))
+    replay = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     batches = first_batches(replay, 4, 8)
     for batch in batches[:3]:
         replay._micro_step(batch)
@@ -120,7 +120,7 @@ def test_averaging_follows_the_published_decay(tmp_path: Path) -> None:
 def test_a_loss_that_is_no_number_stops_before_the_step(
     accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = Session(tiny_config(tmp_path, {"optim.accumulation": accumulation, "train.save_every_steps": 1}))
+    session = Session(tiny_config(tmp_path, {"optim.grad_accum_steps": accumulation, "train.save_every_steps": 1}))
     trainer, objective = session.trainer, session.trainer.objective
     seen: list[tuple[str, ...]] = []
 
@@ -158,7 +158,7 @@ def test_rows_are_means_over_the_epochs_images(tmp_path: Path) -> None:
     loss, entropy, right = (sum(values) / 4 for values in zip(*seen, strict=True))
     assert row["train/loss"] == pytest.approx(loss) and row["train/entropy"] == pytest.approx(entropy)
     assert row["train/accuracy"] == pytest.approx(right) and row["step"] == 4
-    assert 0 <= row["train/kept_share"] <= 1 and row["train/images_per_second"] > 0
+    assert 0 <= row["train/keep_ratio"] <= 1 and row["train/images_per_second"] > 0
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -1,4 +1,4 @@
-"""Pictures of a run: curves, and sheets of what the model kept and got wrong."""
+"""Images of a run: curves, and sheets of what the model kept and got wrong."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 from datasets import Sample, Split, collate
 from engine.evaluation.predict import evaluation_mode, predict
 from engine.evaluation.records import ImageRecord
-from metrics.class_mapping import in_classes
+from metrics.class_mapping import to_dataset_classes
 from models.part_discovery import Intervention
 from report.examples import Example, example_sheet, failure_sheet, removal_sheet
 from report.overlays import denormalise
@@ -17,7 +17,7 @@ from report.overlays import denormalise
 Triple = tuple[float, float, float]
 
 
-class Photographer:
+class PredictionVisualizer:
     """Shows a model's answers on chosen images of one split."""
 
     def __init__(self, split: Split, mean: Triple, std: Triple) -> None:
@@ -49,12 +49,12 @@ class Photographer:
         samples = [self.split[i] for i in indices]
         device = next(model.parameters()).device
         with evaluation_mode(model, device, seed=0):
-            answer = in_classes(predict(model, collate(samples).to(device), **options), self.split.info)
+            answer = to_dataset_classes(predict(model, collate(samples).to(device), **options), self.split.info)
         probability = answer.logits.softmax(1).cpu()
         names, groups = self.split.info.class_names, self.split.info.group_names
         return [
             Example(
-                picture=denormalise(sample.image, self.mean, self.std),
+                image=denormalise(sample.image, self.mean, self.std),
                 label=names[_true_class(sample, int(probability[i].argmax()))],
                 predicted=names[int(probability[i].argmax())],
                 confidence=float(probability[i].max()),
@@ -76,5 +76,5 @@ class Photographer:
 
 
 def _true_class(sample: Sample, predicted: int) -> int:
-    """The label; where the picture shows several classes, the predicted one if that is among them."""
+    """The label; where the image shows several classes, the predicted one if that is among them."""
     return predicted if sample.present is not None and sample.present[predicted] else sample.label

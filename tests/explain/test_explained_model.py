@@ -9,7 +9,7 @@ from torch import nn
 
 from common.errors import UserError
 from explain import explain
-from explain.subject import explainable, require_attention, select, subject_of, subject_with_mask
+from explain.explained_model import explainable, explained_model, require_attention, select, with_selection
 from models.two_stage import with_mask
 from tests.explain.small import CASES, two_stage, vit
 from tests.models.small import shaken
@@ -25,14 +25,14 @@ def test_logits_are_the_models_own(name: str) -> None:
     out: Any = model(x)
     if not isinstance(out, torch.Tensor):
         out = out.stage_1.class_logits if name == "stage_1" else out.logits
-    subject = case.subject(model, x)
-    with explainable(subject):
-        torch.testing.assert_close(subject.logits(x), out)
+    explained = case.explained(model, x)
+    with explainable(explained):
+        torch.testing.assert_close(explained.logits(x), out)
 
 
 def test_rows_are_the_tokens_that_the_classifier_reads() -> None:
     def rows(name: str) -> slice:
-        return CASES[name].subject(CASES[name].model(), CASES[name].images()).rows()
+        return CASES[name].explained(CASES[name].model(), CASES[name].images()).rows()
 
     assert [rows(name) for name in CLASS_TOKEN] == [slice(0, 1)] * len(CLASS_TOKEN)
     assert rows("distilled") == slice(0, 2)
@@ -44,7 +44,7 @@ def test_the_grid_is_that_of_the_images() -> None:
     grids = {"class_token": (4, 4), "wide": (4, 6), "dynamic": (6, 4), "stage_2": (4, 4)}
     for name, grid in grids.items():
         case = CASES[name]
-        assert case.subject(case.model(), case.images()).grid(case.images()) == grid
+        assert case.explained(case.model(), case.images()).grid(case.images()) == grid
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_grid_is_that_of_the_images() -> None:
 )
 def test_refused_models(model: nn.Module, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        subject_of(model, CASES["class_token"].images())
+        explained_model(model, CASES["class_token"].images())
 
 
 @pytest.mark.parametrize(
@@ -69,9 +69,9 @@ def test_refused_models(model: nn.Module, message: str) -> None:
     ],
 )
 def test_blocks_without_an_attention_matrix_are_named(settings: dict[str, Any], kind: str) -> None:
-    subject = subject_of(vit(**settings), CASES["class_token"].images())
+    explained = explained_model(vit(**settings), CASES["class_token"].images())
     with pytest.raises(UserError, match=rf"^blocks\.0: a {kind} "):
-        require_attention(subject)
+        require_attention(explained)
 
 
 @pytest.mark.parametrize("targets", [torch.tensor([1]), torch.tensor(1), torch.tensor([[1], [1], [1]])])
@@ -83,14 +83,14 @@ def test_one_target_per_image(targets: torch.Tensor) -> None:
 def test_another_selection() -> None:
     case = CASES["stage_2"]
     model, x = case.model(), case.images()
-    subject = case.subject(model, x)
-    assert subject.selection is not None
-    inverted = with_mask(subject.selection, ~subject.selection.mask)
-    other = subject_with_mask(subject, inverted)
+    explained = case.explained(model, x)
+    assert explained.selection is not None
+    inverted = with_mask(explained.selection, ~explained.selection.mask)
+    other = with_selection(explained, inverted)
     assert other.selection is inverted
     with explainable(other):
         torch.testing.assert_close(other.logits(x), model.predict(x, inverted))
-        assert not torch.allclose(other.logits(x), subject.logits(x))
+        assert not torch.allclose(other.logits(x), explained.logits(x))
 
 
 def test_published_noise_in_evaluation_is_the_same_in_every_call() -> None:
@@ -123,6 +123,6 @@ def test_soft_masks_can_be_explained() -> None:
 def test_inside_nothing_asks_for_gradients_of_weights() -> None:
     case = CASES["class_token"]
     model = case.model()
-    with explainable(case.subject(model, case.images())):
+    with explainable(case.explained(model, case.images())):
         assert not any(p.requires_grad for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())

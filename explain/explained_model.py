@@ -23,8 +23,8 @@ Readout = Literal["class_token", "patches", "all"]
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is explained. Build one with `subject_of`."""
+class ExplainedModel:
+    """What is explained. Build one with `explained_model`."""
 
     module: nn.Module
     """All of it: what is put into eval mode and must leave unchanged."""
@@ -80,32 +80,32 @@ class Subject:
         return logits.gather(1, chosen[:, None]).sum()
 
 
-def subject_of(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2, graph: bool = False) -> Subject:
+def explained_model(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2, graph: bool = False) -> ExplainedModel:
     """What to explain of `model` for these images [B, 3, H, W].
 
     `model`: a timm VisionTransformer, a PlainViT, a Cnn, a PDiscoFormer or a TwoStageModel. `stage` chooses what is
     explained of the last: how stage 1 scores its parts' classes, or how stage 2 classifies what stage 1 selected in
-    these images; the selection is then fixed. `graph`: see `Subject.graph`; the selection then keeps its own too.
+    these images; the selection is then fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph.
     Raises UserError for any other model.
     """
     return replace(_subject(model, images, stage, graph), graph=graph)
 
 
-def _subject(model: nn.Module, images: Tensor, stage: Literal[1, 2], graph: bool) -> Subject:
+def _subject(model: nn.Module, images: Tensor, stage: Literal[1, 2], graph: bool) -> ExplainedModel:
     if isinstance(model, PDiscoFormer):
         return _stage_1(model)
     if isinstance(model, TwoStageModel):
         return _stage_1(model) if stage == 1 else _stage_2(model, images, graph)
     if isinstance(model, Cnn):
-        return Subject(model, model.backbone, lambda x: cast(Tensor, model(x).logits), "patches")
+        return ExplainedModel(model, model.backbone, lambda x: cast(Tensor, model(x).logits), "patches")
     if isinstance(model, PlainViT):
         readouts: dict[str, Readout] = {"cls": "class_token", "gap_cls": "all"}
         readout = readouts.get(model.model_config.pooling, "patches")
-        return Subject(model, model.backbone, lambda x: cast(Tensor, model(x).logits), readout)
+        return ExplainedModel(model, model.backbone, lambda x: cast(Tensor, model(x).logits), readout)
     if isinstance(model, VisionTransformer):
         if isinstance(model.head, nn.Identity) or not model.global_pool:
             raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
-        return Subject(model, model, model, "class_token" if model.global_pool == "token" else "patches")
+        return ExplainedModel(model, model, model, "class_token" if model.global_pool == "token" else "patches")
     raise not_explainable(model)
 
 
@@ -118,15 +118,15 @@ def not_explainable(model: nn.Module) -> UserError:
     )
 
 
-def _stage_1(model: PartModel) -> Subject:
-    return Subject(model, model.stage_1.backbone, lambda x: select(model, x).class_logits, "patches")
+def _stage_1(model: PartModel) -> ExplainedModel:
+    return ExplainedModel(model, model.stage_1.backbone, lambda x: select(model, x).class_logits, "patches")
 
 
-def _stage_2(model: TwoStageModel, images: Tensor, graph: bool) -> Subject:
+def _stage_2(model: TwoStageModel, images: Tensor, graph: bool) -> ExplainedModel:
     with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
         selection = select(model, images if graph else usable(images)).selection
-    subject = Subject(model, model.stage_2.backbone, nn.Identity(), "class_token", selection)
-    return subject_with_mask(subject, selection)
+    explained = ExplainedModel(model, model.stage_2.backbone, nn.Identity(), "class_token", selection)
+    return with_selection(explained, selection)
 
 
 def select(model: PartModel, images: Tensor) -> StageOneOutput:
@@ -139,15 +139,15 @@ def usable(t: Tensor) -> Tensor:
     return t.detach().clone() if t.is_inference() else t.detach()
 
 
-def subject_with_mask(subject: Subject, selection: Selection) -> Subject:
+def with_selection(explained: ExplainedModel, selection: Selection) -> ExplainedModel:
     """The same stage 2, shown another selection."""
-    model = cast(TwoStageModel, subject.module)
-    return replace(subject, logits=lambda x: model.predict(x, selection), selection=selection)
+    model = cast(TwoStageModel, explained.module)
+    return replace(explained, logits=lambda x: model.predict(x, selection), selection=selection)
 
 
-def require_attention(subject: Subject) -> None:
+def require_attention(explained: ExplainedModel) -> None:
     """Raise UserError naming the first block whose attention matrix cannot be rebuilt from q, k and v."""
-    for index, block in enumerate(subject.vit.blocks):
+    for index, block in enumerate(explained.vit.blocks):
         kinds = [type(part) for part in block.modules() if hasattr(part, "fused_attn")] or [type(block)]
         for kind in kinds:
             if not issubclass(kind, Attention | ParallelScalingBlock):
@@ -155,9 +155,9 @@ def require_attention(subject: Subject) -> None:
                 raise UserError(f"{why}; choose a method without attention")
 
 
-def require_block(subject: Subject, layer: int) -> None:
+def require_block(explained: ExplainedModel, layer: int) -> None:
     """Raise UserError unless the model has a block `layer`, from 0, or from the end with -1."""
-    depth = len(subject.vit.blocks)
+    depth = len(explained.vit.blocks)
     if not -depth <= layer < depth:
         raise UserError(f"--layer: {layer}; the model has blocks 0 to {depth - 1}, or -{depth} to -1")
 
@@ -175,7 +175,7 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explainable(subject: Subject) -> Iterator[None]:
+def explainable(explained: ExplainedModel) -> Iterator[None]:
     """What every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with all its
     tokens in place. Everything is restored after.
 
@@ -188,16 +188,16 @@ def explainable(subject: Subject) -> Iterator[None]:
         changed.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
-    with evaluated(subject.module), torch.inference_mode(False), torch.enable_grad():
+    with evaluated(explained.module), torch.inference_mode(False), torch.enable_grad():
         try:
-            for part in subject.network.modules():
+            for part in explained.network.modules():
                 if hasattr(part, "fused_attn"):
                     change(part, "fused_attn", True)
-            if isinstance(subject.module, TwoStageModel):
-                change(subject.module.stage_2, "path", "dense")
-            if hasattr(subject.network, "grad_checkpointing"):
-                change(subject.network, "grad_checkpointing", False)
-            for parameter in () if subject.graph else subject.module.parameters():
+            if isinstance(explained.module, TwoStageModel):
+                change(explained.module.stage_2, "path", "dense")
+            if hasattr(explained.network, "grad_checkpointing"):
+                change(explained.network, "grad_checkpointing", False)
+            for parameter in () if explained.graph else explained.module.parameters():
                 change(parameter, "requires_grad", False)
             yield
         finally:
