@@ -4,7 +4,7 @@
     python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2 --rows vit k4
 
 Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
-goes on where it stopped. Writes OUT/results.json (row -> figures, mean over seeds), table.{json,csv,md}, curves and a
+goes on where it stopped. Writes OUT/results.json (row -> metrics, mean over seeds), table.{json,csv,md}, curves and a
 self-contained report.html; with train.log_test also worst-group accuracy over epochs and over seconds.
 """
 

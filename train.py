@@ -121,7 +121,7 @@ def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSample
 
 
 def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
-    """Figures of the best checkpoint on test and validation, with what they cost and where they came from."""
+    """Metrics of the best checkpoint on test and validation, with what they cost and where they came from."""
     path = Path(config.out) / BEST / "model.safetensors"
     barrier()  # until the first process has written it
     load_weights(trainer.evaluated_model(), read_best(path), path)

@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--remove-parts", type=int, nargs="+", default=[], metavar="K", help="parts (from 0) to hide")
     group.add_argument(
-        "--leave-one-part-out", action="store_true", help="a table of all figures without part 0, without part 1, ..."
+        "--leave-one-part-out", action="store_true", help="a table of all metrics without part 0, without part 1, ..."
     )
     group.add_argument(
         "--fixed-parts", type=int, nargs="+", default=[], metavar="K", help="with it: parts that are always hidden"

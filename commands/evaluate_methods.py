@@ -38,7 +38,7 @@ from report.files import check_folder, json_text, write_atomic
 
 
 def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Explanation methods on a run or a timm ViT: a table methods x figures, their maps, report.
+    """Explanation methods on a run or a timm ViT: a table methods x metrics, their maps, report.
 
     Of several processes each measures a block of neighbouring images, and the first one writes.
     """
@@ -83,7 +83,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 4. write
     records = method_records(bench, checks.rows())
-    figures_of_the_model, shown = checks.model_results(), gallery.images()
+    model_metrics, shown = checks.model_results(), gallery.images()
     write_per_image(out, bench)
     if not processes().is_main:
         return
@@ -92,7 +92,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         "data": config.data.name, "split": args.split, "split_origin": split.info.split_origin,
         "images": len(split), "stage": stage,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
-        "figures_of_the_model": figures_of_the_model, "methods": source.methods,
+        "model_metrics": model_metrics, "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
         | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip

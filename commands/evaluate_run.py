@@ -20,7 +20,7 @@ from report.files import check_folder, json_text, write_atomic
 
 
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
-    """A trained run on a split: figures, sheets, report."""
+    """A trained run on a split: metrics, sheets, report."""
     # 1. run and data
     out = check_folder(args.out or args.run / "evaluation" / args.split, "--out")
     config = run_config(args.run, overrides)
@@ -38,7 +38,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     # 3. measure
     recorder, predictions, started = Recorder(), PredictionTable(split.info), time.perf_counter()
     fit_split = read_fit_split(config, args.limit, metrics.to_fit) if metrics.to_fit else None
-    figures = evaluate(
+    results = evaluate(
         model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision],
         observers=[recorder, predictions], options=options,
         training=split_loader(fit_split, config.data) if fit_split else (),
@@ -56,7 +56,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
         "fitted": fit_split and {"metrics": metrics.to_fit, "split": "train", "images": len(fit_split)},
         "provenance": provenance(),
     }  # fmt: skip
-    content = {**{f"{args.split}/{key}": value for key, value in figures.items()}, **details}
+    content = {**{f"{args.split}/{key}": value for key, value in results.items()}, **details}
     write_atomic(out / RESULTS, json_text(content))
     write_atomic(out / PREDICTIONS_FILE, table)
     visualizer = PredictionVisualizer(split, config.data.mean, config.data.std)
@@ -64,7 +64,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     failures = visualizer.failures(model, records, out / "failures.png", **options)
     history, text = read_rows(args.run / METRICS_FILE), (args.run / CONFIG_FILE).read_text()
     title = f"{args.run.name}: {args.split}"
-    report = write_evaluation_report(out, title, figures, details, history, sheet, failures, text)
-    headlines = ", ".join(f"{name} {figures[name]:.4f}" for name in HEADLINES if name in figures)
+    report = write_evaluation_report(out, title, results, details, history, sheet, failures, text)
+    headlines = ", ".join(f"{name} {results[name]:.4f}" for name in HEADLINES if name in results)
     print(f"{args.split}, {len(split)} images: {headlines}")
     print(f"look at {report}")

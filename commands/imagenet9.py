@@ -54,8 +54,8 @@ def main() -> None:
     model = load_run_model(args.run, config, args.checkpoint, info.num_outputs).to(device)
 
     # 3. measure
-    figures = {name: measure_set(model, split, config, device) for name, split in sets.items()}
-    summary = background_gaps(figures)
+    results = {name: measure_set(model, split, config, device) for name, split in sets.items()}
+    summary = background_gaps(results)
     if args.challenge:
         with progress_bar(Console(quiet=not processes().is_main), "challenge", len(sets[FOREGROUNDS])) as advance:
             summary |= run_challenge(model, sets, config, device, advance)
@@ -63,7 +63,7 @@ def main() -> None:
         return
 
     # 4. write
-    records = [{"row": name, **values} for name, values in figures.items()]
+    records = [{"row": name, **values} for name, values in results.items()]
     details = {
         "run": str(args.run), "checkpoint": args.checkpoint, "fingerprint": fingerprint(model),
         "output_rule": config.data.output_rule, "image_size": config.data.size_hw, "limit": args.limit,

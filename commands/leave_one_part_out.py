@@ -20,7 +20,7 @@ from report.files import check_folder, json_text, write_atomic
 
 
 def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The unmodified run, then without each part: a table rows x figures, an image of what went, report."""
+    """The unmodified run, then without each part: a table rows x metrics, an image of what went, report."""
     # 1. run and data
     out = check_folder(args.out or args.run / "evaluation" / f"{args.split}-leave-one-part-out", "--out")
     config = run_config(args.run, overrides)

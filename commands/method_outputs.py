@@ -1,4 +1,4 @@
-"""What is kept of an evaluation of explanation methods: the table's records, the figures of every image, a few maps."""
+"""What is kept of an evaluation of explanation methods: the table's records, the metrics of every image, a few maps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class ExampleCollector:
 
 
 def method_records(bench: ExplanationEvaluator, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One record per row of the table: "row" and figures. `others`: figures by row that are not the bench's own.
+    """One record per row of the table: "row" and metrics. `others`: metrics by row that are not the bench's own.
 
     Every process must ask, and gets the same.
     """
@@ -73,9 +73,9 @@ def method_records(bench: ExplanationEvaluator, others: Mapping[str, Mapping[str
         rows[name] = {figure: value for metric in metrics.values() for figure, value in metric.compute().items()}
         if name in clocks:
             rows[name]["seconds_per_map"] = clocks[name].seconds_per_map
-    for name, figures in others.items():
-        rows[name] = {**rows.get(name, {}), **figures}
-    return [{"row": name, **figures} for name, figures in rows.items()]
+    for name, results in others.items():
+        rows[name] = {**rows.get(name, {}), **results}
+    return [{"row": name, **results} for name, results in rows.items()]
 
 
 def write_per_image(out: Path, bench: ExplanationEvaluator) -> None:

@@ -126,7 +126,7 @@ def same_run(first: RunConfig, second: RunConfig) -> bool:
 
 
 def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
-    """Row name to figures: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
+    """Row name to metrics: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
     summary: dict[str, Any] = {}
     for row in dict.fromkeys(job.row for job, _ in results):
         runs = [result for job, result in results if job.row == row]

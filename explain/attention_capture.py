@@ -134,8 +134,8 @@ def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) 
 
     `cut`: no gradient passes through an attention; each output is a leaf, so that gradients flow along the residual
     stream and the MLPs alone (AGCAM). `graph`: see `AttentionCapture.graph`. Gradients of what is computed from the
-    capture pass through attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No hook is
-    left, also after an exception.
+    capture pass through attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No
+    hook is left, also after an exception.
     """
     capture = AttentionCapture(graph=graph)
     recorder = _Recorder(capture, cut)

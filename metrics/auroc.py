@@ -73,7 +73,7 @@ class ExactAuroc(ExactMetric):
                 getattr(self, state).append(row.flatten())
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         results = {"auroc": self._of("rows")}
         if self.values("rows_stage_1").numel():
             results["stage_1/auroc"] = self._of("rows_stage_1")

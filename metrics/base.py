@@ -30,7 +30,7 @@ class ExactMetric(torchmetrics.Metric):
 
     @property
     def update_called(self) -> bool:
-        """For torchmetrics, which else warns of a process that got no image: figures are nan where nothing counted."""
+        """For torchmetrics, which else warns of a process that got no image: metrics are nan where nothing counted."""
         return True
 
     @abstractmethod
@@ -39,7 +39,7 @@ class ExactMetric(torchmetrics.Metric):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The figures over everything counted; nan where nothing was. Reads the device once or a few times."""
+        """The metrics over everything counted; nan where nothing was. Reads the device once or a few times."""
 
     def add_counter(self, name: str, *shape: int) -> None:
         """An int64 state of zeros, summed over processes."""

@@ -51,7 +51,7 @@ class Accuracy(ExactMetric):
             count_by(label, top5, is_correct(logits, label, top=5))
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         total: list[int] = self.total.tolist()
         recalls = ratios(self.correct, total)
         results = self._summary("", self.correct, self.correct_top5, total)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from metrics.f1 import figures as f1_figures
+from metrics.f1 import scores as f1_figures
 from metrics.maps.per_image import bootstrap, weighted_mean
 from metrics.multilabel_intervals import resampled_metrics
 
 Figures = Callable[[np.ndarray], Mapping[str, float]]
-"""How often each image occurs, [n] float64 -> figures of that data set; nan for one that it does not have."""
+"""How often each image occurs, [n] float64 -> metrics of that data set; nan for one that it does not have."""
 PRESENT, LOGIT = "present/", "logit/"
 
 
@@ -28,17 +28,17 @@ class Difference:
     """Probability of a difference of at least this size between two models that are the same (pooled bootstrap)."""
 
 
-def compare(figures: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
+def compare(scores: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
     """Every figure of two models that answered the same `count` images.
 
-    `figures` is of 2 `count` images: the first model's, then the second's in the same order. The pooled bootstrap draws
+    `scores` is of 2 `count` images: the first model's, then the second's in the same order. The pooled bootstrap draws
     `count` of them for either model, `resamples` times; p is the share of draws whose absolute difference is at least
     the observed one, the observed one counted as a draw. A draw without the figure does not count.
     """
     none = np.zeros(count)
 
     def both(weight: np.ndarray) -> tuple[Mapping[str, float], Mapping[str, float]]:
-        return figures(np.concatenate([weight, none])), figures(np.concatenate([none, weight]))
+        return scores(np.concatenate([weight, none])), scores(np.concatenate([none, weight]))
 
     def differences(weight: np.ndarray) -> dict[str, float]:
         first, second = both(weight)
@@ -48,7 +48,7 @@ def compare(figures: Figures, count: int, resamples: int = 1000, seed: int = 0) 
 
     def drawn() -> Mapping[str, float]:
         draw = random.integers(2 * count, size=count)
-        return figures(np.bincount(draw, minlength=2 * count).astype(np.float64))
+        return scores(np.bincount(draw, minlength=2 * count).astype(np.float64))
 
     pairs = [(drawn(), drawn()) for _ in range(resamples)]
     bounds = bootstrap(differences, count, resamples, seed)
@@ -74,7 +74,7 @@ def prediction_metrics(table: pd.DataFrame) -> Figures:
     right = (label == predicted).astype(np.float64)
     groups = [table["group"].to_numpy() == group for group in sorted(table["group"].dropna().unique())]
 
-    def figures(weight: np.ndarray) -> dict[str, float]:
+    def scores(weight: np.ndarray) -> dict[str, float]:
         # The last column of the counts is for answers of no class.
         counts = np.bincount(label * (side + 1) + predicted, weight, minlength=side * (side + 1))
         results = {"accuracy": weighted_mean(right, weight)}
@@ -83,7 +83,7 @@ def prediction_metrics(table: pd.DataFrame) -> Figures:
             results["worst_group_accuracy"] = float(np.nanmin(by_group))
         return results | {"macro_f1": f1_figures(counts.reshape(side, side + 1))["macro_f1"]}
 
-    return figures
+    return scores
 
 
 def column_means(values: np.ndarray, name: str) -> Figures:

@@ -41,23 +41,23 @@ class F1(ExactMetric):
         count_by(batch.label * (classes + 1) + found, self.confusion)
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         classes = self.info.num_classes
         confusion = self.confusion.cpu().numpy().reshape(classes, classes + 1)
         label, found = np.repeat(np.indices(confusion.shape).reshape(2, -1), confusion.flatten(), axis=1)
-        results = figures(confusion)
+        results = scores(confusion)
         if classes <= MAX_NAMED_CLASSES:
             named = zip(self.info.class_names, f1_by_class(confusion).tolist(), strict=True)
             results |= {f"f1/class/{name}": value for name, value in named}
 
         def resampled(weight: np.ndarray) -> dict[str, float]:
             drawn = np.bincount(label * (classes + 1) + found, weight, minlength=confusion.size)
-            return figures(drawn.reshape(confusion.shape))
+            return scores(drawn.reshape(confusion.shape))
 
         return results | bootstrap(resampled, len(label))
 
 
-def figures(confusion: np.ndarray) -> dict[str, float]:
+def scores(confusion: np.ndarray) -> dict[str, float]:
     """Macro and micro F1 of counts [C, C + 1]: rows are labels, columns predictions, the last "none"."""
     total = confusion.sum() + confusion[:, :-1].sum()
     return {

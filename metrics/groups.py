@@ -60,7 +60,7 @@ class GroupAccuracy(ExactMetric):
             self.seen_stage_1 += len(batch)
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         counts: list[int] = self.total.tolist()
         by_group = ratios(self.correct, counts)
         results = {

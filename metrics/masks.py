@@ -80,7 +80,7 @@ class MaskOverlap(ExactMetric):
         self.dice.append(some * 2 * both / (predicted + true).clamp(min=1))
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         results = {
             "keep_ratio": mean(self.values("kept").tolist()),
             "empty_ratio": ratio(int(self.empty), int(self.images)),

@@ -36,7 +36,7 @@ class MultiLabel(ExactMetric):
     - `stage_1/...`: the first three of `Prediction.stage_1_logits`, where it is given
     - `count/images`
 
-    A nan among the logits makes all figures of its stage nan. Keeps 16 C bytes per image and stage.
+    A nan among the logits makes all metrics of its stage nan. Keeps 16 C bytes per image and stage.
     """
 
     def __init__(self, info: DatasetInfo) -> None:
@@ -60,7 +60,7 @@ class MultiLabel(ExactMetric):
                 getattr(self, state).append(row.flatten())
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         present, logits = self._kept("rows")
         results, by_class = self._figures(present, logits)
         if len(by_class) <= MAX_NAMED_CLASSES:
@@ -77,7 +77,7 @@ class MultiLabel(ExactMetric):
         return rows[:, 0] > 0, rows[:, 1]
 
     def _figures(self, present: Tensor, logits: Tensor) -> tuple[dict[str, float], list[float]]:
-        """The three figures, and the average precision of every class."""
+        """The three metrics, and the average precision of every class."""
         classes = range(self.info.num_classes)
         if logits.isnan().any():
             names = ("mean_average_precision", "macro_f1", "micro_f1")

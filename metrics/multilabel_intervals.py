@@ -1,4 +1,4 @@
-"""Bootstrap intervals of the figures of images that may show several classes."""
+"""Bootstrap intervals of the metrics of images that may show several classes."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from metrics.types import Prediction
 
 
 class MultiLabelIntervals(ExactMetric):
-    """`/low` and `/high` of `multilabel`'s figures, their 95 % bootstrap interval over images.
+    """`/low` and `/high` of `multilabel`'s metrics, their 95 % bootstrap interval over images.
 
     These are `mean_average_precision`, `macro_f1` and `micro_f1`; nan where a logit is. Keeps 16 C bytes per image.
     """
@@ -36,7 +36,7 @@ class MultiLabelIntervals(ExactMetric):
         self.rows.append(row.flatten())  # type: ignore[union-attr, operator]
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         rows = self.values("rows").reshape(-1, 2 * self.info.num_classes).cpu().numpy()
         rows = rows[np.lexsort(rows.T)]  # neither the order of images nor the number of processes changes a digit
         present, logits = rows.reshape(-1, 2, self.info.num_classes).swapaxes(0, 1)
@@ -44,7 +44,7 @@ class MultiLabelIntervals(ExactMetric):
 
 
 def resampled_metrics(present: np.ndarray, logits: np.ndarray) -> Callable[[np.ndarray], dict[str, float]]:
-    """`multilabel`'s figures of resampled images: counts [N] of how often each occurs -> figure by name.
+    """`multilabel`'s metrics of resampled images: counts [N] of how often each occurs -> figure by name.
 
     present [N, C] bool, logits [N, C].
     """
@@ -52,7 +52,7 @@ def resampled_metrics(present: np.ndarray, logits: np.ndarray) -> Callable[[np.n
     hits, wholes = 2.0 * (present & found), present.astype(np.float64) + found
     precisions = [average_precision_of(*column) for column in zip(logits.T, present.T, strict=True)]
 
-    def figures(counts: np.ndarray) -> dict[str, float]:
+    def results(counts: np.ndarray) -> dict[str, float]:
         hit, whole = counts @ hits, counts @ wholes
         values = {
             "mean_average_precision": mean_of_known(np.array([precision(counts) for precision in precisions])),
@@ -61,7 +61,7 @@ def resampled_metrics(present: np.ndarray, logits: np.ndarray) -> Callable[[np.n
         }
         return dict.fromkeys(values, np.nan) if spoilt else values
 
-    return figures
+    return results
 
 
 def average_precision_of(scores: np.ndarray, present: np.ndarray) -> Callable[[np.ndarray], float]:

@@ -14,7 +14,7 @@ MetricFactory: TypeAlias = Callable[[DatasetInfo], ExactMetric]
 METRICS: Registry[MetricFactory] = Registry("metric (--metrics)")
 
 MAX_NAMED_CLASSES = 20
-"""Up to this many classes, figures per class are listed and AUROC is among the default metrics."""
+"""Up to this many classes, metrics per class are listed and AUROC is among the default metrics."""
 
 
 class MetricSet:
@@ -41,7 +41,7 @@ class MetricSet:
                 metric.fit(batch, prediction)
 
     def compute(self) -> dict[str, float]:
-        """All figures. Raises ValueError when two metrics report under one key."""
+        """All metrics. Raises ValueError when two metrics report under one key."""
         results: dict[str, float] = {}
         owner: dict[str, str] = {}
         for name, metric in self.metrics.items():
@@ -52,7 +52,7 @@ class MetricSet:
         return results
 
     def certain(self) -> frozenset[str]:
-        """Keys of the figures that there are of any model and images; forgets everything counted."""
+        """Keys of the metrics that there are of any model and images; forgets everything counted."""
         self.reset()
         return frozenset(self.compute())
 

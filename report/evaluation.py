@@ -1,4 +1,4 @@
-"""The report of one evaluation: figures, curves, what the model saw and where it failed."""
+"""The report of one evaluation: metrics, curves, what the model saw and where it failed."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,33 +20,33 @@ HEADLINES = (
 def write_evaluation_report(
     out: Path,
     title: str,
-    figures: Mapping[str, float],
+    results: Mapping[str, float],
     details: Mapping[str, Any],
     history: Sequence[Mapping[str, Any]],
     sheet: Path,
     failures: Path | None,
     config: str,
 ) -> Path:
-    """Write figures.{json,csv,md}, curves.png and report.html to `out`; the report's path.
+    """Write metrics.{json,csv,md}, curves.png and report.html to `out`; the report's path.
 
-    `figures`: name to value. `details`: what was measured and from what. `history`: the run's metrics.jsonl.
+    `results`: name to value. `details`: what was measured and from what. `history`: the run's metrics.jsonl.
     """
-    write_tables([{"row": title, **figures}], out / "figures")
+    write_tables([{"row": title, **results}], out / "metrics")
     sections: list[Section] = [
-        Cards([Card(pretty(key), _shown(key, figures[key])) for key in HEADLINES if key in figures]),
+        Cards([Card(pretty(key), _shown(key, results[key])) for key in HEADLINES if key in results]),
         Figure(sheet, title="What it saw", caption="Image, parts, what the classifier sees, true object."),
     ]
     if failures is not None:
         sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong answers first."))
-    sections.append(Table(_table(figures), title="All figures"))
+    sections.append(Table(_table(results), title="All metrics"))
     if history:
         sections.append(Figure(training_curves(history, out / "curves.png"), title="Training"))
     sections += [Code(json.dumps(details, indent=2), title="Provenance"), Code(config, title="Config")]
     return write_report(out / "report.html", title, sections)
 
 
-def _table(figures: Mapping[str, float]) -> TableText:
-    return TableText(("figure", "value"), tuple((pretty(key), _shown(key, value)) for key, value in figures.items()))
+def _table(results: Mapping[str, float]) -> TableText:
+    return TableText(("figure", "value"), tuple((pretty(key), _shown(key, value)) for key, value in results.items()))
 
 
 def _shown(key: str, value: float) -> str:
@@ -55,7 +55,7 @@ def _shown(key: str, value: float) -> str:
 
 
 BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "keep_ratio", "empty_ratio", "count/images")
-"""The figures of the table for people; the JSON and the CSV hold all."""
+"""The metrics of the table for people; the JSON and the CSV hold all."""
 
 
 def write_background_report(
@@ -68,7 +68,7 @@ def write_background_report(
 ) -> Path:
     """Write table.{json,csv,md} and report.html to `out`; the report's path.
 
-    `records`: one per set: "row", figures. `summary`: shares and differences of shares by name.
+    `records`: one per set: "row", metrics. `summary`: shares and differences of shares by name.
     """
     keys = [key for key in BACKGROUND_COLUMNS if any(key in record for record in records)]
     write_tables(records, out / "table", keys=keys)
@@ -83,7 +83,7 @@ def write_background_report(
 
 
 REMOVAL_COLUMNS = (*HEADLINES, "empty_ratio", "changed_predictions_ratio")
-"""The figures of the table for people; the JSON and the CSV hold all."""
+"""The metrics of the table for people; the JSON and the CSV hold all."""
 
 
 def write_removal_report(
@@ -96,7 +96,7 @@ def write_removal_report(
 ) -> Path:
     """Write table.{json,csv,md} and report.html to `out`; the report's path.
 
-    `records`: one per setting, the unmodified model first: "row", "removed_parts", figures.
+    `records`: one per setting, the unmodified model first: "row", "removed_parts", metrics.
     """
     keys = [key for key in REMOVAL_COLUMNS if key in records[0]]
     write_tables(records, out / "table", keys=keys)
@@ -104,7 +104,7 @@ def write_removal_report(
         Table(
             table_text(records, keys=keys),
             title="Without each part",
-            caption="Empty: images of which nothing is left. All other figures, of groups too: table.json, table.csv.",
+            caption="Empty: images of which nothing is left. All other metrics, of groups too: table.json, table.csv.",
         ),
         Figure(
             sheet,

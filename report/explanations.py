@@ -1,4 +1,4 @@
-"""The report of an evaluation of explanation methods: one table methods x figures, and their maps side by side."""
+"""The report of an evaluation of explanation methods: one table methods x metrics, and their maps side by side."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ HEADLINES = (
     "as_mask/mask_iou",
     "seconds_per_map",
 )
-"""The figures of the tables for people, in their order."""
+"""The metrics of the tables for people, in their order."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_explanation_report(
 ) -> Path:
     """Write methods.{json,csv,md,tex} and report.html to `out`; the report's path.
 
-    `records`: one per method, "row" its name, then figures. `headlines`: the figures of the tables for people, beside
+    `records`: one per method, "row" its name, then metrics. `headlines`: the metrics of the tables for people, beside
     counts of nan maps that are not 0; the JSON and the CSV hold all.
     """
     failed = dict.fromkeys(key for record in records for key in record if key.endswith("/nan_maps") and record[key])
@@ -86,7 +86,7 @@ def write_explanation_report(
     table = table_text(records, keys=keys)
     write_atomic(out / "methods.tex", latex(table))
     sections: list[Section] = [
-        Table(table, title="Methods", caption="Intervals and all other figures: methods.json, methods.csv."),
+        Table(table, title="Methods", caption="Intervals and all other metrics: methods.json, methods.csv."),
         Figure(sheet, title="Maps", caption="Each map from its smallest to its largest value."),
         Text("How each figure was measured stands under Protocol."),
         Code(json.dumps(details, indent=2, default=str), title="Protocol and provenance"),

@@ -41,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """The few figures that matter, large."""
+    """The few metrics that matter, large."""
 
     cards: Sequence[Card]
     title: str = ""

@@ -59,8 +59,8 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
         Text(about),
         Table(
             table_text(records, keys=keys),
-            title="Figures",
-            caption="Best checkpoint of each run by validation figures. Mean ± sample standard deviation over seeds.",
+            title="Metrics",
+            caption="Best checkpoint of each run by validation metrics. Mean ± sample standard deviation over seeds.",
         ),
         *_curves(out, runs),
         *_sheets(runs),

@@ -13,7 +13,7 @@ from report.files import json_text, write_atomic
 from report.names import is_fraction, number, pretty, with_std
 
 Record = Mapping[str, Any]
-"""One run's results: "row" (what it is: a method, a setting), perhaps "seed", and figures by key."""
+"""One run's results: "row" (what it is: a method, a setting), perhaps "seed", and metrics by key."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def timeless(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def assert_same_run(first: Path, second: Path) -> None:
-    """Two run folders hold the same run to the last bit: weights, averages, optimiser, progress, figures."""
+    """Two run folders hold the same run to the last bit: weights, averages, optimiser, progress, metrics."""
     a, b = Remains.of(first), Remains.of(second)
     assert_same_tensors(a.last.tensors, b.last.tensors)
     assert_same_tensors(a.best.tensors, b.best.tensors)

@@ -51,9 +51,9 @@ def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch
     return evaluate(model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision])
 
 
-def background_gaps(figures: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """BG-gap = accuracy on mixed_same - accuracy on mixed_rand, of both stages. `figures`: set to its figures."""
-    same, random = figures[SAME], figures[RANDOM]
+def background_gaps(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """BG-gap = accuracy on mixed_same - accuracy on mixed_rand, of both stages. `results`: set to its metrics."""
+    same, random = results[SAME], results[RANDOM]
     keys = [key for key in ("accuracy", "stage_1/accuracy") if key in same]
     return {key.replace("accuracy", "bg_gap"): same[key] - random[key] for key in keys}
 

@@ -1,4 +1,4 @@
-"""Run a model over a split: figures, and one record per image."""
+"""Run a model over a split: metrics, and one record per image."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -40,7 +40,7 @@ def evaluate(
 
     `training`: the training split in its evaluation transform, read where a metric asks for it (`MetricSet.to_fit`).
 
-    Of several processes each brings other images (`split_loader`); all get the figures of all of them.
+    Of several processes each brings other images (`split_loader`); all get the metrics of all of them.
 
     Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
     as they were. The model's mode is restored.

@@ -1,4 +1,4 @@
-"""`evaluate.py --leave-one-part-out`: all figures without part 0, without part 1, ..., from the flags to the report."""
+"""`evaluate.py --leave-one-part-out`: all metrics without part 0, without part 1, ..., from the flags to the report."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial

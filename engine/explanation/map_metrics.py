@@ -53,7 +53,7 @@ def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool
 
 @dataclass(frozen=True)
 class MapMetricOptions:
-    """Options of the metrics that a user can set; the figures' protocol states them."""
+    """Options of the metrics that a user can set; the metrics' protocol states them."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -1,4 +1,4 @@
-"""What is measured of a model beside the figures of each method's own maps."""
+"""What is measured of a model beside the metrics of each method's own maps."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ PROTOCOLS: dict[str, dict[str, object]] = {
 
 @dataclass
 class ModelChecks:
-    """What is measured beside the methods' own figures; an observer of `ExplanationEvaluator.run`."""
+    """What is measured beside the methods' own metrics; an observer of `ExplanationEvaluator.run`."""
 
     split: Split
     wanted: MetricSelection
@@ -93,14 +93,14 @@ class ModelChecks:
         """Of the model, whatever the method; every process must ask, also for `rows`."""
         right = np.array(gather_blocks(self.right), float)
 
-        def figures(weight: np.ndarray) -> dict[str, float]:
+        def results(weight: np.ndarray) -> dict[str, float]:
             return {"accuracy": weighted_mean(right, weight)}
 
-        accuracy = figures(np.ones(len(right))) | bootstrap(figures, len(right)) | {"count/images": float(len(right))}
+        accuracy = results(np.ones(len(right))) | bootstrap(results, len(right)) | {"count/images": float(len(right))}
         return accuracy | (self.swap.compute() if self.wanted.background_swap else {})
 
     def protocols(self) -> dict[str, dict[str, object]]:
-        """How the figures were measured that no method's own metrics tell of."""
+        """How the metrics were measured that no method's own metrics tell of."""
         wanted = {OF_STAGE_2: self.comparison is not None, OF_THE_MODEL: self.wanted.background_swap}
         told = {name: PROTOCOLS[name] for name in PROTOCOLS if wanted[name]}
         if self.certificate:
@@ -109,12 +109,12 @@ class ModelChecks:
         return told
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """Figures by row of the table: methods, and the masks that no method made."""
+        """Metrics by row of the table: methods, and the masks that no method made."""
         rows: dict[str, dict[str, float]] = {}
         if self.comparison:
             names = {"learned": OWN_MASK, "truth": TRUE_MASK}
-            for source, figures in self.comparison.compute().items():
-                rows[names.get(source, source)] = {f"as_mask/{key}": value for key, value in figures.items()}
+            for source, results in self.comparison.compute().items():
+                rows[names.get(source, source)] = {f"as_mask/{key}": value for key, value in results.items()}
         if self.certificate:
             rows[OWN_MASK] = rows.get(OWN_MASK, {}) | self.certificate.compute()
         return rows

@@ -12,10 +12,11 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from common.errors import UserError
-from common.plain_yaml import check_yaml
+from common.plain_yaml import check_yaml, read_yaml
 from datasets.config import with_prescribed
-from engine.run.config import RunConfig
+from engine.run.config import RunConfig, dump_config
 from engine.run.config_checks import problems
+from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names
 
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
@@ -33,7 +34,9 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     """Command line (or `args`) -> resolved RunConfig. Raises UserError for an unknown key or a bad value."""
     parser, words = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
     try:
-        return resolve(_instantiate(parser, parser.parse_args([_spelled_out(word) for word in words])))
+        refuse_old_flags(words)
+        given = [_spelled_out(word) for word in _with_converted_configs(words)]
+        return resolve(_instantiate(parser, parser.parse_args(given)))
     except ArgumentError as error:
         raise UserError(_one_line(error) + _file_to_blame(error, words)) from None
     except UnicodeDecodeError:
@@ -89,7 +92,30 @@ _load_yaml = get_loader("yaml")
 
 def _load_plain(text: str) -> Any:
     check_yaml(text)
-    return _load_yaml(text)
+    values = _load_yaml(text)
+    if isinstance(values, dict):
+        refuse_old_names(values)
+    return values
+
+
+def _with_converted_configs(words: list[str]) -> Iterator[str]:
+    """The words; a config that an earlier version saved in a run folder is replaced by its converted text."""
+    for previous, word in zip(["", *words], words, strict=False):
+        flag, equals, value = ("--config", "", word) if previous == "--config" else word.partition("=")
+        text = _converted_text(Path(value)) if flag == "--config" and value else None
+        yield word if text is None else f"{flag}={text}" if equals else text
+
+
+def _converted_text(path: Path) -> str | None:
+    """The config of a run folder with today's names, as YAML; None for a file that needs no conversion."""
+    if not any((path.parent / folder).is_dir() for folder in ("best", "checkpoints")):
+        return None
+    try:
+        values = read_yaml(path)
+    except UserError:
+        return None  # the parser says what is wrong with it
+    converted = converted_config(values) if isinstance(values, dict) else values
+    return None if converted == values else dump_config(converted)
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:

@@ -122,7 +122,12 @@ class RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write every key with its resolved value."""
-    path.write_text(yaml.dump(_plain(asdict(config)), Dumper=_Dumper, sort_keys=False))
+    path.write_text(dump_config(asdict(config)))
+
+
+def dump_config(values: dict[str, Any]) -> str:
+    """Nested values as YAML that the parser reads back as they are."""
+    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -12,6 +12,7 @@ from engine.run.atomic_files import remove_leftovers, replacing
 from engine.run.checkpointing import is_there
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, save_config
+from engine.run.renamed_keys import converted_metrics
 from models.registry import AnyModel
 
 CONFIG_FILE = "config.yaml"
@@ -61,6 +62,6 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return dict(json.loads(path.read_text()))
+        return converted_metrics(dict(json.loads(path.read_text())))
     except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it and run the same command again") from None

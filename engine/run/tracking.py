@@ -16,6 +16,7 @@ from common.errors import UserError
 from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
 from engine.run.folder import METRICS_FILE
+from engine.run.renamed_keys import converted_metrics
 
 MetricsRow = dict[str, Any]
 
@@ -93,8 +94,8 @@ class Tracker:
                 "epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold", soft_wrap=True
             )
             self._header_shown = True
-        figures = "  ".join(format(value, form) for _, value, form in shown)
-        self.console.print(f"{row['epoch']:5.4g}  {figures}", soft_wrap=True)
+        results = "  ".join(format(value, form) for _, value, form in shown)
+        self.console.print(f"{row['epoch']:5.4g}  {results}", soft_wrap=True)
 
 
 class NullTracker(Tracker):
@@ -151,7 +152,7 @@ def read_rows(path: Path) -> list[MetricsRow]:
             float(row["epoch"])  # every row has this number
         except (ValueError, TypeError, KeyError, RecursionError):
             break
-        rows.append(row)
+        rows.append(converted_metrics(row))
     return rows
 
 

@@ -17,7 +17,7 @@ def best_value(row: MetricsRow, name: str) -> float:
 def check_best_metric(name: str, certain: Container[str], validate: Callable[[], MetricsRow]) -> None:
     """Raise UserError, before anything is trained, where there will be no validation figure `name`.
 
-    `certain`: figures that there are of any model and images (`MetricSet.certain`). Only where `name` is another one,
+    `certain`: metrics that there are of any model and images (`MetricSet.certain`). Only where `name` is another one,
     as overlap with masks is, or none at all, one validation is spent on it.
     """
     if name not in certain:

@@ -112,7 +112,7 @@ class Agreement:
     def __init__(self, model: nn.Module, config: ConsistencyConfig) -> None:
         self.model, self.consistency = model, Consistency(config)
         self.wanted = config.report or config.weight > 0
-        """Whether the config asks for these figures."""
+        """Whether the config asks for these metrics."""
         self.columns: dict[str, list[float]] = {"agreement": [], "consistency": []}
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
@@ -127,8 +127,8 @@ class Agreement:
         for column, of_images in zip(self.columns.values(), values.tolist(), strict=True):
             column += of_images  # a nan for every image left out: processes are put together image by image
 
-    def figures(self) -> dict[str, float]:
-        """The figures named in the class docstring; none where nothing was measured."""
+    def results(self) -> dict[str, float]:
+        """The metrics named in the class docstring; none where nothing was measured."""
         columns = {name: np.array(gather_blocks(values)) for name, values in self.columns.items()}
         there = ~np.isnan(columns["agreement"])
         columns = {name: values[there] for name, values in columns.items()}

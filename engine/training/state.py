@@ -13,6 +13,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from common.errors import UserError
 from common.processes import gather, processes
 from engine.run import checkpointing
+from engine.run.renamed_keys import converted_metrics
 from engine.run.resume import check_processes
 from engine.training.sums import EpochMeans, Sums, merged
 
@@ -92,6 +93,7 @@ class RunState:
             raise UserError(f"{path} was written by another version of this code; start the run afresh") from None
         if not isinstance(self.progress.sums, list):  # as they were before there were several processes
             self.progress.sums = [self.progress.sums]
+        self.progress.sums = [converted_metrics(sums) for sums in self.progress.sums]
         if len(set(gather(self.progress.step))) > 1:  # one found a file damaged or missing that others could read
             raise UserError(f"--resume: not all processes read the same checkpoint in {path.parent}; is it shared?")
         check_processes(self.progress.world_size, processes().world_size, allow_change)

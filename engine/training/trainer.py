@@ -110,13 +110,13 @@ class Trainer:
         return self.state.ema.module if self.state.ema else self.model
 
     def evaluate(self, split: str) -> MetricsRow:
-        """Figures of one split, keys prefixed by its name."""
+        """Metrics of one split, keys prefixed by its name."""
         loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
         broadcast_buffers(model)
         watch = Agreement(model, self.config.loss.consistency)
         observers = [watch] if watch.wanted else []
-        figures = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.figures()
-        return {f"{split}/{key}": value for key, value in figures.items()}
+        results = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.results()
+        return {f"{split}/{key}": value for key, value in results.items()}
 
     # --- one epoch -----------------------------------------------------------------------------------------------
 
@@ -210,7 +210,7 @@ class Trainer:
             self.state.ema.update(self.model, step=progress.step)
 
     def _finish_epoch(self) -> MetricsRow:
-        """Close the epoch: its row of figures, validated where due."""
+        """Close the epoch: its row of metrics, validated where due."""
         config, progress = self.config, self.progress
         images, seconds = max(1, progress.images), progress.epoch_seconds
         row: MetricsRow = {"epoch": progress.epoch + 1, "step": progress.step}
@@ -226,7 +226,7 @@ class Trainer:
         return self._measured(row) if progress.epoch % config.train.eval_every == 0 or last else row
 
     def _measured(self, row: MetricsRow) -> MetricsRow:
-        """The row with the figures of now; the model is kept where it is the best so far."""
+        """The row with the metrics of now; the model is kept where it is the best so far."""
         row |= self.evaluate("val")
         if self.config.train.log_test and "test" in self.splits:
             row |= self.evaluate("test")

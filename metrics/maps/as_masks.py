@@ -37,7 +37,7 @@ def object_patches(truth: Tensor, grid: tuple[int, int]) -> Tensor:
 class MaskComparison:
     """Stage 2 shown the learned mask, the true one, and every method's map cut to the learned mask's own count.
 
-    For each source the figures of the metrics `accuracy`, `mask` and, where the data set has groups, `groups`. All
+    For each source the metrics of the metrics `accuracy`, `mask` and, where the data set has groups, `groups`. All
     sources are scored on the same images: a map with nan shows nothing, and is counted in `count/nan_maps`.
     """
 
@@ -67,10 +67,10 @@ class MaskComparison:
         return self.sources[source]
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Figures by source: `learned`, `truth` (of data sets with masks), then the methods."""
+        """Metrics by source: `learned`, `truth` (of data sets with masks), then the methods."""
         sources = dict.fromkeys(gather_blocks(list(self.sources)))  # a process that saw no image has none
-        figures = {source: self._metrics(source).compute() for source in sources}
+        results = {source: self._metrics(source).compute() for source in sources}
         for nan_maps in gather({name: int(count) for name, count in self.nan_maps.items()}):
             for name, count in nan_maps.items():
-                figures[name]["count/nan_maps"] = figures[name].get("count/nan_maps", 0.0) + count
-        return figures
+                results[name]["count/nan_maps"] = results[name].get("count/nan_maps", 0.0) + count
+        return results

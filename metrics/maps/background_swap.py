@@ -24,7 +24,7 @@ def background_only(images: Tensor, mask: Tensor) -> Tensor:
 class BackgroundSwap(ExactMetric):
     """End to end: the object stays, everything around it comes from the previous image, its own object removed.
 
-    Figures, means over the images with an object, each with `/low` and `/high` of its bootstrap interval:
+    Metrics, means over the images with an object, each with `/low` and `/high` of its bootstrap interval:
     `background_swap/mask_iou` of the old and the new patch mask (models with a mask), `..._probability_change`,
     `..._total_variation` and `..._flipped` as in `movement`, `background_swap/accuracy` with the new background, and
     `count/background_swap/images`.
@@ -63,13 +63,13 @@ class BackgroundSwap(ExactMetric):
         names = (*MOVEMENT, "accuracy", "mask_iou")
         table = self.values("table").view(-1, len(names)).cpu().numpy()
 
-        def figures(weight: np.ndarray) -> Mapping[str, float]:
+        def results(weight: np.ndarray) -> Mapping[str, float]:
             means = {name: weighted_mean(table[:, i], weight) for i, name in enumerate(names)}
             return {f"background_swap/{name}": means[name] for name in names if name != "logit_change"}
 
         count = float((~np.isnan(table[:, 0])).sum())
-        intervals = bootstrap(figures, len(table))
-        return {**figures(np.ones(len(table))), **intervals, "count/background_swap/images": count}
+        intervals = bootstrap(results, len(table))
+        return {**results(np.ones(len(table))), **intervals, "count/background_swap/images": count}
 
 
 def _objects(batch: Batch) -> Tensor:

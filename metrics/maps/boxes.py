@@ -19,7 +19,7 @@ numbers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x
 pixels whose numbers, from 0, lie between the coordinates, so that a box around 10 x 10 pixels fills 9 x 9."""
 
 TRUTHS = ("boxes", "mask")
-"""The kinds of true objects, in the order of the figures."""
+"""The kinds of true objects, in the order of the metrics."""
 
 
 def check_edges(edges: str) -> None:

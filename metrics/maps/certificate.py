@@ -54,7 +54,7 @@ class Certificate(MapMetric):
     """What a mask hides, or a heat map calls irrelevant, is overwritten three times (`FILLS`), and nothing may move.
 
     A bool map is the mask itself (see `masked_explanation`); of any other map the largest patches are kept and the rest
-    counts as irrelevant. Figures, over the images whose map is finite:
+    counts as irrelevant. Metrics, over the images whose map is finite:
 
     - `certificate/max_logit_change`: largest over images and fills
     - `certificate/holds`: share of images where no fill moves a logit by more than the tolerance
@@ -117,17 +117,17 @@ class Certificate(MapMetric):
         change = by_fill["logit_change"].max(0)
         scored = ~np.isnan(change)
         drawn = change[scored & (weight > 0)]
-        figures = {
+        values = {
             "max_logit_change": drawn.max() if len(drawn) else np.nan,
             "holds": weighted_mean(np.where(scored, change <= self.tolerance, np.nan), weight),
             **{name: weighted_mean(by_fill[name].mean(0), weight) for name in MOVEMENT[1:]},
             "keep_ratio": weighted_mean(columns["keep_ratio"], weight),
         }
-        results = {f"certificate/{name}": float(value) for name, value in figures.items()}
+        results = {f"certificate/{name}": float(value) for name, value in values.items()}
         return results | count_flags("certificate", {"images": scored}, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         return {
             "maps_of": f"{self.target} class",
             "overwritten_with": "one image of normal noise, zeros (both after normalisation), the previous image",

@@ -43,7 +43,7 @@ class Detection(MapMetric):
         return {"detection/iou": weighted_mean(columns["iou"], weight)} | counts
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         return {
             "maps_of": "predicted class",
             "images": "those with a box of the predicted class",

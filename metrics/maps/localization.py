@@ -63,7 +63,7 @@ class Localization(MapMetric):
         return results | count_flags("localization", flags, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         return {
             "maps_of": "predicted class",
             "images": "correctly classified; keys ending in /all: every image",

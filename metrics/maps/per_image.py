@@ -1,7 +1,7 @@
-"""Metrics of heat maps: one row of numbers per image, figures as a pure function of the rows, bootstrap intervals.
+"""Metrics of heat maps: one row of numbers per image, metrics as a pure function of the rows, bootstrap intervals.
 
 A row says everything about its image (a score, or counts to be pooled), so that any resampling of images gives the
-figures that such a data set would have had.
+metrics that such a data set would have had.
 """
 
 from abc import abstractmethod
@@ -41,14 +41,14 @@ class MapMetric(ExactMetric):
 
     @abstractmethod
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
-        """The figures of a data set in which image i occurs weight[i] times; weight [n] float64 >= 0."""
+        """The metrics of a data set in which image i occurs weight[i] times; weight [n] float64 >= 0."""
 
     def start_after(self, previous: Batch) -> None:
         """Be told the image [1, ...] before the first one: another process counts it. For metrics that look there."""
 
     @abstractmethod
     def protocol(self) -> dict[str, object]:
-        """Everything that a reader must know to repeat the figures; written beside them."""
+        """Everything that a reader must know to repeat the metrics; written beside them."""
 
     def update(self, batch: Batch, explanation: Explanation) -> None:  # type: ignore[override]
         """Count one batch."""
@@ -82,7 +82,7 @@ class MapMetric(ExactMetric):
         return torch.stack([values.get(name, missing).to(torch.float64) for name in self.columns], dim=1)
 
     def compute(self) -> dict[str, float]:
-        """The figures, and under `<key>/low` and `<key>/high` their 95 % bootstrap interval over images.
+        """The metrics, and under `<key>/low` and `<key>/high` their 95 % bootstrap interval over images.
 
         Images are put in the order of their rows first, so that neither their order nor the number of processes
         changes a digit.
@@ -91,8 +91,8 @@ class MapMetric(ExactMetric):
         order = np.lexsort(tuple(columns.values()))
         columns = {name: values[order] for name, values in columns.items()}
         count = len(order)
-        figures = self.summarise(columns, np.ones(count))
-        return figures | bootstrap(lambda weight: self.summarise(columns, weight), count)
+        results = self.summarise(columns, np.ones(count))
+        return results | bootstrap(lambda weight: self.summarise(columns, weight), count)
 
 
 MapMetricFactory = Callable[..., MapMetric]
@@ -114,11 +114,11 @@ def count_flags(name: str, flags: Mapping[str, np.ndarray], columns: Columns, we
 
 
 def bootstrap(
-    figures: Callable[[np.ndarray], Mapping[str, float]], count: int, resamples: int = 1000, seed: int = 0
+    results: Callable[[np.ndarray], Mapping[str, float]], count: int, resamples: int = 1000, seed: int = 0
 ) -> dict[str, float]:
     """Percentile intervals: `<key>/low` and `<key>/high` enclose the middle 95 % over resampled data sets.
 
-    `figures` maps weights [count] to figures; each resample draws `count` images with replacement. A figure that some
+    `results` maps weights [count] to metrics; each resample draws `count` images with replacement. A figure that some
     resamples do not have (nan) gets its interval from the others. Keys that open with `count/` have none. The draws
     depend on `seed` and `count` alone.
     """
@@ -127,7 +127,7 @@ def bootstrap(
     random = np.random.default_rng(seed)
     # One draw at a time: all of them would be gigabytes for the 50,000 images of ImageNet.
     draws = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(resamples))
-    samples = [figures(draw.astype(np.float64)) for draw in draws]
+    samples = [results(draw.astype(np.float64)) for draw in draws]
     bounds: dict[str, float] = {}
     for key in samples[0]:
         if key.startswith("count/"):

@@ -25,7 +25,7 @@ class ABPC(CurveMetric):
 
     name, target = "abpc", "label"
     lines = ("morf", "lerf")
-    figures = ("abpc", "abpc/lerf_auc", "abpc/morf_auc")
+    results = ("abpc", "abpc/lerf_auc", "abpc/morf_auc")
     facts = {"score": "softmax probability of the label", "area": "mean of the points, both ends included"}
 
     def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
@@ -46,14 +46,14 @@ class Perturbation(CurveMetric):
 
     Of the maps of the predicted class. Positive removes the most relevant first (lower is better), negative the least
     (higher is better). For each: `..._auc`, the trapezoid area over [0.1, 0.9] (at most 0.8), and `..._mean`, the plain
-    mean of the hit rates. The published code prints neither; its published figures have the size of the first, times
+    mean of the hit rates. The published code prints neither; its published metrics have the size of the first, times
     100. An image costs 2 (steps - 1) forwards.
     """
 
     name = "perturbation"
     target: ClassVar[Literal["predicted", "label"]] = "predicted"
     lines = ("positive", "negative")
-    figures: ClassVar[tuple[str, ...]] = (
+    results: ClassVar[tuple[str, ...]] = (
         "perturbation/positive_auc",
         "perturbation/negative_auc",
         "perturbation/positive_mean",
@@ -77,7 +77,7 @@ class LabelPerturbation(Perturbation):
     """`Perturbation` of the maps of the label."""
 
     name, target = "perturbation_label", "label"
-    figures = tuple(figure.replace("perturbation", "perturbation_label") for figure in Perturbation.figures)
+    results = tuple(figure.replace("perturbation", "perturbation_label") for figure in Perturbation.results)
 
 
 class InsertionDeletion(CurveMetric):
@@ -90,7 +90,7 @@ class InsertionDeletion(CurveMetric):
 
     name, target = "insertion_deletion", "predicted"
     lines = ("deletion", "insertion")
-    figures = ("insertion_deletion/deletion", "insertion_deletion/insertion")
+    results = ("insertion_deletion/deletion", "insertion_deletion/insertion")
     facts = {
         "score": "softmax probability of the class predicted for the clean image",
         "area": "trapezoid over [0, 1]",

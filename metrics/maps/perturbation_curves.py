@@ -1,4 +1,4 @@
-"""What the perturbation metrics share: two curves of the model's answer per image, and the figures drawn from them.
+"""What the perturbation metrics share: two curves of the model's answer per image, and the metrics drawn from them.
 
 Shape legend: B images, S points of a curve, C classes.
 """
@@ -19,16 +19,16 @@ from metrics.types import Explanation
 
 
 class CurveMetric(MapMetric):
-    """Two curves per image and the figures drawn from them.
+    """Two curves per image and the metrics drawn from them.
 
-    Figures: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
+    Metrics: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
     and `count/<name>/constant_maps`, which rank nothing (all ties, so pixels go in row-major order) and are scored.
     """
 
     name: ClassVar[str]
     lines: ClassVar[tuple[str, str]]
     """Names of the two curves."""
-    figures: ClassVar[tuple[str, ...]]
+    results: ClassVar[tuple[str, ...]]
     """Names of the numbers that `scores` draws from an image's curves."""
     facts: ClassVar[dict[str, str]]
     """The part of the protocol that no option changes."""
@@ -41,7 +41,7 @@ class CurveMetric(MapMetric):
         steps = range(removal.steps + 1) if self.with_ends else range(1, removal.steps)
         self.fractions = tuple(step / removal.steps for step in steps)
         points = tuple(f"{self.name}/{line}@{fraction:g}" for line in self.lines for fraction in self.fractions)
-        self.columns = (*self.figures, *points, "nan_map", "constant_map")
+        self.columns = (*self.results, *points, "nan_map", "constant_map")
         self._blank: Tensor | None = None
 
     @abstractmethod
@@ -50,7 +50,7 @@ class CurveMetric(MapMetric):
 
     @abstractmethod
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
-        """One [B] for each of `figures`."""
+        """One [B] for each of `results`."""
 
     def reset(self) -> None:
         """Forget everything counted, and the model."""
@@ -69,9 +69,9 @@ class CurveMetric(MapMetric):
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
         """See the class."""
-        figures = {figure: weighted_mean(columns[figure], weight) for figure in self.figures}
-        flags = {"images": ~np.isnan(columns[self.figures[0]])}
-        return figures | count_flags(self.name, flags, columns, weight)
+        results = {figure: weighted_mean(columns[figure], weight) for figure in self.results}
+        flags = {"images": ~np.isnan(columns[self.results[0]])}
+        return results | count_flags(self.name, flags, columns, weight)
 
     def mean_curves(self) -> dict[str, list[float]]:
         """For plots: `fraction` covered, and each line's mean at it."""
@@ -83,7 +83,7 @@ class CurveMetric(MapMetric):
         }
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         removal = self.removal
         return self.facts | {
             "maps_of": f"{self.target} class",

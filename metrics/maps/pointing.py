@@ -17,7 +17,7 @@ SCORES = ("hit", "energy", "chance")
 
 
 class Pointing(MapMetric):
-    """Figures over all images, of the label's map; for each of `boxes` and `mask` that the data set has:
+    """Metrics over all images, of the label's map; for each of `boxes` and `mask` that the data set has:
 
     - `pointing/<truth>/hit`: share of images whose largest value lies in the object, or within `tolerance` pixels of it
       (Zhang et al.); of several largest pixels, the share that does
@@ -75,7 +75,7 @@ class Pointing(MapMetric):
         return results | count_flags("pointing", {"images": np.ones_like(weight)} | flags, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         return {
             "maps_of": "label class",
             "images": "all",

@@ -59,7 +59,7 @@ class Segmentation(MapMetric):
             mean(class_ious(total[f"tp@{t:g}"], total[f"fp@{t:g}"], objects=tp + fn, rest=fp + tn)) for t in THRESHOLDS
         ]
         iou_object, iou_background = class_ious(tp, fp, objects=tp + fn, rest=fp + tn)
-        figures = {
+        results = {
             "pixel_accuracy": ratio(tp + tn, tp + fp + fn + tn),
             "iou_object": iou_object,
             "iou_background": iou_background,
@@ -71,11 +71,11 @@ class Segmentation(MapMetric):
             "miou_best": max(at),
         }
         flags = {"images": np.ones_like(weight), "with_mask": ~np.isnan(columns["f1"])}
-        named = {f"segmentation/{name}": value for name, value in figures.items()}
+        named = {f"segmentation/{name}": value for name, value in results.items()}
         return named | count_flags("segmentation", flags, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the figures."""
+        """Everything needed to repeat the metrics."""
         return {
             "maps_of": "predicted class",
             "images": "all",

@@ -23,7 +23,7 @@ class PartAgreement(ExactMetric):
     - `count/part_points`, `count/part_pixels`: how many were counted
 
     NMI (arithmetic mean of the entropies) is in [0, 1], ARI at most 1 and 0 for chance; published times 100. One number
-    over the whole split, not a mean over images. Each pair of figures appears where batches have that annotation.
+    over the whole split, not a mean over images. Each pair of metrics appears where batches have that annotation.
     """
 
     at_points: Tensor
@@ -56,7 +56,7 @@ class PartAgreement(ExactMetric):
             _count_pairs(truth, pixel_labels(maps, size, align_corners=False), self.at_pixels)
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         results = {}
         for suffix, name, table in (("", "part_points", self.at_points), ("_pixels", "part_pixels", self.at_pixels)):
             if count := int(table.sum()):

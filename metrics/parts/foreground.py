@@ -49,7 +49,7 @@ class Foreground(ExactMetric):
         self.background += torch.stack([(~found & ~truth).sum(), (~found | ~truth).sum()])
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring."""
+        """The metrics named in the class docstring."""
         return {
             "foreground_iou": ratio(*self.foreground.tolist()),
             "background_iou": ratio(*self.background.tolist()),

@@ -74,7 +74,7 @@ class KeyPointRegression(FittedMetric):
         )
 
     def compute(self) -> dict[str, float]:
-        """The figures named in the class docstring. Raises UserError where nothing was fitted."""
+        """The metrics named in the class docstring. Raises UserError where nothing was fitted."""
         if not self.scored_images:
             return {"keypoint_error": math.nan, "count/keypoints": 0.0}
         if not self.fitted_images:

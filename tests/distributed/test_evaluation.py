@@ -42,7 +42,7 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 SIZES = (*((count, IMAGES) for count in range(1, IMAGES + 1)), (IMAGES, 1))
 """Images of the test split, and those that a metric is fitted on."""
 Found = tuple[dict[str, float], list[dict[str, Any]]]
-"""Figures and records."""
+"""Metrics and records."""
 
 
 def of_all_sizes() -> list[Found]:
@@ -62,8 +62,8 @@ def figures_and_records(model: nn.Module, test: Split, training: Split, data: Da
     recorder, metrics = Recorder(), build_metrics(names, test.info)
     agreement = Agreement(model, ConsistencyConfig(first="foreground", second="gradcam", report_fraction=0.6))
     loaders = split_loader(test, data), split_loader(training, data)
-    figures = measure(model, loaders[0], metrics, CPU, observers=[recorder, agreement], training=loaders[1])
-    return figures | agreement.figures(), [asdict(record) for record in recorder.everyone()]
+    values = measure(model, loaders[0], metrics, CPU, observers=[recorder, agreement], training=loaders[1])
+    return values | agreement.values(), [asdict(record) for record in recorder.everyone()]
 
 
 def first_of(split: Split, count: int) -> Split:
@@ -81,23 +81,23 @@ def about(record: dict[str, Any], name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_any_number_of_images(world_size: int, alone: list[Found]) -> None:
-    """Figures differ by what a batch's size does to the model's last digit."""
+    """Metrics differ by what a batch's size does to the model's last digit."""
     for answers in on_processes(world_size, of_all_sizes):
-        for (count, _), (figures, records), (expected, in_order) in zip(SIZES, answers, alone, strict=True):
+        for (count, _), (values, records), (expected, in_order) in zip(SIZES, answers, alone, strict=True):
             assert [record["path"] for record in records] == [f"synthetic/test/{i:05d}" for i in range(count)]
             assert records == [record | about(record, "wrong_confidence") for record in in_order]
-            assert figures == pytest.approx(expected, abs=1e-5, nan_ok=True)
+            assert values == pytest.approx(expected, abs=1e-5, nan_ok=True)
             counts = {key: value for key, value in expected.items() if key.startswith("count/")}
-            assert counts == {key: figures[key] for key in counts} and figures["count/images"] == count
-        assert "agreement/low" in figures
+            assert counts == {key: values[key] for key in counts} and values["count/images"] == count
+        assert "agreement/low" in values
 
 
 def figures_of_backgrounds(config: RunConfig) -> str:
     """As text: nan equals nan."""
     sets = read_sets(config, None, challenge=True)
     model = Swayed(sets)
-    figures = measure_set(model, sets["mixed_rand"], config, CPU)
-    return repr(figures | run_challenge(model, sets, config, CPU, lambda count: None))
+    values = measure_set(model, sets["mixed_rand"], config, CPU)
+    return repr(values | run_challenge(model, sets, config, CPU, lambda count: None))
 
 
 def test_backgrounds(tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def outcome(out: Path) -> dict[str, Any]:
 ALONE = ("--data.eval_batch_size", "1")
 QUICK = ("--removal-steps", "2")
 CASES: dict[str, Sequence[str]] = {
-    "figures": ("--limit", "7", "--metrics", "accuracy", "groups", "auroc", "mask", "parts", "keypoints", "f1"),
-    "figures of fewer images than processes": ("--limit", "2"),
+    "metrics": ("--limit", "7", "--metrics", "accuracy", "groups", "auroc", "mask", "parts", "keypoints", "f1"),
+    "metrics of fewer images than processes": ("--limit", "2"),
     "parts left out": ("--limit", "5", "--leave-one-part-out"),
     "methods": ("--limit", "5", "--method", "agcam", "rollout", *QUICK),
     "methods on fewer images than processes": ("--limit", "2", "--method", "rollout", *QUICK),
@@ -141,7 +141,7 @@ CASES: dict[str, Sequence[str]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_one_image_at_a_time_nothing_differs(case: str, runs: Path, tmp_path: Path) -> None:
-    """Figures to the last digit, tables, images: of one process and of three."""
+    """Metrics to the last digit, tables, images: of one process and of three."""
     arguments = ("--run", str(runs / "two"), *ALONE, *CASES[case])
     for world_size in (1, 3):
         on_processes(world_size, evaluated, *arguments, "--out", str(tmp_path / str(world_size)))

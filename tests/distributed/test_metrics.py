@@ -1,4 +1,4 @@
-"""Every metric: the same figures, to the last digit, from one process, two and three, for any number of images."""
+"""Every metric: the same metrics, to the last digit, from one process, two and three, for any number of images."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -42,7 +42,7 @@ def few_resamples() -> Iterator[None]:
         yield
 
 
-def figures(case: str, images: int, fitted: int) -> dict[str, float]:
+def results(case: str, images: int, fitted: int) -> dict[str, float]:
     """Of the first `images`, where a metric is fitted on the first `fitted`."""
     info, names = CASES[case]
     batch, prediction = several(info, IMAGES) if info.multi_label else random_set(info, IMAGES)
@@ -58,7 +58,7 @@ def figures_of_all_sizes(case: str) -> dict[str, str]:
     """As text: nan equals nan."""
     sizes = [*((images, IMAGES) for images in range(1, IMAGES + 1)), (1, 1), (IMAGES, 1)]
     with few_resamples():
-        return {str(size): repr(figures(case, *size)) for size in sizes}
+        return {str(size): repr(results(case, *size)) for size in sizes}
 
 
 def test_every_metric_is_tried() -> None:

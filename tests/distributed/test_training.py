@@ -67,7 +67,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])
 def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
-    """Loss curve, figures and weights, with every noise that a step draws."""
+    """Loss curve, metrics and weights, with every noise that a step draws."""
     for count, name in ((1, "one"), (2, "two")):
         on_processes(count, trained, str(tmp_path / name), CASES[case])
     assert_close_runs(tmp_path / "one", tmp_path / "two")

@@ -1,4 +1,4 @@
-"""Maps as masks: which patches are kept, and stage 2's figures for each source."""
+"""Maps as masks: which patches are kept, and stage 2's metrics for each source."""
 
 import math
 
@@ -63,19 +63,19 @@ def test_every_source_gets_the_figures_of_its_mask() -> None:
     for rows in torch.arange(40).split(7):
         part = Batch(batch.image[rows], batch.label[rows], ("x",) * len(rows), batch.group[rows], batch.mask[rows])
         compared.update(part, learned[rows], {"method": maps[rows]})
-    figures = compared.compute()
+    results = compared.compute()
     masks = {
         "learned": learned,
         "truth": object_patches(batch.mask, (6, 8)),
         "method": keep_largest(maps, learned.sum((1, 2))),
     }
-    assert list(figures) == list(masks)
+    assert list(results) == list(masks)
     for source, mask in masks.items():
         direct = build_metrics(["accuracy", "groups", "mask"], BIRDS)
         direct.update(batch, Prediction(look(batch.image, mask), mask=mask))
-        assert figures[source] == direct.compute() | ({"count/nan_maps": 0} if source == "method" else {})
-    assert figures["truth"]["mask_iou"] > figures["method"]["mask_iou"]
-    assert figures["method"]["keep_ratio"] == figures["learned"]["keep_ratio"]
+        assert results[source] == direct.compute() | ({"count/nan_maps": 0} if source == "method" else {})
+    assert results["truth"]["mask_iou"] > results["method"]["mask_iou"]
+    assert results["method"]["keep_ratio"] == results["learned"]["keep_ratio"]
 
 
 def test_failed_maps_are_counted_and_shown_as_nothing() -> None:
@@ -83,10 +83,10 @@ def test_failed_maps_are_counted_and_shown_as_nothing() -> None:
     maps[:2], maps[5, 1, 1] = math.nan, math.nan
     compared = MaskComparison(BIRDS, look)
     compared.update(batch, learned, {"method": maps})
-    figures = compared.compute()["method"]
-    assert figures["count/nan_maps"] == 3
-    assert figures["count/images"] == 40
-    assert figures["empty_ratio"] == pytest.approx(4 / 40)  # image 3's learned mask is empty too
+    results = compared.compute()["method"]
+    assert results["count/nan_maps"] == 3
+    assert results["count/images"] == 40
+    assert results["empty_ratio"] == pytest.approx(4 / 40)  # image 3's learned mask is empty too
 
 
 def test_pixel_maps_are_averaged_per_patch() -> None:
@@ -94,8 +94,8 @@ def test_pixel_maps_are_averaged_per_patch() -> None:
     pixels = interpolate(maps[:, None], scale_factor=4)[:, 0] + torch.tensor([0.5, -0.5]).repeat(16)
     compared = MaskComparison(BIRDS, look)
     compared.update(batch, learned, {"patches": maps, "pixels": pixels})
-    figures = compared.compute()
-    assert figures["patches"] == figures["pixels"]
+    results = compared.compute()
+    assert results["patches"] == results["pixels"]
 
 
 def test_without_masks_and_groups() -> None:
@@ -103,9 +103,9 @@ def test_without_masks_and_groups() -> None:
     plain = Batch(batch.image, batch.label, batch.paths)
     compared = MaskComparison(many_classes(2), look)
     compared.update(plain, learned, {"method": maps})
-    figures = compared.compute()
-    assert list(figures) == ["learned", "method"]
-    assert "mask_iou" not in figures["learned"]
+    results = compared.compute()
+    assert list(results) == ["learned", "method"]
+    assert "mask_iou" not in results["learned"]
 
 
 def test_with_a_two_stage_model() -> None:
@@ -116,6 +116,6 @@ def test_with_a_two_stage_model() -> None:
     with torch.no_grad():
         out = model(batch.image)
         compared.update(batch, out.mask, {"same": out.mask.float()})
-    figures = compared.compute()
-    assert figures["learned"]["accuracy"] == (out.logits.argmax(1) == batch.label).double().mean().item()
-    assert figures["same"] == figures["learned"] | {"count/nan_maps": 0}
+    results = compared.compute()
+    assert results["learned"]["accuracy"] == (out.logits.argmax(1) == batch.label).double().mean().item()
+    assert results["same"] == results["learned"] | {"count/nan_maps": 0}

@@ -44,18 +44,18 @@ def measure(answer: Callable[[Tensor], Prediction], batch: Batch, size: int = 6)
 
 def test_a_model_that_sees_the_object_alone_does_not_move() -> None:
     batch, answer = scene(), looks_at(slice(0, 16))
-    figures = measure(answer, batch)
-    assert figures["background_swap/mask_iou"] == 1
+    results = measure(answer, batch)
+    assert results["background_swap/mask_iou"] == 1
     for name in ("probability_change", "total_variation", "flipped"):
-        assert figures[f"background_swap/{name}"] == 0
+        assert results[f"background_swap/{name}"] == 0
     right = (answer(batch.image).logits.argmax(1) == batch.label).double()
-    assert figures["background_swap/accuracy"] == pytest.approx(right[[0, 1, 3, 4, 5]].mean().item())
-    assert figures["count/background_swap/images"] == 5
+    assert results["background_swap/accuracy"] == pytest.approx(right[[0, 1, 3, 4, 5]].mean().item())
+    assert results["count/background_swap/images"] == 5
 
 
 def test_a_model_that_sees_the_background_answers_for_the_previous_image() -> None:
     batch, answer = scene(), looks_at(slice(16, 32))
-    before, figures = answer(batch.image), measure(answer, batch)
+    before, results = answer(batch.image), measure(answer, batch)
     donors = {i: answer(batch.image[i - 1 : i] if i else batch.image[:1].flip((2, 3))) for i in (1, 3, 4, 5)}
     donors[0] = answer(background_only(batch.image[:1], batch.mask[:1]).flip((2, 3)))
     flipped, ious = [], []
@@ -63,10 +63,10 @@ def test_a_model_that_sees_the_background_answers_for_the_previous_image() -> No
         flipped.append(float(donor.logits.argmax() != before.logits[i].argmax()))
         both, either = (donor.mask[0] & before.mask[i]).sum(), (donor.mask[0] | before.mask[i]).sum()
         ious.append((both / either).item())
-    assert figures["background_swap/flipped"] == pytest.approx(sum(flipped) / 5)
-    assert figures["background_swap/mask_iou"] == pytest.approx(sum(ious) / 5)
+    assert results["background_swap/flipped"] == pytest.approx(sum(flipped) / 5)
+    assert results["background_swap/mask_iou"] == pytest.approx(sum(ious) / 5)
     assert 0 < sum(ious) < 5
-    assert figures["background_swap/flipped/low"] <= figures["background_swap/flipped"]
+    assert results["background_swap/flipped/low"] <= results["background_swap/flipped"]
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -91,9 +91,9 @@ def test_models_without_a_mask_and_empty_masks() -> None:
     assert mask_iou(empty, empty).tolist() == [1, 1]
     assert mask_iou(Prediction(logits), empty).isnan().all()
     answer = looks_at(slice(16, 32))
-    figures = measure(lambda x: replace(answer(x), mask=None), scene())
-    assert math.isnan(figures["background_swap/mask_iou"])
-    assert figures["background_swap/total_variation"] > 0
+    results = measure(lambda x: replace(answer(x), mask=None), scene())
+    assert math.isnan(results["background_swap/mask_iou"])
+    assert results["background_swap/total_variation"] > 0
 
 
 def test_masks_are_needed() -> None:

@@ -1,4 +1,4 @@
-"""The certificate holds where it must, breaks where it must, and its figures equal loops over images."""
+"""The certificate holds where it must, breaks where it must, and its metrics equal loops over images."""
 
 import json
 import math
@@ -44,10 +44,10 @@ def test_two_stage_logits_do_not_move_a_bit(backbone: str, path: str) -> None:
     model, batch, measured = two_stage(backbone, path), batch_of(), certificate()
     mask = random_mask(6, 16).view(6, 4, 4)
     measured.update(batch, masked_explanation(batch.image, mask, lambda x, m: model.predict(x, Selection(m))))
-    figures = measured.compute()
-    assert figures["certificate/max_logit_change"] == 0
-    assert figures["certificate/holds"] == 1
-    assert figures["certificate/keep_ratio"] == pytest.approx(mask.double().mean().item())
+    results = measured.compute()
+    assert results["certificate/max_logit_change"] == 0
+    assert results["certificate/holds"] == 1
+    assert results["certificate/keep_ratio"] == pytest.approx(mask.double().mean().item())
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -66,11 +66,11 @@ def test_soft_masks_get_no_certificate() -> None:
         batch,
         masked_explanation(batch.image, selection.mask, lambda x, m: model.predict(x, replace(selection, mask=m))),
     )
-    figures = measured.compute()
+    results = measured.compute()
     hides = ~selection.mask.flatten(1).all(1)
     assert hides.any()
-    assert figures["certificate/holds"] == pytest.approx(1 - hides.double().mean().item())
-    assert figures["certificate/max_logit_change"] > 1e-3
+    assert results["certificate/holds"] == pytest.approx(1 - hides.double().mean().item())
+    assert results["certificate/max_logit_change"] > 1e-3
 
 
 def test_one_leaking_image_is_found() -> None:
@@ -84,11 +84,11 @@ def test_one_leaking_image_is_found() -> None:
         return logits
 
     measured.update(batch, masked_explanation(batch.image, mask, leaky))
-    figures, table = measured.compute(), measured.per_image()
-    assert figures["certificate/holds"] == pytest.approx(5 / 6)
+    results, table = measured.compute(), measured.per_image()
+    assert results["certificate/holds"] == pytest.approx(5 / 6)
     changes = torch.stack([torch.from_numpy(table[f"{fill}/logit_change"]) for fill in FILLS])
     assert changes.amax(0).nonzero().flatten().tolist() == [3]
-    assert figures["certificate/max_logit_change"] == changes.max()
+    assert results["certificate/max_logit_change"] == changes.max()
 
 
 def shown(image: Tensor, heat: Tensor, count: int, fill: Tensor) -> Tensor:
@@ -132,10 +132,10 @@ def test_post_hoc_maps_equal_loops(own_share: bool, size: int) -> None:
     for rows in torch.arange(6).split(size):
         part = Batch(batch.image[rows], batch.label[rows], ("x",) * len(rows))
         measured.update(part, Explanation(maps[rows], model(part.image).logits, lambda x: model(x).logits))
-    figures = measured.compute()
+    results = measured.compute()
     for name, value in slow_figures(model, batch, maps, counts.tolist()).items():
-        assert figures[f"certificate/{name}"] == pytest.approx(value, abs=1e-5)
-    assert figures["certificate/keep_ratio"] == pytest.approx(counts.double().mean().item() / 16)
+        assert results[f"certificate/{name}"] == pytest.approx(value, abs=1e-5)
+    assert results["certificate/keep_ratio"] == pytest.approx(counts.double().mean().item() / 16)
 
 
 def test_failed_maps_are_counted_and_left_out() -> None:
@@ -143,11 +143,11 @@ def test_failed_maps_are_counted_and_left_out() -> None:
     maps = torch.rand(6, 4, 4, generator=torch.Generator().manual_seed(3))
     maps[2, 0, 0] = math.nan
     measured.update(batch, Explanation(maps, model(batch.image).logits, lambda x: model(x).logits))
-    figures, table = measured.compute(), measured.per_image()
-    assert figures["count/certificate/nan_maps"] == 1
-    assert figures["count/certificate/images"] == 5
+    results, table = measured.compute(), measured.per_image()
+    assert results["count/certificate/nan_maps"] == 1
+    assert results["count/certificate/images"] == 5
     kept = [i for i in range(6) if i != 2]
-    assert figures["certificate/max_logit_change"] == max(table[f"{f}/logit_change"][kept].max() for f in FILLS)
+    assert results["certificate/max_logit_change"] == max(table[f"{f}/logit_change"][kept].max() for f in FILLS)
     assert math.isnan(table["noise/flipped"][2])
 
 

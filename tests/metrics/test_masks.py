@@ -1,4 +1,4 @@
-"""Mask figures against pixel loops and worked examples."""
+"""Mask metrics against pixel loops and worked examples."""
 
 import math
 from dataclasses import replace
@@ -22,7 +22,7 @@ def one(truth: torch.Tensor, mask: torch.Tensor, **more: torch.Tensor) -> dict[s
 
 
 def slow(batch: Batch, prediction: Prediction) -> dict[str, float]:
-    """The same figures from enlarged masks, image by image."""
+    """The same metrics from enlarged masks, image by image."""
     big = interpolate(prediction.mask[:, None].float(), scale_factor=4, mode="nearest")[:, 0] > 0.5
     iou, dice, both_sum, union_sum = [], [], 0, 0
     for found, true in zip(big.tolist(), batch.mask.tolist(), strict=True):

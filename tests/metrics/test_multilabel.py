@@ -1,4 +1,4 @@
-"""Figures of images with several classes, against scikit-learn and against sums by hand."""
+"""Metrics of images with several classes, against scikit-learn and against sums by hand."""
 
 import math
 from dataclasses import replace

@@ -113,17 +113,17 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
 def test_bootstrap_is_a_function_of_its_seed_and_resamples_whole_data_sets() -> None:
     totals = []
 
-    def figures(weight: np.ndarray) -> dict[str, float]:
+    def scores(weight: np.ndarray) -> dict[str, float]:
         totals.append(weight.sum())
         return {"first": weight[0]}
 
-    assert bootstrap(figures, 9, resamples=50) == bootstrap(figures, 9, resamples=50)
+    assert bootstrap(scores, 9, resamples=50) == bootstrap(scores, 9, resamples=50)
     assert totals == [9.0] * 100
     values = np.arange(9.0)
     one, other = (bootstrap(lambda weight: {"m": weighted_mean(values, weight)}, 9, 50, seed) for seed in (0, 1))
     assert one != other
-    assert bootstrap(figures, 0) == {}
-    assert bootstrap(figures, 1, resamples=5) == {"first/low": 1.0, "first/high": 1.0}
+    assert bootstrap(scores, 0) == {}
+    assert bootstrap(scores, 1, resamples=5) == {"first/low": 1.0, "first/high": 1.0}
 
 
 def test_figures_that_only_some_resamples_have() -> None:

@@ -105,11 +105,11 @@ def test_abpc_equals_one_image_one_step(fill: str, patch: int) -> None:
     assert curves["fraction"] == pytest.approx([i / 10 for i in range(11)])
     assert curves["lerf"] == pytest.approx(mean_of(lerf), abs=1e-5)
     assert curves["morf"] == pytest.approx(mean_of(morf), abs=1e-5)
-    figures = found.compute()
-    assert figures["abpc/lerf_auc"] == pytest.approx(sum(mean_of(lerf)) / 11, abs=1e-5)
-    assert figures["abpc/morf_auc"] == pytest.approx(sum(mean_of(morf)) / 11, abs=1e-5)
-    assert figures["abpc"] == pytest.approx(figures["abpc/lerf_auc"] - figures["abpc/morf_auc"], abs=1e-9)
-    assert figures["abpc/low"] <= figures["abpc"] <= figures["abpc/high"]
+    results = found.compute()
+    assert results["abpc/lerf_auc"] == pytest.approx(sum(mean_of(lerf)) / 11, abs=1e-5)
+    assert results["abpc/morf_auc"] == pytest.approx(sum(mean_of(morf)) / 11, abs=1e-5)
+    assert results["abpc"] == pytest.approx(results["abpc/lerf_auc"] - results["abpc/morf_auc"], abs=1e-9)
+    assert results["abpc/low"] <= results["abpc"] <= results["abpc/high"]
 
 
 @pytest.mark.parametrize("name", ["perturbation", "perturbation_label"])
@@ -126,17 +126,17 @@ def test_perturbation_equals_one_image_one_step(name: str) -> None:
         for line, sign in {"positive": 1, "negative": -1}.items():
             curve = slow_curve(predict, hit, image, sign * heat, slow_cover(image, "black"), 2)
             rows[line].append(curve[1:-1])
-    figures, curves = found.compute(), found.mean_curves()
+    results, curves = found.compute(), found.mean_curves()
     for line, hits in rows.items():
         assert 0.05 < sum(mean_of(hits)) / 9 < 0.95
         assert curves[line] == pytest.approx(mean_of(hits))
-        assert figures[f"{name}/{line}_auc"] == pytest.approx(trapezoid(mean_of(hits), 0.1))
-        assert figures[f"{name}/{line}_mean"] == pytest.approx(sum(mean_of(hits)) / 9)
+        assert results[f"{name}/{line}_auc"] == pytest.approx(trapezoid(mean_of(hits), 0.1))
+        assert results[f"{name}/{line}_mean"] == pytest.approx(sum(mean_of(hits)) / 9)
 
 
 def test_insertion_and_deletion_equal_one_image_one_step() -> None:
     predict, (batch, maps) = classifier(), random_case()
-    figures = feed(metric("insertion_deletion", steps=5), batch, maps, predict).compute()
+    results = feed(metric("insertion_deletion", steps=5), batch, maps, predict).compute()
     deletion, insertion = [], []
     for image, heat in zip(batch.image, on_grid(maps, (16, 16)), strict=True):
         predicted = int(predict(image[None]).argmax())
@@ -146,8 +146,8 @@ def test_insertion_and_deletion_equal_one_image_one_step() -> None:
 
         deletion.append(trapezoid(slow_curve(predict, p, image, heat, slow_cover(image, "mean"), 1, 5), 0.2))
         insertion.append(trapezoid(slow_curve(predict, p, blur(image[None])[0], heat, image, 1, 5), 0.2))
-    assert figures["insertion_deletion/deletion"] == pytest.approx(sum(deletion) / 6, abs=1e-5)
-    assert figures["insertion_deletion/insertion"] == pytest.approx(sum(insertion) / 6, abs=1e-5)
+    assert results["insertion_deletion/deletion"] == pytest.approx(sum(deletion) / 6, abs=1e-5)
+    assert results["insertion_deletion/insertion"] == pytest.approx(sum(insertion) / 6, abs=1e-5)
 
 
 def test_reversed_map_negates_the_score_and_ends_meet() -> None:
@@ -180,10 +180,10 @@ def test_perfect_map_scores_nine_elevenths() -> None:
 @pytest.mark.parametrize("maps_side", [4, 5, 16])
 def test_constant_map_is_flagged_and_scores_nothing(maps_side: int) -> None:
     batch, _ = random_case()
-    figures = feed(metric("abpc"), batch, torch.full((6, maps_side, maps_side), 0.3), classifier()).compute()
-    assert figures["abpc"] == 0
-    assert figures["count/abpc/constant_maps"] == 6
-    assert figures["count/abpc/nan_maps"] == 0
+    results = feed(metric("abpc"), batch, torch.full((6, maps_side, maps_side), 0.3), classifier()).compute()
+    assert results["abpc"] == 0
+    assert results["count/abpc/constant_maps"] == 6
+    assert results["count/abpc/nan_maps"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -192,22 +192,22 @@ def test_failed_maps_are_counted_and_left_out(name: str, bad: float) -> None:
     predict, (batch, maps) = classifier(), random_case()
     maps[1, 2, 2] = maps[4] = bad
     found = feed(metric(name), batch, maps, predict)
-    figures, table = found.compute(), found.per_image()
-    assert figures[f"count/{name}/nan_maps"] == 2
-    assert figures[f"count/{name}/images"] == 4
+    results, table = found.compute(), found.per_image()
+    assert results[f"count/{name}/nan_maps"] == 2
+    assert results[f"count/{name}/images"] == 4
     good = [0, 2, 3, 5]
     part = Batch(batch.image[good], batch.label[good], ("a", "b", "c", "d"))
     without = feed(metric(name), part, maps[good], predict).compute()
-    for figure in found.figures:
-        assert figures[figure] == pytest.approx(without[figure], abs=1e-6)
+    for figure in found.results:
+        assert results[figure] == pytest.approx(without[figure], abs=1e-6)
         assert [math.isnan(value) for value in table[figure]] == [i not in good for i in range(6)]
 
 
 def test_only_failed_maps_give_no_score() -> None:
     batch, maps = random_case(n=2)
-    figures = feed(metric("abpc"), batch, maps * math.nan, classifier()).compute()
-    assert math.isnan(figures["abpc"])
-    assert figures["count/abpc/images"] == 0
+    results = feed(metric("abpc"), batch, maps * math.nan, classifier()).compute()
+    assert math.isnan(results["abpc"])
+    assert results["count/abpc/images"] == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

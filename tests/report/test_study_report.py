@@ -53,9 +53,9 @@ def test_a_study_without_watched_test_figures_has_no_comparison(tmp_path: Path) 
 
 
 def test_evaluation_report_names_every_figure(tmp_path: Path, sheet: Path) -> None:
-    figures = {"accuracy": 0.75, "worst_group_accuracy": 0.25, "count/images": 40.0}
-    path = write_evaluation_report(tmp_path, "run: test", figures, {"split": "test"}, [], sheet, None, "epochs: 1")
+    values = {"accuracy": 0.75, "worst_group_accuracy": 0.25, "count/images": 40.0}
+    path = write_evaluation_report(tmp_path, "run: test", values, {"split": "test"}, [], sheet, None, "epochs: 1")
     page = path.read_text()
     assert "75.0 %" in page and "25.0 %" in page and "40" in page
     assert page.count("data:image/png;base64,") == 1
-    assert (tmp_path / "figures.csv").is_file()
+    assert (tmp_path / "metrics.csv").is_file()

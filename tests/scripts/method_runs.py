@@ -59,7 +59,7 @@ def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     return run
 
 
-def figures(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+def values(results: dict[str, Any]) -> dict[str, dict[str, float]]:
     """By row, without what tells the time."""
     return {name: timeless(row) for name, row in results["rows"].items()}
 

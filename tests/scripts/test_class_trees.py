@@ -1,4 +1,4 @@
-"""ImageNet's trees and MetaShift from training to figures, on trees in their published layouts."""
+"""ImageNet's trees and MetaShift from training to metrics, on trees in their published layouts."""
 
 import json
 import sys
@@ -40,9 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch on four of the thousand classes."""
     folder = tmp_path_factory.mktemp("imagenet")
     root = imagenet_tree(folder / "tree")
-    figures = trained(folder / "run", data__name="imagenet1k", data__root=str(root), data__val_fraction=0.25)
-    assert "held out: 0.25 of every class" in figures["split_origin"]["val"]
-    assert figures["split_origin"]["test"] == "published" and 0 <= figures["test/accuracy"] <= 1
+    values = trained(folder / "run", data__name="imagenet1k", data__root=str(root), data__val_fraction=0.25)
+    assert "held out: 0.25 of every class" in values["split_origin"]["val"]
+    assert values["split_origin"]["test"] == "published" and 0 <= values["test/accuracy"] <= 1
     return folder / "run"
 
 
@@ -82,7 +82,7 @@ def test_explanations_of_imagenet9(run: Path, tmp_path: Path) -> None:
         "--method", "rollout", "gradcam",
     )  # fmt: skip
     assert {row["row"] for row in found["rows"]} >= {"rollout", "gradcam", "(its own mask)"}
-    assert found["figures_of_the_model"]["count/images"] == 9
+    assert found["model_metrics"]["count/images"] == 9
 
 
 def test_backgrounds_table_gap_and_challenge(run: Path, tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_metashift(tmp_path: Path) -> None:
         "data__val_fraction": 0.2,
         "train__best_metric": "worst_group_accuracy",
     }
-    figures = trained(tmp_path / "run", **keys)
-    assert figures["test/worst_group_accuracy_paper"] == figures["test/worst_class_accuracy"]
-    assert figures["split_origin"]["val"].startswith("held out: 0.2")
+    values = trained(tmp_path / "run", **keys)
+    assert values["test/worst_group_accuracy_paper"] == values["test/worst_class_accuracy"]
+    assert values["split_origin"]["val"].startswith("held out: 0.2")
     found = results(evaluate, tmp_path / "out", "--run", str(tmp_path / "run"))
     assert found["test/accuracy/group/cat(shelf)"] == found["test/accuracy/class/cat"]
     assert found["test/count/group/cat(sofa)"] == 0

@@ -60,7 +60,7 @@ def named(results: dict[str, Any]) -> set[str]:
     return {key for key in results if key.startswith("test/")}
 
 
-def figures(results: dict[str, Any]) -> dict[str, float]:
+def values(results: dict[str, Any]) -> dict[str, float]:
     return {key: results[key] for key in sorted(named(results))}
 
 
@@ -72,9 +72,9 @@ def test_the_protocol_in_memory(runs: Path, measure: Measure) -> None:
     assert results["test/count/part_pixels"] == 12 * 32 * 32
     assert results["fitted"] == {"metrics": ["keypoints"], "split": "train", "images": 34}
     other = measure(runs / "two", *PARTS, "--data.eval_batch_size", "12")
-    assert figures(other) == pytest.approx(figures(results), rel=1e-5)
+    assert values(other) == pytest.approx(values(results), rel=1e-5)
     by_default, fitted = measure(runs / "two"), {"test/keypoint_error", "test/count/keypoints"}
-    assert set(figures(results)) - set(figures(by_default)) == fitted and "test/accuracy" in by_default
+    assert set(values(results)) - set(values(by_default)) == fitted and "test/accuracy" in by_default
     assert by_default["fitted"] is None
 
 
@@ -121,7 +121,7 @@ def test_on_other_backgrounds_the_fit_is_on_the_published_images(
             path = dict(line.split() for line in (root / "images.txt").read_text().splitlines())[split]
             (root / WATERBIRDS / path).unlink()
             missing = root / "images" / path
-    assert repr(figures(measure(runs / "cub", *where))) == repr(figures(whole))
+    assert repr(values(measure(runs / "cub", *where))) == repr(values(whole))
     missing.unlink()
     line = fails(["--run", str(runs / "cub"), *where], monkeypatch, capsys)
     assert f"--metrics: keypoints must be fitted on the training split: {missing} is missing" in line

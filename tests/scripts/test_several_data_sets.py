@@ -1,4 +1,4 @@
-"""SVHN, Flowers 102, VOC 2012 and PartImageNet from training to figures, on trees in their published layouts."""
+"""SVHN, Flowers 102, VOC 2012 and PartImageNet from training to metrics, on trees in their published layouts."""
 
 import json
 import sys
@@ -25,7 +25,7 @@ SETS: dict[str, tuple[Callable[[Path], object], dict[str, Any], set[str]]] = {
     "part_imagenet": (write_part_imagenet, {}, {"accuracy", "mask_iou", "part_nmi_pixels", "part_ari_pixels"}),
     "voc2012": (write_voc, VOC, {MAP, "macro_f1", "micro_f1", "stage_1/micro_f1", "mask_iou", "keep_ratio"}),
 }
-"""Data set -> its tree, keys of its own, and figures it must have."""
+"""Data set -> its tree, keys of its own, and metrics it must have."""
 
 
 def run(script: Any, *arguments: str) -> None:
@@ -37,7 +37,7 @@ def run(script: Any, *arguments: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write, keys, figures = SETS[name]
+    write, keys, results = SETS[name]
     root, out = tmp_path / "tree", tmp_path / "run"
     root.mkdir()
     write(root)
@@ -45,12 +45,12 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
     trained = json.loads((out / "results.json").read_text())
     headline = "mean average precision" if name == "voc2012" else "accuracy"
     assert f"test {headline} " in capsys.readouterr().out
-    assert {f"{split}/{figure}" for split in ("val", "test") for figure in figures} <= trained.keys()
+    assert {f"{split}/{figure}" for split in ("val", "test") for figure in results} <= trained.keys()
     assert ("test/accuracy" in trained) == (name != "voc2012")
     run(evaluate, "--run", str(out), "--out", str(tmp_path / "out"))
     measured = json.loads((tmp_path / "out" / "results.json").read_text())
     same = {key: value for key, value in measured.items() if key in trained and key.startswith("test/")}
-    assert len(same) >= len(figures) and same == {key: trained[key] for key in same}
+    assert len(same) >= len(results) and same == {key: trained[key] for key in same}
     assert (tmp_path / "out" / "report.html").is_file()
 
 

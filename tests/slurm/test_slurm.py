@@ -98,16 +98,16 @@ def test_an_array_of_seeds(seeds: Path) -> None:
 def test_an_array_of_evaluations(cluster: Cluster, seeds: Path, tmp_path: Path) -> None:
     """Two of the eight combinations, whose numbers differ in model, method and data set."""
     runs, methods = [seeds / "run-seed3", seeds / "run-seed5"], ["rollout", "gradient"]
-    lists = {"MODELS": f"{runs[0]} {runs[1]}", "METHODS": " ".join(methods), "OUT": str(tmp_path / "figures")}
+    lists = {"MODELS": f"{runs[0]} {runs[1]}", "METHODS": " ".join(methods), "OUT": str(tmp_path / "metrics")}
     lists["DATA"] = "own synthetic="
     words = (*ONE, "--array=0,7", f"--output={tmp_path}/%a.log", "slurm/eval_array.sbatch", "--metrics", "pointing")
     job = cluster.sbatch(*words, **lists)
     assert job.finish() == ["COMPLETED"] * 2, [log.read_text() for log in tmp_path.glob("*.log")]
-    figures = tmp_path / "figures"
-    places = [f"{figures}/{runs[0]}/{methods[0]}", f"{figures}/{runs[1]}/synthetic/{methods[1]}"]  # runs' whole paths
+    scores = tmp_path / "metrics"
+    places = [f"{scores}/{runs[0]}/{methods[0]}", f"{scores}/{runs[1]}/synthetic/{methods[1]}"]  # runs' whole paths
     results = [Path(place) / RESULTS for place in places]
     assert [json.loads(path.read_text())["rows"][0]["row"] for path in results] == methods
-    assert len(list(figures.rglob("results.json"))) == 2
+    assert len(list(scores.rglob("results.json"))) == 2
 
 
 BAD = {

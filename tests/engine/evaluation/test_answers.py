@@ -28,8 +28,8 @@ def test_one_class_in_a_image() -> None:
     found = table(PredictionTable(DatasetInfo("two", ("x", "y"))), group=torch.tensor([0, 3, 3]))
     assert list(found.index) == ["a", "b", "c"] and list(found) == ["label", "predicted", "group"]
     assert found["predicted"].tolist() == [0, 1, 0] and found["group"].tolist() == [0, 3, 3]
-    figures = prediction_metrics(found)(torch.ones(3).numpy())
-    assert figures["accuracy"] == 1 / 3 and figures["worst_group_accuracy"] == 0
+    results = prediction_metrics(found)(torch.ones(3).numpy())
+    assert results["accuracy"] == 1 / 3 and results["worst_group_accuracy"] == 0
 
 
 def test_several_classes_in_a_image() -> None:

@@ -53,21 +53,21 @@ def sets(config: RunConfig) -> dict[str, Split]:
 def test_all_sets_are_measured_and_the_gap_is_their_difference(config: RunConfig, sets: dict[str, Split]) -> None:
     model = Swayed(sets)
     assert len(sets) == 8 and all(len(split) == 9 for split in sets.values())
-    figures = {name: measure_set(model, split, config, CPU) for name, split in sets.items()}
+    results = {name: measure_set(model, split, config, CPU) for name, split in sets.items()}
     for name, split in sets.items():
         answers = [class_logits(model(split[i].image[None]).logits, split.info).argmax().item() for i in range(9)]
-        assert figures[name]["accuracy"] == sum(answer == label for label, answer in enumerate(answers)) / 9
-    gap = figures["mixed_same"]["accuracy"] - figures["mixed_rand"]["accuracy"]
+        assert results[name]["accuracy"] == sum(answer == label for label, answer in enumerate(answers)) / 9
+    gap = results["mixed_same"]["accuracy"] - results["mixed_rand"]["accuracy"]
     assert gap != 0
-    assert background_gaps(figures) == {"bg_gap": gap}
+    assert background_gaps(results) == {"bg_gap": gap}
 
 
 def test_both_stages_have_a_gap() -> None:
-    figures = {
+    results = {
         "mixed_same": {"accuracy": 0.75, "stage_1/accuracy": 0.5},
         "mixed_rand": {"accuracy": 0.5, "stage_1/accuracy": 0.5},
     }
-    assert background_gaps(figures) == {"bg_gap": 0.25, "stage_1/bg_gap": 0.0}
+    assert background_gaps(results) == {"bg_gap": 0.25, "stage_1/bg_gap": 0.0}
 
 
 @pytest.mark.parametrize("rule", ["argmax", "restricted"])

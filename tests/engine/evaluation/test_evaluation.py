@@ -1,4 +1,4 @@
-"""Evaluation: the same figures whatever the batches, the same bits twice, and nothing left changed behind it."""
+"""Evaluation: the same metrics whatever the batches, the same bits twice, and nothing left changed behind it."""
 
 import random
 from dataclasses import replace
@@ -49,7 +49,7 @@ def metrics_of(split: Split, model: nn.Module) -> MetricSet:
 
 
 def measured(model: nn.Module, split: Split, size: int = 16, **options: Any) -> tuple[dict[str, float], Tensor]:
-    """Figures, and the logits of all images."""
+    """Metrics, and the logits of all images."""
     logits: list[Tensor] = []
     loader = eval_loader(split, batch_size=size, workers=0)
     watch = [lambda batch, prediction: logits.append(prediction.logits)]
@@ -121,45 +121,45 @@ def test_a_metric_set_starts_afresh(config: RunConfig, split: Split) -> None:
 
 
 def test_a_metric_is_fitted_on_the_training_split_first(config: RunConfig, split: Split) -> None:
-    """In a pass of its own: figures of the others are those without it, also with the published noise."""
+    """In a pass of its own: metrics of the others are those without it, also with the published noise."""
     noisy = replace(config, model=replace(config.model, parts=replace(config.model.parts, eval_noise=True)))
     model, training = lively_model(noisy), eval_loader(tiny_splits(config)["val"], batch_size=4, workers=0)
 
-    def figures(names: tuple[str, ...], **more: Any) -> dict[str, float]:
+    def values(names: tuple[str, ...], **more: Any) -> dict[str, float]:
         loader = eval_loader(split, batch_size=8, workers=0)
         return evaluate(model, loader, build_metrics(names, split.info), CPU, **more)
 
-    alone = figures(("accuracy", "parts"))
-    both = figures(("accuracy", "parts", "keypoints"), training=training)
+    alone = values(("accuracy", "parts"))
+    both = values(("accuracy", "parts", "keypoints"), training=training)
     assert both.pop("count/keypoints") == 5 * 37 and 0 < both.pop("keypoint_error") < 1
     assert repr(both) == repr(alone)
     with pytest.raises(UserError, match="'keypoints' needs a pass over the training split first"):
-        figures(("keypoints",))
+        values(("keypoints",))
 
 
 def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
     model = lively_model(config)
-    figures, _ = measured(model, split)
+    values, _ = measured(model, split)
     hidden = {"intervention": Intervention(remove_parts=(0, 1, 2))}
     without, _ = measured(model, split, options=hidden)
-    assert without["keep_ratio"] < figures["keep_ratio"]
+    assert without["keep_ratio"] < values["keep_ratio"]
 
 
 def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split) -> None:
     model, recorder = lively_model(config), Recorder()
     loader = eval_loader(split, batch_size=5, workers=0)
-    figures = evaluate(model, loader, metrics_of(split, model), CPU, observers=[recorder])
+    values = evaluate(model, loader, metrics_of(split, model), CPU, observers=[recorder])
     assert [record.path for record in recorder.records] == [f"synthetic/test/{i:05d}" for i in range(37)]
     assert [record.label for record in recorder.records] == list(split.labels)
     right = [record.predicted == record.label for record in recorder.records]
-    assert sum(right) / 37 == figures["accuracy"]
+    assert sum(right) / 37 == values["accuracy"]
     kept = [record.keep_ratio for record in recorder.records]
-    assert sum(kept) / 37 == pytest.approx(figures["keep_ratio"])
+    assert sum(kept) / 37 == pytest.approx(values["keep_ratio"])
     for i, record in enumerate(recorder.records):
         raw = split.raw.read(i)
         assert (record.group, record.label) == (raw.group, raw.label)
     accuracy = [r.predicted == r.label for r in recorder.records if r.group == 1]
-    assert sum(accuracy) / len(accuracy) == figures[f"accuracy/group/{split.info.group_names[1]}"]
+    assert sum(accuracy) / len(accuracy) == values[f"accuracy/group/{split.info.group_names[1]}"]
 
 
 def test_a_record_of_known_logits() -> None:

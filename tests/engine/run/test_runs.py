@@ -1,4 +1,4 @@
-"""Around a run: signals as requests, the run folder, devices, where figures came from, rows on disk."""
+"""Around a run: signals as requests, the run folder, devices, where metrics came from, rows on disk."""
 
 import json
 import signal

@@ -174,25 +174,25 @@ def test_a_labelled_batch_of_another_mode_is_as_without() -> None:
 def test_agreement_of_all_images_whatever_the_batch() -> None:
     model, images = plain().eval(), batch(0, 5).image
 
-    def figures(sizes: list[int], share: float = 1.0) -> dict[str, float]:
+    def values(sizes: list[int], share: float = 1.0) -> dict[str, float]:
         watch = Agreement(model, ConsistencyConfig(weight=1, report_fraction=share))
         with torch.no_grad():
             for part in torch.arange(5).split(sizes):
                 names = tuple(f"{i}.png" for i in part.tolist())
                 watch(Batch(images[part], torch.zeros(len(part)), names), prediction_of(model(images[part])))
-        return watch.figures()
+        return watch.values()
 
     with torch.no_grad():
         term = Consistency(ConsistencyConfig(weight=1))
         every, _ = term.measured(model, images, model(images).logits.argmax(1))
-    whole = figures([5])
-    assert figures([2, 3]) == pytest.approx(whole, abs=1e-5)
+    whole = values([5])
+    assert values([2, 3]) == pytest.approx(whole, abs=1e-5)
     assert whole["agreement"] == pytest.approx(float(every.mean()))
     some = [i for i in range(5) if stable_seed("agreement", f"{i}.png") < 0.5 * 2**32]
-    assert 0 < len(some) < 5 and figures([2, 3], 0.5) == pytest.approx(figures([5], 0.5), abs=1e-5)
-    assert figures([5], 0.5)["agreement"] == pytest.approx(float(every[some].mean()), abs=1e-5)
+    assert 0 < len(some) < 5 and values([2, 3], 0.5) == pytest.approx(values([5], 0.5), abs=1e-5)
+    assert values([5], 0.5)["agreement"] == pytest.approx(float(every[some].mean()), abs=1e-5)
     assert whole["agreement/low"] <= whole["agreement"] <= whole["agreement/high"]
-    assert Agreement(model, ConsistencyConfig()).figures() == {}
+    assert Agreement(model, ConsistencyConfig()).values() == {}
     assert not Agreement(model, ConsistencyConfig()).wanted and Agreement(model, ConsistencyConfig(report=True)).wanted
 
 

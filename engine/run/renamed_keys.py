@@ -1,0 +1,78 @@
+"""Config keys, values and metric names that earlier versions spelled differently.
+
+A config that a user writes must use today's names: an old one is refused with the new name in the message. What an
+earlier version saved in a run folder is converted when it is read.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from common.errors import UserError
+
+KEYS = {
+    "optim.scratch_factor": "optim.head_lr_mult",
+    "optim.modulation_factor": "optim.modulation_lr_mult",
+    "optim.prototype_factor": "optim.prototype_lr_mult",
+    "optim.stage_2_factor": "optim.stage_2_lr_mult",
+    "optim.stage_1_lr_factor": "optim.stage_1_lr_mult",
+    "optim.min_lr_share": "optim.min_lr_ratio",
+    "optim.accumulation": "optim.grad_accum_steps",
+    "train.watch_test": "train.log_test",
+    "loss.consistency.report_share": "loss.consistency.report_fraction",
+}
+METRICS = {
+    "kept_share": "keep_ratio",
+    "empty_share": "empty_ratio",
+    "accuracy_training_shares": "adjusted_accuracy",
+    "share_of_answers_changed": "changed_predictions_ratio",
+}
+VALUES = {
+    "data.evaluation": {"cover": "center_crop", "warp": "squash"},
+    "train.best_metric": METRICS,
+}
+
+
+def refuse_old_names(values: Mapping[str, Any]) -> None:
+    """Raise UserError for the first old key or value in the nested `values` of a YAML file."""
+    for key, value in _flat(values):
+        _refuse(key, value)
+
+
+def refuse_old_flags(words: Sequence[str]) -> None:
+    """Raise UserError for the first flag (`--key=value` or `--key value`) with an old key or value."""
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word.startswith("--"):
+            key, equals, value = word.removeprefix("--").partition("=")
+            _refuse(key, value if equals else following)
+
+
+def converted_config(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config, nested, with today's keys and values; the order of keys stays."""
+    result: dict[str, Any] = {}
+    for key, value in _flat(values):
+        *groups, name = KEYS.get(key, key).split(".")
+        group = result
+        for each in groups:
+            group = group.setdefault(each, {})
+        group[name] = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+    return result
+
+
+def converted_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of saved metrics ("val/kept_share": ...) with today's names."""
+    return {"/".join(METRICS.get(word, word) for word in key.split("/")): value for key, value in row.items()}
+
+
+def _refuse(key: str, value: Any) -> None:
+    if key in KEYS:
+        raise UserError(f"{key}: now {KEYS[key]}")
+    if isinstance(value, str) and value in VALUES.get(key, {}):
+        raise UserError(f"{key}={value}: now {VALUES[key][value]}")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
