@@ -175,9 +175,9 @@ class _AttentionReplay(TorchFunctionMode):
 def replay(blocks: Sequence[nn.Module], capture: AttentionCapture, rows: slice) -> Iterator[AttentionCapture]:
     """Inside, a forward pass carries the tokens `rows` alone from the first block on; yields the capture of these rows.
 
-    `capture`: all attentions of the model on the same images. Each gives the rows what it gave them then, as a leaf, which
-    is the graph of `record(cut=True)` without the tokens that no gradient reaches. The logits are the same where the
-    classifier reads no other tokens.
+    `capture`: all attentions of the model on the same images. Each gives the rows what it gave them then, as a leaf,
+    which is the graph of `record(cut=True)` without the tokens that no gradient reaches. The logits are the same where
+    the classifier reads no other tokens.
     """
     of_rows = AttentionCapture([attention.leaf(rows) for attention in capture.attentions])
     take = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))

@@ -3,14 +3,14 @@
 import math
 
 FRACTIONS = (
-    "accuracy", "auroc", "iou", "miou", "dice", "share", "accuracy_top5", "precision", "f1", "nmi", "ari", "error",
+    "accuracy", "auroc", "iou", "miou", "dice", "ratio", "fraction", "precision", "f1", "nmi", "ari", "error",
 )  # fmt: skip
 """Last words of keys whose values lie in [0, 1] and are shown in percent."""
 ACRONYMS = {
     "iou": "IoU", "miou": "mIoU", "auroc": "AUROC", "nmi": "NMI", "ari": "ARI", "lr": "learning rate",
     "tv": "total variation", "bg": "BG", "abpc": "ABPC", "auc": "AUC", "f1": "F1",
 }  # fmt: skip
-SUFFIXES = {"_training_shares": "training shares", "_paper": "paper", "_published": "published", "_dataset": "data set"}
+SUFFIXES = {"_paper": "paper", "_published": "published", "_dataset": "data set"}
 
 
 def is_fraction(key: str) -> bool:

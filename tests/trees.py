@@ -21,7 +21,7 @@ IN9 = {0: 8, 1: 8, 6: 8, 217: 0, 9: 1, 10: 1, 817: 2, 33: 3, 340: 4, 300: 5, 402
 """A part of the published mapping."""
 
 
-def image(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
+def save_image(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
     """A plain image of (width, height), its colour a function of the last four names of its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, f"#{stable_seed(*path.parts[-4:]) % (1 << 24):06x}").save(path)
@@ -32,7 +32,7 @@ def class_tree(root: Path, folders: Iterable[str], count: int, size: tuple[int, 
     """`count` images FOLDER_0.JPEG, ... in every folder."""
     for folder in folders:
         for i in range(count):
-            image(root / folder / f"{Path(folder).name}_{i}.JPEG", size)
+            save_image(root / folder / f"{Path(folder).name}_{i}.JPEG", size)
     return root
 
 
@@ -49,7 +49,7 @@ def imagenet9_tree(root: Path, side: int = 32) -> Path:
         name = f"n{label:08d}_00007"
         for variant in VARIANTS:
             file = f"fg_{name}_bg_n00000099_00001" if variant.startswith("mixed") else name
-            image(root / variant / "val" / folder / f"{file}.JPEG", (side, side))
+            save_image(root / variant / "val" / folder / f"{file}.JPEG", (side, side))
         mask = np.zeros((side, side), bool)
         mask[:, : side // 2] = True
         (root / "fg_mask" / "val" / folder).mkdir(parents=True)

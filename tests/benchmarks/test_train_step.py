@@ -26,11 +26,11 @@ TINY = ["--backbone=vit_nano_patch8", "--image-size=96", "--batch=4", "--rounds=
 
 
 @pytest.fixture(scope="module")
-def bench() -> step_variants.ExplanationEvaluator:
-    return step_variants.ExplanationEvaluator("vit_nano_patch8", 96, torch.device("cpu"))
+def bench() -> step_variants.Bench:
+    return step_variants.Bench("vit_nano_patch8", 96, torch.device("cpu"))
 
 
-def given(bench: step_variants.ExplanationEvaluator) -> tuple[Tensor, Batch]:
+def given(bench: step_variants.Bench) -> tuple[Tensor, Batch]:
     return step_variants.random_mask(4, bench.grid, 0.3, 0.5), step_variants.random_batch(4, 96, bench.device)
 
 
@@ -71,9 +71,7 @@ def test_a_variant_that_reads_hidden_patches_is_not_timed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_variant_that_loses_a_gradient_is_seen(
-    bench: step_variants.ExplanationEvaluator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_variant_that_loses_a_gradient_is_seen(bench: step_variants.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     mask, batch = given(bench)
     truth = step_measure.numbers(bench, "published", mask, batch)
     dense = masked_attention.dense
@@ -83,9 +81,7 @@ def test_a_variant_that_loses_a_gradient_is_seen(
     assert "stage_2.backbone.pos_embed" in where
 
 
-def test_a_gradient_that_is_no_number_is_seen(
-    bench: step_variants.ExplanationEvaluator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gradient_that_is_no_number_is_seen(bench: step_variants.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     mask, batch = given(bench)
     truth = step_measure.numbers(bench, "published", mask, batch)
     broken = truth | {"stage_2.head.weight": truth["stage_2.head.weight"] * torch.nan}
@@ -94,7 +90,7 @@ def test_a_gradient_that_is_no_number_is_seen(
 
 
 def test_a_wrong_number_of_stage_2_passes_is_an_error(
-    bench: step_variants.ExplanationEvaluator, monkeypatch: pytest.MonkeyPatch
+    bench: step_variants.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(bench.objectives, "published", bench.objectives["dense"])
     with pytest.raises(RuntimeError, match="published: 1 stage-2 passes, not 2"):
@@ -102,7 +98,7 @@ def test_a_wrong_number_of_stage_2_passes_is_an_error(
 
 
 @pytest.mark.parametrize("variant", ["dense", "packed", "gathered"])
-def test_the_unused_pass_changes_no_gradient(bench: step_variants.ExplanationEvaluator, variant: str) -> None:
+def test_the_unused_pass_changes_no_gradient(bench: step_variants.Bench, variant: str) -> None:
     mask, batch = given(bench)
     truth = step_measure.numbers(bench, "published", mask, batch)
     assert step_measure.difference(bench, variant, mask, batch, truth)[0] < 1e-5
@@ -111,7 +107,7 @@ def test_the_unused_pass_changes_no_gradient(bench: step_variants.ExplanationEva
     assert trained == heads | {"stage_1.backbone.cls_token", "stage_1.backbone.pos_embed"}
 
 
-def test_a_measured_step_leaves_the_weights_as_they_were(bench: step_variants.ExplanationEvaluator) -> None:
+def test_a_measured_step_leaves_the_weights_as_they_were(bench: step_variants.Bench) -> None:
     before = {name: p.detach().clone() for name, p in bench.model.named_parameters()}
     bench.train_step("packed", *given(bench))
     assert bench.optimizer.state

@@ -16,7 +16,7 @@ WNIDS = ("n02009912", "n01440764", "n04591713")
 """American egret, tench, wine bottle: by name great egret < tench < wine bottle, by id otherwise."""
 
 
-def picture(path: Path, value: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
+def save_image(path: Path, value: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(value).integers(0, 256, (size[1], size[0], 3), np.uint8)
     Image.fromarray(pixels).save(path, format="JPEG", quality=95)
@@ -34,7 +34,7 @@ def write_flowers(root: Path, masks: bool = True) -> Path:
     """24 images of the first six classes, eight a split (train: the numbers 3, 6, 9 ...). Returns flowers-102."""
     base = root / "flowers-102"
     for number in range(1, 25):
-        picture(base / "jpg" / f"image_{number:05d}.jpg", number)
+        save_image(base / "jpg" / f"image_{number:05d}.jpg", number)
         if masks:
             blue = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
             blue[..., 2] = 254
@@ -64,7 +64,7 @@ def write_voc(root: Path) -> Path:
         (base / folder).mkdir(parents=True)
     ids = [f"2008_{i:06d}" for i in range(16)]
     for i, name in enumerate(ids):
-        picture(base / "JPEGImages" / f"{name}.jpg", i)
+        save_image(base / "JPEGImages" / f"{name}.jpg", i)
         (base / "Annotations" / f"{name}.xml").write_text(voc_xml(("dog", "person" if i % 4 < 2 else "cat")))
         if i % 2 == 0:
             write_voc_mask(base / "SegmentationClass" / f"{name}.png")
@@ -121,4 +121,4 @@ def write_part_imagenet(root: Path, by_class: bool = False, count: int = 4) -> N
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
         for item in content["images"][:-1]:
-            picture(root / "images" / split / item["file_name"], item["id"])
+            save_image(root / "images" / split / item["file_name"], item["id"])

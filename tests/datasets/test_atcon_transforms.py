@@ -43,7 +43,7 @@ def test_atcons_turns_of_svhn() -> None:
     raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
     turns, sideways, upside = [], [], []
     for seed in range(200):
-        parts = run(raw, "atcon_svhn", seed).parts
+        parts = run(raw, "atcon_svhn", seed).keypoints
         assert parts is not None and parts[:, 2].all()
         a, b, c = parts[:, :2]
         assert float((b - a).norm()) == pytest.approx(36, abs=0.01)

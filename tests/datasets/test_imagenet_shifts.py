@@ -10,7 +10,7 @@ from timm.data import ImageNetInfo
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, RawDataset
-from tests.trees import OUTPUTS, WNIDS, class_tree, image, imagenet_tree
+from tests.trees import OUTPUTS, WNIDS, class_tree, imagenet_tree, save_image
 
 
 def read(name: str, root: Path, split: str = "test", **changes: object) -> RawDataset:
@@ -31,7 +31,7 @@ def test_imagenet1k_has_all_labels_whatever_the_tree(tmp_path: Path) -> None:
 def test_imagenet1k_refuses_other_folders(tmp_path: Path) -> None:
     root = imagenet_tree(tmp_path)
     for split in ("train", "val"):
-        image(root / split / "dogs" / "a.jpg")
+        save_image(root / split / "dogs" / "a.jpg")
     with pytest.raises(UserError, match=r"val/dogs is no class of ImageNet-1k; .*data\.class_names"):
         read("imagenet1k", root)
 
@@ -100,11 +100,11 @@ def empty(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("imagenet_a", lambda root: image(root / "cats" / "a.jpg"), r"cats is no class of ImageNet-1k"),
+        ("imagenet_a", lambda root: save_image(root / "cats" / "a.jpg"), r"cats is no class of ImageNet-1k"),
         ("imagenet_r", empty, r"has no class folders"),
         ("imagenet_a", lambda root: (root / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").unlink(), r"n01440764 holds no images"),
         ("imagenet_v2", lambda root: None, r"n01440764: folders of ImageNet-V2 are numbered 0 to 999"),
-        ("imagenet_v2", lambda root: [shutil.rmtree(root / w) for w in WNIDS] and image(root / "1000" / "a.png"),
+        ("imagenet_v2", lambda root: [shutil.rmtree(root / w) for w in WNIDS] and save_image(root / "1000" / "a.png"),
          r"1000: folders of ImageNet-V2 are numbered 0 to 999"),
         ("imagenet_a", lambda root: shutil.rmtree(root), r"data\.root: no folder"),
     ],

@@ -12,7 +12,7 @@ from PIL import Image
 from common.errors import UserError
 from datasets import DataConfig, load_split
 from datasets.readers.metashift import MetaShift
-from tests.trees import metashift_tree, picture
+from tests.trees import metashift_tree, save_image
 
 GROUPS = ("cat(bed)", "cat(shelf)", "cat(sofa)", "dog(bench)", "dog(bike)", "dog(shelf)")
 
@@ -60,9 +60,9 @@ def test_the_held_out_images_depend_on_the_data_seed_alone(root: Path) -> None:
 
 
 def test_contexts_by_other_names_and_images_beside_them(root: Path) -> None:
-    picture(root / "test" / "cat" / "a.jpg")
-    picture(root / "test" / "cat" / "shelf" / "deep" / "b.PNG")
-    picture(root / "test" / "cat" / ".cache" / "c.jpg")
+    save_image(root / "test" / "cat" / "a.jpg")
+    save_image(root / "test" / "cat" / "shelf" / "deep" / "b.PNG")
+    save_image(root / "test" / "cat" / ".cache" / "c.jpg")
     (root / "test" / "cat" / "notes.txt").write_text("no image")
     data = read(root)
     assert data.info.group_names == ("cat", *GROUPS) and Counter(data.groups) == {0: 1, 2: 6, 6: 5}

@@ -18,7 +18,7 @@ from common.errors import UserError
 from datasets import DATASETS, DataConfig, eval_loader, load_split
 from datasets.formats.coco import part_labels, read_coco
 from datasets.readers.part_imagenet import PartImageNet
-from tests.datasets.published import HEIGHT, WIDTH, WNIDS, annotation, picture, square, write_part_imagenet
+from tests.datasets.published import HEIGHT, WIDTH, WNIDS, annotation, save_image, square, write_part_imagenet
 
 Content = dict[str, Any]
 
@@ -204,7 +204,7 @@ def test_run_lengths_that_cannot_be_decoded(root: Path, outline: Any) -> None:
 
 
 def test_missing_and_unlike_images(root: Path) -> None:
-    picture(root / "images" / "test" / f"{WNIDS[0]}_0.JPEG", size=(8, 9))
+    save_image(root / "images" / "test" / f"{WNIDS[0]}_0.JPEG", size=(8, 9))
     with pytest.raises(UserError, match=f"48 x 40 pixels.*{WNIDS[0]}_0.JPEG.* 8 x 9"):
         read(root).read(0)
     (root / "images" / "test" / f"{WNIDS[0]}_0.JPEG").unlink()

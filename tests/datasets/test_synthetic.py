@@ -35,7 +35,7 @@ def test_same_key_same_images(birds: SyntheticBirds) -> None:
     again = SyntheticBirds(CONFIG, "train")
     assert np.array_equal(birds.images, again.images)
     assert np.array_equal(birds.part_map, again.part_map)
-    assert np.array_equal(birds.parts, again.keypoints)
+    assert np.array_equal(birds.keypoints, again.keypoints)
     assert birds.labels == again.labels
 
 

@@ -34,7 +34,7 @@ def run(raw: RawSample, augmentation: str, seed: int, config: DataConfig = CONFI
 
 
 def same(a: Sample, b: Sample) -> bool:
-    fields = [(getattr(a, name), getattr(b, name)) for name in ("image", "mask", "parts", "boxes")]
+    fields = [(getattr(a, name), getattr(b, name)) for name in ("image", "mask", "keypoints", "boxes")]
     return all(x is y is None or torch.equal(x, y) for x, y in fields)
 
 
@@ -82,7 +82,7 @@ def test_cub_original_ranges() -> None:
     turns, scales = [], []
     raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1]], float))
     for seed in range(200):
-        parts = run(raw, "cub_original", seed).parts
+        parts = run(raw, "cub_original", seed).keypoints
         assert parts is not None
         if parts[:, 2].all():
             across = (parts[1, :2] - parts[0, :2]).numpy()
@@ -199,10 +199,10 @@ def test_sizes(augmentation: str, size: int | tuple[int, int], shape: tuple[int,
 def test_records_without_annotations_and_unchanged_input(augmentation: str) -> None:
     raw = scene()
     bare = run(replace(raw, mask=None, keypoints=None, boxes=None, group=None), augmentation, 1)
-    assert bare.mask is bare.parts is bare.boxes is bare.group is None
+    assert bare.mask is bare.keypoints is bare.boxes is bare.group is None
     out, fresh = run(raw, augmentation, 1), scene()
     assert torch.equal(out.image, bare.image) and (out.label, out.group, out.path) == (1, 2, "a.jpg")
-    for name in ("image", "mask", "parts", "boxes"):
+    for name in ("image", "mask", "keypoints", "boxes"):
         assert np.array_equal(getattr(raw, name), getattr(fresh, name)), "a record may be read twice"
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, eval_loader, load_split
 from datasets.readers.voc import CLASSES, Voc2012
-from tests.datasets.published import BOXES, image, voc_xml, write_voc
+from tests.datasets.published import BOXES, save_image, voc_xml, write_voc
 
 DOG, CAT, PERSON = (CLASSES.index(name) for name in ("dog", "cat", "person"))
 
@@ -117,7 +117,7 @@ def test_missing_files_and_wrong_keys(base: Path) -> None:
     (base / "SegmentationClass" / "2008_000014.png").unlink()
     with pytest.raises(UserError, match="2008_000014.png is missing"):
         read(base, variant="segmentation")
-    image(base / "JPEGImages" / "2008_000012.jpg", size=(8, 8))
+    save_image(base / "JPEGImages" / "2008_000012.jpg", size=(8, 8))
     (base / "JPEGImages" / "2008_000015.jpg").unlink()
     with pytest.raises(UserError, match="2008_000015.jpg is missing"):
         read(base)

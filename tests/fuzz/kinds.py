@@ -4,7 +4,7 @@ from tests.fuzz import images, tables, tensors
 from tests.fuzz.kind import Kind
 
 KINDS = {
-    "images": Kind(images.images, images.read_image),
+    "images": Kind(images.images, images.read_image_file),
     "arrays": Kind(images.arrays, images.read_array),
     "radiographs": Kind(images.radiographs, images.read_radiograph),
     "checkpoints": Kind(tensors.checkpoints, tensors.read_run),

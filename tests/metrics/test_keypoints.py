@@ -168,6 +168,6 @@ def test_what_is_missing_is_named() -> None:
         build_metrics(["keypoints"], replace(BIRDS, part_names=None))
     with pytest.raises(UserError, match="'keypoints': this model hands out no part maps; drop it from --metrics"):
         fit(batch, None)
-    for lacking in ({"parts": None}, {"frame": None}):
+    for lacking in ({"keypoints": None}, {"frame": None}):
         with pytest.raises(UserError, match="'birds' lacks key points or boxes here"):
             fit(replace(batch, **lacking), maps)

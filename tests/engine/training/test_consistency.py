@@ -264,4 +264,6 @@ def test_a_pair_that_the_model_has_not() -> None:
 
 
 def test_every_method_of_the_config_is_one() -> None:
-    assert {engine_consistency.METHODS.get(name, (name, {}))[0] for name in get_args(ConsistencyMethod)} <= set(METHODS)
+    assert {engine_consistency.METHOD_OPTIONS.get(name, (name, {}))[0] for name in get_args(ConsistencyMethod)} <= set(
+        METHODS
+    )

@@ -24,7 +24,7 @@ from tests.fuzz.kind import File, content
 SIDE = 24
 
 
-def pictures() -> list[File]:
+def images() -> list[File]:
     grey = smooth(0, SIDE, SIDE)
     rgb = np.dstack([grey, grey[::-1], grey.T])
     exif = Image.Exif()
@@ -49,7 +49,7 @@ def pictures() -> list[File]:
     return found
 
 
-def read_picture(path: Path) -> None:
+def read_image_file(path: Path) -> None:
     image = read_image(path)
     assert image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size > 0
     mask = read_mask(path)
