@@ -40,7 +40,7 @@ def refuse_old_names(values: Mapping[str, Any]) -> None:
 
 def refuse_old_flags(words: Sequence[str]) -> None:
     """Raise UserError for the first flag (`--key=value` or `--key value`) with an old key or value."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip(words, [*words, ""][1:], strict=True):
         if word.startswith("--"):
             key, equals, value = word.removeprefix("--").partition("=")
             _refuse(key, value if equals else following)

@@ -63,7 +63,7 @@ def figures_and_records(model: nn.Module, test: Split, training: Split, data: Da
     agreement = Agreement(model, ConsistencyConfig(first="foreground", second="gradcam", report_fraction=0.6))
     loaders = split_loader(test, data), split_loader(training, data)
     values = measure(model, loaders[0], metrics, CPU, observers=[recorder, agreement], training=loaders[1])
-    return values | agreement.values(), [asdict(record) for record in recorder.everyone()]
+    return values | agreement.results(), [asdict(record) for record in recorder.everyone()]
 
 
 def first_of(split: Split, count: int) -> Split:

@@ -180,7 +180,7 @@ def test_agreement_of_all_images_whatever_the_batch() -> None:
             for part in torch.arange(5).split(sizes):
                 names = tuple(f"{i}.png" for i in part.tolist())
                 watch(Batch(images[part], torch.zeros(len(part)), names), prediction_of(model(images[part])))
-        return watch.values()
+        return watch.results()
 
     with torch.no_grad():
         term = Consistency(ConsistencyConfig(weight=1))
