@@ -11,7 +11,7 @@ from PIL import Image
 import evaluate
 from engine.explanation.map_metrics import DEFAULT
 from explain import METHODS
-from tests.scripts.method_runs import FAST, NANO, Measure, scores
+from tests.scripts.method_runs import FAST, NANO, Measure, values
 from tests.scripts.running import run_script
 from tests.tiny import timeless
 
@@ -78,7 +78,7 @@ def test_figures_protocols_counts_and_images(measure: Measure, tmp_path: Path) -
 def test_two_evaluations_are_equal_to_the_last_bit(measure: Measure, tmp_path: Path) -> None:
     arguments = ("--run", "two", "--method", "agcam", "rollout")
     first, second = measure(*arguments, out="a"), measure(*arguments, out="b")
-    assert repr(scores(first)) == repr(scores(second))
+    assert repr(values(first)) == repr(values(second))
     assert first["model_metrics"] == second["model_metrics"]
     for name in ("per_image/agcam.csv", "per_image/rollout.csv", "sheet.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -89,9 +89,9 @@ def test_saved_maps_serve_another_evaluation(measure: Measure, tmp_path: Path) -
     computed = measure(*arguments, "--save-maps", "new/maps.h5", out="a")
     read = measure(*arguments, "--maps", "new/maps.h5", "--data.eval_batch_size", "12", out="b")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["maps.h5"]
-    for name, row in scores(computed).items():
+    for name, row in values(computed).items():
         expected = {key: value for key, value in row.items() if not key.endswith(("/low", "/high"))}
-        assert {key: scores(read)[name][key] for key in expected} == pytest.approx(expected, abs=0.01)
+        assert {key: values(read)[name][key] for key in expected} == pytest.approx(expected, abs=0.01)
     assert "seconds_per_map" in computed["rows"]["agcam"] and "seconds_per_map" not in read["rows"]["agcam"]
     one = measure("--run", "two", "--method", "rollout", "--metrics", "pointing", "--maps", "new/maps.h5")
     assert one["rows"]["rollout"]["pointing/mask/hit"] == pytest.approx(read["rows"]["rollout"]["pointing/mask/hit"])
@@ -147,7 +147,7 @@ def test_options_of_methods(measure: Measure) -> None:
         "rollout": {"head_fusion": "max", "discard_ratio": 0.9, "start_layer": None, "compat": "vit-explain"}
     }
     plain = measure("--run", "plain", "--method", "rollout", "--metrics", "pointing")
-    assert scores(plain) != scores(results)
+    assert values(plain) != values(results)
 
 
 def test_stage_1_is_asked_where_stage_1_is_explained(measure: Measure) -> None:

@@ -192,7 +192,7 @@ def test_agreement_of_all_images_whatever_the_batch() -> None:
     assert 0 < len(some) < 5 and values([2, 3], 0.5) == pytest.approx(values([5], 0.5), abs=1e-5)
     assert values([5], 0.5)["agreement"] == pytest.approx(float(every[some].mean()), abs=1e-5)
     assert whole["agreement/low"] <= whole["agreement"] <= whole["agreement/high"]
-    assert Agreement(model, ConsistencyConfig()).values() == {}
+    assert Agreement(model, ConsistencyConfig()).results() == {}
     assert not Agreement(model, ConsistencyConfig()).wanted and Agreement(model, ConsistencyConfig(report=True)).wanted
 
 
