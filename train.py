@@ -32,7 +32,7 @@ from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
 from engine.run.stopping import RunStopped
 from engine.run.tracking import MetricsRow, NullTracker, Tracker
-from engine.training.best import check_best_metric
+from engine.training.best_metric import check_best_metric
 from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
@@ -64,10 +64,10 @@ def train(config: RunConfig) -> MetricsRow:
         warm_start(model, config.model.init_from)
     check_masks(model, splits.values())
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
-    objective: Objective = OBJECTIVES[config.model.name](config.loss, info.num_classes, counts)
+    objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
     if config.loss.consistency.weight:
         objective = ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
-    rules = PARAM_GROUP_RULES[config.model.name](config.optim)
+    rules = PARAM_GROUP_RULES[model.parameter_rules](config.optim)
 
     # 3. trainer and, once everything is known to fit, the run folder
     trainer = Trainer(config, model, objective, rules, splits, device, training_sampler(config, splits))

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from engine.evaluation.predict import predict
 from models.backbone import grid_of
+from models.interface import ImageClassifier
 from models.masked_vit import MaskedViT, Path
-from models.registry import AnyModel
 from models.selection import Selection
 
 WHOLE, SOFT = "whole", "soft"
@@ -49,7 +49,7 @@ def stage_2_of(model: nn.Module) -> MaskedViT | None:
     return cast(MaskedViT | None, getattr(model, "stage_2", None))
 
 
-def paths_of(model: AnyModel, wanted: list[Path]) -> list[str]:
+def paths_of(model: ImageClassifier, wanted: list[Path]) -> list[str]:
     """The ways through stage 2 that the model is measured with; `auto` by the name of what it takes."""
     stage_2 = stage_2_of(model)
     if stage_2 is None or model.model_config.mask_kind == "soft":

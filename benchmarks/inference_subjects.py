@@ -15,7 +15,7 @@ from engine.evaluation.loading import load_run_model, read_split
 from engine.run.folder import run_config
 from models import build_model
 from models.config import ModelConfig
-from models.registry import MODELS, AnyModel
+from models.registry import MODELS, ImageClassifier
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Subject:
     """A model, and the images that it is measured on."""
 
     name: str
-    model: AnyModel
+    model: ImageClassifier
     images: Tensor
     """[M, 3, H, W] float32, on the CPU."""
     pixel_masks: Tensor | None

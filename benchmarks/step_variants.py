@@ -22,8 +22,9 @@ from models.backbone import grid_of
 from models.config import ModelConfig
 from models.masked_attention import key_mask
 from models.masked_vit import MaskedViT, Path
+from models.outputs import StageOneOutput
 from models.selection import Selection
-from models.two_stage import StageOneOutput, TwoStageModel, with_mask
+from models.two_stage import TwoStageModel, with_mask
 
 NUM_CLASSES = 200  # CUB
 SEED = 0

@@ -5,7 +5,7 @@ import contextlib
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import yaml
 from rich.console import Console
@@ -30,9 +30,8 @@ from engine.run.machine import prepare_process, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
-from explain.loading import load_timm
-from models.pdiscoformer import PDiscoFormer
-from models.two_stage import TwoStageModel
+from explain.loading import load_timm, patch_size
+from models.interface import Stage, finds_parts, is_two_stage
 from report.explanations import HEADLINES, method_sheet, write_explanation_report
 from report.files import check_folder, json_text, write_atomic
 
@@ -58,10 +57,10 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, say)
     halving = AutoBatchSize(config.data.eval_batch_size, say)
-    own = MaskedClassifier(model, config.data, config.data, halving) if isinstance(model, TwoStageModel) else None
+    own = MaskedClassifier(model, config.data, config.data, halving) if is_two_stage(model) else None
     judge = read_masked_classifier(args.masks_for, config, split, model, halving) if args.masks_for else own
     wanted = wanted_metrics(args.metrics, sample, judge is not None)
-    protocol = read_metric_options(args, config.data, model, judge)
+    protocol = read_metric_options(args, config.data, patch_size(model), judge)
     metrics = {name: build_map_metrics(wanted.maps, split.info, protocol) for name in methods}
 
     # 3. measure
@@ -125,11 +124,11 @@ def method_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunC
     return config, split, found.model
 
 
-def explained_stage(args: argparse.Namespace, model: nn.Module) -> Literal[1, 2]:
+def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:
     """--stage. Raises UserError where a stage of a model without stages is asked for."""
-    if args.stage and not isinstance(model, TwoStageModel):
+    if args.stage and not is_two_stage(model):
         raise UserError("--stage needs a two-stage run: this model has no stages")
-    return cast(Literal[1, 2], args.stage or (1 if isinstance(model, PDiscoFormer) else 2))
+    return cast(Stage, args.stage or (1 if finds_parts(model) and not is_two_stage(model) else 2))
 
 
 def read_masked_classifier(
@@ -138,7 +137,7 @@ def read_masked_classifier(
     """The two-stage model of `run`, to be shown masks on the images of `config`, on the device of `model`."""
     own = run_config(run)
     judge = load_run_model(run, own, "best", split.info.num_outputs)
-    if not isinstance(judge, TwoStageModel):
+    if not is_two_stage(judge):
         raise UserError(f"--masks-for: {run} is a plain ViT, which cannot be shown a mask")
     if own.data.size_hw != config.data.size_hw:
         raise UserError(f"--masks-for: {run} takes images of {own.data.size_hw}, not of {config.data.size_hw}")

@@ -9,12 +9,12 @@ from common.processes import processes
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import load_run_model, read_fit_split, read_split
 from engine.evaluation.loop import evaluate, split_loader
-from engine.evaluation.predict import hands_out_mask
 from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, Recorder
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS, run_config
 from engine.run.machine import PRECISIONS, prepare_process, provenance
 from engine.run.tracking import read_rows
 from metrics.registry import build_metrics, default_metrics
+from models.interface import gives_mask
 from report.evaluation import HEADLINES, write_evaluation_report
 from report.files import check_folder, json_text, write_atomic
 
@@ -29,8 +29,8 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 2. model and metrics
     model = load_run_model(args.run, config, args.checkpoint, split.info.num_outputs).to(device)
-    sample = split[0] if hasattr(model, "select") else None
-    names = args.metrics or default_metrics(split.info, hands_out_mask(model), sample)
+    sample = split[0] if model.finds_parts else None
+    names = args.metrics or default_metrics(split.info, gives_mask(model), sample)
     metrics = build_metrics(names, split.info)
     intervention = read_intervention(args.thresholds, args.remove_parts, model)
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}

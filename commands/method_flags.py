@@ -2,17 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any, cast
-
-from torch import nn
 
 from common.errors import UserError
 from common.processes import processes
 from datasets.config import DataConfig
 from engine.explanation.map_metrics import MapMetricOptions
 from engine.explanation.masked_classifier import MaskedClassifier
-from models.cnn import Cnn
-from models.registry import classifying_vit
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -69,7 +64,7 @@ def check_flags(args: argparse.Namespace) -> None:
 
 
 def read_metric_options(
-    args: argparse.Namespace, data: DataConfig, model: nn.Module, judge: MaskedClassifier | None
+    args: argparse.Namespace, data: DataConfig, patch_size: int, judge: MaskedClassifier | None
 ) -> MapMetricOptions:
     """The options of the metrics. Raises UserError for a cell that does not divide the images."""
     if any(side % args.removal_cell for side in data.size_hw):
@@ -77,7 +72,7 @@ def read_metric_options(
     return MapMetricOptions(
         mean=data.mean,
         std=data.std,
-        patch=patch_size(model),
+        patch=patch_size,
         threshold=args.threshold,
         edges=args.edges,
         steps=args.removal_steps,
@@ -86,13 +81,6 @@ def read_metric_options(
         tolerance=args.tolerance,
         kept=args.kept if args.kept is not None else judge.keep_ratio if judge else 0.25,
     )
-
-
-def patch_size(model: nn.Module) -> int:
-    """Side of a patch of the ViT that classifies, or the stride of a CNN's last features, pixels."""
-    if isinstance(model, Cnn):
-        return int(cast(Any, model.backbone).feature_info[-1]["reduction"])
-    return int(classifying_vit(model).patch_embed.patch_size[0])
 
 
 def _threshold(text: str) -> float | None:

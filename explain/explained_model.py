@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from timm.layers import Attention
@@ -12,14 +12,9 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import Tensor, nn
 
 from common.errors import UserError
-from models.baseline import PlainViT
-from models.cnn import Cnn
-from models.given_mask import GivenMaskModel
-from models.pdiscoformer import PartModel, PDiscoFormer
+from models.interface import ImageClassifier, NetworkView, Readout, Stage, is_two_stage, select_parts
+from models.masked_vit import MaskedViT
 from models.selection import Selection
-from models.two_stage import StageOneOutput, TwoStageModel
-
-Readout = Literal["class_token", "patches", "all"]
 
 
 @dataclass(frozen=True)
@@ -80,58 +75,38 @@ class ExplainedModel:
         return logits.gather(1, chosen[:, None]).sum()
 
 
-def explained_model(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2, graph: bool = False) -> ExplainedModel:
+def explained_model(model: nn.Module, images: Tensor, stage: Stage = 2, graph: bool = False) -> ExplainedModel:
     """What to explain of `model` for these images [B, 3, H, W].
 
-    `model`: a timm VisionTransformer, a PlainViT, a Cnn, a PDiscoFormer or a TwoStageModel. `stage` chooses what is
-    explained of the last: how stage 1 scores its parts' classes, or how stage 2 classifies what stage 1 selected in
-    these images; the selection is then fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph.
-    Raises UserError for any other model.
+    `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage` chooses what is
+    explained of a two-stage model: how stage 1 scores classes by its parts, or how stage 2 classifies what stage 1
+    selected in these images; the selection is then fixed. `graph`: see `ExplainedModel.graph`; the selection then
+    keeps its graph. Raises UserError for any other model.
     """
-    return replace(_subject(model, images, stage, graph), graph=graph)
+    selection = None
+    if stage == 2 and is_two_stage(model):
+        with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
+            selection = select_parts(model, images if graph else usable(images)).selection
+    view = _network_view(model, stage, selection)
+    return ExplainedModel(model, view.network, view.logits, view.readout, selection, graph)
 
 
-def _subject(model: nn.Module, images: Tensor, stage: Literal[1, 2], graph: bool) -> ExplainedModel:
-    if isinstance(model, PDiscoFormer):
-        return _stage_1(model)
-    if isinstance(model, TwoStageModel):
-        return _stage_1(model) if stage == 1 else _stage_2(model, images, graph)
-    if isinstance(model, Cnn):
-        return ExplainedModel(model, model.backbone, lambda x: cast(Tensor, model(x).logits), "patches")
-    if isinstance(model, PlainViT):
-        readouts: dict[str, Readout] = {"cls": "class_token", "gap_cls": "all"}
-        readout = readouts.get(model.model_config.pooling, "patches")
-        return ExplainedModel(model, model.backbone, lambda x: cast(Tensor, model(x).logits), readout)
+def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -> NetworkView:
+    kind = type(model).__name__
+    if isinstance(model, ImageClassifier):
+        check_explainable(model)
+        return model.network_view(stage, selection)
     if isinstance(model, VisionTransformer):
         if isinstance(model.head, nn.Identity) or not model.global_pool:
             raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
-        return ExplainedModel(model, model, model, "class_token" if model.global_pool == "token" else "patches")
-    raise not_explainable(model)
+        return NetworkView(model, model, "class_token" if model.global_pool == "token" else "patches")
+    raise UserError(f"cannot explain a {kind}; give a timm VisionTransformer or a model of this project")
 
 
-def not_explainable(model: nn.Module) -> UserError:
-    """The error of a model that no method can explain."""
-    why = ", whose answers depend on a given mask" if isinstance(model, GivenMaskModel) else ""
-    return UserError(
-        f"cannot explain a {type(model).__name__}{why}; known: timm's VisionTransformer, and runs with model.name "
-        "vit, cnn, two_stage or pdiscoformer"
-    )
-
-
-def _stage_1(model: PartModel) -> ExplainedModel:
-    return ExplainedModel(model, model.stage_1.backbone, lambda x: select(model, x).class_logits, "patches")
-
-
-def _stage_2(model: TwoStageModel, images: Tensor, graph: bool) -> ExplainedModel:
-    with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
-        selection = select(model, images if graph else usable(images)).selection
-    explained = ExplainedModel(model, model.stage_2.backbone, nn.Identity(), "class_token", selection)
-    return with_selection(explained, selection)
-
-
-def select(model: PartModel, images: Tensor) -> StageOneOutput:
-    """Stage 1's answer. Noise that a published quirk keeps in evaluation is drawn anew from seed 0 in every call."""
-    return model.select(images, generator=torch.Generator(images.device).manual_seed(0))
+def check_explainable(model: ImageClassifier) -> None:
+    """Raise UserError for a model of this project that no method can explain."""
+    if model.not_explainable:
+        raise UserError(f"cannot explain a {type(model).__name__}: {model.not_explainable}")
 
 
 def usable(t: Tensor) -> Tensor:
@@ -141,8 +116,8 @@ def usable(t: Tensor) -> Tensor:
 
 def with_selection(explained: ExplainedModel, selection: Selection) -> ExplainedModel:
     """The same stage 2, shown another selection."""
-    model = cast(TwoStageModel, explained.module)
-    return replace(explained, logits=lambda x: model.predict(x, selection), selection=selection)
+    view = cast(ImageClassifier, explained.module).network_view(2, selection)
+    return replace(explained, logits=view.logits, selection=selection)
 
 
 def require_attention(explained: ExplainedModel) -> None:
@@ -193,8 +168,9 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
             for part in explained.network.modules():
                 if hasattr(part, "fused_attn"):
                     change(part, "fused_attn", True)
-            if isinstance(explained.module, TwoStageModel):
-                change(explained.module.stage_2, "path", "dense")
+            for part in explained.module.modules():
+                if isinstance(part, MaskedViT):
+                    change(part, "path", "dense")
             if hasattr(explained.network, "grad_checkpointing"):
                 change(explained.network, "grad_checkpointing", False)
             for parameter in () if explained.graph else explained.module.parameters():

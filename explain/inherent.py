@@ -6,9 +6,9 @@ from typing import ClassVar, Literal, cast
 from torch import Tensor
 
 from common.errors import UserError
-from explain.explained_model import ExplainedModel, select
+from explain.explained_model import ExplainedModel
 from explain.types import METHODS, Explainer
-from models.pdiscoformer import PartModel
+from models.interface import ImageClassifier, finds_parts, select_parts
 
 
 @METHODS.register("inherent")
@@ -27,7 +27,7 @@ class Inherent(Explainer):
 
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError where the model has no parts, or not this one."""
-        if not isinstance(explained.module, PartModel):
+        if not finds_parts(explained.module):
             kind = type(explained.module).__name__
             raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no mask of its own")
         parts = explained.module.model_config.parts.num_parts
@@ -38,7 +38,7 @@ class Inherent(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        selection = explained.selection or select(cast(PartModel, explained.module), images).selection
+        selection = explained.selection or select_parts(cast(ImageClassifier, explained.module), images).selection
         if self.what == "mask" or selection.maps is None:
             return selection.mask.float()
         if self.what == "part":

@@ -13,13 +13,9 @@ from torch import nn
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
-from explain.explained_model import not_explainable
-from models.baseline import PlainViT
-from models.cnn import Cnn
-from models.given_mask import GivenMaskModel
-from models.pdiscoformer import PDiscoFormer
-from models.registry import MODELS, AnyModel, classifying_vit
-from models.two_stage import TwoStageModel
+from explain.explained_model import check_explainable
+from models.interface import ImageClassifier
+from models.registry import MODELS
 from models.weights.checkpoints import load_into, read_state
 from models.weights.huggingface import State
 
@@ -30,27 +26,31 @@ Triple = tuple[float, float, float]
 class Classifier:
     """A model in eval mode, and the normalisation of its input."""
 
-    model: VisionTransformer | PlainViT | Cnn | TwoStageModel | PDiscoFormer
+    model: VisionTransformer | ImageClassifier
     mean: Triple
     std: Triple
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the input, pixels."""
-        if isinstance(self.model, Cnn):  # takes any; it remembers the one it was trained with
-            return cast(tuple[int, int], tuple(cast(dict[str, Any], self.model._hub_mixin_config)["image_size"]))
-        vit: Any = classifying_vit(self.model)
-        (rows, columns), (height, width) = vit.patch_embed.grid_size, vit.patch_embed.patch_size
+        if isinstance(self.model, ImageClassifier):
+            return self.model.input_size
+        (rows, columns), (height, width) = self.model.patch_embed.grid_size, self.model.patch_embed.patch_size
         return rows * height, columns * width
 
     @property
     def num_classes(self) -> int:
         """Length of the logits."""
-        model = self.model
-        if isinstance(model, PDiscoFormer):
-            return model.stage_1.parts.classifier.out_features
-        head = model.stage_2.head if isinstance(model, TwoStageModel) else model.head
-        return head.out_features if isinstance(head, nn.Linear) else 0
+        if isinstance(self.model, ImageClassifier):
+            return self.model.num_outputs
+        return self.model.head.out_features if isinstance(self.model.head, nn.Linear) else 0
+
+
+def patch_size(model: nn.Module) -> int:
+    """Side of a patch of a timm ViT or of a model of this project, pixels."""
+    if isinstance(model, ImageClassifier):
+        return model.patch_size
+    return int(cast(VisionTransformer, model).patch_embed.patch_size[0])
 
 
 def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = None) -> Classifier:
@@ -86,13 +86,12 @@ def load_run(folder: Path) -> Classifier:
         name, mean, std = str(config["model"]["name"]), _triple(config["data"]["mean"]), _triple(config["data"]["std"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"--run: {file} is no config of train.py; choose another folder") from None
-    kind = cast(type[AnyModel], MODELS[name])
+    kind = MODELS[name]
     if not (folder / "best" / "model.safetensors").is_file():
         raise UserError(f"--run: {folder} has no best/model.safetensors yet; train it for at least one epoch")
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
         model = kind.from_pretrained(folder / "best")
-    if isinstance(model, GivenMaskModel):
-        raise not_explainable(model)
+    check_explainable(model)
     return Classifier(model, mean, std)
 
 

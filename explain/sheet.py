@@ -12,9 +12,8 @@ from torch import Tensor
 
 from common.maps import minmax, to_pixels
 from explain import Explainer, explain, explained_model
-from explain.explained_model import select
 from explain.loading import Classifier
-from models.two_stage import TwoStageModel
+from models.interface import is_two_stage, select_parts
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize
 from report.sheets import Column, LegendEntry, part_legend
 
@@ -54,7 +53,7 @@ class Show:
 
     def row_titles(self) -> list[str]:
         """What the tiles of a column are."""
-        two_stage = isinstance(self.classifier.model, TwoStageModel)
+        two_stage = is_two_stage(self.classifier.model)
         parts = ["parts", "what stage 2\nsees", "foreground"] if two_stage else []
         methods = [
             name.replace("_", " ") + ("" if method.class_specific or len(self.targets) < 2 else "\n(any class)")
@@ -65,7 +64,7 @@ class Show:
     def legend(self) -> list[LegendEntry]:
         """The colours of the parts."""
         model = self.classifier.model
-        parts = model.model_config.parts.num_parts if isinstance(model, TwoStageModel) else 0
+        parts = model.model_config.parts.num_parts if is_two_stage(model) else 0
         return part_legend(parts)
 
     def _image(self, image: Tensor) -> np.ndarray:
@@ -75,9 +74,9 @@ class Show:
         return resize(pixels, (round(height * scale), round(width * scale)))
 
     def _parts(self, pixels: np.ndarray, x: Tensor) -> list[np.ndarray]:
-        if not isinstance(self.classifier.model, TwoStageModel):
+        if not is_two_stage(self.classifier.model):
             return []
-        selection = select(self.classifier.model, x).selection
+        selection = select_parts(self.classifier.model, x).selection
         assert selection.maps is not None
         maps, mask = selection.maps[0], selection.mask[0]
         return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]

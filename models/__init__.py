@@ -2,7 +2,8 @@
 
 from models.baseline import PlainViT
 from models.config import ModelConfig, PartsConfig
+from models.outputs import TwoStageOutput
 from models.registry import MODELS, build_model
-from models.two_stage import TwoStageModel, TwoStageOutput
+from models.two_stage import TwoStageModel
 
 __all__ = ["MODELS", "ModelConfig", "PartsConfig", "PlainViT", "TwoStageModel", "TwoStageOutput", "build_model"]

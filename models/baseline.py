@@ -1,27 +1,16 @@
 """The plain ViT everything is compared with: the whole image, one classifier on the pooled tokens."""
 
-from dataclasses import dataclass
 from typing import cast
 
 import torch
 from timm.layers import trunc_normal_
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.backbone import create_backbone, load_backbone_weights
 from models.config import ModelConfig
-from models.hub import SavedModel
-
-
-@dataclass(frozen=True)
-class ClassifierOutput:
-    """A plain classifier's answer."""
-
-    logits: Tensor
-    """[B, C]."""
-    mask: Tensor | None = None
-    """[B, h, w] bool: the patches of a given mask; None where the model takes none."""
-    empty: Tensor | None = None
-    """[B] bool: the given mask showed no patch (before any fallback)."""
+from models.interface import ImageClassifier, Readout
+from models.outputs import ClassifierOutput
 
 
 class EfficientProbing(nn.Module):
@@ -75,12 +64,10 @@ def linear_head(width: int, num_classes: int, bias: bool = True) -> nn.Linear:
     return head
 
 
-class PlainViT(
-    nn.Module,
-    SavedModel,
-    library_name="faithful-vit",
-):
+class PlainViT(ImageClassifier):
     """A timm ViT with class-token, average or attentive pooling and a linear classifier with bias."""
+
+    backbone: VisionTransformer
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
@@ -100,6 +87,12 @@ class PlainViT(
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W] -> ClassifierOutput. `generator` is unused: the plain ViT draws nothing of its own."""
         return ClassifierOutput(cast(Tensor, self.head(self._pooled(self.backbone.forward_features(images)))))
+
+    @property
+    def readout(self) -> Readout:
+        """Which tokens the pooling reads."""
+        readouts: dict[str, Readout] = {"cls": "class_token", "gap_cls": "all"}
+        return readouts.get(self.model_config.pooling, "patches")
 
     def _pooled(self, tokens_BSD: Tensor) -> Tensor:
         """What the head reads of all tokens [B, P + N, D]: [B, D], or [B, 2 D] of `gap_cls`."""

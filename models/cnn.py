@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models.backbone import hub_state, known_to_timm
-from models.baseline import ClassifierOutput, linear_head
+from models.baseline import linear_head
 from models.config import ModelConfig
-from models.hub import SavedModel
+from models.interface import ImageClassifier
+from models.outputs import ClassifierOutput
 from models.weights.checkpoints import load_into, read_state
 
 
-class Cnn(nn.Module, SavedModel, library_name="faithful-vit"):
+class Cnn(ImageClassifier):
     """timm's network with its own pooling, and a new linear classifier with bias."""
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
@@ -43,6 +44,11 @@ class Cnn(nn.Module, SavedModel, library_name="faithful-vit"):
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W] -> ClassifierOutput. `generator` is unused: the network draws nothing of its own."""
         return ClassifierOutput(cast(Tensor, self.head(self.backbone(images))))
+
+    @property
+    def patch_size(self) -> int:
+        """The stride of the last features, pixels."""
+        return int(cast(Any, self.backbone).feature_info[-1]["reduction"])
 
 
 def _create(name: str, drop_path: float) -> nn.Module:

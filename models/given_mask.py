@@ -7,13 +7,15 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
-from models.baseline import ClassifierOutput, linear_head
+from models.backbone import create_backbone, load_backbone_weights, patch_tokens
+from models.baseline import linear_head
 from models.config import ModelConfig
-from models.hub import SavedModel
+from models.interface import ImageClassifier
 from models.masked_vit import MaskedViT, check_masked_vit
+from models.outputs import ClassifierOutput
 from models.selection import Selection, keep_best_token
 
 
@@ -32,24 +34,17 @@ def select_given(mask: Tensor, grid: tuple[int, int], empty_mask: str) -> Select
     return Selection(kept_BN.unflatten(1, grid), empty=empty)
 
 
-class GivenMaskModel(nn.Module, SavedModel, library_name="faithful-vit"):
+class GivenMaskModel(ImageClassifier):
     """A classifier called as `model(images, mask)`, with a pixel mask [B, H, W] bool of each image's object."""
 
-    model_config: ModelConfig
+    reads_selection = True
+    needs_mask = True
+    not_explainable = "its predictions depend on a given mask"
 
     def forward(self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W], mask [B, H, W] bool -> ClassifierOutput. `generator` is unused: nothing is drawn."""
-        selection = select_given(mask, self.grid, self.model_config.empty_mask)
+        selection = select_given(mask, self.patch_grid, self.model_config.empty_mask)
         return ClassifierOutput(self.predict(images, selection), selection.mask, selection.empty)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w): the patch grid of the masks that `predict` takes."""
-        raise NotImplementedError
-
-    def predict(self, images: Tensor, selection: Selection) -> Tensor:
-        """Class logits [B, C] of images seen through any Selection."""
-        raise NotImplementedError
 
 
 class DecoupledViT(GivenMaskModel):
@@ -71,9 +66,14 @@ class DecoupledViT(GivenMaskModel):
         load_backbone_weights(self.stage_2.backbone, self.model_config.backbone, self.model_config.weights)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w): the patch grid."""
-        return grid_of(self.stage_2.backbone)
+    def network(self) -> nn.Module:
+        """Stage 2's backbone."""
+        return self.stage_2.backbone
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Stage 2."""
+        return (self.stage_2,)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Class logits [B, C] of images seen through any Selection."""
@@ -86,6 +86,8 @@ class LateMaskingViT(GivenMaskModel):
     Not faithful: every token has seen the whole image. Their sum is divided by all N, not by the visible ones.
     """
 
+    backbone: VisionTransformer
+
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
         super().__init__()
@@ -96,11 +98,6 @@ class LateMaskingViT(GivenMaskModel):
     def load_pretrained_backbones(self) -> None:
         """Fill the backbone from `config.weights`. Raises UserError."""
         load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(h, w): the patch grid."""
-        return grid_of(self.backbone)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Class logits [B, C] of images of which the classifier reads the tokens of a Selection."""

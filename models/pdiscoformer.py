@@ -1,20 +1,26 @@
 """PDiscoFormer: stage 1 alone, whose class logits are the mean over its parts' scores."""
 
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from models.backbone import load_backbone_weights
 from models.config import ModelConfig
-from models.hub import SavedModel
-from models.two_stage import StageOne, StageOneOutput, TwoStageModel
+from models.interface import ImageClassifier, NetworkView, Stage
+from models.outputs import StageOneOutput
+from models.selection import Selection
+from models.two_stage import StageOne, stage_1_view
 
 
-class PDiscoFormer(nn.Module, SavedModel, library_name="faithful-vit", paper_url="https://arxiv.org/abs/2407.04538"):
+class PDiscoFormer(ImageClassifier, paper_url="https://arxiv.org/abs/2407.04538"):
     """A ViT that classifies by the parts it discovers (Aniraj et al. 2024). It reads the whole image: none is hidden.
 
     `StageOneOutput.selection.mask` tells which patches its parts claim.
     """
+
+    objective = "parts"
+    parameter_rules = "two_stage"
+    finds_parts = True
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
@@ -34,6 +40,16 @@ class PDiscoFormer(nn.Module, SavedModel, library_name="faithful-vit", paper_url
 
     forward = select
 
+    def network_view(self, stage: Stage = 1, selection: Selection | None = None) -> NetworkView:
+        """The one stage."""
+        return stage_1_view(self, self.stage_1)
 
-PartModel: TypeAlias = TwoStageModel | PDiscoFormer
-"""Models with a `stage_1` that finds parts, and `select`."""
+    @property
+    def network(self) -> nn.Module:
+        """Stage 1's backbone."""
+        return self.stage_1.backbone
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Stage 1."""
+        return (self.stage_1,)

@@ -1,6 +1,6 @@
 """The two-stage model: stage 1 finds parts and a foreground mask, stage 2 classifies from that foreground alone."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -9,55 +9,11 @@ from torch import Tensor, nn
 from common.errors import UserError
 from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
 from models.config import ModelConfig
-from models.hub import SavedModel
+from models.interface import ImageClassifier, NetworkView, Stage, select_parts
 from models.masked_vit import MaskedViT, check_masked_vit
+from models.outputs import StageOneOutput, TwoStageOutput
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
 from models.selection import Selection, foreground_margin, keep_best_token, soft_gate, straight_through
-
-
-@dataclass(frozen=True)
-class StageOneOutput:
-    """What stage 1 says of a batch (h x w patch grid, K parts, last of K+1 = background)."""
-
-    selection: Selection
-    part_logits: Tensor
-    """[B, C, K] class scores of each part."""
-    part_features: Tensor
-    """[B, D, K+1] modulated part vectors."""
-
-    @property
-    def class_logits(self) -> Tensor:
-        """[B, C]: stage 1's own classification, the mean over parts (dropped parts count as zeros)."""
-        return self.part_logits.mean(-1)
-
-
-@dataclass(frozen=True)
-class TwoStageOutput:
-    """Both stages' answer for a batch."""
-
-    logits: Tensor
-    """[B, C], stage 2."""
-    stage_1: StageOneOutput
-
-    @property
-    def part_logits(self) -> Tensor:
-        """[B, C, K], stage-1 class scores per part."""
-        return self.stage_1.part_logits
-
-    @property
-    def part_maps(self) -> Tensor:
-        """[B, K+1, h, w], last = background."""
-        return cast(Tensor, self.stage_1.selection.maps)
-
-    @property
-    def mask(self) -> Tensor:
-        """[B, h, w] bool: what stage 2 saw."""
-        return self.stage_1.selection.mask
-
-    @property
-    def part_features(self) -> Tensor:
-        """[B, D, K+1]."""
-        return self.stage_1.part_features
 
 
 class StageOne(nn.Module):
@@ -124,13 +80,13 @@ class StageOne(nn.Module):
         return None
 
 
-class TwoStageModel(
-    nn.Module,
-    SavedModel,
-    library_name="faithful-vit",
-    paper_url="https://arxiv.org/abs/2506.08915",
-):
+class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915"):
     """Stage 1 selects, stage 2 sees the selection only. `from_pretrained`, `save_pretrained`: a folder or a hub id."""
+
+    objective = "two_stage"
+    parameter_rules = "two_stage"
+    finds_parts = True
+    reads_selection = True
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` fills the backbones from `model_config.weights`."""
@@ -157,10 +113,32 @@ class TwoStageModel(
         """Stage 2 alone: class logits [B, C] of images seen through any Selection."""
         return cast(Tensor, self.stage_2(images, selection, soft=self.model_config.mask_kind == "soft"))
 
+    def network_view(self, stage: Stage = 2, selection: Selection | None = None) -> NetworkView:
+        """Stage 1 as it scores classes by its parts, or stage 2 shown `selection`."""
+        if stage == 1:
+            return stage_1_view(self, self.stage_1)
+        assert selection is not None, "stage 2 is explained for a selection"
+        return NetworkView(self.network, lambda images: self.predict(images, selection), "class_token")
+
+    @property
+    def network(self) -> nn.Module:
+        """Stage 2's backbone."""
+        return self.stage_2.backbone
+
+    @property
+    def stages(self) -> tuple[nn.Module, ...]:
+        """Both stages."""
+        return self.stage_1, self.stage_2
+
     def forward(self, images: Tensor, **options: Any) -> TwoStageOutput:
         """Both stages: images [B, 3, H, W] -> TwoStageOutput; options as `StageOne.forward`."""
         stage_1 = self.select(images, **options)
         return TwoStageOutput(self.predict(images, stage_1.selection), stage_1)
+
+
+def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
+    """Stage 1 of a model that finds parts, as a classifier of its own."""
+    return NetworkView(stage_1.backbone, lambda images: select_parts(model, images).class_logits, "patches")
 
 
 def _check(config: ModelConfig, model: TwoStageModel) -> None:

@@ -21,7 +21,7 @@ from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from models import build_model
-from models.registry import AnyModel
+from models.interface import ImageClassifier
 
 CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {
@@ -69,7 +69,7 @@ def tiny_splits(config: RunConfig) -> dict[str, Split]:
     }
 
 
-def tiny_model(config: RunConfig, num_classes: int = 2) -> AnyModel:
+def tiny_model(config: RunConfig, num_classes: int = 2) -> ImageClassifier:
     return build_model(config.model, num_classes, config.data.size_hw, config.train.seed)
 
 
@@ -77,9 +77,10 @@ def tiny_trainer(
     config: RunConfig, objective: Objective | None = None, splits: dict[str, Split] | None = None
 ) -> Trainer:
     """A fresh trainer without a run folder."""
-    objective = objective or OBJECTIVES[config.model.name](config.loss, 2, [17, 17])
-    rules = PARAM_GROUP_RULES[config.model.name](config.optim)
-    return Trainer(config, tiny_model(config), objective, rules, splits or tiny_splits(config), CPU)
+    model = tiny_model(config)
+    objective = objective or OBJECTIVES[model.objective](config.loss, 2, [17, 17])
+    rules = PARAM_GROUP_RULES[model.parameter_rules](config.optim)
+    return Trainer(config, model, objective, rules, splits or tiny_splits(config), CPU)
 
 
 @dataclass

@@ -15,12 +15,13 @@ from datasets.readers.imagenet9 import VARIANTS
 from datasets.types import Batch, DatasetInfo
 from engine.evaluation.loading import read_split
 from engine.evaluation.loop import evaluate, split_loader
-from engine.evaluation.predict import evaluation_mode, hands_out_mask, predict
+from engine.evaluation.predict import evaluation_mode, predict
 from engine.run.config import RunConfig
 from engine.run.machine import PRECISIONS
 from metrics.base import is_correct, ratio
 from metrics.class_mapping import to_dataset_classes
 from metrics.registry import build_metrics, default_metrics
+from models.interface import gives_mask
 
 SAME, RANDOM = "mixed_same", "mixed_rand"
 FOREGROUNDS, BACKGROUNDS = "original", "only_bg_t"
@@ -47,7 +48,7 @@ def read_sets(config: RunConfig, limit: int | None, challenge: bool) -> dict[str
 
 def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch.device) -> dict[str, float]:
     """The default metrics of one set."""
-    metrics = build_metrics(default_metrics(split.info, has_mask=hands_out_mask(model)), split.info)
+    metrics = build_metrics(default_metrics(split.info, has_mask=gives_mask(model)), split.info)
     return evaluate(model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision])
 
 

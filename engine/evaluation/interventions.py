@@ -4,13 +4,14 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
 from engine.evaluation.loading import fingerprint
+from models.interface import is_two_stage
 from models.part_discovery import Intervention
 from models.two_stage import TwoStageModel
 
@@ -29,11 +30,11 @@ def read_intervention(thresholds: Path | None, remove_parts: Sequence[int], mode
 
 def require_two_stage(model: nn.Module) -> TwoStageModel:
     """The model. Raises UserError for one that parts mean nothing to."""
-    if not isinstance(model, TwoStageModel):
+    if not is_two_stage(model):
         raise UserError(
             "thresholds and removed parts need a two-stage run: no other model classifies from the patches of its parts"
         )
-    return model
+    return cast(TwoStageModel, model)
 
 
 def check_parts(numbers: Sequence[int], parts: int, flag: str) -> None:

@@ -15,10 +15,10 @@ from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, LAST
 from models import build_model
-from models.registry import AnyModel
+from models.interface import ImageClassifier
 
 
-def load_run_model(run: Path, config: RunConfig, checkpoint: str, num_outputs: int) -> AnyModel:
+def load_run_model(run: Path, config: RunConfig, checkpoint: str, num_outputs: int) -> ImageClassifier:
     """The run's model with its best or last weights (last: the moving average where the run kept one)."""
     model = build_model(config.model, num_outputs, config.data.size_hw, weights=False)
     if checkpoint == "best":

@@ -13,8 +13,9 @@ from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
 from models.backbone import patch_tokens
+from models.outputs import TwoStageOutput
 from models.part_discovery import Intervention, draw_noise
-from models.two_stage import TwoStageModel, TwoStageOutput
+from models.two_stage import TwoStageModel
 
 UNMODIFIED = "unmodified"
 Settings = Mapping[str, Intervention]

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +11,8 @@ from common.errors import UserError
 from datasets import Split, collate
 from datasets.types import Batch
 from metrics.types import Prediction
-from models.baseline import ClassifierOutput
-from models.given_mask import GivenMaskModel
-from models.selection import Selection
-from models.two_stage import StageOneOutput, TwoStageOutput
+from models.interface import needs_mask
+from models.outputs import ModelOutput
 
 
 def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
@@ -43,7 +40,7 @@ def given_mask(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
     Raises UserError where the data set has none.
     """
-    if not isinstance(model, GivenMaskModel):
+    if not needs_mask(model):
         return {}
     if batch.mask is None:
         raise UserError(
@@ -55,32 +52,21 @@ def given_mask(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 def check_masks(model: nn.Module, splits: Iterable[Split]) -> None:
     """Raise UserError before any work where a split's first image has no mask and the model needs one."""
-    if isinstance(model, GivenMaskModel):
+    if needs_mask(model):
         for split in splits:
             given_mask(model, collate([split[0]]))
 
 
-def hands_out_mask(model: Any) -> bool:
-    """Whether the model's predictions carry a patch mask: of its own making, or given."""
-    return hasattr(model, "select") or isinstance(model, GivenMaskModel)
+def prediction_of(output: ModelOutput) -> Prediction:
+    """What metrics see of a model's output, detached; logits in float32."""
 
+    def detached(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.detach()
 
-def prediction_of(output: TwoStageOutput | StageOneOutput | ClassifierOutput) -> Prediction:
-    """What metrics see of a model's output, detached. Stage 1 alone (PDiscoFormer) gives the final classification."""
-    if isinstance(output, ClassifierOutput):
-        return Prediction(logits=output.logits.detach().float(), mask=output.mask, empty=output.empty)
-    if isinstance(output, TwoStageOutput):
-        alone = prediction_of(output.stage_1)
-        return replace(alone, logits=output.logits.detach().float(), stage_1_logits=alone.logits)
-    selection = output.selection
     return Prediction(
-        logits=output.class_logits.detach(),
-        mask=selection.mask,
-        maps=_maps(selection).detach(),
-        empty=selection.empty,
+        logits=output.logits.detach().float(),
+        stage_1_logits=detached(output.stage_1_logits),
+        mask=output.mask,
+        maps=detached(output.part_maps),
+        empty=output.empty,
     )
-
-
-def _maps(selection: Selection) -> Tensor:
-    assert selection.maps is not None
-    return selection.maps

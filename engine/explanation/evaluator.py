@@ -14,13 +14,10 @@ from datasets.types import Batch, DatasetInfo
 from engine.explanation.map_store import MapReader, MapWriter, Target
 from engine.run.memory import AutoBatchSize
 from explain import METHODS, Explainer, explained_model, run_method
-from explain.explained_model import select
 from explain.options import build_methods
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric
 from metrics.types import Explanation
-from models.pdiscoformer import PDiscoFormer
-from models.two_stage import TwoStageModel
 
 Observer = Callable[[Batch, Tensor, Mapping[str, Tensor]], None]
 """Sees each batch, its logits [B, C], and each method's maps of the predicted class."""
@@ -78,7 +75,11 @@ class ExplanationEvaluator:
     @torch.no_grad()
     def outputs(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, H, W] -> outputs [M, outputs] of what is explained."""
-        return self.halving(lambda piece: _logits(self.model, images[piece], self.stage), len(images))
+
+        def logits(piece: slice) -> Tensor:
+            return explained_model(self.model, images[piece], self.stage).logits(images[piece])
+
+        return self.halving(logits, len(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """The same in the data set's classes: logits [M, C]."""
@@ -149,17 +150,6 @@ class ExplanationEvaluator:
         clock.seconds += _now(images.device) - started
         clock.maps += len(images)
         return maps
-
-
-def _logits(model: nn.Module, images: Tensor, stage: Literal[1, 2]) -> Tensor:
-    """[B, C]; noise that a published quirk keeps in evaluation is drawn as the methods draw it, from seed 0."""
-    if isinstance(model, PDiscoFormer):
-        return select(model, images).class_logits
-    if isinstance(model, TwoStageModel):
-        stage_1 = select(model, images)
-        return stage_1.class_logits if stage == 1 else model.predict(images, stage_1.selection)
-    output = model(images)
-    return output if isinstance(output, Tensor) else cast(Tensor, output.logits)
 
 
 def _now(device: torch.device) -> float:

@@ -7,16 +7,15 @@ from torch import Tensor
 
 from datasets.config import DataConfig
 from engine.run.memory import AutoBatchSize
-from explain.explained_model import select
+from models.interface import ImageClassifier, select_parts
 from models.selection import Selection
-from models.two_stage import TwoStageModel
 
 
 @dataclass(frozen=True)
 class MaskedClassifier:
     """A two-stage model in eval mode, shown the images of an evaluation that may be another model's."""
 
-    model: TwoStageModel
+    model: ImageClassifier
     shown: DataConfig
     """How the images it is handed are normalised."""
     own: DataConfig
@@ -28,7 +27,7 @@ class MaskedClassifier:
         """What its stage 1 keeps of images [B, 3, H, W]; with the gate of a soft-mask model."""
 
         def chosen(piece: slice) -> Selection:
-            return select(self.model, self._renormalised(images[piece])).selection
+            return select_parts(self.model, self._renormalised(images[piece])).selection
 
         pieces = self.halving.pieces(chosen, len(images))
         gates = [piece.gate for piece in pieces if piece.gate is not None]

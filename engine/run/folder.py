@@ -13,7 +13,7 @@ from engine.run.checkpointing import is_there
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, save_config
 from engine.run.renamed_keys import converted_metrics
-from models.registry import AnyModel
+from models.interface import ImageClassifier
 
 CONFIG_FILE = "config.yaml"
 LAST = Path("checkpoints") / "last.safetensors"
@@ -22,7 +22,7 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS = Path("results.json")
 
 
-def open_run(config: RunConfig, model: AnyModel) -> Path:
+def open_run(config: RunConfig, model: ImageClassifier) -> Path:
     """Make the run folder, or check that the one there may be used. Raises UserError; loses nothing.
 
     Writes the resolved config, and beside the best weights the JSON that `from_pretrained` rebuilds the model from.

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from common.registry import Registry
 from datasets.types import Batch
-from engine.evaluation.predict import _maps, given_mask, prediction_of
+from engine.evaluation.predict import given_mask, prediction_of
 from losses import parts
 from losses.classification import ClassificationLoss, Mixup
 from losses.config import LossConfig
 from losses.equivariance import draw_view, num_views, unwarp_maps, warp_images
 from metrics.types import Prediction
-from models.pdiscoformer import PDiscoFormer
-from models.two_stage import StageOneOutput, TwoStageModel, TwoStageOutput
+from models.interface import ImageClassifier
+from models.outputs import StageOneOutput, TwoStageOutput
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,7 @@ class TwoStageObjective:
         self.classify = ClassificationLoss(config.classification, num_classes, class_counts)
         self.mixup = Mixup(config.classification, num_classes)
 
-    def __call__(
-        self, model: TwoStageModel | PDiscoFormer, batch: Batch, stage_1_only: bool = False
-    ) -> ObjectiveOutput:
+    def __call__(self, model: ImageClassifier, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
         """Loss of one batch. `stage_1_only` leaves stage 2 out of the work and of the loss."""
         images, targets = self.mixup(batch.image, batch.targets)
         stage_1 = model.select(images)
@@ -75,7 +73,7 @@ class TwoStageObjective:
         with _full_precision(images):
             terms = self._terms(stage_1, stage_2, targets)
             if maps_back is not None:
-                maps = _maps(stage_1.selection)[: len(maps_back)]
+                maps = stage_1.part_maps[: len(maps_back)]
                 terms["equivariance"] = parts.equivariance(maps, maps_back.float(), valid)
             weights = {field.name: getattr(self.config.weights, field.name) for field in fields(self.config.weights)}
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
@@ -94,11 +92,11 @@ class TwoStageObjective:
         images = images[: num_views(len(images), config)]
         view = draw_view(len(images), (images.shape[-2], images.shape[-1]), config, device=images.device)
         warped = model.select(warp_images(images, view))
-        return unwarp_maps(_maps(warped.selection), view)
+        return unwarp_maps(warped.part_maps, view)
 
     def _terms(self, stage_1: StageOneOutput, stage_2: Tensor | None, targets: Tensor) -> dict[str, Tensor]:
         config, weights = self.config, self.config.weights
-        maps, logits = _maps(stage_1.selection), stage_1.selection.logits
+        maps, logits = stage_1.part_maps, stage_1.selection.logits
         assert logits is not None
         candidates = {
             "stage_2": lambda: None if stage_2 is None else self.classify(stage_2.float(), targets),
@@ -122,11 +120,10 @@ class PartsObjective(TwoStageObjective):
         return None
 
 
-OBJECTIVES: Registry[type[TwoStageObjective] | type[ClassifierObjective]] = Registry("model (--model.name)")
+OBJECTIVES: Registry[type[TwoStageObjective] | type[ClassifierObjective]] = Registry("objective of a model")
+OBJECTIVES.register("classification")(ClassifierObjective)
 OBJECTIVES.register("two_stage")(TwoStageObjective)
-OBJECTIVES.register("pdiscoformer")(PartsObjective)
-for _name in ("vit", "cnn", "decoupled", "late_masking"):
-    OBJECTIVES.register(_name)(ClassifierObjective)
+OBJECTIVES.register("parts")(PartsObjective)
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

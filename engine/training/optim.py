@@ -46,7 +46,7 @@ def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
     ]
 
 
-def plain_rules(config: OptimConfig) -> list[ParamGroupRule]:
+def classifier_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """The published baselines' simpler table. The backbone is stage 2's counterpart and follows stage 2's freezing."""
     return [
         ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
@@ -55,11 +55,9 @@ def plain_rules(config: OptimConfig) -> list[ParamGroupRule]:
     ]
 
 
-PARAM_GROUP_RULES: Registry[Callable[[OptimConfig], list[ParamGroupRule]]] = Registry("model (--model.name)")
-for _name in ("two_stage", "pdiscoformer"):
-    PARAM_GROUP_RULES.register(_name)(two_stage_rules)
-for _name in ("vit", "cnn", "decoupled", "late_masking"):
-    PARAM_GROUP_RULES.register(_name)(plain_rules)
+PARAM_GROUP_RULES: Registry[Callable[[OptimConfig], list[ParamGroupRule]]] = Registry("parameter groups of a model")
+PARAM_GROUP_RULES.register("two_stage")(two_stage_rules)
+PARAM_GROUP_RULES.register("classifier")(classifier_rules)
 
 
 def parameter_groups(

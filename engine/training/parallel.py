@@ -1,8 +1,7 @@
-"""A training step's two passes, in one process or with gradients averaged over several (DDP)."""
+"""Training on several processes: DDP around the objective, and what depends on the batches of all processes."""
 
-import contextlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,59 +12,45 @@ from common.processes import processes
 from datasets.types import Batch
 from engine.run.config import RunConfig
 from engine.training.objectives import ObjectiveOutput
+from models.interface import is_two_stage
 
 Forward = Callable[[Batch, bool], ObjectiveOutput]
 """(batch, stage_1_only) -> ObjectiveOutput."""
 
 
-class _Step(nn.Module):
-    """An objective as a module, because that is what DDP wraps: it must see a whole forward pass."""
+class _ObjectiveModule(nn.Module):
+    """An objective as a module: DDP wraps a whole forward pass, and the stages of a model are called one by one."""
 
-    def __init__(self, model: nn.Module, outcome: Forward) -> None:
+    def __init__(self, model: nn.Module, output: Forward) -> None:
         super().__init__()
-        self.model, self.outcome = model, outcome
+        self.model, self.output = model, output
 
     def forward(self, batch: Batch, stage_1_only: bool) -> ObjectiveOutput:
-        return self.outcome(batch, stage_1_only)
+        return self.output(batch, stage_1_only)
 
 
-class ForwardBackward:
-    """Forward and backward of one micro-batch."""
-
-    def __init__(self, model: nn.Module, outcome: Forward, partial: bool) -> None:
-        """`outcome` runs `model`; `partial`: some steps leave parameters out."""
-        self.whole, self.ddp = outcome, None
-        if processes().is_distributed:
-            self.ddp = DistributedDataParallel(_Step(model, outcome), find_unused_parameters=partial)
-
-    def __call__(
-        self, batch: Batch, stage_1_only: bool, precision: torch.dtype, scale: Callable[[torch.Tensor], torch.Tensor],
-        last_of_step: bool,
-    ) -> ObjectiveOutput:  # fmt: skip
-        """Leave the gradient of the `scale`d loss in the parameters. It is averaged over the processes with the last
-        micro-batch of a step."""
-        device = batch.image.device.type
-        with contextlib.nullcontext() if self.ddp is None or last_of_step else self.ddp.no_sync():
-            with torch.autocast(device, dtype=precision, enabled=precision != torch.float32):
-                outcome = cast(ObjectiveOutput, (self.ddp or self.whole)(batch, stage_1_only))
-            scale(outcome.loss).backward()
-        return outcome
+def data_parallel(model: nn.Module, output: Forward, config: RunConfig) -> DistributedDataParallel | None:
+    """DDP around `output`, which runs `model`; None where there is one process."""
+    if not processes().is_distributed:
+        return None
+    unused = has_unused_parameters(model, config)
+    return DistributedDataParallel(_ObjectiveModule(model, output), find_unused_parameters=unused)
 
 
-def has_unused_parameters(config: RunConfig) -> bool:
+def has_unused_parameters(model: nn.Module, config: RunConfig) -> bool:
     """Whether some steps give some trainable parameters no gradient, which DDP must know."""
     weights = config.loss.weights
-    one_stage = config.model.name == "two_stage" and not (weights.stage_1 and weights.stage_2)
+    one_stage = is_two_stage(model) and not (weights.stage_1 and weights.stage_2)
     return one_stage or config.optim.stage_1_epochs > 0 or config.data.semi.mode in ("alternating", "unsupervised")
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give every process the first one's buffers: BatchNorm's statistics of its own images are on each."""
+    """Copy the first process's buffers to all: BatchNorm's statistics otherwise follow each process's own images."""
     for buffer in model.buffers() if processes().is_distributed else ():
         dist.broadcast(buffer, 0)
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> Any:
-    """The model with BatchNorm over the batches of all processes; torch has that for GPUs only."""
-    several = processes().is_distributed and device.type == "cuda"
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if several else model
+    """The model with BatchNorm over the batches of all processes; PyTorch has that for GPUs only."""
+    on_gpus = processes().is_distributed and device.type == "cuda"
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model

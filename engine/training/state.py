@@ -15,7 +15,7 @@ from common.processes import gather, processes
 from engine.run import checkpointing
 from engine.run.renamed_keys import converted_metrics
 from engine.run.resume import check_processes
-from engine.training.sums import EpochMeans, Sums, merged
+from engine.training.epoch_means import EpochMeans, Sums, merged
 
 
 @dataclass

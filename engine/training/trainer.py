@@ -13,11 +13,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from common.processes import processes, totals
-from common.seeds import stable_seed
 from datasets import Batch, Split
 from datasets.loader import BatchSampler
 from engine.evaluation.loop import evaluate, split_loader
-from engine.evaluation.predict import hands_out_mask
 from engine.run import checkpointing
 from engine.run.atomic_files import keep_as
 from engine.run.config import RunConfig
@@ -26,28 +24,29 @@ from engine.run.machine import PRECISIONS
 from engine.run.memory import machine_errors
 from engine.run.stopping import RunStopped, StopRequest
 from engine.run.tracking import MetricsRow, Tracker
-from engine.training.best import best_value
+from engine.training.best_metric import best_value
 from engine.training.consistency import Agreement
-from engine.training.guards import StepGuard, gradient_norm
+from engine.training.epoch_means import EpochMeans
 from engine.training.objectives import Objective
 from engine.training.optim import ParamGroupRule, build_optimizer, normalised_weight_decay
-from engine.training.parallel import ForwardBackward, broadcast_buffers, has_unused_parameters, sync_batchnorm
+from engine.training.parallel import broadcast_buffers, sync_batchnorm
 from engine.training.schedule import lr_factor
 from engine.training.state import Progress, RunState
-from engine.training.sums import EpochMeans
+from engine.training.step import TrainStep
 from metrics.registry import build_metrics, default_metrics
+from models.interface import ImageClassifier, gives_mask
 
 
 class Trainer:
     """Trains one model by one objective, and leaves everything needed to go on in the run folder."""
 
     def __init__(
-        self, config: RunConfig, model: nn.Module, objective: Objective, rules: list[ParamGroupRule],
+        self, config: RunConfig, model: ImageClassifier, objective: Objective, rules: list[ParamGroupRule],
         splits: dict[str, Split], device: torch.device, feed: BatchSampler | None = None,
     ) -> None:  # fmt: skip
         """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups. `feed`: what every step
         reads; None: the whole training split once an epoch. Every process builds the same trainer."""
-        self.config, self.objective, self.splits, self.device = config, objective, splits, device
+        self.config, self.splits, self.device = config, splits, device
         self.out = Path(config.out)
         self.model = model = sync_batchnorm(model.to(device), device)
         self.feed = feed or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
@@ -63,18 +62,15 @@ class Trainer:
             progress=Progress(),
             means=EpochMeans(device, {}),
         )
-        self.guard = StepGuard()
         self._lap_started = time.perf_counter()
         info = splits["train"].info
-        sample = splits["val"][0] if hasattr(model, "select") else None
+        sample = splits["val"][0] if model.finds_parts else None
         explained = Agreement(model, config.loss.consistency).wanted
         intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
-        self.metrics = build_metrics((*default_metrics(info, hands_out_mask(model), sample), *intervals), info)
+        self.metrics = build_metrics((*default_metrics(info, gives_mask(model), sample), *intervals), info)
         if config.train.compile:
             _compile(model)
-        self.passes = ForwardBackward(
-            model, lambda batch, alone: self.objective(model, batch, stage_1_only=alone), has_unused_parameters(config)
-        )
+        self.step = TrainStep(config, self.state, objective, self.precision)
 
     @property
     def progress(self) -> Progress:
@@ -85,6 +81,15 @@ class Trainer:
     def optimizer(self) -> torch.optim.Optimizer:
         """The one optimiser."""
         return self.state.optimizer
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return self.step.objective
+
+    @objective.setter
+    def objective(self, objective: Objective) -> None:
+        self.step.objective = objective
 
     # --- the run -------------------------------------------------------------------------------------------------
 
@@ -128,14 +133,14 @@ class Trainer:
         started = time.perf_counter()
         with tracker.bar(f"epoch {progress.epoch + 1}/{config.train.epochs}", self.steps, progress.batch) as advance:
             for batch in loader:
-                whole_step = self._micro_step(batch)
+                ends_step = self._train_batch(batch)
                 advance(len(batch))
-                if whole_step and self._measures_now():
+                if ends_step and self._measures_now():
                     self._clock(started)
                     tracker.log(self._measured({"epoch": self.position, "step": progress.step}))
                     started = time.perf_counter()
-                number = stop.agreed() if whole_step else None
-                if whole_step and (number or self._due()) and progress.batch < self.steps:
+                number = stop.agreed() if ends_step else None
+                if ends_step and (number or self._due()) and progress.batch < self.steps:
                     self._clock(started)
                     started = time.perf_counter()
                     self.save(tracker)
@@ -166,23 +171,17 @@ class Trainer:
         every = self.config.train.save_every_steps
         return bool(every) and self.progress.step % every == 0
 
-    def _micro_step(self, batch: Batch) -> bool:
-        """One forward and backward; True when it ended with an optimiser step."""
+    def _train_batch(self, batch: Batch) -> bool:
+        """One micro-batch; True when it ended with an optimiser step."""
         config, progress = self.config.optim, self.progress
-        torch.manual_seed(stable_seed("step", self.config.train.seed, progress.epoch, progress.batch))
-        whole_step = (progress.batch + 1) % config.grad_accum_steps == 0 or progress.batch + 1 == self.steps
-        share = self._count(batch)
+        ends_step = (progress.batch + 1) % config.grad_accum_steps == 0 or progress.batch + 1 == self.steps
+        factor = lr_factor(config, self.config.train.epochs, self.position) if ends_step else None
+        weight = self._count(batch) / config.grad_accum_steps
         batch = batch.to(self.device)
-        outcome = self.passes(
-            batch, progress.epoch < config.stage_1_epochs, self.precision,
-            lambda loss: self.state.scaler.scale(loss * share / config.grad_accum_steps), whole_step,
-        )  # fmt: skip
-        self.state.means.add(outcome, batch)
-        self.guard.note(f"epoch {progress.epoch + 1}, batch {progress.batch + 1}", outcome, batch)
-        if whole_step:
-            self._optimizer_step()
+        output = self.step(batch, weight, factor)
+        self.state.means.add(output, batch)
         progress.batch += 1
-        return whole_step
+        return ends_step
 
     def _count(self, batch: Batch) -> float:
         """Count the images of all processes; this one's share of them, 1 where all have as many."""
@@ -190,24 +189,6 @@ class Trainer:
         self.progress.images += images
         self.progress.skipped += skipped
         return len(batch) * processes().world_size / images
-
-    def _optimizer_step(self) -> None:
-        config, progress, scaler = self.config, self.progress, self.state.scaler
-        factor = lr_factor(config.optim, config.train.epochs, self.position)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * factor
-        scaler.unscale_(self.optimizer)
-        norm = gradient_norm(self.model)
-        # Under fp16 an overflow is the scaler's: it leaves the step out and goes on with a smaller scale.
-        self.guard.check(None if scaler.is_enabled() else norm, self.model)
-        if config.optim.clip:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), config.optim.clip, norm)
-        scaler.step(self.optimizer)
-        scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        if self.state.ema:
-            self.state.ema.update(self.model, step=progress.step)
 
     def _finish_epoch(self) -> MetricsRow:
         """Close the epoch: its row of metrics, validated where due."""
@@ -290,8 +271,7 @@ class Trainer:
         )
 
 
-def _compile(model: nn.Module) -> None:
+def _compile(model: ImageClassifier) -> None:
     """Compile the heavy parts in place; names of weights stay as they are."""
-    stages = [getattr(model, name) for name in ("stage_1", "stage_2") if hasattr(model, name)]
-    for part in stages or [model]:
+    for part in model.stages or (model,):
         part.compile()

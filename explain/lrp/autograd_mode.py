@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
 from explain.lrp.dispatch import MOVES, Operation, Rule, RuleSet, is_tracked, rule_for
-from models.two_stage import TwoStageModel
+from models.interface import is_two_stage
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
@@ -131,6 +131,6 @@ def require_rules(explained: ExplainedModel, pixels: bool) -> None:
 def _runs(explained: ExplainedModel, name: str) -> bool:
     """Whether the module `name` belongs to the stage that is explained, or to a model of one stage."""
     model = explained.module
-    if not isinstance(model, TwoStageModel):
+    if not is_two_stage(model):
         return True
-    return name.startswith("stage_1." if explained.vit is model.stage_1.backbone else "stage_2.")
+    return name.startswith("stage_2." if explained.network is model.network else "stage_1.")

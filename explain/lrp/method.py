@@ -24,7 +24,7 @@ from explain.rollout import readout_row
 from explain.types import METHODS, Explainer
 from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
-from models.pdiscoformer import PartModel
+from models.two_stage import StageOne
 
 Variant = Literal[
     "transformer_attribution", "rollout", "last_layer", "last_layer_grad", "second_layer", "last_layer_attn", "full"
@@ -132,10 +132,10 @@ class Lrp(Explainer):
 
 def scores_of(explained: ExplainedModel) -> Callable[[Tensor], Tensor]:
     """[B, 3, H, W] -> [B, C]. Stage 1 with its part maps as given weights: no relevance goes to where a part is."""
-    model = explained.module
-    if not isinstance(model, PartModel) or explained.vit is not model.stage_1.backbone:
+    stage_1 = getattr(explained.module, "stage_1", None)
+    if not isinstance(stage_1, StageOne) or explained.network is not stage_1.backbone:
         return explained.logits
-    parts = model.stage_1.parts
+    parts = stage_1.parts
 
     def scores(images: Tensor) -> Tensor:
         tokens = patch_tokens(explained.vit, images)

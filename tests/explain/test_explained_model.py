@@ -9,7 +9,8 @@ from torch import nn
 
 from common.errors import UserError
 from explain import explain
-from explain.explained_model import explainable, explained_model, require_attention, select, with_selection
+from explain.explained_model import explainable, explained_model, require_attention, with_selection
+from models.interface import select_parts
 from models.two_stage import with_mask
 from tests.explain.small import CASES, two_stage, vit
 from tests.models.small import shaken
@@ -98,11 +99,11 @@ def test_published_noise_in_evaluation_is_the_same_in_every_call() -> None:
     x = CASES["stage_2"].images()
     quiet = shaken(two_stage(parts={"temperature": 0.02})).eval()
     before = torch.get_rng_state()
-    first, second = (select(model, x).selection for _ in range(2))
+    first, second = (select_parts(model, x).selection for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     assert first.maps is not None and second.maps is not None
     torch.testing.assert_close(first.maps, second.maps, rtol=0, atol=0)
-    assert not torch.allclose(first.maps, select(quiet, x).selection.maps)
+    assert not torch.allclose(first.maps, select_parts(quiet, x).selection.maps)
 
 
 def test_hidden_patches_of_stage_2_are_zero_in_attention_maps() -> None:

@@ -260,3 +260,12 @@ def test_straight_through_gradient_at_hidden_patches_is_limited() -> None:
     slope = torch.sigmoid(margin.detach()) * (1 - torch.sigmoid(margin.detach()))
     expected = torch.tensor([[0.3, -0.2, 0.3, -0.1], [0.0, 0.0, 0.0, 0.0]]) * slope
     torch.testing.assert_close(margin.grad, expected)
+
+
+def test_a_patch_as_close_to_a_part_as_to_the_background_is_foreground() -> None:
+    """The published rule is max_k y_k >= y_background: a tie goes to the part."""
+    model = model_of(parts={"num_parts": 1})
+    with torch.no_grad():
+        model.stage_1.parts.prototypes[1] = model.stage_1.parts.prototypes[0]
+    output = model(images(3, SIZE))
+    assert bool(output.mask.all()) and not bool(output.empty.any())

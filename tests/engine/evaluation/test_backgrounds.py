@@ -12,7 +12,7 @@ from datasets import Split
 from engine.evaluation.backgrounds import background_gaps, measure_set, read_sets, run_challenge
 from engine.run.config import RunConfig
 from metrics.class_mapping import class_logits
-from models.baseline import ClassifierOutput
+from models.outputs import ClassifierOutput
 from tests.tiny import CPU, tiny_config
 from tests.trees import imagenet9_tree
 

@@ -17,8 +17,8 @@ from engine.evaluation.records import ImageRecord, Recorder
 from engine.run.config import RunConfig
 from metrics.registry import MetricSet, build_metrics, default_metrics
 from metrics.types import Prediction
+from models.interface import ImageClassifier
 from models.part_discovery import Intervention
-from models.registry import AnyModel
 from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
 
 KEYS = {"data.synthetic.test_images": 37, "model.parts.temperature": 20.0}
@@ -34,7 +34,7 @@ def split(config: RunConfig) -> Split:
     return tiny_splits(config)["test"]
 
 
-def lively_model(config: RunConfig) -> AnyModel:
+def lively_model(config: RunConfig) -> ImageClassifier:
     """Random weights whose answers differ from image to image."""
     model = tiny_model(config)
     with torch.no_grad():

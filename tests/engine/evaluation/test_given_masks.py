@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from common.errors import UserError
 from datasets import Batch, Split, collate, eval_loader
 from engine.evaluation.loop import evaluate
-from engine.evaluation.predict import check_masks, given_mask, hands_out_mask, prediction_of
+from engine.evaluation.predict import check_masks, given_mask, prediction_of
 from engine.training.objectives import OBJECTIVES
 from losses.config import EquivarianceConfig, LossConfig, LossWeights
 from metrics.registry import build_metrics, default_metrics
+from models.interface import gives_mask
 from models.two_stage import TwoStageModel
 from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
 
@@ -43,11 +44,11 @@ def test_the_loss_is_the_cross_entropy_of_what_the_model_says_of_image_and_mask(
 ) -> None:
     config, batch = tiny_config(tmp_path, keys(name)), a_batch(split)
     model = tiny_model(config).eval()
-    outcome = OBJECTIVES[name](config.loss, 2, [17, 17])(model, batch)
+    outcome = OBJECTIVES[model.objective](config.loss, 2, [17, 17])(model, batch)
     logits = (model(batch.image, batch.mask) if name in GIVEN else model(batch.image)).logits
     torch.testing.assert_close(outcome.loss, F.cross_entropy(logits, batch.label))
     assert torch.equal(outcome.prediction.logits, logits.detach())
-    assert (outcome.prediction.mask is not None) == (name in GIVEN) == hands_out_mask(model)
+    assert (outcome.prediction.mask is not None) == (name in GIVEN) == gives_mask(model)
 
 
 def test_pdiscoformer_minimises_the_two_stage_terms_without_stage_2(tmp_path: Path, split: Split) -> None:
@@ -58,9 +59,9 @@ def test_pdiscoformer_minimises_the_two_stage_terms_without_stage_2(tmp_path: Pa
     assert isinstance(two, TwoStageModel)
     two.stage_1.load_state_dict(model.stage_1.state_dict())
     torch.manual_seed(3)
-    outcome = OBJECTIVES["pdiscoformer"](loss, 2, [17, 17])(model, batch)
+    outcome = OBJECTIVES[model.objective](loss, 2, [17, 17])(model, batch)
     torch.manual_seed(3)
-    full = OBJECTIVES["two_stage"](loss, 2, [17, 17])(two, batch)
+    full = OBJECTIVES[two.objective](loss, 2, [17, 17])(two, batch)
     assert outcome.terms == {term: value for term, value in full.terms.items() if term != "stage_2"}
     torch.testing.assert_close(outcome.loss, full.loss.detach() - 1.1 * full.terms["stage_2"])
     assert torch.equal(outcome.prediction.logits, full.prediction.stage_1_logits)
@@ -70,7 +71,7 @@ def test_pdiscoformer_minimises_the_two_stage_terms_without_stage_2(tmp_path: Pa
 @pytest.mark.parametrize("name", GIVEN)
 def test_evaluation_shows_the_data_set_s_masks(name: str, tmp_path: Path, split: Split) -> None:
     model = tiny_model(tiny_config(tmp_path, keys(name)))
-    names = default_metrics(split.info, has_mask=hands_out_mask(model))
+    names = default_metrics(split.info, has_mask=gives_mask(model))
     assert "mask" in names
     results = [
         evaluate(model, eval_loader(split, batch_size=size, workers=0), build_metrics(names, split.info), CPU)

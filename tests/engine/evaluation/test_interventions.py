@@ -10,14 +10,14 @@ import torch
 from common.errors import UserError
 from engine.evaluation.interventions import INFO, read_intervention, read_thresholds
 from engine.evaluation.loading import fingerprint
-from models.registry import AnyModel
+from models.interface import ImageClassifier
 from tests.tiny import tiny_config, tiny_model
 
 GOOD = {"0": 1.5, "1": -2, "2": 0.0}
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> AnyModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> ImageClassifier:
     return tiny_model(tiny_config(tmp_path_factory.mktemp("run")))
 
 
@@ -27,7 +27,7 @@ def written(folder: Path, content: Any) -> Path:
     return path
 
 
-def test_good_thresholds_with_and_without_info(model: AnyModel, tmp_path: Path) -> None:
+def test_good_thresholds_with_and_without_info(model: ImageClassifier, tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     for info in (None, {"fingerprint": fingerprint(model)}, {}, ["of another program"]):
         if info is not None:
@@ -53,27 +53,27 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("content", "words"), BAD.values(), ids=BAD.keys())
-def test_bad_thresholds(content: Any, words: str, model: AnyModel, tmp_path: Path) -> None:
+def test_bad_thresholds(content: Any, words: str, model: ImageClassifier, tmp_path: Path) -> None:
     path = written(tmp_path, content)
     with pytest.raises(UserError, match=words) as caught:
         read_thresholds(path, model)
     assert str(caught.value).startswith(f"--thresholds: {path}") and "\n" not in str(caught.value)
 
 
-def test_a_mistyped_path_and_a_folder(model: AnyModel, tmp_path: Path) -> None:
+def test_a_mistyped_path_and_a_folder(model: ImageClassifier, tmp_path: Path) -> None:
     for path in (tmp_path / "0.59.json", tmp_path):
         with pytest.raises(UserError, match=f"--thresholds: cannot read {path}"):
             read_thresholds(path, model)
 
 
-def test_thresholds_of_other_weights(model: AnyModel, tmp_path: Path) -> None:
+def test_thresholds_of_other_weights(model: ImageClassifier, tmp_path: Path) -> None:
     path = written(tmp_path, GOOD)
     (tmp_path / INFO).write_text(json.dumps({"fingerprint": "0123456789abcdef"}))
     with pytest.raises(UserError, match="other weights"):
         read_thresholds(path, model)
 
 
-def test_parts_that_there_are_not(model: AnyModel) -> None:
+def test_parts_that_there_are_not(model: ImageClassifier) -> None:
     for parts in ([3], [0, -1]):
         with pytest.raises(UserError, match="--remove-parts: parts are numbered 0 to 2"):
             read_intervention(None, parts, model)

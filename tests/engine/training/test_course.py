@@ -13,7 +13,7 @@ from datasets import Split, train_loader
 from datasets.formats.images import UnreadableImageError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import BEST, LAST
-from engine.training.best import check_best_metric
+from engine.training.best_metric import check_best_metric
 from engine.training.trainer import Trainer
 from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits, tiny_trainer
 
@@ -43,7 +43,16 @@ def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
     assert session.trainer.progress.best_epoch == chosen
 
 
-def test_test_figures_choose_nothing(tmp_path: Path) -> None:
+def test_an_epoch_of_stage_1_alone_is_never_the_best(tmp_path: Path) -> None:
+    """Stage 2 has learnt nothing in it, however good the value is by chance."""
+    session = Session(tiny_config(tmp_path, {"train.epochs": 3, "optim.stage_1_epochs": 1}))
+    rig(session.trainer, [1.0, 0.2, 0.1])
+    session.go()
+    assert session.trainer.progress.best_epoch == 2
+    assert read_checkpoint(tmp_path / BEST / "model.safetensors").progress == {"epoch": 2, "val/accuracy": 0.2}
+
+
+def test_test_metrics_choose_nothing(tmp_path: Path) -> None:
     plain, watched = tmp_path / "plain", tmp_path / "watched"
     Session(tiny_config(plain)).go()
     Session(tiny_config(watched, {"train.log_test": True})).go()

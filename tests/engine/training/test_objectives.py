@@ -15,8 +15,9 @@ from engine.training.objectives import OBJECTIVES, ClassifierObjective, Objectiv
 from losses import parts
 from losses.config import ClassificationConfig, EquivarianceConfig, LossConfig, LossWeights
 from losses.equivariance import draw_view, unwarp_maps, warp_images
-from models.registry import AnyModel
-from models.two_stage import StageOneOutput, TwoStageModel
+from models.interface import ImageClassifier
+from models.outputs import StageOneOutput
+from models.two_stage import TwoStageModel
 from tests.tiny import tiny_config, tiny_model, tiny_splits
 
 WEIGHTS = LossWeights(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.1)
@@ -42,7 +43,7 @@ def two_stage(tmp_path: Path, **keys: Any) -> TwoStageModel:
     return model.train()
 
 
-def plain(tmp_path: Path) -> AnyModel:
+def plain(tmp_path: Path) -> ImageClassifier:
     return tiny_model(tiny_config(tmp_path, {"model.name": "vit"})).train()
 
 
@@ -50,7 +51,7 @@ def objective(weights: LossWeights = WEIGHTS, **changes: Any) -> TwoStageObjecti
     return TwoStageObjective(replace(LossConfig(), weights=weights, **changes), 2, [17, 17])
 
 
-def seeded(goal: Any, model: AnyModel, batch: Batch, **options: Any) -> ObjectiveOutput:
+def seeded(goal: Any, model: ImageClassifier, batch: Batch, **options: Any) -> ObjectiveOutput:
     torch.manual_seed(3)
     return goal(model, batch, **options)
 
@@ -245,7 +246,7 @@ def test_images_of_several_classes(name: str, tmp_path: Path, batch: Batch) -> N
     """Every classification term is binary cross-entropy against the classes present; labels play no part."""
     model = plain(tmp_path) if name == "vit" else two_stage(tmp_path)
     several = replace(batch, present=torch.rand(7, 2, generator=torch.Generator().manual_seed(2)) > 0.4)
-    goal = OBJECTIVES[name](LossConfig(), 2, [17, 17])
+    goal = OBJECTIVES[model.objective](LossConfig(), 2, [17, 17])
     outcome = seeded(goal, model, several)
     relabelled = seeded(goal, model, replace(several, label=1 - batch.label))
     assert torch.equal(outcome.loss, relabelled.loss)

@@ -14,9 +14,9 @@ from engine.training.optim import (
     PARAM_GROUP_RULES,
     ParamGroupRule,
     build_optimizer,
+    classifier_rules,
     normalised_weight_decay,
     parameter_groups,
-    plain_rules,
     two_stage_rules,
 )  # fmt: skip
 from models import build_model
@@ -125,7 +125,7 @@ def test_plain_vit_table(pooling: str, frozen: bool) -> None:
     bias = {} if pooling == "aim" else {"head.bias": False}
     expected = {f"backbone.{name}": None if frozen else (3.0, decays) for name, decays in backbone.items()}
     expected |= {name: (1e4, decays) for name, decays in ({"head.weight": True} | bias | POOLS[pooling]).items()}
-    assert fates(model, plain_rules(config), config) == expected
+    assert fates(model, classifier_rules(config), config) == expected
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -30,7 +30,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 def hold_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the gradients of a whole step instead of applying them."""
-    monkeypatch.setattr(trainer, "_optimizer_step", lambda: None)
+    monkeypatch.setattr(trainer.step, "_update", lambda lr_factor: None)
 
 
 def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +38,8 @@ def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkey
     halves = tiny_trainer(tiny_config(tmp_path, PLAIN | {"data.batch_size": 8, "optim.grad_accum_steps": 2}))
     for trainer in (whole, halves):
         hold_step(trainer, monkeypatch)
-    whole._micro_step(first_batches(whole, 1, 16)[0])
-    assert [halves._micro_step(batch) for batch in first_batches(halves, 2, 8)] == [False, True]
+    whole._train_batch(first_batches(whole, 1, 16)[0])
+    assert [halves._train_batch(batch) for batch in first_batches(halves, 2, 8)] == [False, True]
     expected, found = gradients(whole), gradients(halves)
     assert expected.keys() == found.keys()
     for name, gradient in expected.items():
@@ -51,13 +51,13 @@ def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tm
     """Four batches in windows of three: two steps, the last from one batch whose loss is divided by three too."""
     session = Session(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     trainer, norms = session.trainer, []
-    step = trainer._optimizer_step
+    update = trainer.step._update
 
-    def watched() -> None:
+    def watched(lr_factor: float) -> None:
         norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm())
-        step()
+        update(lr_factor)
 
-    trainer._optimizer_step = watched
+    trainer.step._update = watched  # type: ignore[method-assign]
     session.go()
     assert trainer.progress.step == 2
     alone = tiny_trainer(tiny_config(tmp_path, PLAIN))
@@ -65,7 +65,7 @@ def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tm
     replay = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     batches = first_batches(replay, 4, 8)
     for batch in batches[:3]:
-        replay._micro_step(batch)
+        replay._train_batch(batch)
     alone.model.load_state_dict(replay.model.state_dict())
     alone.objective(alone.model, batches[3]).loss.backward()
     norm = torch.cat([p.grad.flatten() for p in alone.model.parameters()]).norm()
@@ -88,7 +88,7 @@ def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: 
     trainer.objective(trainer.model, batch).loss.backward()
     free = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
     trainer.optimizer.zero_grad()
-    trainer._micro_step(batch)
+    trainer._train_batch(batch)
     assert seen[0] == pytest.approx(0.01 if clip == 0.01 else free, rel=1e-3 if precision == "fp32" else 0.1)
 
 

@@ -1,4 +1,4 @@
-"""Failures of the machine as one line: memory with numbers and advice, loading processes that die."""
+"""The training step: its seeds and its guard. Failures of the machine in one line: memory, loading processes."""
 
 import os
 import re
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.seeds import stable_seed
 from datasets import Batch
 from engine.evaluation.loop import evaluate, split_loader
 from engine.run.checkpointing import read_checkpoint
@@ -92,7 +93,7 @@ def train_with_a_deadly_image(out: str) -> None:
 @pytest.mark.slow
 def test_a_loading_process_that_is_killed(tmp_path: Path) -> None:
     """In a Python of its own: torch raises at any later moment too that one of its loading processes has died."""
-    code = f"from tests.engine.training.test_guards import *; train_with_a_deadly_picture({str(tmp_path)!r})"
+    code = f"from tests.engine.training.test_step import *; train_with_a_deadly_image({str(tmp_path)!r})"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
     assert re.fullmatch(r"a loading process.* died.*data\.workers.*\n", done.stdout), done.stdout + done.stderr
@@ -118,3 +119,41 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(clip: float, tmp_pat
         session.go()
     assert "synthetic/train/" in str(caught.value)
     assert_same_tensors(copied(trainer.model.state_dict()), before[0])
+
+
+def test_under_fp16_an_overflowing_gradient_is_left_to_the_scaler(tmp_path: Path) -> None:
+    """The guard does not look at the norm: the step is skipped, the scale halved, and training goes on."""
+    session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.precision": "fp16", "train.epochs": 1}))
+    trainer, objective = session.trainer, session.trainer.objective
+    weights: list[dict[str, torch.Tensor]] = []
+    scales: list[float] = []
+
+    def overflowing(model: nn.Module, batch: Batch, **options: Any) -> Any:
+        output = objective(model, batch, **options)
+        weights.append(copied(model.state_dict()))
+        scales.append(trainer.state.scaler.get_scale())
+        if trainer.progress.batch == 1:
+            model.get_parameter("head.weight").register_hook(lambda gradient: gradient * torch.inf)
+        return output
+
+    trainer.objective = overflowing
+    session.go()
+    assert len(weights) == 4 and scales[2] == scales[1] / 2
+    assert_same_tensors(weights[2], weights[1])
+    assert not torch.equal(weights[1]["head.weight"], weights[0]["head.weight"])
+
+
+def test_every_micro_batch_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    """It follows from the run's seed, the epoch and the batch."""
+    session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.epochs": 2}))
+    trainer, objective = session.trainer, session.trainer.objective
+    seeds: dict[tuple[int, int], int] = {}
+
+    def noted(model: nn.Module, batch: Batch, **options: Any) -> Any:
+        seeds[trainer.progress.epoch, trainer.progress.batch] = torch.initial_seed()
+        return objective(model, batch, **options)
+
+    trainer.objective = noted
+    session.go()
+    assert seeds == {(epoch, batch): stable_seed("step", 0, epoch, batch) for epoch in range(2) for batch in range(4)}
+    assert len(set(seeds.values())) == 8

@@ -1,0 +1,137 @@
+"""What models return for a batch. All outputs answer the same questions (`ModelOutput`); None: does not apply.
+
+Shape legend: B images, C classes, D width, K parts (the last of K+1 channels is background), h x w patch grid.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+from torch import Tensor
+
+from models.selection import Selection
+
+
+class ModelOutput(Protocol):
+    """What training and evaluation read from any model's output."""
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, C]: the final classification."""
+
+    @property
+    def stage_1_logits(self) -> Tensor | None:
+        """[B, C]: stage 1's own classification, where a second stage follows."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """[B, h, w] bool: the patches that the classifier saw, or (a model of parts alone) that its parts claim."""
+
+    @property
+    def part_maps(self) -> Tensor | None:
+        """[B, K+1, h, w], last = background."""
+
+    @property
+    def empty(self) -> Tensor | None:
+        """[B] bool: no patch was selected (before any fallback)."""
+
+
+@dataclass(frozen=True)
+class ClassifierOutput:
+    """Output of a classifier that finds no parts."""
+
+    logits: Tensor
+    """[B, C]."""
+    mask: Tensor | None = None
+    """[B, h, w] bool: the patches of a given mask; None where the model takes none."""
+    empty: Tensor | None = None
+    """[B] bool: the given mask shows no patch (before any fallback)."""
+
+    @property
+    def stage_1_logits(self) -> None:
+        """None: there is one stage."""
+        return None
+
+    @property
+    def part_maps(self) -> None:
+        """None: the model finds no parts."""
+        return None
+
+
+@dataclass(frozen=True)
+class StageOneOutput:
+    """Output of stage 1; the whole output of a model that classifies by its parts alone (PDiscoFormer)."""
+
+    selection: Selection
+    part_logits: Tensor
+    """[B, C, K] class scores of each part."""
+    part_features: Tensor
+    """[B, D, K+1] modulated part vectors."""
+
+    @property
+    def class_logits(self) -> Tensor:
+        """[B, C]: stage 1's own classification, the mean over parts (dropped parts count as zeros)."""
+        return self.part_logits.mean(-1)
+
+    @property
+    def logits(self) -> Tensor:
+        """[B, C]: the same, as the final classification of a model without a second stage."""
+        return self.class_logits
+
+    @property
+    def stage_1_logits(self) -> None:
+        """None: they are the final `logits`."""
+        return None
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, h, w] bool: the patches that the parts claim."""
+        return self.selection.mask
+
+    @property
+    def part_maps(self) -> Tensor:
+        """[B, K+1, h, w], last = background."""
+        return cast(Tensor, self.selection.maps)
+
+    @property
+    def empty(self) -> Tensor | None:
+        """[B] bool: the parts claim no patch (before the fallback)."""
+        return self.selection.empty
+
+
+@dataclass(frozen=True)
+class TwoStageOutput:
+    """Output of both stages."""
+
+    logits: Tensor
+    """[B, C], stage 2."""
+    stage_1: StageOneOutput
+
+    @property
+    def stage_1_logits(self) -> Tensor:
+        """[B, C], stage 1."""
+        return self.stage_1.class_logits
+
+    @property
+    def part_logits(self) -> Tensor:
+        """[B, C, K], stage-1 class scores per part."""
+        return self.stage_1.part_logits
+
+    @property
+    def part_maps(self) -> Tensor:
+        """[B, K+1, h, w], last = background."""
+        return self.stage_1.part_maps
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, h, w] bool: what stage 2 saw."""
+        return self.stage_1.mask
+
+    @property
+    def part_features(self) -> Tensor:
+        """[B, D, K+1]."""
+        return self.stage_1.part_features
+
+    @property
+    def empty(self) -> Tensor | None:
+        """[B] bool: stage 1 kept no patch (before the fallback)."""
+        return self.stage_1.empty
