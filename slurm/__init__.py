@@ -1,0 +1,1 @@
+"""Job scripts for SLURM, and `python -m slurm.submit`."""

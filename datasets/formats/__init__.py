@@ -1,0 +1,1 @@
+"""Reading file formats, every value checked: images, tables, COCO, XML, DICOM, MATLAB, run-length masks."""

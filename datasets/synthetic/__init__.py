@@ -1,0 +1,1 @@
+"""Procedural birds. `python -m datasets.synthetic OUT` writes them in the layout of CUB and Waterbirds."""

@@ -1,0 +1,1 @@
+"""Evaluation of explanation methods: their maps, the metrics of maps, stored maps."""

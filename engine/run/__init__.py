@@ -1,0 +1,1 @@
+"""The life of a run: config, folder, checkpoints, resuming, processes, tracking."""

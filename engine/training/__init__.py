@@ -1,0 +1,1 @@
+"""Training: the trainer, the step, objectives, optimiser, schedule, state."""

@@ -1,0 +1,1 @@
+"""Layer-wise relevance propagation for ViTs (Chefer et al. 2021)."""
