@@ -18,8 +18,9 @@ quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made im
 test: $(READY) ## Run all tests, the slow ones too (a plain `pytest` runs the fast ones)
 	@$(PY) -m pytest -m "slow or not slow" -n 2 --dist worksteal
 
-lint: $(READY) ## Check style (ruff) and types (mypy)
+lint: $(READY) ## Check style and formatting (ruff) and types (mypy)
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy
 
 bench: $(READY) ## Measure a training step: speed and memory

@@ -1,1 +1,1 @@
-"""Everything between data, models and metrics on one side and commands on the other. It parses no flags and draws no reports."""
+"""What runs on top of data, models and metrics. It parses no flags and draws no reports."""
