@@ -5,8 +5,8 @@
 
 Over the training split, in evaluation mode: a part's logits are the dot products of its prototype with the patches that
 are its own, and the threshold for q is their quantile q. Writes one JSON {"0": t, ...} per quantile, named by the share
-of patches that stays ("0.95.json" for q = 0.05), and info.json, to RUN/part_thresholds (or --out). Exact, in two passes
-of stage 1, with memory for neither images nor logits. Any key of the run's config can be overridden by a flag.
+of patches that stays ("0.95.json" for q = 0.05), and info.json, to RUN/part_thresholds (or --out). Exact, in one
+pass of stage 1. Any key of the run's config can be overridden by a flag.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     """Command line."""
     # 1. run and data
     args, overrides = parse_args()
-    one_process_only("commands.part_thresholds", "it needs no more than stage 1, twice")
+    one_process_only("commands.part_thresholds", "it needs one pass of stage 1 alone")
     check_quantiles(args.quantiles)
     out = check_folder(args.out or args.run / "part_thresholds", "--out")
     config = run_config(args.run, overrides)
@@ -57,7 +57,7 @@ def main() -> None:
 
     # 3. measure
     loader = eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers)
-    with progress_bar(Console(), "thresholds", 2 * len(loader)) as advance:
+    with progress_bar(Console(), "thresholds", len(loader)) as advance:
         precision = PRECISIONS[config.train.precision]
         thresholds = measure_thresholds(model, loader, device, args.quantiles, precision, advance)
 
