@@ -17,7 +17,7 @@ from engine.evaluation.records import ImageRecord, Recorder
 from engine.run.config import RunConfig
 from metrics.registry import MetricSet, build_metrics, default_metrics
 from metrics.types import Prediction
-from models.interface import ImageClassifier
+from models.interface import ImageClassifier, gives_mask
 from models.part_discovery import Intervention
 from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
 
@@ -45,7 +45,7 @@ def lively_model(config: RunConfig) -> ImageClassifier:
 
 
 def metrics_of(split: Split, model: nn.Module) -> MetricSet:
-    return build_metrics(default_metrics(split.info, has_mask=hasattr(model, "select")), split.info)
+    return build_metrics(default_metrics(split.info, has_mask=gives_mask(model)), split.info)
 
 
 def measured(model: nn.Module, split: Split, size: int = 16, **options: Any) -> tuple[dict[str, float], Tensor]:

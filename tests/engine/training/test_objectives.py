@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from datasets import Batch, train_loader
 from engine.evaluation.predict import prediction_of
 from engine.training.objectives import OBJECTIVES, ClassifierObjective, ObjectiveOutput, TwoStageObjective
+from engine.training.optim import PARAM_GROUP_RULES
 from losses import parts
 from losses.config import ClassificationConfig, EquivarianceConfig, LossConfig, LossWeights
 from losses.equivariance import draw_view, unwarp_maps, warp_images
@@ -230,7 +231,8 @@ def test_a_prediction_is_what_the_model_said_detached(tmp_path: Path, batch: Bat
 def test_there_is_an_objective_for_every_model() -> None:
     from models import MODELS
 
-    assert list(OBJECTIVES) == list(MODELS)
+    assert {MODELS[name].objective for name in MODELS} == set(OBJECTIVES)
+    assert {MODELS[name].parameter_rules for name in MODELS} == set(PARAM_GROUP_RULES)
 
 
 def test_losses_stay_in_full_precision_under_autocast(tmp_path: Path, batch: Batch) -> None:

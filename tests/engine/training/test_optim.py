@@ -137,7 +137,7 @@ def test_given_mask_table(name: str, frozen: bool) -> None:
     backbone = BLOCK | dict.fromkeys(TOKENS, True)
     expected = {f"{prefix}backbone.{key}": None if frozen else (3.0, decays) for key, decays in backbone.items()}
     expected |= {f"{prefix}head.weight": (1e4, True)} | ({} if prefix else {"head.bias": (1e4, False)})
-    assert fates(model, PARAM_GROUP_RULES[name](config), config) == expected
+    assert fates(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "original"])
@@ -149,7 +149,7 @@ def test_pdiscoformer_table_is_stage_1_s(kind: str) -> None:
         for name, fate in TABLE.items()
         if name.startswith("stage_1.") and not (kind == "original" and name.endswith("modulation.bias"))
     }
-    assert fates(model, PARAM_GROUP_RULES["pdiscoformer"](config), config) == expected
+    assert fates(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
 
 
 def test_normalised_weight_decay_of_the_published_cub_run() -> None:
