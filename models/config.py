@@ -3,22 +3,24 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.ranges import HalfOpenUnitInterval, PositiveFloat, PositiveInt
+
 
 @dataclass(frozen=True)
 class PartsConfig:
     """Stage 1's part head (iFAM, section 3.1)."""
 
-    num_parts: int = 8
+    num_parts: PositiveInt = 8
     """K, foreground parts; one background channel comes on top."""
-    temperature: float = 1.0
+    temperature: PositiveFloat = 1.0
     """tau of softmax((l + g) / tau): it divides the logits l and their Gumbel noise g alike."""
-    logit_scale: float = 1.0
+    logit_scale: PositiveFloat = 1.0
     """Ours: l is this times the negative squared distance, which weighs the distances against the noise."""
     gumbel: bool = True
     """Gumbel noise on the logits while training."""
-    part_dropout: float = 0.3
+    part_dropout: HalfOpenUnitInterval = 0.3
     """Probability that a part's vector is dropped from the stage-1 classifier, per image, while training."""
-    mask_dropout: float = 0.3
+    mask_dropout: HalfOpenUnitInterval = 0.3
     """Probability that a part is dropped from the mask, per image, while training."""
     independent_draws: bool = False
     """Draw the mask's noise apart from the maps' noise, as published; then maps and mask disagree in training."""
@@ -45,12 +47,12 @@ class ModelConfig:
     """Start from all weights of another model of this config: a run's folder (its best) or one of its checkpoints."""
     padding: Literal["zeros", "reflect"] = "zeros"
     """cnn: what its convolutions see beyond the border; reflect keeps borders out of the maps (ATCON)."""
-    drop_path: float = 0.0
+    drop_path: HalfOpenUnitInterval = 0.0
     stage_1_backbone: str = ""
     """Stage 1's backbone where it differs from `backbone`."""
     stage_1_weights: str = ""
     """Stage 1's weights where they differ from `weights`."""
-    stage_1_drop_path: float = 0.0
+    stage_1_drop_path: HalfOpenUnitInterval = 0.0
     parts: PartsConfig = field(default_factory=PartsConfig)
     mask_kind: Literal["hard", "soft"] = "hard"
     """soft: the ablation in which stage 2 attends with the part probabilities; not faithful."""

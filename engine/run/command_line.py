@@ -1,6 +1,7 @@
 """The command line of a RunConfig: flags and YAML files to one resolved config."""
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -141,8 +142,10 @@ def _spelled_out(word: str) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:4])[:400]
+    """The parser's message without its layout and its list of accepted types: "KEY: what is wrong with the value"."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .* Errors: - ", "", text)
+    return re.sub(r'Parser key "([^"]+)": (?:Not of type \w+: )?', r"\1: ", text)[:400]
 
 
 def _file_to_blame(error: Exception, args: Sequence[str]) -> str:

@@ -6,6 +6,14 @@ from typing import Any, Literal
 
 import yaml
 
+from common.ranges import (
+    ClosedUnitInterval,
+    HalfOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 from datasets.config import DataConfig
 from losses.config import LossConfig
 from models.config import ModelConfig
@@ -17,40 +25,40 @@ class OptimConfig:
 
     name: str = "adamw"
     """Any optimiser name of timm: adamw, adam, sgd, nadam, lamb, ..."""
-    lr: float = 2.828e-6
+    lr: PositiveFloat = 2.828e-6
     betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    eps: NonNegativeFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.05
     normalise_weight_decay: bool = True
     """Multiply the weight decay by sqrt(1 / (steps per epoch * epochs))."""
-    head_lr_mult: float = 1e4
+    head_lr_mult: NonNegativeFloat = 1e4
     """Stage-1 classifier, stage-2 head and its norm; a plain ViT's head and pooling."""
-    modulation_lr_mult: float = 1e4
-    prototype_lr_mult: float = 1e3
-    stage_2_lr_mult: float = 1.0
+    modulation_lr_mult: NonNegativeFloat = 1e4
+    prototype_lr_mult: NonNegativeFloat = 1e3
+    stage_2_lr_mult: NonNegativeFloat = 1.0
     freeze_stage_1: bool = True
     """Stage-1 backbone, except its class token, registers and positions."""
     freeze_stage_1_tokens: bool = False
     freeze_stage_2: bool = False
     """Stage-2 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
     freeze_stage_2_tokens: bool = False
-    clip: float = 2.0
+    clip: NonNegativeFloat = 2.0
     """Largest global gradient norm; 0 = off."""
-    grad_accum_steps: int = 1
+    grad_accum_steps: PositiveInt = 1
     """Micro-batches per optimiser step."""
     zero: bool = False
     """Of several processes each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
     """When the rate moves: after every epoch (as published) or after every step."""
-    min_lr_ratio: float = 0.0
+    min_lr_ratio: ClosedUnitInterval = 0.0
     """The cosine's last rate, as a share of the first."""
-    warmup_epochs: float = 0.0
-    step_epochs: int = 10
-    step_decay: float = 0.1
-    stage_1_epochs: int = 0
+    warmup_epochs: NonNegativeFloat = 0.0
+    step_epochs: PositiveInt = 10
+    step_decay: PositiveFloat = 0.1
+    stage_1_epochs: NonNegativeInt = 0
     """First so many of the epochs train stage 1 alone (two-stage model), with a schedule of their own."""
-    stage_1_lr_mult: float = 1.0
+    stage_1_lr_mult: NonNegativeFloat = 1.0
     """Rates in those epochs are multiplied by this."""
 
 
@@ -58,14 +66,14 @@ class OptimConfig:
 class TrainConfig:
     """How a run goes."""
 
-    epochs: int = 90
+    epochs: PositiveInt = 90
     seed: int = 42
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
     """auto (CUDA where there is one) | cpu | cuda | cuda:N"""
-    threads: int = 0
+    threads: NonNegativeInt = 0
     """CPU threads; 0 = torch's choice."""
-    ema_decay: float = 0.0
+    ema_decay: HalfOpenUnitInterval = 0.0
     """Exponential moving average of the weights, used for evaluation; 0 = off. The published value is 0.9999."""
     compile: bool = False
     deterministic: bool = False
@@ -73,17 +81,17 @@ class TrainConfig:
     best_metric: str = "accuracy"
     """The validation figure that picks the best checkpoint; on a tie the later epoch wins. Where images show several
     classes there is no accuracy: give mean_average_precision, macro_f1 or micro_f1."""
-    eval_every: int = 1
+    eval_every: PositiveInt = 1
     """Validate every so many epochs (and after the last)."""
     log_test: bool = False
     """Also measure the test split whenever validation runs, for the curves alone: nothing is ever chosen by it."""
-    sheet_every: int = 10
+    sheet_every: NonNegativeInt = 10
     """Write a contact sheet of part maps every so many epochs; 0 = only after the last."""
-    eval_every_steps: int = 0
+    eval_every_steps: NonNegativeInt = 0
     """Also validate within epochs, every so many optimiser steps; 0 = only where eval_every says."""
-    keep_every: int = 0
+    keep_every: NonNegativeInt = 0
     """Keep a copy of the checkpoint every so many epochs, checkpoints/epoch_NNN.safetensors; 0 = only the last."""
-    save_every_steps: int = 0
+    save_every_steps: NonNegativeInt = 0
     """Also checkpoint within epochs, every so many optimiser steps; 0 = at the end of an epoch."""
 
 

@@ -136,18 +136,40 @@ def test_a_mistaken_file_is_named_or_its_key(text: str, named: str, tmp_path: Pa
 
 
 RANGES = {
-    "model.parts.num_parts": (0, -1), "model.parts.temperature": (0.0, -1.0), "model.parts.part_dropout": (1.0, -0.1),
-    "model.parts.mask_dropout": (1.0, -0.1), "train.epochs": (0,), "train.eval_every": (0,), "train.ema_decay": (1, -1),
-    "train.threads": (-1,), "train.sheet_every": (-1,), "train.save_every_steps": (-1,), "optim.lr": (0.0, -1.0),
-    "optim.clip": (-1.0,), "optim.grad_accum_steps": (0,), "optim.step_epochs": (0,), "optim.warmup_epochs": (-1,),
+    "model.parts.num_parts": (0, -1, 1.5), "model.parts.temperature": (0.0, -1.0), "model.parts.logit_scale": (0.0,),
+    "model.parts.part_dropout": (1.0, -0.1), "model.parts.mask_dropout": (1.0, -0.1), "model.drop_path": (1.0, -0.1),
+    "model.stage_1_drop_path": (1.0, -0.1), "train.epochs": (0, "ten", "true"), "train.eval_every": (0,),
+    "train.ema_decay": (1, -1), "train.threads": (-1,), "train.sheet_every": (-1,), "train.save_every_steps": (-1,),
+    "train.eval_every_steps": (-1,), "train.keep_every": (-1,), "optim.lr": (0.0, -1.0, "nan"), "optim.eps": (-1e-8,),
+    "optim.weight_decay": (-0.1,), "optim.head_lr_mult": (-1.0,), "optim.clip": (-1.0,), "optim.grad_accum_steps": (0,),
+    "optim.step_epochs": (0,), "optim.step_decay": (0.0,), "optim.warmup_epochs": (-1,),
     "optim.min_lr_ratio": (1.5, -0.5), "optim.stage_1_epochs": (90, -1), "data.image_size": (0, "[32, 0]"),
     "data.batch_size": (0,), "data.eval_batch_size": (0,), "data.workers": (-1,),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in RANGES.items() for value in values])
-def test_a_value_out_of_range_is_named(key: str, value: object) -> None:
-    assert key in one_line(f"--{key}={value}")
+def test_a_value_out_of_range_is_named(key: str, value: object, tmp_path: Path) -> None:
+    group, _, name = key.rpartition(".")
+    nested = f"{{{group.replace('.', ': {')}: {{{name}: {value}}}}}" + "}" * group.count(".")
+    for given in (f"--{key}={value}", written(tmp_path / "mine.yaml", nested)):
+        assert one_line(given).startswith(key)
+
+
+def test_the_message_names_key_range_and_value() -> None:
+    assert one_line("--train.epochs=0") == "train.epochs: must be an integer above 0, got 0"
+    assert (
+        one_line("--model.parts.part_dropout=1")
+        == "model.parts.part_dropout: must be a number from 0 to below 1, got 1"
+    )
+    assert "bool" in (message := one_line("--resume=maybe")) and "'auto'" in message and "maybe" in message
+
+
+def test_numbers_with_a_range_stay_plain() -> None:
+    """Writers of YAML refuse the classes that check the range."""
+    config = parse_config(["--optim.lr=1", "--train.epochs=3", "--train.ema_decay=0"])
+    numbers = (config.optim.lr, config.train.epochs, config.train.ema_decay)
+    assert numbers == (1.0, 3, 0.0) and [type(number) for number in numbers] == [float, int, float]
 
 
 def test_nothing_to_train_is_an_error() -> None:
