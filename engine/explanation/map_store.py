@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from engine.run.renamed_keys import converted_value
 
 Target = Literal["predicted", "label"]
 FORMAT = "faithful-vit maps 1"
@@ -121,7 +122,9 @@ class MapReader:
             self.file = h5py.File(path, "r")
             if str(self.file.attrs.get("format")) != FORMAT:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
-            map_provenance, methods = (dict(json.loads(self.file.attrs[key])) for key in ("map_provenance", "methods"))
+            made_of = self.file.attrs.get("map_provenance") or self.file.attrs["made_of"]  # its name in older files
+            map_provenance = {key: converted_value(key, value) for key, value in dict(json.loads(made_of)).items()}
+            methods = dict(json.loads(self.file.attrs["methods"]))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
         for key, wanted in _plain(source.map_provenance).items():
             if map_provenance.get(key) != wanted:

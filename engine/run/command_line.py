@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from common.errors import UserError
-from common.plain_yaml import check_yaml, read_yaml
+from common.plain_yaml import check_yaml
 from datasets.config import with_prescribed
 from engine.run.config import RunConfig, dump_config
 from engine.run.config_checks import problems
@@ -99,21 +99,23 @@ def _load_plain(text: str) -> Any:
     return values
 
 
-def _with_converted_configs(words: list[str]) -> Iterator[str]:
-    """The words; a config that an earlier version saved in a run folder is replaced by its converted text."""
-    for previous, word in zip(["", *words], words, strict=False):
-        flag, equals, value = ("--config", "", word) if previous == "--config" else word.partition("=")
+def _with_converted_configs(arguments: list[str]) -> Iterator[str]:
+    """The arguments; a config file that an earlier version saved in a run folder is replaced by its converted text."""
+    for previous, argument in zip(["", *arguments], arguments, strict=False):
+        flag, equals, value = ("--config", "", argument) if previous == "--config" else argument.partition("=")
         text = _converted_text(Path(value)) if flag == "--config" and value else None
-        yield word if text is None else f"{flag}={text}" if equals else text
+        yield argument if text is None else f"{flag}={text}" if equals else text
 
 
 def _converted_text(path: Path) -> str | None:
     """The config of a run folder with today's names, as YAML; None for a file that needs no conversion."""
-    if not any((path.parent / folder).is_dir() for folder in ("best", "checkpoints")):
-        return None
     try:
-        values = read_yaml(path)
-    except UserError:
+        if not any((path.parent / folder).is_dir() for folder in ("best", "checkpoints")):
+            return None
+        text = path.read_text(encoding="utf-8")
+        check_yaml(text)
+        values = _load_yaml(text)
+    except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser says what is wrong with it
     converted = converted_config(values) if isinstance(values, dict) else values
     return None if converted == values else dump_config(converted)

@@ -30,6 +30,8 @@ VALUES = {
     "data.evaluation": {"cover": "center_crop", "warp": "squash"},
     "train.best_metric": METRICS,
 }
+_OLD_KEYS = {key.rpartition(".")[2]: key for key in (*KEYS, *VALUES)}
+"""By their last component, which is all that `--optim FILE` or `--optim '{...}'` gives; none of these is used today."""
 
 
 def refuse_old_names(values: Mapping[str, Any]) -> None:
@@ -38,11 +40,11 @@ def refuse_old_names(values: Mapping[str, Any]) -> None:
         _refuse(key, value)
 
 
-def refuse_old_flags(words: Sequence[str]) -> None:
+def refuse_old_flags(arguments: Sequence[str]) -> None:
     """Raise UserError for the first flag (`--key=value` or `--key value`) with an old key or value."""
-    for word, following in zip(words, [*words, ""][1:], strict=True):
-        if word.startswith("--"):
-            key, equals, value = word.removeprefix("--").partition("=")
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        if argument.startswith("--"):
+            key, equals, value = argument.removeprefix("--").partition("=")
             _refuse(key, value if equals else following)
 
 
@@ -54,20 +56,31 @@ def converted_config(values: Mapping[str, Any]) -> dict[str, Any]:
         group = result
         for each in groups:
             group = group.setdefault(each, {})
-        group[name] = VALUES.get(key, {}).get(value, value) if isinstance(value, str) else value
+        group[name] = converted_value(key, value)
     return result
+
+
+def converted_value(key: str, value: Any) -> Any:
+    """The value of a config key under its name of today."""
+    return _renamed(value, VALUES[key]) if key in VALUES and isinstance(value, str) else value
 
 
 def converted_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of saved metrics ("val/kept_share": ...) with today's names."""
-    return {"/".join(METRICS.get(word, word) for word in key.split("/")): value for key, value in row.items()}
+    return {_renamed(key, METRICS): value for key, value in row.items()}
+
+
+def _renamed(name: str, new_names: Mapping[str, str]) -> str:
+    """Each component of "val/stage_1/NAME" replaced where there is a new name for it."""
+    return "/".join(new_names.get(component, component) for component in name.split("/"))
 
 
 def _refuse(key: str, value: Any) -> None:
+    key = _OLD_KEYS.get(key.rpartition(".")[2], key)
     if key in KEYS:
         raise UserError(f"{key}: now {KEYS[key]}")
-    if isinstance(value, str) and value in VALUES.get(key, {}):
-        raise UserError(f"{key}={value}: now {VALUES[key][value]}")
+    if (new := converted_value(key, value)) != value:
+        raise UserError(f"{key}={value}: now {new}")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
