@@ -97,7 +97,7 @@ def train(config: RunConfig) -> MetricsRow:
         write_atomic(out / RESULTS, json_text(results))
     figure = config.train.best_metric if info.multi_label else "accuracy"
     share = f"{results[f'test/{figure}']:.1%}"
-    tracker.say(f"test {pretty(figure)} {share} (best epoch {results['best_epoch']}); results in {out}")
+    tracker.message(f"test {pretty(figure)} {share} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
 

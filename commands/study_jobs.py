@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
-from engine.run.checkpointing import is_there
+from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import load_config
 from engine.run.config import RunConfig
 from engine.run.folder import LAST, read_results, run_config
@@ -107,7 +107,7 @@ def _filled(value: Any, out: Path, seed: int) -> Any:
 def run_job(job: Job, train: Callable[[RunConfig], MetricsRow]) -> MetricsRow:
     """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
     out = Path(job.config.out)
-    if not is_there(out / LAST):
+    if not checkpoint_exists(out / LAST):
         return train(job.config)
     stored = run_config(out)
     if not same_run(stored, job.config):

@@ -1,1 +1,1 @@
-"""What every package may lean on: the one error users see, the one kind of registry, heat maps at pixels."""
+"""Code that every package may import: the user error, registries, processes, seeds, safe readers."""

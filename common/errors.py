@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The exception for mistakes of the user, and how scripts print it."""
 
 import functools
 import sys
@@ -8,21 +8,21 @@ from typing import ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 LONGEST = 2000
-"""Characters of a message."""
+"""Maximum characters of a printed message."""
 
 
 class UserError(ValueError):
-    """Bad input: one line that names the file, key or flag and says what to do about it."""
+    """Invalid input: one line that names the file, key or flag and what to do about it."""
 
 
 def one_line(text: str) -> str:
-    """The text as one line that a terminal only shows: what a file or its name holds must not steer it."""
+    """The text on one line, with control characters escaped, so that file names cannot control the terminal."""
     shown = " ".join(text.split())
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:LONGEST]) + "..." * (len(shown) > LONGEST)
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
-    """Make a script's main end with one clear line and exit code 2, without a traceback, on a UserError."""
+    """Decorate a script's main: a UserError prints one line and exits with code 2, without a traceback."""
 
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,4 +1,4 @@
-"""Command lines of scripts."""
+"""Command-line parser of the scripts."""
 
 import argparse
 from typing import NoReturn
@@ -7,8 +7,8 @@ from common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An ArgumentParser whose errors are UserErrors."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
+        """Raise UserError with argparse's message."""
         raise UserError(message)

@@ -1,4 +1,4 @@
-"""YAML files that are only data, and no more of it than they look like."""
+"""Read YAML files as plain data, with limits on size, depth and aliases."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,13 @@ import yaml
 from common.errors import UserError
 
 LARGEST = 1 << 20
-"""Characters of a file."""
+"""Maximum characters of a file."""
 DEEPEST = 50
-"""Lists and mappings inside each other; ours have four. Some ten thousand overflow the stack of the parser's C code."""
+"""Maximum nesting; our files have four levels. About ten thousand overflow the stack of the parser's C code."""
 
 
 def read_yaml(path: Path) -> Any:
-    """What the file holds. Raises UserError naming it where it cannot be read or `check_yaml` refuses it."""
+    """The content of a file. Raises UserError naming it if it cannot be read or `check_yaml` rejects it."""
     try:
         text = path.read_text(encoding="utf-8")
         check_yaml(text)
@@ -25,15 +25,15 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_yaml(text: str) -> None:
-    """Raise yaml.YAMLError for a text too long or too deep, and for aliases (*name), few of which make gigabytes."""
+    """Raise yaml.YAMLError for a text that is too long, too deeply nested, or has aliases (a few make gigabytes)."""
     if len(text) > LARGEST:
-        raise yaml.YAMLError(f"it has over {LARGEST} characters")
+        raise yaml.YAMLError(f"it has more than {LARGEST} characters")
     depth = 0
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         if isinstance(event, yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not read; write the values out")
-        if isinstance(event, yaml.ScalarEvent) and "\0" in event.value:  # no path can hold it
-            raise yaml.YAMLError("a zero character stands in it")
+            raise yaml.YAMLError("aliases (*name) are not supported; write the values out")
+        if isinstance(event, yaml.ScalarEvent) and "\0" in event.value:  # paths cannot contain it
+            raise yaml.YAMLError("it contains a null character")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise yaml.YAMLError(f"lists and mappings lie over {DEEPEST} deep in each other")
+            raise yaml.YAMLError(f"lists and mappings are nested more than {DEEPEST} levels deep")

@@ -1,6 +1,6 @@
-"""Several processes that share the images of a step: who this one is, what it holds, and what they tell each other.
+"""Distributed helpers: rank and world size, this process's images, and collectives.
 
-With one process everything here is free and changes nothing. Every process must call these functions, in one order.
+With one process they cost nothing and return their input. All processes must call the collectives, in the same order.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,54 +16,56 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among those of the job."""
+    """Rank of this process and number of processes in the job."""
 
     rank: int = 0
     world_size: int = 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes files and speaks to the user."""
+        """Whether this process, of rank 0, writes files and messages."""
         return self.rank == 0
 
     @property
     def is_distributed(self) -> bool:
-        """Whether there are others."""
+        """Whether there is more than one process."""
         return self.world_size > 1
 
     def block(self, count: int) -> range:
-        """Which of `count` images this process measures: neighbours, so that by rank they are in their old order.
+        """Which of `count` images this process evaluates: a contiguous block, so that blocks by rank keep the order.
 
-        The first process has at least as many as any other.
+        Sizes differ by at most one; the first process has a largest block.
         """
-        share, more = divmod(count, self.world_size)
-        start = self.rank * share + min(self.rank, more)
-        return range(start, start + share + (self.rank < more))
+        size, remainder = divmod(count, self.world_size)
+        start = self.rank * size + min(self.rank, remainder)
+        return range(start, start + size + (self.rank < remainder))
 
 
 def processes() -> Processes:
-    """This process's place; that of a lone one outside of a process group."""
+    """Rank and world size of the process group; 0 and 1 without one."""
     if not (dist.is_available() and dist.is_initialized()):
         return Processes()
     return Processes(dist.get_rank(), dist.get_world_size())
 
 
 def own_rows(draw: Callable[[int], Tensor], batch: int, dim: int = 0) -> Tensor:
-    """This process's part of random numbers that are drawn for the batches of all processes together.
+    """This process's rows of random numbers that are drawn for the batches of all processes together.
 
-    `draw(count)` gives `count` rows along `dim`, from a generator that is in one state everywhere; `batch` is what
-    every process holds; images are dealt like cards. So 2 processes with 16 images each get the numbers of 1 with 32.
+    `draw(count)` returns `count` rows along `dim`, from a generator in the same state in every process; `batch` is the
+    batch size of one process. Row i belongs to process i mod world_size, as images do: 2 processes with 16 images each
+    get the numbers of 1 process with 32.
     """
     here = processes()
     drawn = draw(batch * here.world_size)
+    # Row i is at (i // world_size, i % world_size) of the unflattened dimension.
     return drawn.unflatten(dim, (batch, here.world_size)).select(dim + 1, here.rank) if here.is_distributed else drawn
 
 
 def all_rows(rows: Tensor) -> Tensor:
-    """[n, ...] of each process -> [world_size * n, ...], in the order of ranks, for losses that look at a whole batch.
+    """[n, ...] of each process -> [world_size * n, ...] by rank, for losses that depend on the whole batch.
 
-    Differentiable in this process's own rows, provided that every process computes the same loss from the result and
-    gradients are then averaged over processes, as DDP does.
+    Differentiable with respect to this process's own rows, provided that every process computes the same loss from the
+    result and gradients are then averaged over processes, as DDP does.
     """
     return _AllRows.apply(rows) if processes().is_distributed else rows
 
@@ -77,18 +79,18 @@ class _AllRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        """Own rows only, times the number of processes, by which the average will divide."""
+        """The gradient of this process's rows, times the world size because DDP's average divides by it."""
         here = processes()
         return gradient.chunk(here.world_size)[here.rank] * here.world_size
 
 
 def totals(*numbers: int) -> list[int]:
-    """The sum of each number over all processes. Waits for the others, not for a device."""
+    """Sum of each number over all processes. Runs on the CPU: it does not synchronise with a GPU."""
     return _reduced(numbers, dist.ReduceOp.SUM)
 
 
 def largest(*numbers: int) -> list[int]:
-    """The largest of each number over all processes."""
+    """Maximum of each number over all processes."""
     return _reduced(numbers, dist.ReduceOp.MAX)
 
 
@@ -101,7 +103,7 @@ def _reduced(numbers: Sequence[int], operation: Any) -> list[int]:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, in the order of ranks, on all of them."""
+    """The value of every process by rank, in all processes. Values are pickled."""
     here = processes()
     values: list[Any] = [value]
     if here.is_distributed:
@@ -111,10 +113,10 @@ def gather(value: T) -> list[T]:
 
 
 def gather_blocks(values: list[T]) -> list[T]:
-    """The values of all processes as one list, in the order of ranks: that of the images (`Processes.block`)."""
+    """Concatenate the lists of all processes by rank: the order of the images (`Processes.block`)."""
     return [value for block in gather(values) for value in block]
 
 
 def barrier() -> None:
-    """Go on when every process has come here: what the first one has written is there for all."""
+    """Wait for all processes, for example until the first one has written a file."""
     totals(0)

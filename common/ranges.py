@@ -1,4 +1,4 @@
-"""Number types with a range for config fields: the command line refuses a value outside and names the range."""
+"""Number types with a range for config fields; parsing a value outside the range is an error that names it."""
 
 from typing import TYPE_CHECKING, TypeAlias
 

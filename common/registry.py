@@ -1,4 +1,4 @@
-"""A registry: a name, and the factory it stands for."""
+"""A registry maps names to factories."""
 
 import difflib
 from collections.abc import Callable, Iterator
@@ -10,15 +10,15 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names to factories. A name twice is a programming error; an unknown name lists the known ones and the nearest."""
+    """Names to factories. Registering a name twice raises ValueError; looking up an unknown one raises UserError."""
 
     def __init__(self, kind: str) -> None:
-        """`kind` is what one entry is, with the flag that chooses it: "data set (--data.name)"."""
+        """`kind` describes an entry and its flag in error messages: "data set (--data.name)"."""
         self.kind = kind
         self._entries: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that files a factory under `name`."""
+        """Decorator that registers a factory under `name`."""
 
         def add(entry: T) -> T:
             if name in self._entries:

@@ -13,7 +13,7 @@ from datasets.config import DataConfig
 from datasets.loader import BatchLoader
 from datasets.types import Batch
 from engine.evaluation.predict import evaluation_mode, predict
-from engine.run.memory import machine_errors
+from engine.run.machine import machine_errors
 from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, whenever the process is killed or the power fails."""
+"""Atomic writes: a file is complete or absent, even if the process is killed or the power fails."""
 
 import contextlib
 import os
@@ -11,27 +11,27 @@ from common.errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write in this context; at its end it is flushed to the disk and renamed.
+    """Yield a temporary file beside `path` to write; when the context ends it is flushed to disk and renamed to `path`.
 
-    Left by an exception, `path` is as it was and the temporary file gone. Raises OSError where flushing fails.
+    After an exception `path` is unchanged and the temporary file is removed. Raises OSError if flushing fails.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.unlink(missing_ok=True)  # of a killed process; it may be a second name of a file that is kept
+        temporary.unlink(missing_ok=True)  # left by a killed process; it may be a hard link to a file that is kept
         yield temporary
         _flush(temporary)
         os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some network file systems cannot; the renaming stands all the same
+        with contextlib.suppress(OSError):  # some network file systems cannot; the file is renamed anyway
             _flush(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
-def keep_as(path: Path, name: Path) -> None:
-    """The file under a second name too, over what stood there; at no cost where the file system has hard links.
+def link_or_copy(path: Path, name: Path) -> None:
+    """Make `name` another name of the file `path`, replacing `name`; a copy where the file system has no hard links.
 
-    For files that are only ever replaced, never written into: both names would change. Raises UserError.
+    Only for files that are replaced as a whole: writing into one would change both. Raises UserError.
     """
     try:
         with replacing(name) as temporary:
@@ -40,13 +40,13 @@ def keep_as(path: Path, name: Path) -> None:
             except OSError:
                 shutil.copyfile(path, temporary)
     except OSError as error:
-        raise UserError(f"cannot keep {path} as {name.name}: {error.strerror or error}; both are untouched") from None
+        raise UserError(f"cannot keep {path} as {name.name}: {error.strerror or error}; both are unchanged") from None
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote."""
+    """Remove temporary files of processes that were killed while writing."""
     for folder in folders:
-        for pattern in (".*.*.tmp", ".tmp??????"):  # ours, and those that safetensors writes first
+        for pattern in (".*.*.tmp", ".tmp??????"):  # ours, and those of the safetensors library
             for temporary in folder.glob(pattern):
                 temporary.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""The command line of a RunConfig: flags and YAML files to one resolved config."""
+"""Parse flags and YAML files into one resolved RunConfig."""
 
 import json
 import re
@@ -21,8 +21,8 @@ from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_o
 
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
-    """The command line of a RunConfig: `--config FILE` and one flag per field."""
-    # The texts beside the fields become --help. No value may name a module: the parser would import it to look at it.
+    """The parser of a RunConfig: `--config FILE` and one flag per field."""
+    # The docstrings of the fields become --help. Values may not name modules: the parser would import them.
     set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
     set_loader("yaml", _load_plain, (yaml.YAMLError, ValueError))
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
@@ -32,20 +32,22 @@ def config_parser(**kwargs: Any) -> ArgumentParser:
 
 
 def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
-    """Command line (or `args`) -> resolved RunConfig. Raises UserError for an unknown key or a bad value."""
-    parser, words = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
+    """Parse the command line (or `args`). Raises UserError for an unknown key or an invalid value."""
+    parser, arguments = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
     try:
-        refuse_old_flags(words)
-        given = [_spelled_out(word) for word in _with_converted_configs(words)]
+        refuse_old_flags(arguments)
+        given = [_spelled_out(argument) for argument in _with_converted_configs(arguments)]
         return resolve(_instantiate(parser, parser.parse_args(given)))
     except ArgumentError as error:
-        raise UserError(_one_line(error) + _file_to_blame(error, words)) from None
+        raise UserError(_one_line(error) + _file_to_blame(error, arguments)) from None
     except UnicodeDecodeError:
-        raise UserError(f"a config file is no text in UTF-8{_config_files(words)}") from None
+        raise UserError(f"a config file is not UTF-8 text{_config_files(arguments)}") from None
     except OverflowError:
-        raise UserError(f"a number is too large to be computed with{_config_files(words)}") from None
+        raise UserError(f"a number is too large{_config_files(arguments)}") from None
     except ImportError:
-        raise UserError(f"a value names a Python module, and none is ever imported{_config_files(words)}") from None
+        raise UserError(
+            f"a value names a Python module; modules are never imported{_config_files(arguments)}"
+        ) from None
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
@@ -57,22 +59,22 @@ def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({}))
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Apply `compat` and what the data set prescribes; check what types cannot say. Raises UserError naming the key."""
+    """Apply `compat` and the data set's prescribed keys, then check the config. Raises UserError naming the key."""
     config = replace(config, data=with_prescribed(config.data))
     if config.compat == "reference":
         config = _with_reference_quirks(config)
     for key, value, kind in _leaves(config):
-        if value is None and "None" not in kind:  # left empty in a YAML file; the parser lets that pass
-            raise UserError(f"{key} has no value; give one or leave the key out")
-        if isinstance(value, int | float) and not abs(value) < 2**63:  # so is nan not
-            raise UserError(f"{key} is not a number that can be computed with; give another")
+        if value is None and "None" not in kind:  # left empty in a YAML file, which the parser accepts
+            raise UserError(f"{key} has no value; give one or omit the key")
+        if isinstance(value, int | float) and not abs(value) < 2**63:  # true for nan as well
+            raise UserError(f"{key}={value:.6g} is too large or not a number")
     for problem in problems(config):
         raise UserError(problem)
     return config
 
 
 def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Every dotted key with its value and its type."""
+    """Yield every dotted key with its value and its type."""
     for item in fields(config):
         value, key = getattr(config, item.name), prefix + item.name
         if is_dataclass(value):
@@ -116,20 +118,20 @@ def _converted_text(path: Path) -> str | None:
         check_yaml(text)
         values = _load_yaml(text)
     except (OSError, ValueError, yaml.YAMLError):
-        return None  # the parser says what is wrong with it
+        return None  # the parser will report what is wrong with it
     converted = converted_config(values) if isinstance(values, dict) else values
     return None if converted == values else dump_config(converted)
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     for key in _bare_groups(namespace, RunConfig()):
-        raise UserError(f"{key} is a group of keys, not a value; give its keys, such as {key}.NAME, or leave it out")
+        raise UserError(f"{key} is a group of keys, not a value; set its keys, such as {key}.NAME, or omit it")
     values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
 
 
 def _bare_groups(namespace: Namespace, config: Any, prefix: str = "") -> Iterator[str]:
-    """Groups that a config file gives a value of their own; the parser ignores it, or stumbles over it."""
+    """Groups that a config file sets to a plain value, which the parser would ignore or fail on."""
     for item in fields(config):
         default, key = getattr(config, item.name), prefix + item.name
         if is_dataclass(default):
@@ -137,10 +139,10 @@ def _bare_groups(namespace: Namespace, config: Any, prefix: str = "") -> Iterato
             yield from _bare_groups(given, default, f"{key}.") if isinstance(given, Namespace) else (key,)
 
 
-def _spelled_out(word: str) -> str:
-    """`--resume.allow-change` as the parser knows it, for which `resume` has a value and no keys below."""
-    flag, _, value = word.partition("=")
-    return f"--allow_change={value or 'true'}" if flag == "--resume.allow-change" else word
+def _spelled_out(argument: str) -> str:
+    """Spell `--resume.allow-change` as the parser knows it: `resume` is a value, so it cannot have keys."""
+    flag, _, value = argument.partition("=")
+    return f"--allow_change={value or 'true'}" if flag == "--resume.allow-change" else argument
 
 
 def _one_line(error: Exception) -> str:
@@ -151,7 +153,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _file_to_blame(error: Exception, args: Sequence[str]) -> str:
-    """The config files given, where the parser complains about a file's syntax without naming it."""
+    """The config files given, if the parser's message is about a file but does not name it."""
     return _config_files(args) if str(error).startswith(("Problems parsing config", "Unexpected config")) else ""
 
 

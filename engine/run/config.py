@@ -1,4 +1,4 @@
-"""One resolved config per job: frozen dataclasses are the only schema, jsonargparse makes the command line of them."""
+"""The config of a run as frozen dataclasses: the only schema, from which jsonargparse builds the command line."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from models.config import ModelConfig
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser, its groups and the schedule. Rates are per group: `lr` times the group's factor."""
+    """Optimiser, parameter groups and schedule. A group's learning rate is `lr` times its multiplier."""
 
     name: str = "adamw"
     """Any optimiser name of timm: adamw, adam, sgd, nadam, lamb, ..."""
@@ -43,56 +43,56 @@ class OptimConfig:
     """Stage-2 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
     freeze_stage_2_tokens: bool = False
     clip: NonNegativeFloat = 2.0
-    """Largest global gradient norm; 0 = off."""
+    """Maximum global gradient norm; 0 = no clipping."""
     grad_accum_steps: PositiveInt = 1
     """Micro-batches per optimiser step."""
     zero: bool = False
-    """Of several processes each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
+    """With several processes, each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"
     schedule_unit: Literal["epoch", "step"] = "epoch"
-    """When the rate moves: after every epoch (as published) or after every step."""
+    """When the learning rate changes: after every epoch (as published) or after every step."""
     min_lr_ratio: ClosedUnitInterval = 0.0
-    """The cosine's last rate, as a share of the first."""
+    """The cosine schedule's last learning rate as a fraction of the first."""
     warmup_epochs: NonNegativeFloat = 0.0
     step_epochs: PositiveInt = 10
     step_decay: PositiveFloat = 0.1
     stage_1_epochs: NonNegativeInt = 0
-    """First so many of the epochs train stage 1 alone (two-stage model), with a schedule of their own."""
+    """The first epochs, this many, train stage 1 alone (two-stage model) with their own schedule."""
     stage_1_lr_mult: NonNegativeFloat = 1.0
-    """Rates in those epochs are multiplied by this."""
+    """Multiplies the learning rates in those epochs."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a run goes."""
+    """Length, precision, device, validation and checkpoints of a run."""
 
     epochs: PositiveInt = 90
     seed: int = 42
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: str = "auto"
-    """auto (CUDA where there is one) | cpu | cuda | cuda:N"""
+    """auto (CUDA if available) | cpu | cuda | cuda:N"""
     threads: NonNegativeInt = 0
-    """CPU threads; 0 = torch's choice."""
+    """CPU threads; 0 = torch's default."""
     ema_decay: HalfOpenUnitInterval = 0.0
     """Exponential moving average of the weights, used for evaluation; 0 = off. The published value is 0.9999."""
     compile: bool = False
     deterministic: bool = False
-    """Only deterministic kernels (slower on CUDA; an operation without one is an error)."""
+    """Use deterministic kernels only (slower on CUDA; an operation without one is an error)."""
     best_metric: str = "accuracy"
-    """The validation figure that picks the best checkpoint; on a tie the later epoch wins. Where images show several
-    classes there is no accuracy: give mean_average_precision, macro_f1 or micro_f1."""
+    """The validation metric that selects the best checkpoint; on a tie the later epoch. For multi-label data, which has
+    no accuracy: mean_average_precision, macro_f1 or micro_f1."""
     eval_every: PositiveInt = 1
-    """Validate every so many epochs (and after the last)."""
+    """Validate every N epochs, and after the last."""
     log_test: bool = False
-    """Also measure the test split whenever validation runs, for the curves alone: nothing is ever chosen by it."""
+    """Also evaluate the test split at every validation, for the curves only: it never selects anything."""
     sheet_every: NonNegativeInt = 10
-    """Write a contact sheet of part maps every so many epochs; 0 = only after the last."""
+    """Write a contact sheet of part maps every N epochs; 0 = only after the last."""
     eval_every_steps: NonNegativeInt = 0
-    """Also validate within epochs, every so many optimiser steps; 0 = only where eval_every says."""
+    """Also validate within epochs, every N optimiser steps; 0 = only at the end of epochs."""
     keep_every: NonNegativeInt = 0
-    """Keep a copy of the checkpoint every so many epochs, checkpoints/epoch_NNN.safetensors; 0 = only the last."""
+    """Keep the checkpoint of every Nth epoch as checkpoints/epoch_NNN.safetensors; 0 = only the last."""
     save_every_steps: NonNegativeInt = 0
-    """Also checkpoint within epochs, every so many optimiser steps; 0 = at the end of an epoch."""
+    """Also save a checkpoint every N optimiser steps; 0 = only at the end of epochs."""
 
 
 @dataclass(frozen=True)
@@ -108,18 +108,18 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run depends on."""
+    """All settings of a training run."""
 
     out: str = "runs/default"
     """The run folder."""
     resume: bool | Literal["auto"] = False
-    """Continue the run in `out` exactly where it stopped; auto: if there is one, else start."""
+    """Continue the run in `out` exactly where it stopped; auto: continue if there is a checkpoint, else start."""
     allow_change: bool = False
-    """Resume (`--resume.allow-change`) although config keys or the number of processes have changed."""
+    """`--resume.allow-change`: resume even though config keys or the number of processes have changed."""
     overwrite: bool = False
-    """Start afresh in a folder that already holds a run."""
+    """Delete the run that `out` already holds and start again."""
     compat: Literal["none", "reference"] = "none"
-    """reference: switch every quirk of the published code back on (see docs/compat.md)."""
+    """reference: reproduce every quirk of the published code (see docs/compat.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -134,15 +134,15 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 
 def dump_config(values: dict[str, Any]) -> str:
-    """Nested values as YAML that the parser reads back as they are."""
+    """Nested values as YAML that the parser reads back unchanged."""
     return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes texts that begin like a number: the parser takes 1e3 for one, PyYAML does not."""
+    """Quotes strings that start like a number: the parser reads 1e3 as a number, PyYAML as a string."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        """A text, quoted or as PyYAML sees fit."""
+        """Quote a string that starts like a number; leave others to PyYAML."""
         style = "'" if text[:1] in "+-.0123456789" else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 

@@ -1,4 +1,4 @@
-"""What is wrong with a config beyond the types of its values."""
+"""Checks of a config that relate several keys; the range of a single key is its type (common/ranges.py)."""
 
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -7,13 +7,13 @@ from engine.run.config import RunConfig
 
 
 def problems(config: RunConfig) -> Iterator[str]:
-    """Everything that is wrong, a line each that names the key."""
-    checks = {**_model_and_data(config), **_course(config), **_few_labels(config)}
-    yield from (problem for problem, fine in checks.items() if not fine)
+    """One line for each problem, naming the key."""
+    checks = {**_model_and_data(config), **_training(config), **_semi_supervised(config)}
+    yield from (problem for problem, passes in checks.items() if not passes)
 
 
 def _model_and_data(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
+    """Message -> whether the config passes the check."""
     return {
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
         "data.batch_size must be at least 1": config.data.batch_size >= 1,
@@ -26,8 +26,8 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
     }
 
 
-def _course(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
+def _training(config: RunConfig) -> dict[str, bool]:
+    """Message -> whether the config passes the check."""
     optim, train = config.optim, config.train
     stage_1_terms = any(weight for name, weight in asdict(config.loss.weights).items() if name != "stage_2")
     return {
@@ -37,8 +37,8 @@ def _course(config: RunConfig) -> dict[str, bool]:
     }
 
 
-def _few_labels(config: RunConfig) -> dict[str, bool]:
-    """What to say -> whether all is well."""
+def _semi_supervised(config: RunConfig) -> dict[str, bool]:
+    """Message -> whether the config passes the check."""
     semi, weight = config.data.semi, config.loss.consistency.weight
     supervised = semi.mode == "supervised"
     return {
@@ -50,7 +50,7 @@ def _few_labels(config: RunConfig) -> dict[str, bool]:
         "loss.consistency.report_fraction must be above 0 and at most 1": 0
         < config.loss.consistency.report_fraction
         <= 1,
-        f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, to 1 say": supervised
+        f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, for example to 1": supervised
         or weight > 0,
         f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,
         "loss.consistency: compiled code has no second derivative; set train.compile to false": not weight

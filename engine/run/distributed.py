@@ -1,4 +1,4 @@
-"""One job on several processes: joining those that torchrun or srun started, and falling together when one fails."""
+"""Run one job in several processes: join those that torchrun or srun started, and end all when one fails."""
 
 import contextlib
 import functools
@@ -18,24 +18,24 @@ import torch.distributed as dist
 from common.errors import UserError, one_line
 from common.processes import barrier, processes
 
-SPEAKERS = "speakers"
-"""The store counts here who had something to say of a failure; the first one says it, all others are silent."""
+FAILURES = "failures"
+"""Key of the store that counts failed processes: the first reports its error, the others print nothing."""
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 3.0
-"""What a process has to leave by itself, its work undone properly, once another one has failed."""
+"""Time for a process to clean up and exit by itself after another one has failed."""
 JOIN_TIMEOUT = timedelta(minutes=10)
 WAIT_TIMEOUT = timedelta(hours=2)
-"""For slower processes at the end of an evaluation, say; those that are gone are noticed within seconds."""
+"""For slower processes, for example at the end of an evaluation; a process that died is noticed within seconds."""
 
 
 class PeerFailed(Exception):  # noqa: N818 - not this process's error
-    """Another process of the job has failed and tells the user why."""
+    """Another process of the job has failed and reports why."""
 
 
 def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as torchrun sets them, or read off srun's; {} for neither.
+    """RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from torchrun's or srun's variables; {} if alone.
 
-    Raises UserError where one of them is missing and cannot be guessed.
+    Raises UserError if one of them is missing and cannot be inferred.
     """
     if "RANK" in environment:
         found = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
@@ -55,16 +55,16 @@ def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
     for name, value in found.items():
         if not value:
             raise UserError(
-                f"{name} is not set, but there are several processes; start them as slurm/train.sbatch does"
+                f"{name} is not set, but several processes were started; start them as slurm/train.sbatch does"
             )
     return found if int(found["WORLD_SIZE"]) > 1 else {}
 
 
 def distributed_main(main: Callable[[], None]) -> Callable[[], None]:
-    """Make a script's main join the job's other processes, where torchrun or srun started several.
+    """Decorate a script's `main` to join the job's other processes if torchrun or srun started several.
 
-    If it fails in one of them, that one tells the user why and all end within seconds, with exit code 2 for a
-    UserError and 1 otherwise. A SystemExit of 128 or more (a run that was stopped) is for all to raise together.
+    If `main` fails in one process, that process reports why and all end within seconds, with exit code 2 for a
+    UserError and 1 otherwise. SystemExit with a code of 128 or more (a stopped run) must be raised by all processes.
     """
 
     @functools.wraps(main)
@@ -73,88 +73,90 @@ def distributed_main(main: Callable[[], None]) -> Callable[[], None]:
         if not environment:
             return main()
         os.environ.update(environment)
-        company = ProcessGroupWatchdog()
+        watchdog = ProcessGroupWatchdog()
         try:
             main()
-            company.part()
-        except SystemExit as leaving:
-            if leaving.code and not (isinstance(leaving.code, int) and leaving.code >= 128):
-                company.fail(leaving)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to the others when the first has left
-            company.part()
+            watchdog.leave()
+        except SystemExit as ending:
+            if ending.code and not (isinstance(ending.code, int) and ending.code >= 128):
+                watchdog.abort(ending)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # srun sends it to the others once one process has ended
+            watchdog.leave()
             raise
         except BaseException as error:
-            company.fail(error)
+            watchdog.abort(error)
 
     return wrapped
 
 
 def one_process_only(script: str, instead: str) -> None:
-    """Raise UserError where torchrun or srun started several processes of a script that knows of one."""
+    """Raise UserError if torchrun or srun started several processes of a script that supports only one."""
     if launch_environment(os.environ):
-        raise UserError(f"{script} works in one process: start it with python; {instead}")
+        raise UserError(f"{script} runs in one process: start it with python; {instead}")
 
 
 class ProcessGroupWatchdog:
-    """The process group, and a thread that watches whether all of it is still there."""
+    """The process group, and a thread that ends this process when another one has failed."""
 
     def __init__(self) -> None:
-        """Join the others. gloo carries what is on the CPU, NCCL what is on a GPU."""
+        """Join the process group: gloo for tensors on the CPU, NCCL for those on a GPU."""
         self.store, rank, world_size = next(dist.rendezvous("env://", timeout=JOIN_TIMEOUT))
         self.store.set_timeout(JOIN_TIMEOUT)
         dist.init_process_group(store=self.store, rank=rank, world_size=world_size, timeout=WAIT_TIMEOUT)
-        self.leaving, self.heard = threading.Event(), False
+        self.leaving, self.failure_reported = threading.Event(), False
         self.watcher = threading.Thread(target=self._watch, args=(self.store.clone(),), daemon=True)
         self.watcher.start()
 
     def _watch(self, store: dist.Store) -> None:
-        """End this process when another has failed: its main thread may wait for that one in a collective."""
+        """End this process if another has failed: the main thread may be waiting for that one in a collective."""
         while not self.leaving.wait(POLL_SECONDS):
             try:
-                self.heard = store.check([SPEAKERS])
-            except dist.DistError:  # the first process, which keeps the store, is gone
-                if not self.leaving.wait(GRACE_SECONDS):  # else the main thread has noticed, and says so
-                    self.fail(ConnectionError("no answer from the first process"))
+                self.failure_reported = store.check([FAILURES])
+            except dist.DistError:  # the first process, which hosts the store, is gone
+                if not self.leaving.wait(GRACE_SECONDS):  # otherwise the main thread has noticed and reports it
+                    self.abort(ConnectionError("no response from the first process"))
                 return
-            if self.heard and not self.leaving.wait(GRACE_SECONDS):
+            if self.failure_reported and not self.leaving.wait(GRACE_SECONDS):
                 os._exit(1)
 
-    def part(self) -> None:
-        """Leave when all are done."""
+    def leave(self) -> None:
+        """Wait for all processes, then destroy the group."""
         self.leaving.set()
         self.watcher.join()
-        barrier()  # the first process may keep the store; it must not go while others look into it
+        barrier()  # the first process may host the store, which others still read
         dist.destroy_process_group()
 
-    def fail(self, error: BaseException) -> NoReturn:
-        """Tell the user, if nobody else has, and end: no clean-up of the group, whose others may never answer."""
+    def abort(self, error: BaseException) -> NoReturn:
+        """Report the error unless another process has, and exit without destroying the group, which could block."""
         self.leaving.set()
         code = 1
         if isinstance(error, PeerFailed):
-            self._let_speak()
-        elif self._speaks_first():
-            code = _tell(error)
+            self._wait_for_report()
+        elif self._reports_first():
+            code = _report(error)
         sys.stdout.flush()
         sys.stderr.flush()
-        if processes().is_main:  # which may keep the store: all others look into it once more
+        if processes().is_main:  # it may host the store, which the others read once more
             time.sleep(2 * POLL_SECONDS)
         os._exit(code)
 
-    def _let_speak(self) -> None:
-        until = time.monotonic() + GRACE_SECONDS
+    def _wait_for_report(self) -> None:
+        deadline = time.monotonic() + GRACE_SECONDS
         with contextlib.suppress(dist.DistError):
-            while not self.store.check([SPEAKERS]) and time.monotonic() < until:
+            while not self.store.check([FAILURES]) and time.monotonic() < deadline:
                 time.sleep(POLL_SECONDS / 5)
 
-    def _speaks_first(self) -> bool:
+    def _reports_first(self) -> bool:
         try:
-            return self.store.add(SPEAKERS, 1) == 1
-        except dist.DistError:  # the first process kept the store and is gone; if it did not say why, the second does
-            return not self.heard and processes().rank == 1
+            return self.store.add(FAILURES, 1) == 1
+        except (
+            dist.DistError
+        ):  # the first process hosted the store and is gone; if it reported nothing, the second one does
+            return not self.failure_reported and processes().rank == 1
 
 
-def _tell(error: BaseException) -> int:
-    """Say what happened; the exit code."""
+def _report(error: BaseException) -> int:
+    """Print the error; return the exit code."""
     here = processes()
     who = f"process {here.rank} of {here.world_size}"
     if isinstance(error, UserError):
@@ -165,11 +167,13 @@ def _tell(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    lost = isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error))  # they raise no type of their own
+    lost = isinstance(error, RuntimeError) and re.search(
+        "gloo|NCCL", str(error)
+    )  # neither has an exception type of its own
     if lost or isinstance(error, dist.DistError | ConnectionError):
         print(
-            f"error: {who}: another process is gone without a word (killed? out of memory?); the last checkpoint is "
-            f"whole, go on with --resume=true ({str(error).splitlines()[0][:200]})",
+            f"error: {who}: another process died without an error message (killed? out of memory?); the last "
+            f"checkpoint is intact, continue with --resume=true ({str(error).splitlines()[0][:200]})",
             file=sys.stderr,
         )
         return 1

@@ -1,4 +1,4 @@
-"""A run's folder, machine and provenance."""
+"""The run folder: its files, and how it is opened and read."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ from typing import Any
 
 from common.errors import UserError
 from engine.run.atomic_files import remove_leftovers, replacing
-from engine.run.checkpointing import is_there
+from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, save_config
 from engine.run.renamed_keys import converted_metrics
@@ -23,15 +23,15 @@ RESULTS = Path("results.json")
 
 
 def open_run(config: RunConfig, model: ImageClassifier) -> Path:
-    """Make the run folder, or check that the one there may be used. Raises UserError; loses nothing.
+    """Create the run folder, or check that the existing one may be used. Raises UserError before changing anything.
 
-    Writes the resolved config, and beside the best weights the JSON that `from_pretrained` rebuilds the model from.
+    Writes the resolved config, and best/config.json, from which `from_pretrained` rebuilds the model.
     """
     out = Path(config.out)
-    used = is_there(out / LAST) or (out / BEST / "model.safetensors").exists()
-    # auto: a run that died before its first checkpoint has nothing to go on from, but may have a best model.
-    may = config.resume is True or (config.resume == "auto" and (out / LAST.parent).is_dir())
-    if used and not (may or config.overwrite):
+    used = checkpoint_exists(out / LAST) or (out / BEST / "model.safetensors").exists()
+    # auto: a run that died before its first checkpoint cannot be resumed, but may have a best model.
+    may_use = config.resume is True or (config.resume == "auto" and (out / LAST.parent).is_dir())
+    if used and not (may_use or config.overwrite):
         raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
     try:
         if config.overwrite and used:
@@ -39,7 +39,7 @@ def open_run(config: RunConfig, model: ImageClassifier) -> Path:
         for folder in (out / LAST.parent, out / BEST):
             folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, out / LAST.parent, out / BEST, out / "sheets")
-        # The flags of this one start are not part of the run: with them its config could not be started again.
+        # resume and overwrite apply to this start only: saved, they would block the next `--config RUN/config.yaml`.
         with replacing(out / CONFIG_FILE) as file:
             save_config(replace(config, resume=False, allow_change=False, overwrite=False), file)
         with replacing(out / BEST / "config.json") as file:
@@ -50,14 +50,14 @@ def open_run(config: RunConfig, model: ImageClassifier) -> Path:
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The resolved config a run was trained with, flags like "--data.root=..." on top."""
+    """The config a run was trained with; `overrides` are flags such as "--data.root=...". Raises UserError."""
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
     return parse_config([f"--config={run / CONFIG_FILE}", *overrides])
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
-    """What a finished run wrote to results.json; None for an unfinished one. Raises UserError for a damaged file."""
+    """The results.json of a finished run; None if there is none yet. Raises UserError if it is damaged."""
     path = run / RESULTS
     if not path.is_file():
         return None

@@ -1,9 +1,12 @@
-"""The machine a run uses: device, precision, threads, and where its results came from."""
+"""The machine a run uses: its device and threads, its failures, and the provenance of results."""
 
+import contextlib
 import os
 import platform
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +15,17 @@ import torch
 
 from common.errors import UserError
 from common.processes import processes
+from datasets.loader import lost_worker
 from engine.run.config import RunConfig
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+GIB = 2**30
 
 
 def pick_device(name: str) -> torch.device:
-    """The device `train.device` names; of several processes on a machine each gets a GPU of its own.
+    """The device that `train.device` names; with several processes on a machine, each gets its own GPU.
 
-    Raises UserError where it does not exist.
+    Raises UserError if it does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -27,36 +34,36 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"train.device: {name!r} is no device; use auto, cpu, cuda or cuda:N") from None
+        raise UserError(f"train.device: {name!r} is not a device; use auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"train.device: {name} asked for, but {torch.cuda.device_count()} CUDA devices are there")
+        raise UserError(f"train.device={name}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
 
 
 def _own_gpu() -> int:
-    """Number of this process's GPU. A cluster may show each process one GPU alone, which then is number 0."""
+    """Index of this process's GPU. A cluster may make one GPU visible to each process, which then has index 0."""
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if count > 1 and local >= count:
-        raise UserError(f"train.device: this machine has {count} GPUs for more processes; start one process a GPU")
+        raise UserError(f"train.device: this machine has {count} GPUs but more processes; start one process per GPU")
     return local if count > 1 else 0
 
 
 def prepare_process(config: RunConfig) -> torch.device:
-    """Threads, determinism and device of this process."""
+    """Set threads and determinism of this process and return its device."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # CUDA's matrix products ask for it
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # required by deterministic cuBLAS
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     device = pick_device(config.train.device)
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # NCCL talks from the current one
+        torch.cuda.set_device(device)  # NCCL uses the current device
     return device
 
 
 def provenance() -> dict[str, Any]:
-    """What a figure came from: command, versions, machine, commit."""
+    """Where results come from: command, versions, device, commit. JSON values."""
     packages = ("torch", "torchvision", "timm", "albumentations")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -79,4 +86,25 @@ def _commit() -> str | None:
     return done.stdout.strip() or None
 
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+@contextlib.contextmanager
+def machine_errors(advice: str, device: torch.device) -> Iterator[None]:
+    """Turn running out of memory and a dead loading process into a UserError; `advice`: what to change for memory."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in text:
+            raise UserError(f"out of memory on {_memory(device, text)}; {advice}") from None
+        if lost := lost_worker(error):
+            raise lost from None
+        raise
+
+
+def _memory(device: torch.device, text: str) -> str:
+    asked = re.search(r"allocate (\d[\d.]* ?\w+)", text)
+    request = f" (asked for {asked[1]})" if asked else ""
+    if device.type != "cuda":
+        return f"the CPU{request}"
+    free, total = torch.cuda.mem_get_info(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    return f"{device}{request}: {total / GIB:.1f} GiB, {free / GIB:.1f} free, this process's peak {peak / GIB:.1f}"

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 become a request to stop at the next whole step."""
+"""Stop a run after the current optimiser step on Ctrl-C, SIGTERM or SIGUSR1."""
 
 import contextlib
 import signal
@@ -8,11 +8,11 @@ from types import FrameType, TracebackType
 from common.processes import largest
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""What asks a run to stop: a user, a cluster that wants the machine, a cluster that warns of the time limit."""
+"""Sent by a user, by a cluster that preempts the job, and by a cluster before the time limit."""
 
 
 class StopRequest:
-    """A context in which these signals set a flag instead of killing; a second one kills as usual."""
+    """A context in which the first of these signals sets a flag; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -20,7 +20,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         for number in STOPPING:
-            self._previous[number] = signal.signal(number, self._note)
+            self._previous[number] = signal.signal(number, self._receive)
         return self
 
     def __exit__(
@@ -29,11 +29,11 @@ class StopRequest:
         self._restore()
 
     def agreed(self) -> signal.Signals | None:
-        """The signal that this process or any other of the job has had: they must stop after the same step."""
+        """The signal that any process of the job has received, or None: all must stop after the same step."""
         number = largest(self.signal or 0)[0]
         return signal.Signals(number) if number else None
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self.signal = signal.Signals(number)
         self._restore()
 
@@ -43,8 +43,8 @@ class StopRequest:
         self._previous.clear()
 
 
-class RunStopped(Exception):  # noqa: N818 - not an error: the run did as it was told
-    """The run was asked to stop and has saved itself."""
+class RunStopped(Exception):  # noqa: N818 - not an error: the run did what was asked
+    """The run was asked to stop and has saved a checkpoint."""
 
     def __init__(self, number: signal.Signals) -> None:
         super().__init__(number.name)
@@ -53,7 +53,7 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run did as it was
 
 @contextlib.contextmanager
 def sigterm_unwinds() -> Iterator[None]:
-    """A context that SIGTERM leaves as an exception does, so that nothing half-written stays behind."""
+    """A context in which SIGTERM raises SystemExit, so that `finally` blocks remove partial files."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl, the terminal, and, if asked, Weights & Biases."""
+"""Log a run's metrics to metrics.jsonl, the terminal and, optionally, Weights & Biases."""
 
 import json
 import math
@@ -34,18 +34,18 @@ _COLUMNS = (
 
 
 class Tracker:
-    """One row per epoch to every destination; the bar only on a terminal."""
+    """Writes one row of metrics per validation or epoch to every destination."""
 
     def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
         """`run_id` continues a Weights & Biases run."""
         self.path = out / METRICS_FILE
-        self.console = Console(highlight=False, markup=False)  # a path may hold [brackets]
+        self.console = Console(highlight=False, markup=False)  # paths may contain [brackets]
         self.wandb = _start_wandb(out, config, run_id)
         self._header_shown = False
 
     @property
     def run_id(self) -> str | None:
-        """Id of the Weights & Biases run, to be continued on resume."""
+        """Id of the Weights & Biases run, saved in checkpoints so that a resumed run continues it."""
         return self.wandb.id if self.wandb else None
 
     def rows(self) -> list[MetricsRow]:
@@ -53,32 +53,32 @@ class Tracker:
         return read_rows(self.path)
 
     def truncate(self, last: float) -> None:
-        """Drop rows of later than `last` epochs: a resumed run writes them anew."""
+        """Drop rows after epoch `last`: a resumed run writes them again."""
         rows = [row for row in self.rows() if row["epoch"] <= last]
-        with _full_disk_named(self.path), replacing(self.path) as temporary:
+        with _disk_errors(self.path), replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: MetricsRow) -> None:
-        """Write one row: of an epoch, or of a validation within one (its epoch is no whole number then)."""
-        with _full_disk_named(self.path):
+        """Write one row, of an epoch or of a validation within one (its "epoch" is then fractional)."""
+        with _disk_errors(self.path):
             _append_line(self.path, json.dumps(row))
         self._print(row)
         if self.wandb:
             self.wandb.log(row, step=math.ceil(row["epoch"]))
 
     def image(self, name: str, path: Path, epoch: int) -> None:
-        """Mirror an image of the run folder."""
+        """Log an image of the run folder to Weights & Biases."""
         if self.wandb:
             import wandb
 
             self.wandb.log({name: wandb.Image(str(path))}, step=epoch)
 
-    def say(self, text: str) -> None:
-        """One line to the user."""
+    def message(self, text: str) -> None:
+        """Print one line for the user."""
         self.console.print(text, soft_wrap=True)
 
     def finish(self, summary: MetricsRow) -> None:
-        """Close all destinations."""
+        """Log the summary and close Weights & Biases."""
         if self.wandb:
             self.wandb.summary.update(summary)
             self.wandb.finish()
@@ -99,25 +99,25 @@ class Tracker:
 
 
 class NullTracker(Tracker):
-    """What the other processes of a job have for a tracker: the first one speaks for all."""
+    """The tracker of all processes but the first: it writes and prints nothing."""
 
     def __init__(self) -> None:
         self.wandb = None
 
     def truncate(self, last: float) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def log(self, row: MetricsRow) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def image(self, name: str, path: Path, epoch: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def say(self, text: str) -> None:
-        """Nothing."""
+    def message(self, text: str) -> None:
+        """Do nothing."""
 
     def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
-        """Counts nothing."""
+        """Return a context whose function does nothing."""
         return nullcontext(lambda count: None)
 
 
@@ -142,7 +142,7 @@ def progress_bar(console: Console, description: str, total: int, start: int = 0)
 
 
 def read_rows(path: Path) -> list[MetricsRow]:
-    """The rows of a metrics.jsonl; a last line cut short by a crash is left out."""
+    """The rows of a metrics.jsonl, up to the first damaged line (a crash may cut the last one short)."""
     if not path.is_file():
         return []
     rows = []
@@ -157,7 +157,7 @@ def read_rows(path: Path) -> list[MetricsRow]:
 
 
 def _append_line(path: Path, line: str) -> None:
-    """Whole and on the disk, or not at all."""
+    """Append the line and flush it to disk; on failure remove what was written of it."""
     before = path.stat().st_size if path.exists() else 0
     try:
         with path.open("a") as file:
@@ -165,17 +165,17 @@ def _append_line(path: Path, line: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError:
-        with suppress(OSError):  # it may not even be there
+        with suppress(OSError):  # it may not exist
             os.truncate(path, before)
         raise
 
 
 @contextmanager
-def _full_disk_named(path: Path) -> Iterator[None]:
+def _disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what it held is untouched") from None
+        raise UserError(f"cannot write {path}: {error.strerror or error}; its earlier content is unchanged") from None
 
 
 def _fit(title: str, form: str) -> str:
@@ -189,7 +189,7 @@ def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
         import wandb
     except ImportError:
         raise UserError(
-            "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or leave it off"
+            "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
         ) from None
     return wandb.init(
         project=config.wandb.project, entity=config.wandb.entity, name=config.wandb.name, group=config.wandb.group,

@@ -75,14 +75,14 @@ class RunState:
             tensors |= checkpointing.prefixed("ema", self.ema.module.state_dict())
         checkpointing.write_checkpoint(path, tensors, asdict(self.progress))
 
-    def load(self, path: Path, say: Callable[[str], None], allow_change: bool = False) -> None:
-        """Put back what `save` wrote, or, after a line to `say`, the checkpoint before it where that is damaged.
+    def load(self, path: Path, log: Callable[[str], None], allow_change: bool = False) -> None:
+        """Put back what `save` wrote, or, after a line to `log`, the checkpoint before it where that is damaged.
 
         Raises UserError when there is nothing or it does not fit.
         """
-        if not checkpointing.is_there(path):
+        if not checkpointing.checkpoint_exists(path):
             raise UserError(f"--resume: no checkpoint at {path}; leave --resume out to start")
-        checkpoint = checkpointing.read_newest(path, say)
+        checkpoint = checkpointing.read_newest(path, log)
         checkpointing.load_weights(self.model, checkpoint.part("model"), path)
         checkpointing.load_optimizer(self.optimizer, checkpoint.part("optimizer"))
         if self.ema:

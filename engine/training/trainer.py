@@ -17,11 +17,10 @@ from datasets import Batch, Split
 from datasets.loader import BatchSampler
 from engine.evaluation.loop import evaluate, split_loader
 from engine.run import checkpointing
-from engine.run.atomic_files import keep_as
+from engine.run.atomic_files import link_or_copy
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, LAST
-from engine.run.machine import PRECISIONS
-from engine.run.memory import machine_errors
+from engine.run.machine import PRECISIONS, machine_errors
 from engine.run.stopping import RunStopped, StopRequest
 from engine.run.tracking import MetricsRow, Tracker
 from engine.training.best_metric import best_value
@@ -244,9 +243,9 @@ class Trainer:
         self.progress.batch_images = self._batch_images()
         self.state.save(self.last)
 
-    def load(self, say: Callable[[str], None] = print) -> None:
+    def load(self, log: Callable[[str], None] = print) -> None:
         """Continue from the last checkpoint. Raises UserError when there is none or it does not fit."""
-        self.state.load(self.last, say, self.config.allow_change)
+        self.state.load(self.last, log, self.config.allow_change)
         before, now = self.progress.batch_images, self._batch_images()
         if before and before != now:  # as far into the epoch, in batches of another size
             self.progress.batch = self.progress.batch * before // now
@@ -258,7 +257,7 @@ class Trainer:
         every, epoch = self.config.train.keep_every, self.progress.epoch
         at_end = self.progress.batch == 0 and self.last.exists()
         if every and epoch % every == 0 and at_end and processes().is_main:
-            keep_as(self.last, self.last.with_name(f"epoch_{epoch:03d}.safetensors"))
+            link_or_copy(self.last, self.last.with_name(f"epoch_{epoch:03d}.safetensors"))
 
     def _smaller_steps(self) -> str:
         """What to change where a step does not fit into memory."""
@@ -267,7 +266,7 @@ class Trainer:
         halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.grad_accum_steps={2 * accumulation}"
         return (
             f"a step holds {data.batch_size} images of {height} x {width} in {self.config.train.precision}: try "
-            f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is whole"
+            f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is intact"
         )
 
 

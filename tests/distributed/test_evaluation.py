@@ -185,4 +185,4 @@ def test_scripts_that_know_of_one_process(
     monkeypatch.setattr(sys, "argv", [script.__name__, *needed])
     with pytest.raises(SystemExit, match="2"):
         script.main()
-    assert f"{script.__name__}{'.py' if script is study else ''} works in one process" in capsys.readouterr().err
+    assert f"{script.__name__}{'.py' if script is study else ''} runs in one process" in capsys.readouterr().err

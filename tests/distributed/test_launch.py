@@ -61,7 +61,7 @@ def test_scripts_of_one_process_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
     one_process_only("study.py", "")
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"study\.py works in one process.*slurm/seeds"):
+    with pytest.raises(UserError, match=r"study\.py runs in one process.*slurm/seeds"):
         one_process_only("study.py", "slurm/seeds.sbatch runs seeds side by side")
 
 
@@ -185,4 +185,4 @@ def test_a_mistake_of_ours_shows_its_own_traceback_alone(tmp_path: Path) -> None
 def test_a_process_that_is_killed_takes_the_others_down(main: Callable[[], None], killed: int, tmp_path: Path) -> None:
     codes, said = ended(tmp_path, main)
     assert (codes[killed], codes[1 - killed]) == (-signal.SIGKILL, 1)
-    assert said.startswith(f"error: process {1 - killed} of 2: another process is gone") and said.count("\n") == 1
+    assert said.startswith(f"error: process {1 - killed} of 2: another process died") and said.count("\n") == 1

@@ -49,7 +49,7 @@ def test_an_error_is_one_line_that_a_terminal_only_shows(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("name", ["[/red]", "[bold", "[link=file:///etc/passwd]x[/link]"])
 def test_brackets_in_a_path_are_no_markup(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Tracker(tmp_path, tiny_config(tmp_path)).say(f"look at runs/{name}/report.html")
+    Tracker(tmp_path, tiny_config(tmp_path)).message(f"look at runs/{name}/report.html")
     assert f"runs/{name}/report.html" in capsys.readouterr().out.replace("\n", "")
 
 

@@ -67,7 +67,7 @@ def test_submit_py_does_the_same_on_one_node(cluster: Cluster, tmp_path: Path, w
     asked = ("--gpus", "2", "--cpus", "1", "--time", "01:00:00", "--partition", "all", "--sbatch", "comment=tiny")
     words = flags({**KEYS, "out": str(tmp_path / "run")})
     said = cluster.call(sys.executable, "-m", "slurm.submit", *asked, "--", *words)
-    found = re.fullmatch(r"job (\d+); its log: (.+)", said)
+    found = re.fullmatch(r"job (\d+); log: (.+)", said)
     assert found, said
     job, log = Job(cluster, int(found[1])), Path(found[2])
     assert job.facts("TimeLimit") == ["01:00:00"] and job.facts("Comment") == ["tiny"]
@@ -85,7 +85,7 @@ def test_what_sbatch_refuses_is_one_line(
     with pytest.raises(SystemExit):
         submit.main()
     error = capfd.readouterr().err
-    assert re.fullmatch(r"error: sbatch refuses the job: .*invalid partition.*\n", error)
+    assert re.fullmatch(r"error: sbatch rejected the job: .*invalid partition.*\n", error)
 
 
 def test_an_array_of_seeds(seeds: Path) -> None:

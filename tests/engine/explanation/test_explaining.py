@@ -176,8 +176,8 @@ def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest
     run.run(batches(10), CPU)
     torch.testing.assert_close(halved["agcam"]["label"].seen, keepers["agcam"]["label"].seen)
     assert said == [
-        "out of memory; going on with 5 images at a time",
-        "out of memory; going on with 2 images at a time",
+        "out of memory; continuing with 5 images at a time",
+        "out of memory; continuing with 2 images at a time",
     ]
 
 

@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.processes import processes
 from engine.evaluation.loading import load_run_model
 from engine.run import checkpointing
-from engine.run.checkpointing import is_there, previous_of, read_checkpoint, read_newest, write_checkpoint
+from engine.run.checkpointing import checkpoint_exists, previous_of, read_checkpoint, read_newest, write_checkpoint
 from engine.run.folder import BEST, LAST
 from models import TwoStageModel
 from tests.processes import on_processes
@@ -88,7 +88,7 @@ def test_a_broken_one_is_named_and_the_one_before_is_read(spoil: Callable[[Path]
     assert found.progress["epoch"] == 1 and torch.equal(found.part("model")["a"], torch.ones(100))
     assert len(said) == 1 and "\n" not in said[0]
     assert said[0].startswith((str(two), "no checkpoint")) and "previous.safetensors, after epoch 1, batch 3" in said[0]
-    assert is_there(two) and two.with_name("broken.safetensors").exists() == (spoil is not missing)
+    assert checkpoint_exists(two) and two.with_name("broken.safetensors").exists() == (spoil is not missing)
     write_checkpoint(two, {}, {"epoch": 2})  # the broken one does not push out the good one
     assert [read_checkpoint(path).progress["epoch"] for path in (previous_of(two), two)] == [1, 2]
 
@@ -135,7 +135,7 @@ def test_a_run_goes_on_from_the_one_before(
     spoil(tmp_path / "broken" / LAST)
     capsys.readouterr()
     session = Session(resumed(tiny_config(tmp_path / "broken", SAVING)))
-    assert "going on from" in capsys.readouterr().out and session.trainer.progress.step == 7
+    assert "resuming from" in capsys.readouterr().out and session.trainer.progress.step == 7
     assert [row["epoch"] for row in session.tracker.rows()] == [1]
     session.go()
     assert_same_run(tmp_path / "whole", tmp_path / "broken")

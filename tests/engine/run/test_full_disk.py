@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from engine.run.atomic_files import keep_as, remove_leftovers
+from engine.run.atomic_files import link_or_copy, remove_leftovers
 from engine.run.checkpointing import read_checkpoint, write_checkpoint
 from engine.run.folder import BEST, CONFIG_FILE, LAST, RESULTS, open_run
 from engine.run.tracking import Tracker
@@ -94,7 +94,7 @@ def test_a_second_name_that_costs_room_there_is_not(run: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "link", refuse)
     before = contents(run)
     with no_file_longer_than(300), pytest.raises(UserError, match=r"last\.safetensors.*File too large"):
-        keep_as(run / LAST, run / LAST.with_name("epoch_002.safetensors"))
+        link_or_copy(run / LAST, run / LAST.with_name("epoch_002.safetensors"))
     with no_file_longer_than(300), pytest.raises(UserError, match=r"last\.safetensors.*File too large"):
         write_checkpoint(run / LAST, {}, {"epoch": 3})  # small enough itself, but the copy is not
     assert contents(run) == before

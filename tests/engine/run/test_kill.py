@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from engine.run import checkpointing
-from engine.run.checkpointing import is_there, previous_of, read_checkpoint, write_checkpoint
+from engine.run.checkpointing import checkpoint_exists, previous_of, read_checkpoint, write_checkpoint
 from engine.run.folder import BEST, LAST
 from tests.processes import start_server
 from tests.tiny import Session, assert_same_run, assert_same_tensors, resumed, tiny_config
@@ -40,7 +40,7 @@ def session(out: Path, seed: int, moment: int | None) -> None:
     if moment is not None:
         die_at(moment, out)
     config = tiny_config(out, KEYS)
-    Session(resumed(config) if is_there(out / LAST) else config).go()
+    Session(resumed(config) if checkpoint_exists(out / LAST) else config).go()
 
 
 def die_at(moment: int, out: Path) -> None:
@@ -139,7 +139,7 @@ class Killer:
 
     def look(self) -> None:
         """Once there is a checkpoint there always is a whole one, never older than the one before."""
-        if self.step or is_there(self.out / LAST):
+        if self.step or checkpoint_exists(self.out / LAST):
             step = read_checkpoint(self.out / LAST).progress["step"]
             assert step >= self.step
             self.step = step

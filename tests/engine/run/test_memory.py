@@ -26,30 +26,30 @@ def room_for(images: int, seen: list[int]) -> Callable[[slice], Tensor]:
 @pytest.mark.parametrize("limit", [1, 3, 8, 64])
 def test_pieces_are_no_larger_than_the_limit_and_in_order(count: int, limit: int) -> None:
     seen: list[int] = []
-    said: list[str] = []
-    done = AutoBatchSize(limit, said.append)(room_for(100, seen), count)
+    messages: list[str] = []
+    done = AutoBatchSize(limit, messages.append)(room_for(100, seen), count)
     assert done.tolist() == list(range(count))
-    assert max(seen) <= limit and len(seen) == -(-count // limit) and not said
+    assert max(seen) <= limit and len(seen) == -(-count // limit) and not messages
 
 
 def test_out_of_memory_halves_for_good_and_says_so() -> None:
     seen: list[int] = []
-    said: list[str] = []
-    halving = AutoBatchSize(16, said.append)
-    assert halving(room_for(5, seen), 19).tolist() == list(range(19))
+    messages: list[str] = []
+    batch_size = AutoBatchSize(16, messages.append)
+    assert batch_size(room_for(5, seen), 19).tolist() == list(range(19))
     assert seen == [16, 8, 4, 4, 4, 4, 3]
-    assert said == [f"out of memory; going on with {n} images at a time" for n in (8, 4)]
+    assert messages == [f"out of memory; continuing with {n} images at a time" for n in (8, 4)]
     seen.clear()
-    assert halving(room_for(5, seen), 6).tolist() == list(range(6))
-    assert seen == [4, 2] and len(said) == 2
+    assert batch_size(room_for(5, seen), 6).tolist() == list(range(6))
+    assert seen == [4, 2] and len(messages) == 2
 
 
 def test_the_size_that_failed_is_halved_not_the_limit() -> None:
     """A short last batch would else be tried again as it was."""
     seen: list[int] = []
-    halving = AutoBatchSize(64, lambda text: None)
-    assert halving(room_for(4, seen), 6).tolist() == list(range(6))
-    assert seen == [6, 3, 3] and halving.limit == 3
+    batch_size = AutoBatchSize(64, lambda text: None)
+    assert batch_size(room_for(4, seen), 6).tolist() == list(range(6))
+    assert seen == [6, 3, 3] and batch_size.limit == 3
 
 
 def test_what_was_done_before_is_not_done_again() -> None:
@@ -67,10 +67,10 @@ def test_what_was_done_before_is_not_done_again() -> None:
 
 
 def test_one_image_too_many_is_the_users_error() -> None:
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(UserError, match="single image.*data.image_size"):
-        AutoBatchSize(4, said.append)(room_for(0, []), 3)
-    assert said == ["out of memory; going on with 1 images at a time"]
+        AutoBatchSize(4, messages.append)(room_for(0, []), 3)
+    assert messages == ["out of memory; continuing with 1 images at a time"]
 
 
 def test_other_errors_pass() -> None:

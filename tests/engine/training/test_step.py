@@ -18,7 +18,7 @@ from datasets import Batch
 from engine.evaluation.loop import evaluate, split_loader
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import LAST
-from engine.run.memory import machine_errors
+from engine.run.machine import machine_errors
 from metrics.registry import build_metrics
 from metrics.types import Prediction
 from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, tiny_splits, tiny_trainer
