@@ -1,7 +1,7 @@
-"""Config keys, values and metric names that earlier versions spelled differently.
+"""Config keys, values and metrics that have been renamed.
 
-A config that a user writes must use today's names: an old one is refused with the new name in the message. What an
-earlier version saved in a run folder is converted when it is read.
+In flags and config files an old name is refused with a message that gives the new one. Run folders that earlier
+versions saved are converted when they are read.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ VALUES = {
     "train.best_metric": METRICS,
 }
 _OLD_KEYS = {key.rpartition(".")[2]: key for key in (*KEYS, *VALUES)}
-"""By their last component, which is all that `--optim FILE` or `--optim '{...}'` gives; none of these is used today."""
+"""Last component -> key with an old name or value. `--optim FILE` and `--optim '{...}'` give this component only."""
 
 
 def refuse_old_names(values: Mapping[str, Any]) -> None:
@@ -48,30 +48,28 @@ def refuse_old_flags(arguments: Sequence[str]) -> None:
             _refuse(key, value if equals else following)
 
 
-def converted_config(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A saved config, nested, with today's keys and values; the order of keys stays."""
-    result: dict[str, Any] = {}
-    for key, value in _flat(values):
-        *groups, name = KEYS.get(key, key).split(".")
-        group = result
-        for each in groups:
-            group = group.setdefault(each, {})
-        group[name] = converted_value(key, value)
+def converted_config(values: Mapping[Any, Any], prefix: str = "") -> dict[Any, Any]:
+    """A saved config, nested, with today's keys and values in the same order. `prefix`: of the group `values`."""
+    result: dict[Any, Any] = {}
+    for key, value in values.items():
+        old = f"{prefix}{key}"
+        new = KEYS[old].rpartition(".")[2] if old in KEYS else key  # no key has moved to another group
+        result[new] = converted_config(value, f"{old}.") if isinstance(value, Mapping) else converted_value(old, value)
     return result
 
 
 def converted_value(key: str, value: Any) -> Any:
-    """The value of a config key under its name of today."""
+    """The current name of a config key's value."""
     return _renamed(value, VALUES[key]) if key in VALUES and isinstance(value, str) else value
 
 
 def converted_metrics(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of saved metrics ("val/kept_share": ...) with today's names."""
+    """A row of saved metrics ("val/kept_share": ...) with the current names."""
     return {_renamed(key, METRICS): value for key, value in row.items()}
 
 
 def _renamed(name: str, new_names: Mapping[str, str]) -> str:
-    """Each component of "val/stage_1/NAME" replaced where there is a new name for it."""
+    """Replace each component of a name such as "val/stage_1/kept_share" that has been renamed."""
     return "/".join(new_names.get(component, component) for component in name.split("/"))
 
 

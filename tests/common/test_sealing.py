@@ -1,4 +1,4 @@
-"""The checksum inside a safetensors file: nothing changes unseen, and other readers do not mind it."""
+"""The checksum inside a safetensors file detects every change, and other readers accept the file."""
 
 import json
 import random

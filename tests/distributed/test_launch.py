@@ -1,4 +1,4 @@
-"""Processes that torchrun or srun started: who they are, and how they end together when one fails."""
+"""Processes started by torchrun or srun: their ranks, and how all end when one fails."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ SRUN = {
     "SLURM_STEP_NUM_NODES": "2", "MASTER_ADDR": "node3", "MASTER_PORT": "29500",
 }  # fmt: skip
 PATIENCE = 90.0
-"""Seconds until processes that should have ended are taken for hanging."""
+"""Seconds after which processes that have not ended are considered hung."""
 
 
 def test_places_that_torchrun_gives() -> None:
@@ -77,7 +77,7 @@ def user_error_in_one() -> None:
 
 
 def user_error_in_the_first() -> None:
-    """Which keeps the store that the others look into."""
+    """The first process hosts the store that the others read."""
     if processes().rank == 0:
         raise UserError("data.root: no folder here")
     dist.barrier()
@@ -101,7 +101,7 @@ def crash_in_one() -> None:
 
 
 def crash_while_another_is_busy() -> None:
-    """Not in a collective that would break: as if it waited for a GPU."""
+    """The other process is not in a collective, which would fail, but busy, as with a GPU."""
     if processes().rank == 1:
         raise UserError("data.root: no folder here")
     time.sleep(PATIENCE)
@@ -127,7 +127,7 @@ def stopped_in_all() -> None:
 
 
 def ended(folder: Path, main: Callable[[], None]) -> tuple[list[int | None], str]:
-    """Exit codes of two processes that ran a script's `main`, and what they said together, in the order of time."""
+    """Exit codes of two processes that ran `main`, and their combined stderr in order of time."""
     context = multiprocessing.get_context("forkserver")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

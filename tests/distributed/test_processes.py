@@ -1,4 +1,4 @@
-"""The runner of these tests, and what processes tell each other."""
+"""The runner of these tests, and the collectives of common.processes."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Training in several processes: the same run as in one, stopped and resumed together, failing together."""
+"""Training in several processes equals training in one; processes stop, resume and fail together."""
 
 import json
 import math
@@ -40,9 +40,9 @@ FAST = ("two-stage, all noise on", "micro-batches")
 
 
 def trained(out: str, keys: Mapping[str, Any]) -> None:
-    """One run, each process with its share of 8 images a step."""
-    share = 8 // processes().world_size
-    Session(tiny_config(Path(out), {**keys, "data.batch_size": share})).go()
+    """One run with 8 images per step, divided among the processes."""
+    batch_size = 8 // processes().world_size
+    Session(tiny_config(Path(out), {**keys, "data.batch_size": batch_size})).go()
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -67,7 +67,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])
 def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
-    """Loss curve, metrics and weights, with every noise that a step draws."""
+    """Loss curve, metrics and weights, with all random noise of a step."""
     for count, name in ((1, "one"), (2, "two")):
         on_processes(count, trained, str(tmp_path / name), CASES[case])
     assert_close_runs(tmp_path / "one", tmp_path / "two")
@@ -75,7 +75,7 @@ def test_two_processes_train_as_one(case: str, tmp_path: Path) -> None:
 
 
 def trained_with_parts_of_the_state(out: str, zero: bool) -> int:
-    """Stopped in the second epoch and resumed; how many parameters' state this process keeps."""
+    """Stop in the second epoch and resume; return how many parameters' state this process keeps."""
     keys = {"model.name": "vit", "data.batch_size": 4, "train.ema_decay": 0.9, "optim.zero": zero}
 
     def ask(count: int) -> None:
@@ -105,9 +105,9 @@ def test_four_processes_with_two_images_each(tmp_path: Path) -> None:
 
 
 def trained_with_few_labels(out: str, mode: str) -> None:
-    share = 4 // processes().world_size
+    batch_size = 4 // processes().world_size
     keys = {
-        "model.name": "vit", "data.batch_size": share, "data.semi.batch_size": share, "data.semi.mode": mode,
+        "model.name": "vit", "data.batch_size": batch_size, "data.semi.batch_size": batch_size, "data.semi.mode": mode,
         "data.semi.images_per_class": 4, "loss.consistency.weight": 0.5, "loss.consistency.first": "gradcam",
         "loss.consistency.second": "gradient",
     }  # fmt: skip
@@ -116,7 +116,7 @@ def trained_with_few_labels(out: str, mode: str) -> None:
     splits["train"], rest = split_labels(splits["train"], config.data.semi, 0)
     session = Session(config, splits)
     session.trainer.objective = ConsistencyObjective(session.trainer.objective, config.loss.consistency, False)
-    session.trainer.feed = SemiSupervisedSampler(splits["train"], rest, share, config.data.semi, 0)
+    session.trainer.feed = SemiSupervisedSampler(splits["train"], rest, batch_size, config.data.semi, 0)
     session.trainer.steps = session.trainer.feed.steps
     session.go()
 
@@ -130,7 +130,7 @@ def test_few_labels(mode: str, tmp_path: Path) -> None:
 
 
 def trained_without_an_image(out: str, lost: str) -> None:
-    """The image cannot be read: one of the processes has an image less in its batch.
+    """Train as if the image `lost` could not be read: one process has a smaller batch.
 
     Plain SGD without clipping: the steps of Adam hardly change when an image gets another weight in the gradient.
     """
@@ -170,7 +170,7 @@ def test_an_image_less_in_one_process_counts_as_in_one(tmp_path: Path) -> None:
 
 
 def stopped_by_one(out: str, at: int, rank: int) -> tuple[int, int]:
-    """Only process `rank` gets the signal, in its batch `at`; where each of them stopped."""
+    """Send a signal to process `rank` in its batch `at`; return exit code and number of batches."""
     keys = {**TWO_STAGE, "data.batch_size": 4, "train.ema_decay": 0.9}
 
     def ask(count: int) -> None:
@@ -197,7 +197,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on_exactly(tm
 
 
 def spoil(trainer: Trainer, rank: int, what: str) -> None:
-    """From the third batch on, the loss or the gradient of one process is no number."""
+    """From the third batch on, make the loss or gradient of one process non-finite."""
     objective, seen = trainer.objective, []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
@@ -231,15 +231,15 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_before_the_step(rank:
 
 
 def test_a_gradient_that_is_no_number_stops_all_before_the_step(tmp_path: Path) -> None:
-    """The average of gradients has it everywhere; every process says so, and whoever is first is heard."""
+    """The averaged gradient is not finite in any process; each raises the error, and the first is printed."""
     for kind, message, steps in on_processes(2, failing, str(tmp_path), 1, "gradient"):
         assert (kind, steps) == ("UserError", 2)
         assert "the gradient is not finite at epoch 1, batch 3 (head.weight)" in message
 
 
 def resumed_by_another_number(out: str, allow: bool) -> str:
-    share = 8 // processes().world_size
-    config = tiny_config(Path(out), {**TWO_STAGE, "data.batch_size": share, "allow_change": allow})
+    batch_size = 8 // processes().world_size
+    config = tiny_config(Path(out), {**TWO_STAGE, "data.batch_size": batch_size, "allow_change": allow})
     try:
         Session(resumed(config)).go()
     except UserError as error:

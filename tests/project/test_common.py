@@ -1,4 +1,4 @@
-"""common/: the registry and the one error a user reads."""
+"""common/: the registry and UserError."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""slurm.submit where there is no SLURM: its mistakes, and a run in this very process. On a real SLURM: tests/slurm/."""
+"""slurm.submit without SLURM: its errors, and a run in this process. With SLURM: tests/slurm/."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A real SLURM cluster of two nodes, both this machine: munged, slurmctld and two slurmd in a folder of their own."""
+"""A real SLURM cluster of two nodes on this machine: munged, slurmctld and two slurmd in a temporary folder."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "scancel", "squeue")
 HOST = socket.gethostname().partition(".")[0]
-"""Also the name of the first node, where the processes of a job meet; the second node is this machine as well."""
+"""Also the name of the first node, the rendezvous of a job's processes; the second node is this machine too."""
 NODES = (HOST, f"{HOST}-again")
 CONFIG = """
 ClusterName=test
@@ -45,13 +45,13 @@ NodeName={nodes[0]} NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName={nodes[1]} NodeAddr=127.0.0.2 Port={ports[2]}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
-"""`cred_expire` is also how long a requeued job waits. The GPUs are names alone, so that jobs may ask for some."""
+"""`cred_expire` is also the delay of a requeued job. The GPUs exist in name only, so that jobs can request them."""
 PATIENCE = 240.0
-"""Seconds until a wait is given up; this many only where something hangs."""
+"""Timeout in seconds; only reached if something hangs."""
 
 
 def missing() -> str:
-    """Why there can be no cluster on this machine; empty where there can."""
+    """Why this machine cannot run the cluster; empty if it can."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=_path()) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm munge"
@@ -81,7 +81,7 @@ class Job:
         self.cluster.call("scancel", "--signal=USR1", str(self.number))
 
     def finish(self) -> list[str]:
-        """Wait for the end, through all requeueing; the last states."""
+        """Wait until all jobs have ended, including requeues; return their states."""
         over = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
         wait_for(lambda: over.issuperset(self.facts("JobState")), self.cluster.logs)
         return self.facts("JobState")
@@ -89,35 +89,35 @@ class Job:
 
 @dataclass(frozen=True)
 class Cluster:
-    """How to reach it."""
+    """A running cluster: its folder, and the environment of its commands."""
 
     folder: Path
     environment: Mapping[str, str]
 
     def run(self, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """A command on the cluster, in the repository's root; `more` goes into its environment."""
+        """Run a command on the cluster in the repository's root, with `more` in its environment."""
         return subprocess.run(
             command, cwd=ROOT, env={**self.environment, **more}, capture_output=True, text=True, check=False,
             timeout=PATIENCE,
         )  # fmt: skip
 
     def call(self, *command: str, **more: str) -> str:
-        """What a command that must not fail prints."""
+        """Run a command that must succeed; return its output."""
         done = self.run(*command, **more)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         return done.stdout.strip()
 
     def sbatch(self, *words: str, **more: str) -> Job:
-        """Submit; the job (an array: all of it)."""
+        """Submit a job or an array of jobs."""
         return Job(self, int(self.call("sbatch", "--parsable", *words, **more)))
 
     def logs(self) -> str:
-        """What the daemons say."""
+        """The logs of the daemons."""
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))
 
 
 def wait_for(done: Callable[[], bool], tell: Callable[[], str]) -> None:
-    """Wait until `done`; give up with what there is to `tell`."""
+    """Wait until `done()`; fail with the text of `tell()` after the timeout."""
     deadline = time.monotonic() + PATIENCE
     while not done():
         assert time.monotonic() < deadline, tell()
@@ -126,7 +126,7 @@ def wait_for(done: Callable[[], bool], tell: Callable[[], str]) -> None:
 
 @contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
-    """The cluster, up in `folder`; at the end all its jobs and daemons are stopped."""
+    """Start the cluster in `folder`; at the end, stop all its jobs and daemons."""
     _configure(folder)
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     cluster = Cluster(folder, {**kept, "PATH": _path(), "SLURM_CONF": str(folder / "slurm.conf")})
@@ -177,5 +177,5 @@ def _daemon(cluster: Cluster, *command: str) -> Iterator[None]:
 
 
 def _path() -> str:
-    """Debian keeps daemons where not everybody looks."""
+    """Debian installs daemons in sbin, which may be missing from PATH."""
     return f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin"

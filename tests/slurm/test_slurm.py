@@ -1,4 +1,4 @@
-"""The job scripts and slurm.submit on a real SLURM: what a user submits trains, stops, goes on and ends."""
+"""The job scripts and slurm.submit on a real SLURM: jobs train, stop, resume and end."""
 
 import json
 import re
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.slow
 ONE = ("--gpus-per-node=1", "--cpus-per-task=1")
 TWO = ("--nodes=2", *ONE, "--ntasks-per-node=1")
 KEYS = {**LONG, "data.workers": 1}
-"""The signal also reaches the loading processes."""
+"""With loading processes, which receive the signal too."""
 
 
 def train(cluster: Cluster, folder: Path) -> Job:
-    """Submit training in two processes, each on its node, to folder/run."""
+    """Submit training in two processes on two nodes, to folder/run."""
     words = flags({**KEYS, "out": str(folder / "run")})
     return cluster.sbatch(*TWO, f"--output={folder}/log", "slurm/train.sbatch", *words)
 
 
 def warn_after_first_epoch(job: Job, run: Path, log: Path) -> str:
-    """Send what comes before the time limit, wait for the end of the job's second life; the log of both."""
+    """Send the time-limit signal and wait until the requeued job has ended; return the log of both."""
     metrics = run / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and bool(metrics.read_text()), job.cluster.logs)
     job.warn()
@@ -39,7 +39,7 @@ def warn_after_first_epoch(job: Job, run: Path, log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def whole(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The long run, never stopped."""
+    """The long run, uninterrupted."""
     folder = tmp_path_factory.mktemp("whole")
     assert train(cluster, folder).finish() == ["COMPLETED"], (folder / "log").read_text()
     return folder / "run"
@@ -63,7 +63,7 @@ def test_warned_of_its_time_limit_a_job_goes_on_and_ends_as_if_never_stopped(
     assert_same_run(tmp_path / "run", whole)
 
 
-def test_submit_py_does_the_same_on_one_node(cluster: Cluster, tmp_path: Path, whole: Path) -> None:
+def test_slurm_submit_does_the_same_on_one_node(cluster: Cluster, tmp_path: Path, whole: Path) -> None:
     asked = ("--gpus", "2", "--cpus", "1", "--time", "01:00:00", "--partition", "all", "--sbatch", "comment=tiny")
     words = flags({**KEYS, "out": str(tmp_path / "run")})
     said = cluster.call(sys.executable, "-m", "slurm.submit", *asked, "--", *words)

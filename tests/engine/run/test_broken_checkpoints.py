@@ -1,4 +1,4 @@
-"""Checkpoints that were cut short or changed on the disk: named, and the one before goes on to the same end."""
+"""Truncated or changed checkpoints are named, and a run resumed from the one before ends with the same state."""
 
 import random
 import shutil
@@ -26,7 +26,7 @@ BEST_WEIGHTS = BEST / "model.safetensors"
 
 
 def flipped(path: Path) -> None:
-    """One bit of the last tensor is wrong."""
+    """Flip one bit of the last tensor."""
     whole = bytearray(path.read_bytes())
     whole[-5] ^= 4
     path.write_bytes(whole)
@@ -41,7 +41,7 @@ def emptied(path: Path) -> None:
 
 
 def zeroed(path: Path) -> None:
-    """As some file systems leave a file after a power cut."""
+    """Some file systems leave a file like this after a power failure."""
     path.write_bytes(bytes(path.stat().st_size))
 
 
@@ -61,13 +61,13 @@ def two(tmp_path: Path) -> Path:
     return last
 
 
-def no_word(line: str) -> None:
-    raise AssertionError(f"said {line!r}")
+def no_message(line: str) -> None:
+    raise AssertionError(f"logged {line!r}")
 
 
 def test_the_last_two_are_kept(two: Path) -> None:
     write_checkpoint(two, {}, {"epoch": 3, "batch": 0})
-    assert read_newest(two, no_word).progress["epoch"] == 3
+    assert read_newest(two, no_message).progress["epoch"] == 3
     assert read_checkpoint(previous_of(two)).progress["epoch"] == 2
     assert sorted(path.name for path in two.parent.iterdir()) == ["last.safetensors", "previous.safetensors"]
 
@@ -99,7 +99,7 @@ def test_both_broken_is_one_line_and_touches_nothing(spoil: Callable[[Path], Non
     spoil(previous_of(two))
     before = {path: path.read_bytes() for path in two.parent.iterdir()}
     with pytest.raises(UserError, match=r"last\.safetensors.*--overwrite=true") as caught:
-        read_newest(two, no_word)
+        read_newest(two, no_message)
     assert "\n" not in str(caught.value) and ("previous" in str(caught.value)) == (spoil is not missing)
     assert {path: path.read_bytes() for path in two.parent.iterdir()} == before
 
@@ -122,14 +122,14 @@ def test_cuts_at_every_length(two: Path) -> None:
 
 def test_files_from_before_checksums_are_read(two: Path) -> None:
     save_file({"model/a": torch.ones(2)}, two, metadata={"progress": '{"epoch": 7}'})
-    assert read_newest(two, no_word).progress == {"epoch": 7}
+    assert read_newest(two, no_message).progress == {"epoch": 7}
 
 
 @pytest.mark.parametrize("spoil", [flipped, missing])
 def test_a_run_goes_on_from_the_one_before(
     spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """To the same end as if nothing had been wrong; its row of the second epoch is written anew, not twice."""
+    """It ends with the same state; the row of the second epoch is rewritten, not duplicated."""
     Session(tiny_config(tmp_path / "whole", SAVING)).go()
     shutil.copytree(tmp_path / "whole", tmp_path / "broken")
     spoil(tmp_path / "broken" / LAST)
@@ -146,7 +146,7 @@ def trained(out: Path) -> None:
 
 
 def resumed_at(out: Path, differently: bool) -> int | str:
-    """The step that this process goes on from, or what it says."""
+    """The step from which this process resumes, or its error message."""
     if differently and processes().rank == 1:
         checkpointing.read_newest = lambda last, say: read_checkpoint(last.with_name("broken.safetensors"))
     try:

@@ -1,4 +1,4 @@
-"""Files of tensors: whole or not at all, refused in one line when foreign, and all that an optimiser needs back."""
+"""Checkpoint files: atomic, refused with one line if of another format, with the complete optimiser state."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One resolved config: every file in configs, every mistake in one line, flags over files, a stable round trip."""
+"""Configs: every file in configs/, one-line errors, precedence of flags and files, round trip."""
 
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def one_line(*args: str) -> str:
-    """The message for a mistake; it must be one line of bearable length."""
+    """The error message; it must be a short single line."""
     with pytest.raises(UserError) as caught:
         parse_config(list(args))
     message = str(caught.value)
@@ -166,7 +166,7 @@ def test_the_message_names_key_range_and_value() -> None:
 
 
 def test_numbers_with_a_range_stay_plain() -> None:
-    """Writers of YAML refuse the classes that check the range."""
+    """YAML writers reject the number classes that check the range."""
     config = parse_config(["--optim.lr=1", "--train.epochs=3", "--train.ema_decay=0"])
     numbers = (config.optim.lr, config.train.epochs, config.train.ema_decay)
     assert numbers == (1.0, 3, 0.0) and [type(number) for number in numbers] == [float, int, float]

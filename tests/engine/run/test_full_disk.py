@@ -1,4 +1,4 @@
-"""A disk that is full: one line, nothing half-written, nothing earlier lost; with room again the run goes on."""
+"""A full disk: a one-line error, no partial files, earlier files unchanged; with free space the run resumes."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ KEYS = {"train.ema_decay": 0.9, "train.save_every_steps": 1, "train.eval_every_s
 
 @contextlib.contextmanager
 def no_file_longer_than(size: int) -> Iterator[None]:
-    """The kernel refuses this process longer files, in the middle of a write as a full disk does."""
+    """Limit the file size of this process: the kernel stops a write in the middle, like a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -56,7 +56,7 @@ def results(out: Path) -> None:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run of which every file is there, and two checkpoints."""
+    """A run folder with every file and two checkpoints."""
     config = tiny_config(tmp_path / "run")
     out = open_run(config, tiny_model(config))
     for epoch in (1, 2):
@@ -86,7 +86,7 @@ def test_rows_that_cannot_be_cut_back_stay(run: Path) -> None:
 
 
 def test_a_second_name_that_costs_room_there_is_not(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the file system has no links it takes a copy, and two checkpoints stay whole without it."""
+    """Without hard links a copy is needed; if it fails, both checkpoints stay intact."""
 
     def refuse(*names: Path) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -113,14 +113,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path, room: int) -> None:
-    """Leave so many bytes free."""
+    """Fill the disk until `room` bytes are free."""
     state = os.statvfs(disk)
     (disk / "others").write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - room)))
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
+    """An uninterrupted run."""
     out, threads = tmp_path_factory.mktemp("whole"), torch.get_num_threads()
     torch.set_num_threads(1)  # made before the fixture that does so for a test
     Session(tiny_config(out, KEYS)).go()
@@ -130,7 +130,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("batch", "room"), [(0, 100_000), (1, 0), (2, 100_000), (6, 0)])
 def test_the_disk_fills_up_in_the_middle_of_a_run(batch: int, room: int, whole: Path, small_disk: Path) -> None:
-    """At the first checkpoint, the second, the best weights, in the last epoch; then there is room again."""
+    """At the first checkpoint, the second, the best weights, in the last epoch; then space is freed."""
     config = tiny_config(small_disk / "run", KEYS)
     session = Session(config, before_batch=lambda count: fill(small_disk, room) if count == batch else None)
     with pytest.raises(UserError, match="No space left on device") as caught:
@@ -145,7 +145,7 @@ def test_the_disk_fills_up_in_the_middle_of_a_run(batch: int, room: int, whole: 
 
 
 def test_what_killed_processes_left_is_removed_at_the_next_start(run: Path) -> None:
-    """Half-written files of every writer, and nothing else."""
+    """Temporary files of every writer, and nothing else."""
     before = contents(run)
     for name in (
         LAST,

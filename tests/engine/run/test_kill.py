@@ -1,4 +1,4 @@
-"""kill -9, again and again, also in the middle of writing: the run ends as if nothing had happened."""
+"""Runs killed repeatedly with SIGKILL, also while writing, end like an uninterrupted run."""
 
 import itertools
 import multiprocessing
@@ -24,7 +24,7 @@ from tests.tiny import Session, assert_same_run, assert_same_tensors, resumed, t
 
 KILLS = 50
 MOMENTS = 150
-"""About half of those that a run has: before, in and after everything that changes a file."""
+"""About half of a run's moments: before, during and after every operation that changes a file."""
 KEYS = {
     "data.augmentation": "flip", "train.ema_decay": 0.9, "train.epochs": 3, "train.save_every_steps": 1,
     "train.eval_every_steps": 3, "train.keep_every": 1,
@@ -33,7 +33,7 @@ PROCESSES = multiprocessing.get_context("forkserver")
 
 
 def session(out: Path, seed: int, moment: int | None) -> None:
-    """One process of the run, begun or resumed; with a `moment` it kills itself there."""
+    """Start or resume the run in this process; with a `moment`, kill it there."""
     torch.set_num_threads(1)
     for generator in (random.seed, numpy.random.seed, torch.manual_seed):
         generator(seed)  # whatever a process starts with
@@ -44,7 +44,7 @@ def session(out: Path, seed: int, moment: int | None) -> None:
 
 
 def die_at(moment: int, out: Path) -> None:
-    """Count the moments before and after everything that changes files, and die at one of them."""
+    """Count the moments before and after every operation that changes files, and die at number `moment`."""
     countdown = iter(range(moment, 0, -1))
 
     def tick(name: str) -> None:
@@ -78,7 +78,7 @@ def die_at(moment: int, out: Path) -> None:
 
 
 def start(what: Callable[..., None], *args: Any) -> BaseProcess:
-    """A process that begins with everything imported, in a fraction of a second."""
+    """Start a process with everything imported already."""
     start_server()
     process = PROCESSES.Process(target=what, args=args)
     process.start()
@@ -94,7 +94,7 @@ def third_write(folder: Path, moment: int) -> None:
 
 @pytest.mark.slow
 def test_killed_at_every_moment_of_a_write_in_turn(tmp_path: Path) -> None:
-    """At each of them there are two whole checkpoints, and the next process goes on from the newer one."""
+    """At each moment there are two complete checkpoints, and the next process resumes from the newer one."""
     for moment in itertools.count(1):
         folder = tmp_path / str(moment)
         folder.mkdir()
@@ -113,18 +113,18 @@ def test_killed_at_every_moment_of_a_write_in_turn(tmp_path: Path) -> None:
 
 @dataclass
 class Killer:
-    """Runs sessions of one run folder and kills them, half at random times, half at random moments of writing."""
+    """Start sessions of one run folder and kill them, half at random times, half at random moments of writing."""
 
     out: Path
     seconds: float
-    """So long takes an uninterrupted run."""
+    """Duration of an uninterrupted run."""
     dice: random.Random
     kills: int = 0
     step: int = 0
     """Of the last checkpoint."""
 
     def strike(self) -> bool:
-        """Run one session and kill it; False where it came to the end of the run first."""
+        """Run one session and kill it; False if it finished first."""
         timed = self.kills % 2 == 0
         moment, delay = self.dice.randrange(1, MOMENTS), self.dice.uniform(0, self.seconds)
         process = start(session, self.out, self.dice.randrange(2**32), None if timed else moment)
@@ -138,7 +138,7 @@ class Killer:
         return process.exitcode != 0
 
     def look(self) -> None:
-        """Once there is a checkpoint there always is a whole one, never older than the one before."""
+        """Check that the last checkpoint is complete and not older than at the last look."""
         if self.step or checkpoint_exists(self.out / LAST):
             step = read_checkpoint(self.out / LAST).progress["step"]
             assert step >= self.step
@@ -146,7 +146,7 @@ class Killer:
 
 
 def finished_like(whole: Path, out: Path) -> None:
-    """The run in `out` ended as that in `whole` did, and nothing half-written is left."""
+    """Assert that the run in `out` ended like that in `whole` and left no temporary files."""
     assert_same_run(whole, out)
     for folder in (LAST.parent, BEST):
         assert sorted(os.listdir(out / folder)) == sorted(os.listdir(whole / folder))
@@ -157,7 +157,7 @@ def finished_like(whole: Path, out: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_fifty_times(tmp_path: Path) -> None:
-    """Every time the run comes to its end it is compared to the last bit, and begun anew."""
+    """Every finished run is compared bitwise, and a new one is started."""
     start(session, tmp_path / "first", 1, None).join(120)
     started = time.perf_counter()
     start(session, whole := tmp_path / "whole", 2, None).join(120)

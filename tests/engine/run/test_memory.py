@@ -1,4 +1,4 @@
-"""AutoBatchSize: what does not fit is done in smaller pieces, in order, and the user is told."""
+"""AutoBatchSize: work that does not fit is done in smaller pieces, in order, with a message."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from engine.run.memory import AutoBatchSize
 
 
 def room_for(images: int, seen: list[int]) -> Callable[[slice], Tensor]:
-    """Work on numbers 0 .. that runs out of memory on more than `images` of them; notes the sizes it was asked for."""
+    """Work that runs out of memory on more than `images` images; appends the requested sizes to `seen`."""
 
     def work(piece: slice) -> Tensor:
         seen.append(piece.stop - piece.start)
@@ -45,7 +45,7 @@ def test_out_of_memory_halves_for_good_and_says_so() -> None:
 
 
 def test_the_size_that_failed_is_halved_not_the_limit() -> None:
-    """A short last batch would else be tried again as it was."""
+    """Otherwise a short last batch would be tried again at the same size."""
     seen: list[int] = []
     batch_size = AutoBatchSize(64, lambda text: None)
     assert batch_size(room_for(4, seen), 6).tolist() == list(range(6))
@@ -53,7 +53,7 @@ def test_the_size_that_failed_is_halved_not_the_limit() -> None:
 
 
 def test_what_was_done_before_is_not_done_again() -> None:
-    """Memory may run out in the middle."""
+    """Memory may run out after some pieces."""
     seen: list[slice] = []
 
     def work(piece: slice) -> Tensor:

@@ -1,4 +1,4 @@
-"""Old names: refused with the new name where a user writes them, converted where an earlier version saved them."""
+"""Old names are refused with the new name in flags and config files, and converted in saved runs."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from engine.run.tracking import read_rows
 from tests.tiny import Session, assert_same_run, timeless, tiny_config
 
 VALUE = {"train.watch_test": True}
-"""Of each old key: a value its new key takes; 1 for all others."""
+"""Old key -> a valid value; 1 for all others."""
 OLD_VALUES = [(key, old, new) for key, names in VALUES.items() for old, new in names.items()]
 RUN = {
     "train.best_metric": "keep_ratio", "train.log_test": True, "optim.grad_accum_steps": 2,
@@ -89,7 +89,7 @@ def last(name: str) -> str:
 
 
 def with_old_names(text: str) -> str:
-    """A file of a run folder as an earlier version wrote it."""
+    """Text of a run folder's file as an earlier version wrote it."""
     names = {last(new): last(old) for old, new in KEYS.items()} | {new: old for old, new in METRICS.items()}
     for new, old in (names | {"center_crop": "cover"}).items():
         text = text.replace(new, old)
@@ -97,7 +97,7 @@ def with_old_names(text: str) -> str:
 
 
 def age(run: Path) -> Path:
-    """Give every file of the run folder the old names."""
+    """Write the old names into every file of the run folder."""
     for file in (run / CONFIG_FILE, run / METRICS_FILE, run / RESULTS):
         if file.exists():
             before = file.read_text()
@@ -111,7 +111,7 @@ def age(run: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run under today's names."""
+    """A finished run with today's names."""
     out, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
     train.train(tiny_config(out, RUN))
     torch.set_num_threads(threads)
@@ -136,18 +136,20 @@ def test_a_saved_run_reads_as_the_same_run(old: Path, whole: Path) -> None:
 
 
 def test_other_config_files_beside_a_run_are_converted_or_named(old: Path, whole: Path) -> None:
-    """Later flags win over the converted file, and a damaged one is named."""
+    """Later flags override the converted file; a damaged file is named."""
     config = parse_config(["--config", str(old / CONFIG_FILE), "--optim.lr=0.5", f"--config={whole / CONFIG_FILE}"])
     assert config == run_config(whole)
     assert parse_config([f"--config={old / CONFIG_FILE}", "--optim.lr=0.5"]).optim.lr == 0.5
     (old / CONFIG_FILE).write_text("optim: {accumulation: 4, nonsense: 3}")
     assert "nonsense" in refusal(f"--config={old / CONFIG_FILE}")
+    (old / CONFIG_FILE).write_text("optim: 3\noptim.accumulation: 4\n1: 2")
+    assert "optim" in refusal(f"--config={old / CONFIG_FILE}")
     (old / CONFIG_FILE).write_text("optim: [")
     assert "config.yaml" in refusal(f"--config={old / CONFIG_FILE}")
 
 
 def test_a_saved_run_is_resumed_from_the_middle_of_an_epoch(whole: Path, tmp_path: Path) -> None:
-    """Sums of the running epoch, rows, best value and config all go on."""
+    """Sums of the current epoch, rows, best value and config are all converted."""
 
     def ask(count: int) -> None:
         if count == 5:  # the second of four batches of the second epoch
@@ -163,7 +165,7 @@ def test_a_saved_run_is_resumed_from_the_middle_of_an_epoch(whole: Path, tmp_pat
 
 
 def evaluated(run: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], list[str]]:
-    """What evaluate.py measures, and the names of the files it writes."""
+    """The results of evaluate.py without provenance, and the names of its files."""
     monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", str(run)])
     evaluate.main()
     out = run / "evaluation" / "test"
@@ -185,7 +187,7 @@ def test_a_study_takes_a_saved_run_for_its_own(old: Path, whole: Path) -> None:
 
 
 def test_saved_maps_of_an_earlier_version_are_read(tmp_path: Path) -> None:
-    """Then the provenance was called `made_of`, and held the old value of data.evaluation."""
+    """Earlier versions called the provenance `made_of` and stored the old value of data.evaluation."""
     path, methods = tmp_path / "maps.h5", {"rollout": {}}
     with MapWriter(path, MapProvenance({"weights": "abc", "data.evaluation": "cover"}, methods)) as writer:
         writer.add_images(["a.jpg"], torch.tensor([1]))

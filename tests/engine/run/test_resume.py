@@ -1,4 +1,4 @@
-"""A run stopped anywhere and resumed equals the uninterrupted run to the last bit."""
+"""A run stopped anywhere and resumed is bitwise equal to the uninterrupted run."""
 
 import random
 import signal
@@ -45,7 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def request_of_this_run(monkeypatch: pytest.MonkeyPatch) -> list[StopRequest]:
-    """The stop request of the run that is going on, last; its flag can be set without killing anything."""
+    """Stop requests of the runs so far, the current one last; tests set its flag in place of a signal."""
     made: list[StopRequest] = []
 
     class Remembered(StopRequest):
@@ -76,7 +76,7 @@ FAST = ("averaged", "accumulated")
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[] if c in FAST else pytest.mark.slow) for c in CASES])
 def test_stopped_at_every_batch_in_turn(case: str, tmp_path: Path, request_of_this_run: list[StopRequest]) -> None:
-    """One run in as many sessions as it has steps: it stops in every batch, also the last of an epoch."""
+    """One run in as many sessions as steps: it stops in every batch, including the last of an epoch."""
     Session(tiny_config(tmp_path / "whole", CASES[case])).go()
     config, sessions, done = tiny_config(tmp_path / "parts", CASES[case]), 0, 0
     while done < BATCHES - config.optim.grad_accum_steps:
@@ -103,7 +103,7 @@ def test_stopped_once(batch: int, tmp_path: Path, request_of_this_run: list[Stop
 def test_a_request_in_the_last_batch_is_heeded_when_all_is_saved(
     tmp_path: Path, request_of_this_run: list[StopRequest]
 ) -> None:
-    """Whoever started the run must learn of it, or a study would go on with its next row."""
+    """The caller must learn of it, or a study would continue with its next row."""
     session = stopped_after(tiny_config(tmp_path), BATCHES - 1, request_of_this_run)
     assert session.trainer.progress.epoch == read_checkpoint(tmp_path / LAST).progress["epoch"] == 2
     assert Session(resumed(session.config)).go().batches == 0
@@ -111,7 +111,7 @@ def test_a_request_in_the_last_batch_is_heeded_when_all_is_saved(
 
 @pytest.mark.parametrize("case", ["augmented, straight through", "plain vit, mixup, bf16", "published"])
 def test_nothing_hangs_on_the_generators_of_python_numpy_and_torch(case: str, tmp_path: Path) -> None:
-    """They stand elsewhere at the start, before every batch and in the middle of every step."""
+    """Their states differ at the start, before every batch and within every step."""
 
     def run(out: Path, seed: int) -> None:
         dice = random.Random(seed)
@@ -137,7 +137,7 @@ def test_nothing_hangs_on_the_generators_of_python_numpy_and_torch(case: str, tm
 
 
 def test_the_run_of_weights_and_biases_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its id is in the checkpoint, and the resumed run asks for that id."""
+    """Its id is in the checkpoint, and the resumed run passes that id."""
     asked: list[dict[str, Any]] = []
 
     def init(**how: Any) -> Any:
@@ -165,7 +165,7 @@ def test_with_loading_processes(tmp_path: Path, request_of_this_run: list[StopRe
 
 @pytest.mark.parametrize("saved", [2, 6])
 def test_killed_without_warning_it_goes_on_from_the_last_save(saved: int, tmp_path: Path) -> None:
-    """A checkpoint every second step; the process dies in a batch after."""
+    """With a checkpoint every second step; the process dies in a later batch."""
     keys = {"train.save_every_steps": 2}
     Session(tiny_config(tmp_path / "whole")).go()
 
@@ -182,7 +182,7 @@ def test_killed_without_warning_it_goes_on_from_the_last_save(saved: int, tmp_pa
 
 
 def test_killed_between_the_row_and_the_checkpoint_of_an_epoch(tmp_path: Path) -> None:
-    """The row and the best weights of the epoch are there already; they are made anew, not twice."""
+    """The row and best weights of the epoch exist already; they are rewritten, not duplicated."""
     Session(tiny_config(tmp_path / "whole")).go()
     config = tiny_config(tmp_path / "parts", {"train.save_every_steps": 1})
 
@@ -215,7 +215,7 @@ def test_a_longer_run_goes_on_from_a_shorter_one(tmp_path: Path) -> None:
 
 
 def test_times_add_up_over_sessions(tmp_path: Path, request_of_this_run: list[StopRequest]) -> None:
-    """Wall time holds what training, validation, images and checkpoints took, in every session."""
+    """Wall time includes training, validation, images and checkpoints, of all sessions."""
     config = tiny_config(tmp_path)
     first = stopped_after(config, 1, request_of_this_run).trainer.progress
     assert 0 < first.train_seconds <= first.wall_seconds
@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_version_is_one_line(tmp_path: Path) -> None:
 def test_a_checkpoint_from_before_there_were_several_processes(
     tmp_path: Path, request_of_this_run: list[StopRequest]
 ) -> None:
-    """Its sums of the running epoch are those of the one process there was."""
+    """Its sums of the current epoch are a single dict, that of the only process."""
     Session(tiny_config(tmp_path / "whole")).go()
     config = tiny_config(tmp_path / "parts")
     stopped_after(config, 5, request_of_this_run)

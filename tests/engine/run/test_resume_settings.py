@@ -1,4 +1,4 @@
-"""Whether there is a run to go on with, and whether it is still the same run."""
+"""Whether there is a run to resume, and whether its config is still the same."""
 
 import shutil
 from collections.abc import Iterator
@@ -55,7 +55,7 @@ def test_auto_starts_a_run_afresh_that_died_before_its_first_checkpoint(run: Pat
 
 
 def test_auto_leaves_a_folder_alone_that_is_no_training_run(run: Path) -> None:
-    """As commands.convert_checkpoint writes them: a best model and no checkpoints."""
+    """As written by commands.convert_checkpoint: a best model and no checkpoints."""
     shutil.rmtree(run / LAST.parent)
     kept = (run / BEST / "model.safetensors").read_bytes()
     with pytest.raises(UserError, match="already holds a run"):
@@ -91,7 +91,7 @@ MAY_CHANGE = {
 
 
 def with_each_key_changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key, with the config in which it alone has another value."""
+    """Yield every dotted key with a config in which only that key has another value."""
     for item in fields(config):
         value = getattr(config, item.name)
         if is_dataclass(value):

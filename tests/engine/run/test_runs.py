@@ -1,4 +1,4 @@
-"""Around a run: signals as requests, the run folder, devices, where metrics came from, rows on disk."""
+"""Signals, the run folder, devices, provenance, and rows of metrics on disk."""
 
 import json
 import signal
