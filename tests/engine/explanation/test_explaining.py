@@ -172,7 +172,7 @@ def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest
     monkeypatch.setattr(MODEL, "forward", small)
     said: list[str] = []
     run, halved = bench(build_methods(["agcam"], {}), ("label",))
-    run.halving.say = said.append
+    run.halving.log = said.append
     run.run(batches(10), CPU)
     torch.testing.assert_close(halved["agcam"]["label"].seen, keepers["agcam"]["label"].seen)
     assert said == [

@@ -148,7 +148,7 @@ def trained(out: Path) -> None:
 def resumed_at(out: Path, differently: bool) -> int | str:
     """The step from which this process resumes, or its error message."""
     if differently and processes().rank == 1:
-        checkpointing.read_newest = lambda last, say: read_checkpoint(last.with_name("broken.safetensors"))
+        checkpointing.read_newest = lambda last, log: read_checkpoint(last.with_name("broken.safetensors"))
     try:
         return Session(resumed(tiny_config(out, SAVING))).trainer.progress.step
     except UserError as error:
