@@ -1,5 +1,6 @@
 """The config of a run as frozen dataclasses: the only schema, from which jsonargparse builds the command line."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -136,6 +137,15 @@ def save_config(config: RunConfig, path: Path) -> None:
 def dump_config(values: dict[str, Any]) -> str:
     """Nested values as YAML that the parser reads back unchanged."""
     return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False)
+
+
+def flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted key and value of every entry of nested mappings; an empty mapping is a value."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class _Dumper(yaml.SafeDumper):

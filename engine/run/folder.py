@@ -23,9 +23,9 @@ RESULTS = Path("results.json")
 
 
 def open_run(config: RunConfig, model: ImageClassifier) -> Path:
-    """Create the run folder, or check that the existing one may be used. Raises UserError before changing anything.
+    """Create the run folder; write config.yaml, and best/config.json, from which `from_pretrained` rebuilds the model.
 
-    Writes the resolved config, and best/config.json, from which `from_pretrained` rebuilds the model.
+    Raises UserError, and changes nothing, if the folder holds a run that is neither to be resumed nor overwritten.
     """
     out = Path(config.out)
     used = checkpoint_exists(out / LAST) or (out / BEST / "model.safetensors").exists()

@@ -76,7 +76,9 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():  # installed, perhaps below another project's repository
+        return None
     try:
         done = subprocess.run(
             ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False

@@ -4,10 +4,11 @@ In flags and config files an old name is refused with a message that gives the n
 versions saved are converted when they are read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
+from engine.run.config import flat
 
 KEYS = {
     "optim.scratch_factor": "optim.head_lr_mult",
@@ -36,7 +37,7 @@ _OLD_KEYS = {key.rpartition(".")[2]: key for key in (*KEYS, *VALUES)}
 
 def refuse_old_names(values: Mapping[str, Any]) -> None:
     """Raise UserError for the first old key or value in the nested `values` of a YAML file."""
-    for key, value in _flat(values):
+    for key, value in flat(values):
         _refuse(key, value)
 
 
@@ -79,11 +80,3 @@ def _refuse(key: str, value: Any) -> None:
         raise UserError(f"{key}: now {KEYS[key]}")
     if (new := converted_value(key, value)) != value:
         raise UserError(f"{key}={value}: now {new}")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,13 +1,12 @@
 """Decide whether to resume a run, and check that its config has not changed."""
 
-from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
 from engine.run.checkpointing import checkpoint_exists
-from engine.run.config import RunConfig
+from engine.run.config import RunConfig, flat
 from engine.run.folder import CONFIG_FILE, LAST, run_config
 
 MAY_CHANGE = (
@@ -40,7 +39,7 @@ def resolve_resume(config: RunConfig) -> RunConfig:
 
 def changes(stored: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (saved value, value now) for every key that differs and is not in `MAY_CHANGE`."""
-    first, second = (dict(_flat(asdict(config))) for config in (stored, now))
+    first, second = (dict(flat(asdict(config))) for config in (stored, now))
     return {
         key: (value, second[key])
         for key, value in first.items()
@@ -55,11 +54,3 @@ def check_processes(then: int, now: int, allowed: bool) -> None:
             f"--resume: the run was trained by {then} process{'es' * (then > 1)}, now {now}; start {then}, or pass "
             f"{ALLOW} (with data.batch_size times {then}/{now}, steps have the same images)"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value

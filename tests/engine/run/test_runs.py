@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from common.errors import UserError
+from engine.run import machine
 from engine.run.folder import BEST, LAST, open_run, read_results, run_config
 from engine.run.machine import pick_device, prepare_process, provenance
 from engine.run.stopping import RunStopped, StopRequest
@@ -110,6 +112,16 @@ def test_provenance_is_json_and_says_what_ran() -> None:
     found = json.loads(json.dumps(provenance()))
     assert found["packages"]["torch"] == torch.__version__.split("+")[0] or "+" in found["packages"]["torch"]
     assert {"command", "python", "device", "commit"} <= found.keys()
+
+
+def test_the_commit_is_that_of_this_repository_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed below another repository, as in its virtual environment, there is no commit to name."""
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    subprocess.run(["git", "-C", str(tmp_path), *identity, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "site-packages" / "engine" / "run" / "machine.py"))
+    (tmp_path / "site-packages" / "engine" / "run").mkdir(parents=True)
+    assert provenance()["commit"] is None
 
 
 def test_rows_come_back_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:

@@ -207,7 +207,10 @@ def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"loss.consistency.weight": 0, "data.semi.mode": "combining"}, "set loss.consistency.weight, for example to 1"),
+        (
+            {"loss.consistency.weight": 0, "data.semi.mode": "combining"},
+            "set loss.consistency.weight, for example to 1",
+        ),
         ({"data.semi.mode": "alternating", "optim.stage_1_epochs": 1}, "optim.stage_1_epochs must be 0"),
         ({"train.compile": True}, "set train.compile to false"),
         ({"data.semi.alpha": 0}, "data.semi.alpha must be positive"),
