@@ -54,7 +54,7 @@ def converted_config(values: Mapping[Any, Any], prefix: str = "") -> dict[Any, A
     result: dict[Any, Any] = {}
     for key, value in values.items():
         old = f"{prefix}{key}"
-        new = KEYS[old].rpartition(".")[2] if old in KEYS else key  # no key has moved to another group
+        new = KEYS[old].removeprefix(prefix) if old in KEYS else key  # no key has moved to another group
         result[new] = converted_config(value, f"{old}.") if isinstance(value, Mapping) else converted_value(old, value)
     return result
 
