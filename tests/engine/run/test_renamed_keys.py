@@ -144,8 +144,8 @@ def test_other_config_files_beside_a_run_are_converted_or_named(old: Path, whole
     assert "nonsense" in refusal(f"--config={old / CONFIG_FILE}")
     (old / CONFIG_FILE).write_text("optim.accumulation: 4")
     assert parse_config([f"--config={old / CONFIG_FILE}"]).optim.grad_accum_steps == 4
-    (old / CONFIG_FILE).write_text("optim: 3\noptim.accumulation: 4")
-    assert "optim" in refusal(f"--config={old / CONFIG_FILE}")
+    (old / CONFIG_FILE).write_text("loss: 3\noptim.accumulation: 4")
+    assert "loss" in refusal(f"--config={old / CONFIG_FILE}")
     (old / CONFIG_FILE).write_text("{1: 2, optim: {accumulation: 4}}")
     assert "1" in refusal(f"--config={old / CONFIG_FILE}")
     (old / CONFIG_FILE).write_text("optim: [")
