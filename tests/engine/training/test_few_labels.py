@@ -217,8 +217,8 @@ def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
         ({"loss.consistency.report_fraction": 0}, "loss.consistency.report_fraction must be above 0 and at most 1"),
         ({"data.semi.batch_size": 0}, "data.semi.batch_size must be at least 1"),
         ({"data.semi.images_per_class": -1}, "data.semi.images_per_class must not be negative"),
-        ({"train.eval_every_steps": -1}, "train.eval_every_steps must not be negative"),
-        ({"train.keep_every": -1}, "train.keep_every must not be negative"),
+        ({"train.eval_every_steps": -1}, "train.eval_every_steps: must be an integer of at least 0"),
+        ({"train.keep_every": -1}, "train.keep_every: must be an integer of at least 0"),
     ],
 )
 def test_keys_that_mean_nothing(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
