@@ -6,10 +6,10 @@
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
-Any key of the run's config can be overridden by a flag. Writes results.json, tables, every image's answer
-(predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT (or --out); with --method to
-RUN/evaluation/SPLIT-methods, with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
-one checkpoint on the CPU are equal to the last bit. Several processes share the images:
+Any config key of the run can be overridden with a flag. Writes results.json, tables, the prediction for every image
+(predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT; with --method to
+RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
+one checkpoint on the CPU give bitwise equal results. Several processes split the images among them:
 torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
 """
 
@@ -17,12 +17,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from commands.evaluate_flags import add_flags as add_intervention_flags
-from commands.evaluate_flags import check_flags as check_intervention_flags
 from commands.evaluate_methods import evaluate_methods
 from commands.evaluate_run import evaluate_run
+from commands.flags import add_intervention_flags, add_method_flags, add_output_flags, check_intervention_flags
 from commands.leave_one_part_out import leave_one_part_out
-from commands.method_flags import add_flags
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
 from datasets.types import SPLITS
@@ -34,26 +32,26 @@ from metrics.registry import METRICS
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
-    """Known flags, and the rest: overrides of the config. With --method there are other flags than without."""
+    """Known flags, and the rest: overrides of the config."""
     words = {word.partition("=")[0] for word in sys.argv}
-    with_method, helped = "--method" in words, bool({"-h", "--help"} & words)
+    with_method, with_help = "--method" in words, bool({"-h", "--help"} & words)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="folder that train.py wrote")
+    source.add_argument("--run", type=Path, help="run folder written by train.py")
     source.add_argument("--model", metavar="timm/NAME", help="any timm ViT with its classifier; needs --method")
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(METHODS)}")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument(
         "--metrics", nargs="+", metavar="NAME",
-        help=f"default: all that apply; of a run {', '.join(METRICS)}; of methods {', '.join(KNOWN)}",
+        help=f"default: all that apply; without --method some of {', '.join(METRICS)}; with it {', '.join(KNOWN)}",
     )  # fmt: skip
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best")
-    parser.add_argument("--limit", type=int, metavar="N", help="a sample of N images, always the same ones")
-    parser.add_argument("--out", type=Path, help="default: RUN/evaluation/SPLIT (see above)")
-    if helped or not with_method:
+    add_output_flags(parser, "see above")
+    # A flag of the other mode is an error, except in --help. --compat is a method option with --method, else a config
+    # key, so both cannot be known at once.
+    if with_help or not with_method:
         add_intervention_flags(parser)
-    if helped or with_method:  # the methods' --compat is not the config's
-        add_flags(parser)
+    if with_help or with_method:
+        add_method_flags(parser)
         add_options(parser)
     return parser.parse_known_args()
 
@@ -66,7 +64,7 @@ def main() -> None:
     if args.method:
         evaluate_methods(args, overrides)
     elif args.model:
-        raise UserError("--model needs --method: without one, a --run is measured")
+        raise UserError("--model needs --method; without it, evaluate a --run")
     else:
         check_intervention_flags(args)
         (leave_one_part_out if args.leave_one_part_out else evaluate_run)(args, overrides)

@@ -1,4 +1,4 @@
-"""`evaluate.py --method`: explanation methods on a run or any timm ViT, from the flags to the report."""
+"""`evaluate.py --method`: measure explanation methods on a run or any timm ViT."""
 
 import argparse
 import contextlib
@@ -11,8 +11,9 @@ import yaml
 from rich.console import Console
 from torch import nn
 
-from commands.method_flags import check_flags, read_metric_options
+from commands.flags import check_method_flags, read_metric_options
 from commands.method_outputs import ExampleCollector, method_records, write_per_image
+from commands.run_context import RunContext
 from common.errors import UserError
 from common.processes import processes
 from datasets import Split, collate
@@ -25,7 +26,7 @@ from engine.explanation.masked_classifier import MaskedClassifier
 from engine.explanation.model_checks import ModelChecks
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
-from engine.run.folder import RESULTS, run_config
+from engine.run.folder import run_config
 from engine.run.machine import prepare_process, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
@@ -33,119 +34,124 @@ from engine.run.tracking import progress_bar
 from explain.loading import load_timm, patch_size
 from models.interface import Stage, finds_parts, is_two_stage
 from report.explanations import HEADLINES, method_sheet, write_explanation_report
-from report.files import check_folder, json_text, write_atomic
+from report.files import check_folder
 
 
 def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Explanation methods on a run or a timm ViT: a table methods x metrics, their maps, report.
+    """Write a table methods x metrics, metrics of every image, the maps of some images, and the report.
 
-    Of several processes each measures a block of neighbouring images, and the first one writes.
+    With several processes, each measures a block of neighbouring images, and the main process writes.
     """
     # 1. model and data
-    check_flags(args)
-    out = check_folder(
-        args.out or (args.run or Path("runs") / args.model) / "evaluation" / f"{args.split}-methods", "--out"
-    )
-    config, split, model = method_subject(args, overrides)
-    device = prepare_process(config)
-    model = model.to(device).eval()
-    sample = collate([split[0]]).to(device)
+    check_method_flags(args)
+    run, split, model = load_run_subject(args, overrides) if args.run else load_timm_subject(args, overrides)
+    model = model.eval()
+    sample = collate([split[0]]).to(run.device)
 
     # 2. methods and metrics
     console = Console(highlight=False, quiet=not processes().is_main)
     say = partial(console.print, soft_wrap=True, markup=False)
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, say)
-    halving = AutoBatchSize(config.data.eval_batch_size, say)
-    own = MaskedClassifier(model, config.data, config.data, halving) if is_two_stage(model) else None
-    judge = read_masked_classifier(args.masks_for, config, split, model, halving) if args.masks_for else own
-    wanted = wanted_metrics(args.metrics, sample, judge is not None)
-    protocol = read_metric_options(args, config.data, patch_size(model), judge)
-    metrics = {name: build_map_metrics(wanted.maps, split.info, protocol) for name in methods}
+    auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, say), run.config.data
+    own = MaskedClassifier(model, data, data, auto_batch) if is_two_stage(model) else None
+    masked_classifier = read_masked_classifier(args.masks_for, run, split, auto_batch) if args.masks_for else own
+    wanted = wanted_metrics(args.metrics, sample, masked_classifier is not None)
+    options = read_metric_options(args, data, patch_size(model), masked_classifier)
+    metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
-    source = MapProvenance(map_provenance(config, args.split, stage, model), options_of(methods))
-    bench = ExplanationEvaluator(model, methods, metrics, halving, split.info, stage)
-    checks, gallery = ModelChecks(split, wanted, protocol, bench.predict, own, judge), ExampleCollector(split, protocol)
-    loader, start = split_loader(split, config.data), processes().block(len(split)).start
-    if 0 < start < len(split):
-        previous = collate([split[start - 1]]).to(device)
-        bench.start_after(previous)
+    source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
+    evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage)
+    checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked_classifier)
+    examples = ExampleCollector(split, data.mean, data.std)
+    loader, start = split_loader(split, data), processes().block(len(split)).start
+    if 0 < start < len(split):  # some metrics use the image before, which another process measures
+        previous = collate([split[start - 1]]).to(run.device)
+        evaluator.start_after(previous)
         checks.start_after(previous)
-    bench.reader = MapReader(args.maps, source) if args.maps else None
+    evaluator.reader = MapReader(args.maps, source) if args.maps else None
     with contextlib.ExitStack() as stack:
         if args.save_maps:
-            stack.enter_context(sigterm_unwinds())
-            bench.writer = stack.enter_context(MapWriter(args.save_maps, source))
+            stack.enter_context(sigterm_unwinds())  # so that a stopped job leaves no partial file behind
+            evaluator.writer = stack.enter_context(MapWriter(args.save_maps, source))
         advance = stack.enter_context(progress_bar(console, "explain", len(loader)))
-        bench.run(loader, device, [checks, gallery, lambda batch, *_: advance(len(batch))], start)
+        evaluator.run(loader, run.device, [checks, examples, lambda batch, *_: advance(len(batch))], start)
 
-    # 4. write
-    records = method_records(bench, checks.rows())
-    model_metrics, shown = checks.model_results(), gallery.images()
-    write_per_image(out, bench)
+    # 4. write; what is gathered needs every process
+    records = method_records(evaluator, checks.rows())
+    model_metrics, images = checks.model_results(), examples.images()
+    write_per_image(run.out, evaluator)
     if not processes().is_main:
         return
     details = {
-        "model": str(args.run or args.model), "checkpoint": args.checkpoint if args.run else args.weights or "hub",
-        "data": config.data.name, "split": args.split, "split_origin": split.info.split_origin,
-        "images": len(split), "stage": stage,
+        "model": str(run.source), "checkpoint": run.checkpoint, "data": data.name, "split": args.split,
+        "split_origin": split.info.split_origin, "images": len(split), "stage": stage,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
         "model_metrics": model_metrics, "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
         | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
-    write_atomic(out / RESULTS, json_text({**details, "rows": records}))
-    sheet = method_sheet(shown, out / "sheet.png")
-    title, text = f"Explanations of {args.run or args.model}", yaml.safe_dump(asdict(config), sort_keys=False)
-    report = write_explanation_report(out, title, records, HEADLINES, sheet, details, text)
-    say(f"{len(split)} images, {len(methods)} methods: look at {report}")
+    run.write_results({**details, "rows": records})
+    sheet = method_sheet(images, run.out / "sheet.png")
+    title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
+    report = write_explanation_report(run.out, title, records, HEADLINES, sheet, details, text)
+    say(f"{len(split)} images, {len(methods)} methods; report: {report}")
 
 
-def method_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunConfig, Split, nn.Module]:
-    """The model to explain, the data it is explained on, and their config."""
-    if args.run:
-        config = run_config(args.run, overrides)
-        split = read_split(config, args.split, args.limit)
-        return config, split, load_run_model(args.run, config, args.checkpoint, split.info.num_outputs)
+def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
+    """The run `--run`, the split, and the model."""
+    run = RunContext.open(args, overrides, f"evaluation/{args.split}-methods")
+    split = read_split(run.config, args.split, args.limit)
+    return run, split, run.load_model(split.info)
+
+
+def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
+    """The same for `--model timm/NAME`, with the image size and normalisation that the model was made for.
+
+    Raises UserError if the model is not known to timm or has another number of classes than the data set.
+    """
+    out = args.out or Path("runs") / args.model / "evaluation" / f"{args.split}-methods"
+    check_folder(out, "--out")
     place, _, name = args.model.partition("/")
     if place != "timm" or not name:
-        raise UserError(f"--model: {args.model!r}; write timm/NAME, or --run DIR for a folder that train.py wrote")
+        raise UserError(f"--model: {args.model!r}; write timm/NAME, or use --run DIR for a run folder of train.py")
+    weights = args.weights or "hub"
     sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
-    found = load_timm(name, args.weights or "hub", parse_config(overrides).data.size_hw if sized else None)
+    found = load_timm(name, weights, parse_config(overrides).data.size_hw if sized else None)
     made_for = {"image_size": found.size, "mean": found.mean, "std": found.std}
     config = parse_config([*(f"--data.{key}={list(value)}" for key, value in made_for.items()), *overrides])
     split = read_split(config, args.split, args.limit)
     if split.info.num_outputs != found.num_classes:
         raise UserError(
-            f"--model: {name} knows {found.num_classes} classes, data set {config.data.name} has "
+            f"--model: {name} has {found.num_classes} classes, data set {config.data.name} has "
             f"{split.info.num_outputs}; give --weights FILE with a classifier for it, or evaluate a --run"
         )
-    return config, split, found.model
+    device = prepare_process(config)
+    return RunContext(Path(args.model), weights, config, device, out), split, found.model.to(device)
 
 
 def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:
-    """--stage. Raises UserError where a stage of a model without stages is asked for."""
+    """The stage to explain. Raises UserError if --stage is given for a model without stages."""
     if args.stage and not is_two_stage(model):
         raise UserError("--stage needs a two-stage run: this model has no stages")
     return cast(Stage, args.stage or (1 if finds_parts(model) and not is_two_stage(model) else 2))
 
 
-def read_masked_classifier(
-    run: Path, config: RunConfig, split: Split, model: nn.Module, halving: AutoBatchSize
-) -> MaskedClassifier:
-    """The two-stage model of `run`, to be shown masks on the images of `config`, on the device of `model`."""
-    own = run_config(run)
-    judge = load_run_model(run, own, "best", split.info.num_outputs)
-    if not is_two_stage(judge):
-        raise UserError(f"--masks-for: {run} is a plain ViT, which cannot be shown a mask")
-    if own.data.size_hw != config.data.size_hw:
-        raise UserError(f"--masks-for: {run} takes images of {own.data.size_hw}, not of {config.data.size_hw}")
-    return MaskedClassifier(judge.to(next(model.parameters()).device).eval(), config.data, own.data, halving)
+def read_masked_classifier(folder: Path, run: RunContext, split: Split, auto_batch: AutoBatchSize) -> MaskedClassifier:
+    """The two-stage run `folder`, to classify the images of `run` with maps as masks."""
+    config = run_config(folder)
+    model = load_run_model(folder, config, "best", split.info.num_outputs)
+    if not is_two_stage(model):
+        raise UserError(f"--masks-for: {folder} is not a two-stage run; only those classify with a given mask")
+    if config.data.size_hw != run.config.data.size_hw:
+        sizes = f"{config.data.size_hw}, not {run.config.data.size_hw}"
+        raise UserError(f"--masks-for: {folder} takes images of {sizes} pixels")
+    return MaskedClassifier(model.to(run.device).eval(), run.config.data, config.data, auto_batch)
 
 
 def map_provenance(config: RunConfig, split: str, stage: int, model: nn.Module) -> dict[str, Any]:
-    """All but the methods that decides how a map looks."""
+    """Everything that determines the maps, except the methods."""
     data = asdict(config.data)
     images = (
         "name", "variant", "output_rule", "image_folder", "evaluation", "mean", "std", "seed", "val_fraction",

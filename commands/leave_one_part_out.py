@@ -2,46 +2,40 @@
 
 import argparse
 
-from rich.console import Console
-
 from commands.prediction_visualizer import PredictionVisualizer
+from commands.run_context import RunContext
 from common.errors import UserError
 from common.processes import processes
 from engine.evaluation.interventions import check_parts, read_thresholds, require_two_stage
-from engine.evaluation.loading import fingerprint, load_run_model, read_split
+from engine.evaluation.loading import fingerprint, read_split
 from engine.evaluation.loop import split_loader
 from engine.evaluation.part_removal import UNMODIFIED, measure, removal_settings
-from engine.run.folder import CONFIG_FILE, RESULTS, run_config
-from engine.run.machine import PRECISIONS, prepare_process, provenance
-from engine.run.tracking import progress_bar
 from metrics.registry import build_metrics, default_metrics
 from report.evaluation import write_removal_report
-from report.files import check_folder, json_text, write_atomic
 
 
 def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
-    """The unmodified run, then without each part: a table rows x metrics, an image of what went, report."""
+    """Write a table with one row per removed part, a contact sheet and the report of a two-stage run."""
     # 1. run and data
-    out = check_folder(args.out or args.run / "evaluation" / f"{args.split}-leave-one-part-out", "--out")
-    config = run_config(args.run, overrides)
-    device = prepare_process(config)
-    split = read_split(config, args.split, args.limit)
+    run = RunContext.open(args, overrides, f"evaluation/{args.split}-leave-one-part-out")
+    split = read_split(run.config, args.split, args.limit)
 
     # 2. model, settings and metrics
-    model = require_two_stage(load_run_model(args.run, config, args.checkpoint, split.info.num_outputs)).to(device)
+    model = require_two_stage(run.load_model(split.info))
     parts = model.model_config.parts.num_parts
     check_parts(args.fixed_parts, parts, "--fixed-parts")
     settings = removal_settings(parts, args.fixed_parts, read_thresholds(args.thresholds, model))
     names = args.metrics or default_metrics(split.info, has_mask=True)
     metrics = {row: build_metrics(names, split.info) for row in settings}
     if to_fit := metrics[UNMODIFIED].to_fit:
-        raise UserError(f"--metrics: {', '.join(to_fit)} speaks of part maps alone, which removing a part leaves as is")
+        raise UserError(
+            f"--metrics: {', '.join(to_fit)} depends on the part maps alone, which removing a part does not change"
+        )
 
     # 3. measure
-    loader = split_loader(split, config.data)
-    with progress_bar(Console(quiet=not processes().is_main), "leave one part out", len(loader)) as advance:
-        precision = PRECISIONS[config.train.precision]
-        changed = measure(model, loader, settings, metrics, device, precision, advance)
+    loader = split_loader(split, run.config.data)
+    with run.progress("leave one part out", len(loader)) as advance:
+        changed = measure(model, loader, settings, metrics, run.device, run.precision, advance)
 
     # 4. write
     records = [
@@ -55,15 +49,13 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
     ]
     if not processes().is_main:
         return
-    details = {
-        "run": str(args.run), "checkpoint": args.checkpoint, "fingerprint": fingerprint(model), "split": args.split,
-        "split_origin": split.info.split_origin, "images": len(split),
-        "thresholds": args.thresholds and str(args.thresholds), "fixed_parts": args.fixed_parts,
-        "provenance": provenance(),
-    }  # fmt: skip
-    write_atomic(out / RESULTS, json_text({**details, "rows": records}))
-    visualizer = PredictionVisualizer(split, config.data.mean, config.data.std)
-    sheet = visualizer.removals(model, settings, out / "sheet.png")
-    text = (args.run / CONFIG_FILE).read_text()
-    report = write_removal_report(out, f"{args.run.name}: {args.split}, parts removed", records, sheet, details, text)
-    print(f"{len(split)} images, {len(settings)} rows: look at {report}")
+    details = run.details(
+        fingerprint=fingerprint(model), split=args.split, split_origin=split.info.split_origin, images=len(split),
+        thresholds=args.thresholds and str(args.thresholds), fixed_parts=args.fixed_parts,
+    )  # fmt: skip
+    run.write_results({**details, "rows": records})
+    visualizer = PredictionVisualizer(split, run.config.data.mean, run.config.data.std)
+    sheet = visualizer.removals(model, settings, run.out / "sheet.png")
+    title = f"{args.run.name}: {args.split}, parts removed"
+    report = write_removal_report(run.out, title, records, sheet, details, run.config_text)
+    print(f"{len(split)} images, {len(settings)} rows; report: {report}")

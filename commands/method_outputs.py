@@ -1,4 +1,4 @@
-"""What is kept of an evaluation of explanation methods: the table's records, the metrics of every image, a few maps."""
+"""Outputs of an evaluation of explanation methods: the table's records, the metrics of every image, example maps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,48 +13,51 @@ from common.processes import gather, gather_blocks, processes
 from datasets import Split
 from datasets.types import Batch
 from engine.explanation.evaluator import ExplanationEvaluator
-from engine.explanation.map_metrics import MapMetricOptions
 from report.explanations import ExplainedImage
 from report.files import write_atomic
 from report.overlays import denormalise
 
+Triple = tuple[float, float, float]
+
 
 @dataclass
 class ExampleCollector:
-    """Keeps a few images with all their maps for the sheet; an observer of `ExplanationEvaluator.run`."""
+    """Collects a few images with all their maps for the contact sheet; an observer of `ExplanationEvaluator.run`."""
 
     split: Split
-    protocol: MapMetricOptions
+    mean: Triple
+    """The normalisation to undo, per channel."""
+    std: Triple
     limit: int = 12
-    kept: list[tuple[int, ExplainedImage]] = field(default_factory=list)
-    """With the group or class of each."""
+    collected: list[tuple[int, ExplainedImage]] = field(default_factory=list)
+    """Group (or class) and image."""
 
     def __post_init__(self) -> None:
         groups = self.split.raw.groups or self.split.labels
         self.per_group = max(1, self.limit // max(1, len(set(groups))))
 
     def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
-        """Keep the first images of every group or class."""
+        """Collect the first images of every group, or of every class if there are no groups."""
         groups = (batch.label if batch.group is None else batch.group).tolist()
         for i, group in enumerate(groups):
-            if self._has_room(group, self.kept):
-                self.kept.append((group, self._shown(batch, logits, maps, i)))
+            if self._has_room(group, self.collected):
+                self.collected.append((group, self._example(batch, logits, maps, i)))
 
     def images(self) -> list[ExplainedImage]:
-        """The first of all processes; every process must ask."""
+        """The first images over all processes; every process must call."""
         chosen: list[tuple[int, ExplainedImage]] = []
-        for group, image in gather_blocks(self.kept):
+        for group, image in gather_blocks(self.collected):
             if self._has_room(group, chosen):
                 chosen.append((group, image))
         return [image for _, image in chosen]
 
-    def _has_room(self, group: int, kept: list[tuple[int, ExplainedImage]]) -> bool:
-        return len(kept) < self.limit and sum(other == group for other, _ in kept) < self.per_group
+    def _has_room(self, group: int, collected: list[tuple[int, ExplainedImage]]) -> bool:
+        return len(collected) < self.limit and sum(other == group for other, _ in collected) < self.per_group
 
-    def _shown(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], i: int) -> ExplainedImage:
+    def _example(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], i: int) -> ExplainedImage:
         names, predicted, label = self.split.info.class_names, int(logits[i].argmax()), int(batch.label[i])
         return ExplainedImage(
-            pixels=denormalise(batch.image[i], self.protocol.mean, self.protocol.std),
+            pixels=denormalise(batch.image[i], self.mean, self.std),
             caption=names[predicted] + ("" if predicted == label else f"\nis {names[label]}"),
             correct=predicted == label,
             maps={name: heat[i].cpu() for name, heat in maps.items()},
@@ -62,28 +65,28 @@ class ExampleCollector:
         )
 
 
-def method_records(bench: ExplanationEvaluator, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
-    """One record per row of the table: "row" and metrics. `others`: metrics by row that are not the bench's own.
+def method_records(evaluator: ExplanationEvaluator, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """One record per row of the table: "row" and metrics. `others`: row to metrics that the evaluator does not have.
 
-    Every process must ask, and gets the same.
+    Every process must call; all get the same records.
     """
-    clocks = bench.gathered_timings()
+    timings = evaluator.gathered_timings()
     rows: dict[str, dict[str, float]] = {}
-    for name, metrics in bench.metrics.items():
-        rows[name] = {figure: value for metric in metrics.values() for figure, value in metric.compute().items()}
-        if name in clocks:
-            rows[name]["seconds_per_map"] = clocks[name].seconds_per_map
+    for name, metrics in evaluator.metrics.items():
+        rows[name] = {key: value for metric in metrics.values() for key, value in metric.compute().items()}
+        if name in timings:  # not for maps that were read from a file
+            rows[name]["seconds_per_map"] = timings[name].seconds_per_map
     for name, results in others.items():
         rows[name] = {**rows.get(name, {}), **results}
     return [{"row": name, **results} for name, results in rows.items()]
 
 
-def write_per_image(out: Path, bench: ExplanationEvaluator) -> None:
-    """One CSV per method: a line per image, every column of every metric (curves, scores, counts).
+def write_per_image(out: Path, evaluator: ExplanationEvaluator) -> None:
+    """Write per_image/METHOD.csv: one line per image, all columns of all metrics (curves, scores, counts).
 
-    Every process must call; the first one writes the lines of all.
+    Every process must call; the main process writes.
     """
-    for method, metrics in bench.metrics.items():
+    for method, metrics in evaluator.metrics.items():
         columns: dict[str, np.ndarray] = {}
         paths: list[str] = []
         for name, metric in metrics.items():

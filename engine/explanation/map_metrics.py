@@ -71,8 +71,8 @@ class MapMetricOptions:
     """Side of what is covered at a time there, pixels."""
     tolerance: float = 0.0
     """pointing: pixels around the object that count as hit."""
-    kept: float | Callable[[Tensor], Tensor] = 0.25
-    """certificate: share of patches that a map calls relevant, or images -> shares [B]."""
+    keep_ratio: float | Callable[[Tensor], Tensor] = 0.25
+    """certificate: fraction of patches to keep, or a function images [B, 3, H, W] -> fractions [B]."""
 
     def options(self, metric: str) -> dict[str, Any]:
         """The keyword arguments of a metric's factory."""
@@ -83,11 +83,11 @@ class MapMetricOptions:
             "segmentation": {},
             "detection": {},
             "pointing": {"tolerance": self.tolerance},
-            "certificate": {"patch": self.patch, "kept": self.kept},
+            "certificate": {"patch": self.patch, "kept": self.keep_ratio},
         }
         return own.get(metric, removal)
 
 
-def build_map_metrics(names: Sequence[str], info: DatasetInfo, protocol: MapMetricOptions) -> dict[str, MapMetric]:
+def build_map_metrics(names: Sequence[str], info: DatasetInfo, options: MapMetricOptions) -> dict[str, MapMetric]:
     """The named metrics with their options. Raises UserError for a value that does not fit."""
-    return {name: MAP_METRICS[name](info, **protocol.options(name)) for name in names}
+    return {name: MAP_METRICS[name](info, **options.options(name)) for name in names}

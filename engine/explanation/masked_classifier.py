@@ -1,4 +1,4 @@
-"""A two-stage model as a judge of masks: what it keeps itself, and what it answers to any other mask."""
+"""A two-stage model that classifies images with its own mask or with any given one."""
 
 from dataclasses import dataclass
 
@@ -34,12 +34,12 @@ class MaskedClassifier:
         return Selection(torch.cat([piece.mask for piece in pieces]), gate=torch.cat(gates) if gates else None)
 
     def keep_ratio(self, images: Tensor) -> Tensor:
-        """[B]: share of patches that its stage 1 keeps."""
+        """[B]: fraction of patches that its stage 1 keeps."""
         return self.select(images).mask.flatten(1).float().mean(1)
 
     @torch.no_grad()
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
-        """Logits [B, C] of stage 2, shown `selection` whatever stage 1 says."""
+        """Logits [B, C] of stage 2, with `selection` in place of stage 1's own."""
 
         def logits(piece: slice) -> Tensor:
             gate = None if selection.gate is None else selection.gate[piece]
@@ -48,7 +48,7 @@ class MaskedClassifier:
         return self.halving(logits, len(images))
 
     def _renormalised(self, images: Tensor) -> Tensor:
-        """The images as the judge was trained to see them."""
+        """The images in the normalisation that the model was trained with."""
         if (self.shown.mean, self.shown.std) == (self.own.mean, self.own.std):
             return images
         mean, std, own_mean, own_std = (

@@ -43,24 +43,24 @@ class ModelChecks:
 
     split: Split
     wanted: MetricSelection
-    protocol: MapMetricOptions
+    options: MapMetricOptions
     predict: Callable[[Tensor], Tensor]
     """The classifier under explanation: images [B, 3, H, W] -> logits [B, C]."""
     own: MaskedClassifier | None
     """The model under explanation, if it is a two-stage one."""
-    judge: MaskedClassifier | None
-    """Who is shown maps as masks."""
+    masked_classifier: MaskedClassifier | None
+    """The two-stage model that classifies with maps as masks."""
     right: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        info, judge = self.split.info, self.judge
+        info, masked = self.split.info, self.masked_classifier
         certify = self.own is not None and "certificate" in self.wanted.maps
-        self.certificate = Certificate(info, self.protocol.patch, 1.0) if certify else None
+        self.certificate = Certificate(info, self.options.patch, 1.0) if certify else None
         self.swap = BackgroundSwap(lambda images: self._answer(images, self.predict(images)))
         self.comparison = None
-        if judge is not None and self.wanted.as_masks:
+        if masked is not None and self.wanted.as_masks:
             self.comparison = MaskComparison(
-                info, lambda images, mask: class_logits(judge.predict(images, Selection(mask)), info)
+                info, lambda images, mask: class_logits(masked.predict(images, Selection(mask)), info)
             )
 
     def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
@@ -86,8 +86,8 @@ class ModelChecks:
                     batch.image, fixed.mask, lambda images, _: class_logits(own.predict(images, fixed), self.split.info)
                 ),
             )
-        if self.comparison and self.judge:
-            self.comparison.update(batch, self.judge.select(batch.image).mask, maps)
+        if self.comparison and self.masked_classifier:
+            self.comparison.update(batch, self.masked_classifier.select(batch.image).mask, maps)
 
     def model_results(self) -> dict[str, float]:
         """Of the model, whatever the method; every process must ask, also for `rows`."""

@@ -170,7 +170,7 @@ def test_started_by_torchrun(runs: Path, tmp_path: Path) -> None:
         check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("look at") == 1
+    assert done.stdout.count("report: ") == 1
     on_processes(1, evaluated, *arguments, str(tmp_path / "one"))
     assert outcome(tmp_path / "two") == outcome(tmp_path / "one")
 

@@ -52,7 +52,7 @@ def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     def run(*arguments: str, out: str = "out") -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments, "--out", out])
         evaluate.main()
-        assert f"look at {out}/report.html" in capsys.readouterr().out
+        assert f"report: {out}/report.html" in capsys.readouterr().out
         results = json.loads((tmp_path / out / "results.json").read_text(), parse_constant=pytest.fail)
         return results | {"rows": {row.pop("row"): row for row in results["rows"]}}
 

@@ -1,4 +1,4 @@
-"""evaluate.py --method as a user runs it: from a run or a timm ViT to tables, maps and report."""
+"""`evaluate.py --method` on the command line: from a run or a timm ViT to tables, maps and report."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ from tests.tiny import timeless
 
 pytestmark = pytest.mark.slow
 IMAGES = 12
-FIGURES = (
+METRIC_KEYS = (
     "localization/mask/iou", "localization/boxes/iou/all", "segmentation/miou", "pointing/mask/hit", "abpc",
     "perturbation/positive_auc", "insertion_deletion/insertion", "certificate/holds",
 )  # fmt: skip
@@ -27,13 +27,13 @@ FIGURES = (
 def test_all_methods_on_the_real_command_line(runs: Path, tmp_path: Path) -> None:
     done = run_script(tmp_path, "evaluate.py", "--run", str(runs / "two"), "--method", "all", "--out", "an out [x]")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1] == f"12 images, {len(list(METHODS))} methods: look at an out [x]/report.html"
+    assert done.stdout.splitlines()[-1] == f"12 images, {len(list(METHODS))} methods; report: an out [x]/report.html"
     out = tmp_path / "an out [x]"
     results = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
     names = [row["row"] for row in results["rows"]]
     assert names == [*METHODS, "(its own mask)", "(true mask)"]
     assert set(results["protocol"]) == {*DEFAULT, "as_masks", "background_swap", "certificate (its own mask)"}
-    assert all(row.keys() >= {*FIGURES, "as_mask/accuracy", "seconds_per_map"} for row in results["rows"][:-2])
+    assert all(row.keys() >= {*METRIC_KEYS, "as_mask/accuracy", "seconds_per_map"} for row in results["rows"][:-2])
     assert results["rows"][-2]["certificate/max_logit_change"] == 0 and results["rows"][-2]["certificate/holds"] == 1
     assert results["provenance"]["command"].startswith("evaluate.py --run")
     assert_tables(out, names)
@@ -54,15 +54,15 @@ def assert_tables(out: Path, names: list[str]) -> None:
     assert all(name in (out / "report.html").read_text() for name in names)
 
 
-def test_figures_protocols_counts_and_images(measure: Measure, tmp_path: Path) -> None:
+def test_metrics_protocols_counts_and_images(measure: Measure, tmp_path: Path) -> None:
     results = measure("--run", "plain", "--method", "agcam", "guided_backprop")
     assert set(results["rows"]) == {"agcam", "guided_backprop"}
     assert results["images"] == IMAGES and results["model_metrics"]["count/images"] == IMAGES
     assert set(results["protocol"]) == {*DEFAULT, "background_swap"}
     assert all(protocol for protocol in results["protocol"].values())
     for row in results["rows"].values():
-        for figure in FIGURES:
-            assert row[f"{figure}/low"] <= row[figure] <= row[f"{figure}/high"]
+        for key in METRIC_KEYS:
+            assert row[f"{key}/low"] <= row[key] <= row[f"{key}/high"]
         for metric in DEFAULT:
             assert row[f"count/{metric}/nan_maps"] == 0 and f"count/{metric}/constant_maps" in row
     model = results["model_metrics"]
@@ -97,28 +97,28 @@ def test_saved_maps_serve_another_evaluation(measure: Measure, tmp_path: Path) -
     assert one["rows"]["rollout"]["pointing/mask/hit"] == pytest.approx(read["rows"]["rollout"]["pointing/mask/hit"])
 
 
-def test_a_plain_run_judged_by_a_two_stage_one(measure: Measure) -> None:
-    judged = ("--method", "rollout", "--metrics", "as_masks", "certificate")
-    results = measure("--run", "plain", *judged, "--masks-for", "two")
+def test_maps_of_a_plain_run_as_masks_of_a_two_stage_run(measure: Measure) -> None:
+    as_masks = ("--method", "rollout", "--metrics", "as_masks", "certificate")
+    results = measure("--run", "plain", *as_masks, "--masks-for", "two")
     assert set(results["rows"]) == {"rollout", "(its own mask)", "(true mask)"}
-    rows, own = results["rows"], measure("--run", "two", *judged)["rows"]
+    rows, own = results["rows"], measure("--run", "two", *as_masks)["rows"]
     assert timeless(rows["(true mask)"]) == timeless(own["(true mask)"])
     assert rows["(its own mask)"]["as_mask/accuracy"] == own["(its own mask)"]["as_mask/accuracy"]
-    for share in ("as_mask/keep_ratio", "certificate/keep_ratio"):
-        assert rows["rollout"][share] == pytest.approx(own["(its own mask)"]["as_mask/keep_ratio"])
+    for key in ("as_mask/keep_ratio", "certificate/keep_ratio"):
+        assert rows["rollout"][key] == pytest.approx(own["(its own mask)"]["as_mask/keep_ratio"])
     assert "certificate/holds" not in rows["(its own mask)"]  # the model under explanation has no mask
     assert results["masks_for"] == "two" and set(results["protocol"]) == {"certificate", "as_masks"}
 
 
-def test_a_judge_sees_images_in_its_own_normalisation(measure: Measure, runs: Path) -> None:
-    """Whatever the explained model was made for."""
+def test_the_masked_classifier_uses_its_own_normalisation(measure: Measure, runs: Path) -> None:
+    """Whatever the normalisation of the explained model."""
     arguments = ("--run", "plain", "--method", "rollout", "--metrics", "as_masks", "--masks-for", "two")
     same = measure(*arguments)["rows"]["(its own mask)"]
     other = measure(*arguments, "--data.mean=[0.5,0.5,0.5]", "--data.std=[0.5,0.5,0.5]")["rows"]["(its own mask)"]
     assert timeless(same) == pytest.approx(timeless(other), abs=1e-6)
 
 
-def test_a_sample_and_metrics_and_dials(measure: Measure, tmp_path: Path) -> None:
+def test_limit_metrics_and_metric_options(measure: Measure, tmp_path: Path) -> None:
     results = measure(
         "--run", "two", "--split", "val", "--limit", "3", "--method", "rollout", "--metrics", "abpc", "localization",
         "--removal-steps", "4", "--removal-fill", "black", "--removal-cell", "8", "--threshold", "mean",
@@ -132,11 +132,12 @@ def test_a_sample_and_metrics_and_dials(measure: Measure, tmp_path: Path) -> Non
     assert len((tmp_path / "out" / "per_image" / "rollout.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize(("kept", "share"), [("0", 0.0), ("0.5", 0.5), ("1", 1.0)])
-def test_the_share_that_a_map_keeps(kept: str, share: float, measure: Measure) -> None:
-    row = measure("--run", "two", "--method", "rollout", "--metrics", "certificate", "--kept", kept)["rows"]["rollout"]
-    assert row["certificate/keep_ratio"] == share
-    assert (row["certificate/max_logit_change"] == 0) == (share == 1)
+@pytest.mark.parametrize("ratio", [0.0, 0.5, 1.0])
+def test_the_fraction_of_patches_to_keep(ratio: float, measure: Measure) -> None:
+    arguments = ("--method", "rollout", "--metrics", "certificate", "--keep-ratio", str(ratio))
+    row = measure("--run", "two", *arguments)["rows"]["rollout"]
+    assert row["certificate/keep_ratio"] == ratio
+    assert (row["certificate/max_logit_change"] == 0) == (ratio == 1)
 
 
 def test_options_of_methods(measure: Measure) -> None:
@@ -150,7 +151,7 @@ def test_options_of_methods(measure: Measure) -> None:
     assert values(plain) != values(results)
 
 
-def test_stage_1_is_asked_where_stage_1_is_explained(measure: Measure) -> None:
+def test_metrics_use_the_stage_that_is_explained(measure: Measure) -> None:
     first = measure("--run", "two", "--method", "agcam", "--metrics", "abpc", "--stage", "1")
     second = measure("--run", "two", "--method", "agcam", "--metrics", "abpc")
     assert (first["stage"], second["stage"]) == (1, 2)

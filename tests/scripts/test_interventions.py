@@ -55,7 +55,7 @@ def test_thresholds_on_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     printed = capsys.readouterr().out.splitlines()
     for part, line in enumerate(printed[:3]):
         patches = info["patches"][str(part)]
-        assert line.startswith(f"part {part}: {patches:,} patches") and ("cut nothing" in line) == (patches == 0)
+        assert line.startswith(f"part {part}: {patches:,} patches") and ("hide nothing" in line) == (patches == 0)
     assert "0.8.json, 0.5.json" in printed[3]
     for path in out.iterdir():
         path.unlink()
@@ -73,7 +73,7 @@ def test_a_sample_and_an_override(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_leave_one_part_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     table = results(monkeypatch, *TWO, *LEAVE)
-    assert "12 images, 4 rows: look at out/report.html" in capsys.readouterr().out
+    assert "12 images, 4 rows; report: out/report.html" in capsys.readouterr().out
     names = {"results.json", "table.json", "table.csv", "table.md", "sheet.png", "report.html"}
     assert {path.name for path in Path("out").iterdir()} == names
     rows = {row["row"]: row for row in table["rows"]}

@@ -1,0 +1,72 @@
+"""What the commands that measure a model have in common: the config, the device, the model and the output folder."""
+
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from common.processes import processes
+from datasets.types import DatasetInfo
+from engine.evaluation.loading import load_run_model
+from engine.run.config import RunConfig
+from engine.run.folder import CONFIG_FILE, RESULTS, run_config
+from engine.run.machine import PRECISIONS, prepare_process, provenance
+from engine.run.tracking import progress_bar
+from models.interface import ImageClassifier
+from report.files import check_folder, json_text, write_atomic
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run folder (or a model from timm) under evaluation, and the folder the results go to."""
+
+    source: Path
+    """The run folder, or timm/NAME."""
+    checkpoint: str
+    """Of a run "best" or "last"; of a timm model where its weights come from."""
+    config: RunConfig
+    """The run's config with the overrides from the command line."""
+    device: torch.device
+    out: Path
+
+    @classmethod
+    def open(cls, args: argparse.Namespace, overrides: list[str], default_out: str) -> "RunContext":
+        """Open `args.run` and set up this process (threads, determinism, device); creates nothing.
+
+        `default_out`: output folder below the run, used without --out. Raises UserError if that folder is not writable,
+        the run is not a run folder, or an override is not valid.
+        """
+        out = check_folder(args.out or args.run / default_out, "--out")
+        config = run_config(args.run, overrides)
+        return cls(args.run, args.checkpoint, config, prepare_process(config), out)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The autocast dtype of `train.precision`."""
+        return PRECISIONS[self.config.train.precision]
+
+    @property
+    def config_text(self) -> str:
+        """The config as the run saved it, YAML."""
+        return (self.source / CONFIG_FILE).read_text()
+
+    def load_model(self, info: DatasetInfo) -> ImageClassifier:
+        """The run's model with the weights of `checkpoint`, on the device."""
+        return load_run_model(self.source, self.config, self.checkpoint, info.num_outputs).to(self.device)
+
+    def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+        """A progress bar, shown by the main process; see `progress_bar`."""
+        return progress_bar(Console(quiet=not processes().is_main), description, total)
+
+    def details(self, **measured: Any) -> dict[str, Any]:
+        """What was measured, for results.json and the report: the run, `measured`, and the provenance."""
+        return {"run": str(self.source), "checkpoint": self.checkpoint, **measured, "provenance": provenance()}
+
+    def write_results(self, content: Mapping[str, Any]) -> None:
+        """Write results.json."""
+        write_atomic(self.out / RESULTS, json_text(content))
