@@ -3,9 +3,10 @@
     python study.py studies/quickstart.yaml --out runs/quickstart
     python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2 --rows vit k4
 
-Every row is an ordinary run in OUT/ROW-seedN. Finished runs are read, interrupted ones resumed, so the same command
-goes on where it stopped. Writes OUT/results.json (row -> metrics, mean over seeds), table.{json,csv,md}, curves and a
-self-contained report.html; with train.log_test also worst-group accuracy over epochs and over seconds.
+Every row and seed is an ordinary run in OUT/ROW-seedN. Finished runs are read and interrupted runs resumed, so an
+interrupted study continues with the same command. Writes OUT/results.json (row -> metrics, means over seeds),
+table.{json,csv,md}, curves and a self-contained report.html; with train.log_test also worst-group accuracy over epochs
+and over seconds.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import yaml
 
 from commands.study_jobs import Job, jobs, load_study, run_job, summarise
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from engine.run.distributed import one_process_only
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.run.stopping import RunStopped
@@ -28,18 +30,18 @@ from train import train
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path, help="YAML file: title, about, config, seeds, rows")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: the study's own")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these rows")
-    parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and images there")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config keys for every row")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the seeds of the study file")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows")
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and images to this folder")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config overrides for every row")
     return parser.parse_args()
 
 
 def read_overrides(items: list[str]) -> dict[str, Any]:
-    """KEY=VALUE to values by key. Raises UserError for a value that is no YAML."""
+    """KEY=VALUE items as a dict. Raises UserError for a value that is not valid YAML."""
     try:
         return {key: yaml.safe_load(value) for key, _, value in (item.partition("=") for item in items)}
     except (yaml.YAMLError, ValueError) as error:
@@ -48,7 +50,7 @@ def read_overrides(items: list[str]) -> dict[str, Any]:
 
 @exit_on_user_error
 def main() -> None:
-    """Run what is missing, then write the comparison."""
+    """Run the missing runs, then write the comparison."""
     args = parse_args()
     one_process_only("study.py", "slurm/seeds.sbatch runs seeds side by side")
     study = load_study(args.study).only(args.rows)
@@ -59,7 +61,7 @@ def main() -> None:
             print(f"--- {job.row}, seed {job.seed} ({job.config.out})", flush=True)
             results.append((job, run_job(job, train)))
     except RunStopped as stopped:
-        print(f"stopped by {stopped}; everything is saved; the same command goes on from here", file=sys.stderr)
+        print(f"stopped by {stopped}; everything is saved; continue with the same command", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
     summary = summarise(results)
     write_atomic(args.out / RESULTS, json_text(summary))
@@ -67,11 +69,11 @@ def main() -> None:
     report = write_study_report(args.out, study.title, study.about, runs)
     if args.publish:
         publish(args.out, runs, args.publish)
-    print(f"results in {args.out / 'results.json'}; look at {report}")
+    print(f"results: {args.out / RESULTS}; report: {report}")
 
 
 def finished(job: Job, results: MetricsRow) -> StudyRun:
-    """What the report shows of a run."""
+    """What the report needs of a finished run."""
     out = Path(job.config.out)
     sheets = sorted((out / "sheets").glob("*.png"))
     return StudyRun(

@@ -1,11 +1,12 @@
-"""Do two models differ on the same images? Bootstrap tests of two files that evaluate.py wrote.
+"""Test whether two models differ on the same images: bootstrap tests of two files written by evaluate.py.
 
     python -m commands.compare_evaluations runs/a/evaluation/test/predictions.csv runs/b/evaluation/test/predictions.csv
     python -m commands.compare_evaluations runs/{a,b}/evaluation/test-methods/per_image/lrp.csv --out runs/comparison
 
-Of predictions.csv: accuracy, worst group and F1, or average precision and F1 where images show several classes. Of
-per_image/METHOD.csv: the mean of every column over the images where both have a number. Says of each figure the
-difference with its 95 % interval over images, and p by the pooled bootstrap of the absolute difference (docs/atcon.md).
+For predictions.csv: accuracy, worst-group accuracy and F1, or average precision and F1 for multi-label data. For
+per_image/METHOD.csv: the mean of each column over the images for which both files have a value. Prints for each metric
+the difference with its 95 % bootstrap interval over images, and the p-value of the pooled bootstrap of the absolute
+difference (docs/atcon.md).
 """
 
 import argparse
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from metrics.comparison import Difference, column_means, compare, prediction_metrics
 from report.files import check_folder
 from report.tables import write_tables
@@ -23,17 +25,17 @@ from report.tables import write_tables
 
 def parse_args() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("first", type=Path, help="predictions.csv, or per_image/METHOD.csv, of one evaluation")
-    parser.add_argument("second", type=Path, help="the same file of another, of the same images")
-    parser.add_argument("--resamples", type=int, default=1000, metavar="N")
-    parser.add_argument("--out", type=Path, help="also write comparison.{json,csv,md} to this folder")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("first", type=Path, help="predictions.csv or per_image/METHOD.csv of one evaluation")
+    parser.add_argument("second", type=Path, help="the same file of another evaluation of the same images")
+    parser.add_argument("--resamples", type=int, default=1000, metavar="N", help="bootstrap resamples; default: 1000")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write comparison.{json,csv,md} to this folder")
     return parser.parse_args()
 
 
 @exit_on_user_error
 def main() -> None:
-    """Compare, print, and write where asked to."""
+    """Compare the files and print the differences."""
     args = parse_args()
     if args.resamples < 1:
         raise UserError("--resamples must be at least 1")
@@ -50,30 +52,37 @@ def main() -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """One line per image, by path. Raises UserError for a file that evaluate.py did not write."""
+    """One row per image, indexed by path. Raises UserError for a file that evaluate.py did not write."""
     try:
         table = pd.read_csv(path, dtype={"path": str}).set_index("path")
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}); give a file of evaluate.py") from None
+        raise UserError(
+            f"cannot read {path} ({' '.join(str(error).split())}); give a file written by evaluate.py"
+        ) from None
     if table.empty or not table.index.is_unique:
-        raise UserError(f"{path} holds {'no image' if table.empty else 'an image twice'}; write it again")
+        raise UserError(f"{path} contains {'no images' if table.empty else 'an image twice'}; run evaluate.py again")
     return table
 
 
 def matched(first: pd.DataFrame, second: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The second table in the order of the first. Raises UserError, naming `path`, unless both are alike."""
+    """The second table in the order of the first.
+
+    Raises UserError, naming `path`, if the images, columns, labels or groups differ.
+    """
     if set(first.index) != set(second.index):
         odd = sorted(set(first.index) ^ set(second.index))[0]
-        raise UserError(f"{path}: {odd} is in one of the two files alone; evaluate both on the same images")
+        raise UserError(f"{path}: {odd} is in only one of the two files; evaluate both on the same images")
     second = second.loc[first.index]
     truth = first.columns[first.columns.str.match("(label|group)$|present/")]
     if list(first) != list(second) or not first[truth].equals(second[truth]):
-        raise UserError(f"{path} is of other columns or labels than the first file; compare like with like")
+        raise UserError(
+            f"{path} has other columns or labels than the first file; compare two files of one kind and data set"
+        )
     return second
 
 
 def compare_tables(first: pd.DataFrame, second: pd.DataFrame, resamples: int) -> dict[str, Difference]:
-    """Every figure of the two tables."""
+    """Metric name to the difference of the two tables."""
     if "predicted" in first:
         return compare(prediction_metrics(pd.concat([first, second], ignore_index=True)), len(first), resamples)
     results: dict[str, Difference] = {}

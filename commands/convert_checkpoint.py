@@ -1,11 +1,12 @@
-"""Read a checkpoint published with iFAM or PDiscoFormer into a run folder, or write a model of ours in their form.
+"""Convert checkpoints published with iFAM or PDiscoFormer to run folders, and our models to the published formats.
 
     python -m commands.convert_checkpoint snapshot_best.pt --to runs/ifam-cub-k8 --data-config configs/cub.yaml
     python evaluate.py --run runs/ifam-cub-k8 --data.root data/CUB_200_2011
     python -m commands.convert_checkpoint runs/cub-k8 --export ifam --to cub-k8.pt
 
-Parts, classes, registers and the image size are read off the shapes, and so is the backbone where it is a DINOv2; the
-numbers of attention heads are in no checkpoint. See docs/checkpoints.md.
+The numbers of parts, classes and registers and the image size follow from the tensor shapes, and so does a DINOv2
+backbone; other backbones need --backbone, since no checkpoint stores the number of attention heads. See
+docs/checkpoints.md.
 """
 
 import argparse
@@ -35,32 +36,43 @@ from models.weights.published_layout import FORMS, Form
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("source", type=Path, help="checkpoint; with --export a run, or a folder of save_pretrained")
-    parser.add_argument("--to", type=Path, required=True, help="run folder to make; with --export the file to write")
+    parser.add_argument(
+        "source", type=Path, help="checkpoint file; with --export a run folder or a folder written by save_pretrained"
+    )
+    parser.add_argument("--to", type=Path, required=True, help="run folder to create; with --export the file to write")
     reading = parser.add_argument_group("without --export")
-    reading.add_argument("--backbone", metavar="NAME", help="timm's name, where the shapes leave several")
+    reading.add_argument("--backbone", metavar="NAME", help="timm name of the backbone, if the shapes fit several")
     reading.add_argument(
-        "--image-size", type=int, nargs="+", metavar="S", help="side, or height and width, pixels; default: trained"
+        "--image-size",
+        type=int,
+        nargs="+",
+        metavar="S",
+        help="side, or height and width, in pixels; default: as trained",
     )
     reading.add_argument(
-        "--data-config", type=Path, metavar="YAML", help="a config whose data.* (and other) keys the run is to have"
+        "--data-config",
+        type=Path,
+        metavar="YAML",
+        help="config to take data.* and all other keys from, except the model's",
     )
-    parser.add_argument("--export", choices=FORMS, help="ifam-hf: for the published code's Hugging Face backbones")
+    parser.add_argument(
+        "--export", choices=FORMS, help="write this published format; ifam-hf: the one for Hugging Face backbones"
+    )
     options = parser.parse_args(args)
     if options.export and (options.backbone or options.image_size or options.data_config):
-        parser.error("--export takes neither --backbone nor --image-size nor --data-config")
+        parser.error("--export does not take --backbone, --image-size or --data-config")
     if options.image_size and (len(options.image_size) > 2 or min(options.image_size) < 1):
         parser.error("--image-size: give one side, or height and width, in pixels")
     return options
 
 
 def import_checkpoint(options: argparse.Namespace) -> None:
-    """A published checkpoint to a run folder."""
+    """Convert a published checkpoint to a run folder."""
     source: Path = options.source
     if not source.is_file():
         raise UserError(f"no such checkpoint file: {source}")
     if (options.to / BEST / "model.safetensors").exists():
-        raise UserError(f"--to: {options.to} already holds a run; choose another folder")
+        raise UserError(f"--to: {options.to} already contains a run; choose another folder")
     config = load_config(options.data_config) if options.data_config else parse_config([])
     size = (options.image_size[0], options.image_size[-1]) if options.image_size else None
     model, layout = load_published(read_state(source), str(source), config.model, options.backbone, size)
@@ -70,7 +82,7 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     write_safetensors(out / BEST / "model.safetensors", state, {"source": source.name, "layout": str(layout)})
     height, width = config.data.size_hw
     print(f"read {source.name}: {layout}")
-    print(f"made {out}: {config.model.backbone}, images of {height} x {width} pixels")
+    print(f"wrote {out}: {config.model.backbone}, images of {height} x {width} pixels")
 
 
 def _run_config(config: RunConfig, out: Path, model: PublishedModel) -> RunConfig:
@@ -82,9 +94,9 @@ def _run_config(config: RunConfig, out: Path, model: PublishedModel) -> RunConfi
 
 
 def export_checkpoint(source: Path, form: Form, out: Path) -> None:
-    """A model of ours to a file in published form: a .safetensors file, or a torch file with `model_state`."""
+    """Write our model in a published format: a .safetensors file, or else a torch file with `model_state`."""
     if out.exists():
-        raise UserError(f"--to: {out} exists already; choose another file")
+        raise UserError(f"--to: {out} already exists; choose another file")
     state = to_published(_our_model(source), form)
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -98,7 +110,7 @@ def export_checkpoint(source: Path, form: Form, out: Path) -> None:
         raise UserError(f"--to: cannot write {out} ({error.strerror})") from None
     finally:
         partial.unlink(missing_ok=True)
-    print(f"wrote {out}: {form}, {sum(tensor.numel() for tensor in state.values()):,} numbers")
+    print(f"wrote {out}: {form}, {sum(tensor.numel() for tensor in state.values()):,} values")
 
 
 def _our_model(source: Path) -> PublishedModel:
@@ -106,13 +118,17 @@ def _our_model(source: Path) -> PublishedModel:
     try:
         name = str(json.loads((folder / "config.json").read_text())["model_config"]["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise UserError(f"{source} is neither a run nor a folder of save_pretrained: no readable config.json") from None
+        raise UserError(
+            f"{source} is neither a run folder nor a folder written by save_pretrained: no readable config.json"
+        ) from None
     kind = MODELS[name]
     if kind not in (TwoStageModel, PDiscoFormer):
-        raise UserError(f"--export: {source} holds model.name={name}; only two_stage and pdiscoformer were published")
+        raise UserError(
+            f"--export: {source} has model.name={name}; only two_stage and pdiscoformer have a published format"
+        )
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors yet")
-    with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
+    with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads
         return kind.from_pretrained(folder)
 
 

@@ -1,4 +1,4 @@
-"""A study: several rows (overrides of one config) times several seeds, each an ordinary run."""
+"""A study: several rows (overrides of one config) times several seeds, each an ordinary run of train.py."""
 
 import math
 import statistics
@@ -18,31 +18,31 @@ from engine.run.tracking import MetricsRow
 
 @dataclass(frozen=True)
 class Study:
-    """What a study file says."""
+    """The content of a study file."""
 
     title: str
     about: str
     config: Path
     seeds: tuple[int, ...]
     vary: tuple[str, ...]
-    """Config keys that take the seed."""
+    """Config keys that are set to the seed."""
     rows: dict[str, dict[str, Any]]
-    """Row name to overrides by dotted key; in texts {out} and {seed} stand for the study's folder and the seed."""
+    """Row name to overrides by dotted key; in strings, {out} and {seed} stand for the study's folder and the seed."""
     more_seeds: dict[str, tuple[int, ...]]
-    """Further seeds of single rows: the headline rows deserve several."""
+    """Row name to additional seeds of that row."""
 
     def pairs(self, seeds: Sequence[int] | None = None) -> Iterator[tuple[int, str]]:
-        """(seed, row) of every run, seeds outermost so that an interrupted study has whole comparisons.
+        """(seed, row) of every run; all rows of one seed first, so that an interrupted study can still compare them.
 
-        `seeds`: these for every row, in place of the study's own.
+        `seeds`: replace the study's seeds, for every row.
         """
-        several = {row: () if seeds else self.more_seeds.get(row, ()) for row in self.rows}
-        everywhere = tuple(seeds or self.seeds)
-        for seed in dict.fromkeys((*everywhere, *(seed for more in several.values() for seed in more))):
-            yield from ((seed, row) for row in self.rows if seed in everywhere or seed in several[row])
+        common = tuple(seeds or self.seeds)
+        extra = {row: () if seeds else self.more_seeds.get(row, ()) for row in self.rows}
+        for seed in dict.fromkeys((*common, *(seed for more in extra.values() for seed in more))):
+            yield from ((seed, row) for row in self.rows if seed in common or seed in extra[row])
 
     def only(self, names: list[str] | None) -> "Study":
-        """The same study with the named rows alone (None: all). Raises UserError for a row it does not have."""
+        """The study with only the named rows (None: all). Raises UserError for an unknown row."""
         unknown = set(names or ()) - set(self.rows)
         if unknown:
             raise UserError(f"--rows: no row {', '.join(sorted(unknown))}; the study has {', '.join(self.rows)}")
@@ -51,7 +51,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Job:
-    """One row with one seed."""
+    """The run of one row with one seed."""
 
     row: str
     seed: int
@@ -59,7 +59,7 @@ class Job:
 
 
 def load_study(path: Path) -> Study:
-    """Read a study file. Raises UserError naming what is wrong in it."""
+    """Read a study file. Raises UserError that names what is wrong in it."""
     content = read_yaml(path)
     try:
         study = Study(
@@ -75,24 +75,23 @@ def load_study(path: Path) -> Study:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
-    unknown = {str(key) for key in content} - set(Study.__dataclass_fields__)
-    if unknown:
+    if unknown := {str(key) for key in content} - set(Study.__dataclass_fields__):
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
-    if strangers := set(study.more_seeds) - set(study.rows):
+    if unknown := set(study.more_seeds) - set(study.rows):
         raise UserError(
-            f"{path}: more_seeds names {', '.join(sorted(strangers))}, which is no row; rows: {', '.join(study.rows)}"
+            f"{path}: more_seeds names unknown rows {', '.join(sorted(unknown))}; rows: {', '.join(study.rows)}"
         )
     return study
 
 
 def jobs(study: Study, out: Path, seeds: Sequence[int] | None, overrides: dict[str, Any]) -> Iterator[Job]:
-    """Every run of the study, in the order of `Study.pairs`.
+    """Every run of the study, in the order of `Study.pairs`; `overrides` by dotted key win over those of the rows.
 
-    Raises UserError for an override of a key that the study varies with the seed.
+    Raises UserError for an override of a key that the study sets to the seed, or of `out`.
     """
     fixed = set(overrides) & {*study.vary, "out"}
     if fixed:
-        raise UserError(f"--set: {', '.join(sorted(fixed))} follows from --seeds and --out; leave it out")
+        raise UserError(f"--set: {', '.join(sorted(fixed))} is set by --seeds and --out; use those flags")
     for seed, row in study.pairs(seeds):
         varied = dict.fromkeys(study.vary, seed)
         own = {key: _filled(value, out, seed) for key, value in study.rows[row].items()}
@@ -105,13 +104,16 @@ def _filled(value: Any, out: Path, seed: int) -> Any:
 
 
 def run_job(job: Job, train: Callable[[RunConfig], MetricsRow]) -> MetricsRow:
-    """The results of one run: read if it is finished, resumed if it was interrupted, trained otherwise."""
+    """The results of one run: read if it is finished, resumed if it was interrupted, otherwise trained from the start.
+
+    Raises UserError if the run folder contains a run with another config.
+    """
     out = Path(job.config.out)
     if not checkpoint_exists(out / LAST):
         return train(job.config)
     stored = run_config(out)
     if not same_run(stored, job.config):
-        raise UserError(f"{out} holds a run of another config; remove it or choose another --out")
+        raise UserError(f"{out} contains a run with another config; remove it or choose another --out")
     done = read_results(out)
     return done if done is not None else train(replace(job.config, resume=True))
 
@@ -119,14 +121,14 @@ def run_job(job: Job, train: Callable[[RunConfig], MetricsRow]) -> MetricsRow:
 def same_run(first: RunConfig, second: RunConfig) -> bool:
     """Whether two configs describe the same training."""
 
-    def essence(config: RunConfig) -> dict[str, Any]:
+    def comparable(config: RunConfig) -> dict[str, Any]:
         return asdict(replace(config, out="", resume=False, overwrite=False))
 
-    return essence(first) == essence(second)
+    return comparable(first) == comparable(second)
 
 
 def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
-    """Row name to metrics: means over seeds, sample deviations under `std`, the runs themselves under `seeds`."""
+    """Row name to metrics: means over seeds, sample standard deviations as `std`, the single runs as `seeds`."""
     summary: dict[str, Any] = {}
     for row in dict.fromkeys(job.row for job, _ in results):
         runs = [result for job, result in results if job.row == row]
@@ -141,7 +143,7 @@ def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
 
 
 def _deviation(values: list[float]) -> float:
-    """Sample standard deviation; 0 for one run, nan where a run has no finite value (`stdev` fails there)."""
+    """Sample standard deviation; 0 for one run, nan if any value is not finite (`statistics.stdev` would raise)."""
     if not all(map(math.isfinite, values)):
         return math.nan
     return statistics.stdev(values) if len(values) > 1 else 0.0

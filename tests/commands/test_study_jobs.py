@@ -1,4 +1,4 @@
-"""Studies: what a study file must say, which runs are read, resumed, trained or refused, and what is averaged."""
+"""Studies: reading study files; which runs are read, resumed, trained or refused; averages over seeds."""
 
 import json
 import math
@@ -48,7 +48,7 @@ def all_jobs(folder: Path, **overrides: Any) -> list[Job]:
 
 
 class Trainings:
-    """Stands in for train.train: leaves a run folder, notes how it was called, and can be stopped."""
+    """A fake train.train: leaves a run folder, records its calls, and can be stopped."""
 
     def __init__(self) -> None:
         self.done: list[tuple[str, bool]] = []
@@ -106,7 +106,7 @@ def test_headline_rows_get_further_seeds(tmp_path: Path) -> None:
     assert [(job.row, job.seed) for job in jobs(study, tmp_path, None, {})] == [("a", 3), ("b", 3), ("b", 4), ("b", 5)]
     assert [(job.row, job.seed) for job in jobs(study, tmp_path, [7], {})] == [("a", 7), ("b", 7)]
     assert [(job.row, job.seed) for job in jobs(study.only(["a"]), tmp_path, None, {})] == [("a", 3)]
-    with pytest.raises(UserError, match="more_seeds names c"):
+    with pytest.raises(UserError, match="more_seeds names unknown rows c"):
         load_study(study_file(tmp_path, more_seeds={"c": [1]}))
 
 

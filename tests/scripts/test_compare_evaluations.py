@@ -1,4 +1,4 @@
-"""commands.compare_evaluations as a user runs it, and a user's mistakes with it."""
+"""commands.compare_evaluations on the command line, and its error messages."""
 
 import json
 import sys
@@ -10,8 +10,8 @@ import evaluate
 from commands import compare_evaluations
 from tests.scripts.method_runs import Measure
 
-PREDICTIONS_FILE = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
-BETTER = PREDICTIONS_FILE.replace("b,1,0", "b,1,1")
+PREDICTIONS = "path,label,predicted,group\na,0,0,0\nb,1,0,1\nc,1,1,1\nd,0,1,0\n"
+BETTER = PREDICTIONS.replace("b,1,0", "b,1,1")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -19,12 +19,12 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     compare_evaluations.main()
 
 
-def test_two_files_of_answers(
+def test_two_files_of_predictions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("first.csv").write_text(BETTER)
-    lines = PREDICTIONS_FILE.splitlines()
+    lines = PREDICTIONS.splitlines()
     Path("second.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]))
     run(monkeypatch, "first.csv", "second.csv", "--resamples", "50", "--out", "out")
     printed = capsys.readouterr().out.splitlines()
@@ -35,7 +35,7 @@ def test_two_files_of_answers(
     assert rows["worst_group_accuracy"]["first"] == 0.5 and 0 < rows["accuracy"]["p"] <= 1
 
 
-def test_columns_of_a_method_are_compared_where_both_have_a_number(
+def test_columns_of_a_method_are_compared_where_both_have_a_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -49,12 +49,12 @@ def test_columns_of_a_method_are_compared_where_both_have_a_number(
 @pytest.mark.parametrize(
     ("first", "second", "says"),
     [
-        (PREDICTIONS_FILE, PREDICTIONS_FILE.replace("d,", "e,"), "second.csv: d is in one of the two files alone"),
-        (PREDICTIONS_FILE, PREDICTIONS_FILE.replace("d,0", "d,1"), "second.csv is of other columns or labels"),
-        (PREDICTIONS_FILE, "path,iou\na,1\nb,1\nc,1\nd,1\n", "second.csv is of other columns or labels"),
-        (PREDICTIONS_FILE + "a,0,0,0\n", PREDICTIONS_FILE, "first.csv holds an image twice"),
-        ("path,label\n", PREDICTIONS_FILE, "first.csv holds no image"),
-        ("nothing", PREDICTIONS_FILE, "cannot read first.csv"),
+        (PREDICTIONS, PREDICTIONS.replace("d,", "e,"), "second.csv: d is in only one of the two files"),
+        (PREDICTIONS, PREDICTIONS.replace("d,0", "d,1"), "second.csv has other columns or labels"),
+        (PREDICTIONS, "path,iou\na,1\nb,1\nc,1\nd,1\n", "second.csv has other columns or labels"),
+        (PREDICTIONS + "a,0,0,0\n", PREDICTIONS, "first.csv contains an image twice"),
+        ("path,label\n", PREDICTIONS, "first.csv contains no images"),
+        ("nothing", PREDICTIONS, "cannot read first.csv"),
     ],
 )
 def test_mistakes(
@@ -72,14 +72,14 @@ def test_mistakes(
 
 @pytest.mark.slow
 def test_two_runs(measure: Measure, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """From two trained runs to what the tool says of their answers and of their maps."""
+    """Compare the predictions of two trained runs, and their heat maps."""
     for name in ("two", "plain"):
         measure("--run", name, "--method", "gradcam", "--metrics", "localization", out=f"{name}-maps")
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", name, "--out", f"{name}-answers"])
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", "--run", name, "--out", f"{name}-predictions"])
         evaluate.main()
-        assert Path(f"{name}-answers/predictions.csv").read_text().startswith("path,label,predicted,group\n")
+        assert Path(f"{name}-predictions/predictions.csv").read_text().startswith("path,label,predicted,group\n")
     capsys.readouterr()
-    run(monkeypatch, "two-answers/predictions.csv", "plain-answers/predictions.csv")
+    run(monkeypatch, "two-predictions/predictions.csv", "plain-predictions/predictions.csv")
     run(monkeypatch, *(f"{name}-maps/per_image/gradcam.csv" for name in ("two", "plain")))
     printed = capsys.readouterr().out
     assert "worst_group_accuracy: " in printed and "localization/mask/iou: " in printed

@@ -1,4 +1,4 @@
-"""commands.convert_checkpoint as a user runs it: a published file becomes a run that evaluate.py measures, and back."""
+"""commands.convert_checkpoint on the command line: published checkpoints to runs and back."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def convert(*words: str | Path) -> None:
 
 
 def fails(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line it ends with."""
+    """The one-line error message."""
     with pytest.raises(SystemExit) as stopped:
         convert(*words)
     error = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
     odd = [file, "--to", run, "--backbone", "vit_t_dino", "--image-size", "33"]
     assert "(33, 33) is not a multiple" in fails(odd, capsys)
     assert "no such config file" in fails([file, "--to", run, "--data-config", tmp_path / "no.yaml"], capsys)
-    assert "--export takes neither" in fails([run, "--export", "ifam", "--to", file, "--backbone", "x"], capsys)
+    assert "--export does not take" in fails([run, "--export", "ifam", "--to", file, "--backbone", "x"], capsys)
     assert not run.exists()
 
 
@@ -142,12 +142,14 @@ def test_nothing_is_overwritten_and_only_published_kinds_are_exported(
     file, run = tmp_path / "file.pt", tmp_path / "run"
     snapshot(file)
     convert(file, "--to", run, "--backbone", "vit_t_dino")
-    assert "already holds a run; choose another folder" in fails([file, "--to", run], capsys)
-    assert "file.pt exists already" in fails([run, "--export", "ifam", "--to", file], capsys)
-    assert "is neither a run nor a folder" in fails([tmp_path, "--export", "ifam", "--to", tmp_path / "x"], capsys)
+    assert "already contains a run; choose another folder" in fails([file, "--to", run], capsys)
+    assert "file.pt already exists" in fails([run, "--export", "ifam", "--to", file], capsys)
+    assert "is neither a run folder nor a folder" in fails(
+        [tmp_path, "--export", "ifam", "--to", tmp_path / "x"], capsys
+    )
     assert "pdiscoformer is not the form of a TwoStageModel" in fails(
         [run, "--export", "pdiscoformer", "--to", tmp_path / "x"], capsys
     )
     config = run / "best" / "config.json"
     config.write_text(config.read_text().replace('"two_stage"', '"vit"'))
-    assert "holds model.name=vit; only" in fails([run, "--export", "ifam", "--to", tmp_path / "x"], capsys)
+    assert "has model.name=vit; only" in fails([run, "--export", "ifam", "--to", tmp_path / "x"], capsys)
