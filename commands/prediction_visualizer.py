@@ -1,4 +1,4 @@
-"""Images of a run: curves, and sheets of what the model kept and got wrong."""
+"""Contact sheets of a model's predictions: example images, the worst failures, the effect of removed parts."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,20 +18,23 @@ Triple = tuple[float, float, float]
 
 
 class PredictionVisualizer:
-    """Shows a model's answers on chosen images of one split."""
+    """Shows a model's predictions for some images of one split."""
 
     def __init__(self, split: Split, mean: Triple, std: Triple) -> None:
-        """`mean`, `std`: the normalisation to undo."""
+        """`mean`, `std`: per-channel normalisation of the images, to undo it."""
         self.split, self.mean, self.std = split, mean, std
 
     def sheet(self, model: nn.Module, path: Path, title: str = "", per_group: int = 3, **options: Any) -> Path:
-        """Contact sheet of the first images of every group (of every class where there are no groups)."""
+        """Contact sheet of the first images of every group, or of every class if there are no groups.
+
+        `options` are passed to the model.
+        """
         return example_sheet(self.examples(model, self._spread(per_group), **options), path, title)
 
     def failures(
         self, model: nn.Module, records: Sequence[ImageRecord], path: Path, limit: int = 12, **options: Any
     ) -> Path | None:
-        """Sheet of the most confident wrong answers; None where nothing is wrong."""
+        """Contact sheet of the most confident wrong predictions; None if there are none."""
         wrong = [(record.wrong_confidence, i) for i, record in enumerate(records) if record.predicted != record.label]
         worst = [i for _, i in sorted(wrong, reverse=True)[:limit]]
         return failure_sheet(self.examples(model, worst, **options), path) if worst else None
@@ -39,18 +42,18 @@ class PredictionVisualizer:
     def removals(
         self, model: nn.Module, settings: Mapping[str, Intervention], path: Path, title: str = "", per_group: int = 2
     ) -> Path:
-        """Sheet of what each setting takes away from the first one's masks; images as in `sheet`."""
+        """Contact sheet of the patches that each setting hides, compared with the first one; images as in `sheet`."""
         chosen = self._spread(per_group)
-        answers = {row: self.examples(model, chosen, intervention=taken) for row, taken in settings.items()}
-        return removal_sheet(answers, path, title)
+        examples = {row: self.examples(model, chosen, intervention=value) for row, value in settings.items()}
+        return removal_sheet(examples, path, title)
 
     def examples(self, model: nn.Module, indices: Iterable[int], **options: Any) -> list[Example]:
-        """The model's answers on images of the split, at most a sheetful."""
+        """The model's predictions for some images of the split, all in one batch."""
         samples = [self.split[i] for i in indices]
         device = next(model.parameters()).device
         with evaluation_mode(model, device, seed=0):
-            answer = to_dataset_classes(predict(model, collate(samples).to(device), **options), self.split.info)
-        probability = answer.logits.softmax(1).cpu()
+            prediction = to_dataset_classes(predict(model, collate(samples).to(device), **options), self.split.info)
+        probability = prediction.logits.softmax(1).cpu()
         names, groups = self.split.info.class_names, self.split.info.group_names
         return [
             Example(
@@ -59,8 +62,8 @@ class PredictionVisualizer:
                 predicted=names[int(probability[i].argmax())],
                 confidence=float(probability[i].max()),
                 group=groups[sample.group] if groups and sample.group is not None else names[sample.label],
-                maps=None if answer.maps is None else answer.maps[i].cpu(),
-                mask=None if answer.mask is None else answer.mask[i].cpu(),
+                maps=None if prediction.maps is None else prediction.maps[i].cpu(),
+                mask=None if prediction.mask is None else prediction.mask[i].cpu(),
                 truth=sample.mask,
             )
             for i, sample in enumerate(samples)
@@ -76,5 +79,5 @@ class PredictionVisualizer:
 
 
 def _true_class(sample: Sample, predicted: int) -> int:
-    """The label; where the image shows several classes, the predicted one if that is among them."""
+    """The label; for multi-label data the predicted class if it is present."""
     return predicted if sample.present is not None and sample.present[predicted] else sample.label

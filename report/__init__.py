@@ -1,5 +1,5 @@
-"""What people look at: overlays, contact sheets, curves, tables, and one self-contained report.html.
+"""Overlays, contact sheets, curves, tables, and self-contained HTML reports.
 
-Everything here takes plain arrays, tensors and dicts; nothing knows of models or runs. An image is a
-[H, W, 3] uint8 RGB array throughout.
+Everything here takes plain arrays, tensors and dicts, and does not depend on models or runs. Images are [H, W, 3] uint8
+RGB arrays.
 """

@@ -1,14 +1,13 @@
-"""The report of one evaluation: metrics, curves, what the model saw and where it failed."""
+"""The reports of `evaluate.py` without `--method` and of `commands.imagenet9`."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from report.curves import training_curves
-from report.html import Card, Cards, Code, Figure, Section, Table, write_report
+from report.html import Card, Cards, Figure, Section, Table, provenance_sections, write_report
 from report.names import is_fraction, number, pretty
-from report.tables import TableText, table_text, write_tables
+from report.tables import TableText, present, table_text, write_tables
 
 HEADLINES = (
     "accuracy", "mean_average_precision", "macro_f1", "micro_f1", "worst_group_accuracy", "balanced_accuracy", "auroc",
@@ -27,35 +26,35 @@ def write_evaluation_report(
     failures: Path | None,
     config: str,
 ) -> Path:
-    """Write metrics.{json,csv,md}, curves.png and report.html to `out`; the report's path.
+    """Write metrics.{json,csv,md}, curves.png and report.html to `out`; returns the path of the report.
 
-    `results`: name to value. `details`: what was measured and from what. `history`: the run's metrics.jsonl.
+    `results`: metric name to value. `details`: what was measured. `history`: the rows of the run's metrics.jsonl.
     """
     write_tables([{"row": title, **results}], out / "metrics")
     sections: list[Section] = [
         Cards([Card(pretty(key), _shown(key, results[key])) for key in HEADLINES if key in results]),
-        Figure(sheet, title="What it saw", caption="Image, parts, what the classifier sees, true object."),
+        Figure(sheet, title="Examples", caption="Image, parts, patches that the classifier sees, true object."),
     ]
     if failures is not None:
-        sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong answers first."))
+        sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong predictions first."))
     sections.append(Table(_table(results), title="All metrics"))
     if history:
         sections.append(Figure(training_curves(history, out / "curves.png"), title="Training"))
-    sections += [Code(json.dumps(details, indent=2), title="Provenance"), Code(config, title="Config")]
+    sections += provenance_sections(details, config)
     return write_report(out / "report.html", title, sections)
 
 
 def _table(results: Mapping[str, float]) -> TableText:
-    return TableText(("figure", "value"), tuple((pretty(key), _shown(key, value)) for key, value in results.items()))
+    return TableText(("metric", "value"), tuple((pretty(key), _shown(key, value)) for key, value in results.items()))
 
 
 def _shown(key: str, value: float) -> str:
-    share = is_fraction(key)
-    return number(value, share) + (" %" if share else "")
+    percent = is_fraction(key)
+    return number(value, percent) + (" %" if percent else "")
 
 
 BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "keep_ratio", "empty_ratio", "count/images")
-"""The metrics of the table for people; the JSON and the CSV hold all."""
+"""The metrics of the Markdown and HTML tables; the JSON and CSV files contain all."""
 
 
 def write_background_report(
@@ -66,24 +65,24 @@ def write_background_report(
     details: Mapping[str, Any],
     config: str,
 ) -> Path:
-    """Write table.{json,csv,md} and report.html to `out`; the report's path.
+    """Write table.{json,csv,md} and report.html to `out`; returns the path of the report.
 
-    `records`: one per set: "row", metrics. `summary`: shares and differences of shares by name.
+    `records`: one per image set: its name as "row", and its metrics. `summary`: name to a fraction, or to a difference
+    of fractions.
     """
-    keys = [key for key in BACKGROUND_COLUMNS if any(key in record for record in records)]
+    keys = present(BACKGROUND_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
-    caption = "BG-gap: accuracy on mixed_same minus accuracy on mixed_rand, percentage points."
+    caption = "BG-gap: accuracy on mixed_same minus accuracy on mixed_rand, in percentage points."
     sections: list[Section] = [
         Cards([Card(pretty(key), f"{number(value, True)} %") for key, value in summary.items()]),
-        Table(table_text(records, keys=keys), title="By set", caption=caption),
-        Code(json.dumps(details, indent=2, default=str), title="Provenance"),
-        Code(config, title="Config"),
+        Table(table_text(records, keys=keys), title="By image set", caption=caption),
+        *provenance_sections(details, config),
     ]
     return write_report(out / "report.html", title, sections)
 
 
 REMOVAL_COLUMNS = (*HEADLINES, "empty_ratio", "changed_predictions_ratio")
-"""The metrics of the table for people; the JSON and the CSV hold all."""
+"""The metrics of the Markdown and HTML tables; the JSON and CSV files contain all."""
 
 
 def write_removal_report(
@@ -94,24 +93,24 @@ def write_removal_report(
     details: Mapping[str, Any],
     config: str,
 ) -> Path:
-    """Write table.{json,csv,md} and report.html to `out`; the report's path.
+    """Write table.{json,csv,md} and report.html to `out`; returns the path of the report.
 
     `records`: one per setting, the unmodified model first: "row", "removed_parts", metrics.
     """
-    keys = [key for key in REMOVAL_COLUMNS if key in records[0]]
+    keys = present(REMOVAL_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
     sections: list[Section] = [
         Table(
             table_text(records, keys=keys),
             title="Without each part",
-            caption="Empty: images of which nothing is left. All other metrics, of groups too: table.json, table.csv.",
+            caption="Empty: images without any patch left. All metrics, also by group: table.json, table.csv.",
         ),
         Figure(
             sheet,
-            title="What went",
-            caption="Grey was never shown to the classifier; colour went, and tells the part. A cross: wrong answer.",
+            title="Removed patches",
+            caption="Grey: hidden from the unmodified model too. Colour: removed here, in the colour of the part. "
+            "Cross: wrong prediction.",
         ),
-        Code(json.dumps(details, indent=2, default=str), title="Provenance"),
-        Code(config, title="Config"),
+        *provenance_sections(details, config),
     ]
     return write_report(out / "report.html", title, sections)

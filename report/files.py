@@ -1,4 +1,4 @@
-"""Writing a file so that a reader sees the old one or the new one, never half of it."""
+"""Atomic file writing: a reader sees the old file or the new one, never a partial one."""
 
 import contextlib
 import io
@@ -15,9 +15,9 @@ from common.errors import UserError
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Write UTF-8 text or bytes to a temporary file beside `path` and rename it; makes the folder.
+    """Write UTF-8 text or bytes to a temporary file next to `path` and rename it; creates the folder.
 
-    Raises UserError naming the file where that is impossible.
+    Raises UserError that names the file if it cannot be written.
     """
     data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -34,15 +34,19 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
 
 
 def check_folder(path: Path, flag: str) -> Path:
-    """The path, if a folder is or can be made there. Raises UserError naming the flag; makes nothing."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{flag}: cannot write to {path}: {there} is {'read-only' if there.is_dir() else 'a file'}")
+    """The path, if it is a writable folder or one can be created there; creates nothing.
+
+    Raises UserError that names `flag` otherwise.
+    """
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        problem = "read-only" if existing.is_dir() else "a file"
+        raise UserError(f"{flag}: cannot write to {path}: {existing} is {problem}")
     return path
 
 
 def json_text(content: Any) -> str:
-    """JSON that every reader takes: nan and infinity become null, what JSON has no word for becomes text."""
+    """Strict JSON: nan and infinity become null, values that JSON cannot represent become strings."""
     return json.dumps(_plain(content), indent=2, allow_nan=False) + "\n"
 
 

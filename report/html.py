@@ -1,11 +1,12 @@
-"""One self-contained report.html: no network, no scripts, images inside."""
+"""One self-contained report.html: no scripts, no network access, images embedded."""
 
 import base64
+import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 from jinja2 import Environment, StrictUndefined
 
@@ -18,7 +19,7 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class Text:
-    """Paragraphs of plain text, separated by an empty line."""
+    """Paragraphs of plain text, separated by empty lines."""
 
     text: str
     title: str = ""
@@ -32,7 +33,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Card:
-    """One figure of the summary."""
+    """One value of the summary."""
 
     label: str
     value: str
@@ -41,7 +42,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """The few metrics that matter, large."""
+    """The main metrics, in large type."""
 
     cards: Sequence[Card]
     title: str = ""
@@ -50,7 +51,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the row, the others are right-aligned."""
+    """A table; the first column names the rows, the others are right-aligned."""
 
     table: TableText
     title: str = ""
@@ -65,55 +66,55 @@ class Figure:
     png: Path | bytes
     title: str = ""
     caption: str = ""
-    alt: str = ""
-    """For those who cannot see it; without it the caption or the title serves."""
-    max_width: int = 0
-    """Pixels; 0: as wide as the page."""
     kind: ClassVar[str] = "figure"
 
     @property
     def content(self) -> bytes:
-        """The bytes of the PNG. Raises UserError naming a file that is missing or no PNG."""
+        """The bytes of the PNG. Raises UserError that names a file that is missing or not a PNG."""
         source = self.png if isinstance(self.png, Path) else "given as bytes"
         try:
             content = self.png.read_bytes() if isinstance(self.png, Path) else self.png
         except OSError as error:
             raise UserError(f"cannot read figure {source}: {error.strerror or error}") from None
         if not content.startswith(PNG_MAGIC):
-            raise UserError(f"figure {source} is no PNG")
+            raise UserError(f"figure {source} is not a PNG")
         return content
 
     @property
     def data_uri(self) -> str:
-        """The PNG as a data: address."""
+        """The PNG as a data: URI."""
         return "data:image/png;base64," + base64.b64encode(self.content).decode()
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels, from the PNG's header, so that the page does not jump while it loads."""
+        """Width and height in pixels, from the PNG header; with them the page layout is fixed before images load."""
         width, height = struct.unpack(">II", self.content[16:24])
         return width, height
 
 
 @dataclass(frozen=True)
 class Code:
-    """A text shown as it is (a config, versions), folded away unless `opened`."""
+    """Preformatted text such as a config, collapsed."""
 
     text: str
     title: str = ""
-    opened: bool = False
     kind: ClassVar[str] = "code"
 
 
 Section: TypeAlias = Text | Cards | Table | Figure | Code
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section], subtitle: str = "") -> Path:
-    """Write the page atomically; everything given is escaped. Sections without a title go on under the one before.
+def provenance_sections(details: Mapping[str, Any], config: str, title: str = "Provenance") -> list[Section]:
+    """The last sections of a report: what was measured, as JSON, and the config (YAML)."""
+    return [Code(json.dumps(details, indent=2, default=str), title=title), Code(config, title="Config")]
+
+
+def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Write the page atomically, with all texts escaped. A section without a title continues the one before.
 
     Raises UserError for a figure that cannot be read or a page that cannot be written.
     """
     template = (Path(__file__).parent / "template.html.j2").read_text()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(title=title, subtitle=subtitle, sections=sections)
+    page = environment.from_string(template).render(title=title, sections=sections)
     return write_atomic(path, page)

@@ -1,6 +1,6 @@
-"""One image at a time: the image, its parts, what stage 2 sees, the true object, a heat map.
+"""Views of one image: its parts, the patches that stage 2 sees, the true object, a heat map.
 
-Every function takes an image [H, W, 3] uint8 and returns a new one of the same size.
+The views take an image [H, W, 3] uint8 and return a new one of the same size.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ Array: TypeAlias = np.ndarray | Tensor
 
 
 def as_array(values: Array) -> np.ndarray:
-    """A tensor of any device and type, or an array, as an array; float32 where it is floating point."""
+    """A tensor of any device and dtype, or an array, as an array; floating-point tensors as float32."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return (values.float() if values.is_floating_point() else values).numpy()
@@ -25,20 +25,20 @@ def as_array(values: Array) -> np.ndarray:
 
 
 def denormalise(image: Array, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """Image of a network input [3, H, W] that was normalised with mean and std (per channel, of [0, 1] values)."""
+    """A network input [3, H, W] as an image; `mean`, `std`: its normalisation per channel, for values in [0, 1]."""
     pixels = as_array(image).transpose(1, 2, 0) * np.asarray(std) + np.asarray(mean)
     return (np.nan_to_num(pixels) * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The image at size (height, width), smoothly."""
+    """The image at `size` (height, width), with Lanczos interpolation."""
     if image.shape[:2] == size:
         return image
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
 def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
-    """[H, W]: each cell of grid [h, w] as a block (nearest); also for sizes that are no multiples."""
+    """[H, W]: grid [h, w] enlarged with nearest-neighbour interpolation; H, W need not be multiples of h, w."""
     cells = as_array(grid)
     rows = np.arange(size[0]) * cells.shape[0] // size[0]
     columns = np.arange(size[1]) * cells.shape[1] // size[1]
@@ -48,10 +48,10 @@ def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
 def part_overlay(
     image: np.ndarray, maps: Array, mask: Array | None = None, opacity: float = 0.65, background: float = 0.3
 ) -> np.ndarray:
-    """Each patch in the colour of its strongest part (over the greyed image), with thin edges where the part changes.
+    """Each patch in the colour of its strongest part, over a grey image, with thin white edges between parts.
 
-    maps [K+1, h, w], last = background; mask [h, w] bool: patches it hides count as background. `background` is the
-    brightness left to background patches: 1 leaves them as they are, 0 makes them black.
+    maps [K+1, h, w], last = background; mask [h, w] bool: hidden patches count as background. `background` is the
+    brightness of background patches: 1 leaves them as they are, 0 makes them black.
     """
     part_maps = as_array(maps)
     parts = part_maps.shape[0] - 1
@@ -61,7 +61,7 @@ def part_overlay(
     colours = np.array([rgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
     strength = np.array([opacity] * parts + [1 - background], dtype=np.float32)
     big = enlarge(label, image.shape[:2])
-    # Over the plain image a yellow part on a red bird would look like an orange part.
+    # Grey below the parts: a yellow part over a red bird would look like an orange part.
     base = np.where((big < parts)[..., None], _grey(image), image)
     mixed = _blend(base, colours[big], strength[big])
     mixed[_edges(big)] = 255
@@ -69,30 +69,25 @@ def part_overlay(
 
 
 def mask_view(image: np.ndarray, mask: Array) -> np.ndarray:
-    """What stage 2 sees: the patches of mask [h, w]; the hidden ones are plain grey."""
+    """The image with the patches outside mask [h, w] in plain grey: what stage 2 sees, or the true object alone."""
     kept = enlarge(mask, image.shape[:2]).astype(bool)
     return np.where(kept[..., None], image, np.array(rgb(HIDDEN), dtype=np.uint8))
 
 
 def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:
-    """`mask_view` of `after` [h, w]; patches that `before` showed and `after` hides are in the colour of their part.
+    """`mask_view` of `after` [h, w]; patches that only `before` [h, w] shows are in the colour of their part.
 
-    maps [K+1, h, w], last = background, say which part that was.
+    maps [K+1, h, w], last = background: the strength of each part.
     """
     gone = as_array(before).astype(bool) & ~as_array(after).astype(bool)
     here = enlarge(gone, image.shape[:2])
     return np.where(here[..., None], part_overlay(image, maps, gone), mask_view(image, after))
 
 
-def truth_view(image: np.ndarray, truth: Array) -> np.ndarray:
-    """The true object [H', W'] bool, cut out as `mask_view` cuts, so that the two can be compared at a glance."""
-    return mask_view(image, truth)
-
-
 def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
-    """A heat map [h, w] of any scale over the greyed image: min to max, smoothly enlarged.
+    """A heat map [h, w] over the image in grey: scaled from its minimum to its maximum, enlarged bilinearly.
 
-    A constant map is all minimum. `colours` names a matplotlib colour map.
+    A constant map is shown as all minimum. `colours`: name of a matplotlib colour map.
     """
     values = np.nan_to_num(as_array(heat).astype(np.float32))
     span = float(values.max() - values.min())
@@ -107,8 +102,8 @@ def _grey(image: np.ndarray) -> np.ndarray:
 
 
 def _blend(image: np.ndarray, colour: np.ndarray, strength: np.ndarray) -> np.ndarray:
-    share = strength[..., None]
-    return (image * (1 - share) + colour * share).round().clip(0, 255).astype(np.uint8)
+    alpha = strength[..., None]
+    return (image * (1 - alpha) + colour * alpha).round().clip(0, 255).astype(np.uint8)
 
 
 def _edges(labels: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of views, one column per image, as one PNG."""
+"""Contact sheets: one column per image, one row per view, as one PNG."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,25 +21,25 @@ class Column:
     """One image of a sheet."""
 
     tiles: Sequence[np.ndarray | None]
-    """One image [H, W, 3] uint8 per row of the sheet, all of one size; None leaves the place grey."""
+    """One image [H, W, 3] uint8 per row of the sheet, all of one size; None leaves the tile grey."""
     heading: str = ""
-    """Columns side by side with the same heading stand under one rule."""
+    """Neighbouring columns with the same heading share it."""
     caption: str = ""
-    """Below the column; wrapped, at most three lines."""
+    """Text below the column; wrapped, at most three lines."""
     correct: bool | None = None
-    """A dot (True) or a cross (False) before the caption."""
+    """Whether the prediction is correct: a dot (True) or a cross (False) before the caption."""
 
 
 @dataclass(frozen=True)
 class LegendEntry:
-    """A colour and what it stands for."""
+    """A colour and its meaning."""
 
     colour: str
     label: str
 
 
 def part_legend(parts: int) -> list[LegendEntry]:
-    """The colours of so many parts, numbered from 0 as flags and files number them."""
+    """The colours of the first `parts` parts, numbered from 0 as in flags and files."""
     return [LegendEntry(part_colour(part), f"part {part}") for part in range(parts)]
 
 
@@ -51,9 +51,9 @@ def contact_sheet(
     legend: Sequence[LegendEntry] = (),
     per_band: int = 12,
 ) -> Path:
-    """Write the sheet. More than `per_band` columns go on below, in bands.
+    """Write the sheet, with at most `per_band` columns side by side; further columns go into bands below.
 
-    Raises ValueError without columns, or where their tiles do not match the row titles or differ in size.
+    Raises ValueError without columns, or if their tiles do not match the row titles or differ in size.
     """
     height, width = _tile_size(columns, len(row_titles))
     bands = [columns[start : start + per_band] for start in range(0, len(columns), per_band)]
@@ -73,7 +73,7 @@ def contact_sheet(
 
 @dataclass(frozen=True)
 class _Plan:
-    """Where things go; all in pixels."""
+    """The layout, in pixels."""
 
     height: int
     width: int
@@ -96,7 +96,7 @@ class _Plan:
         return self.heading_height + tiles + (self.caption_lines * LINE + 10 if self.caption_lines else 0) + GROUP_GAP
 
     def lefts(self, band: Sequence[Column]) -> list[int]:
-        """Left edge of each column; a wider gap between headings."""
+        """Left edge of each column; with a wider gap between headings."""
         x, lefts = PAD + self.gutter, []
         for before, column in zip([band[0], *band], band, strict=False):
             x += GROUP_GAP - GAP if column.heading != before.heading else 0
@@ -164,7 +164,7 @@ def _caption_lines(column: Column, width: int) -> list[str]:
 
 
 def draw_mark(draw: ImageDraw.ImageDraw, correct: bool, x: int, y: int) -> None:
-    """A dot or a cross: shape and colour both tell."""
+    """A dot if correct, else a cross: distinguishable by shape and by colour."""
     if correct:
         draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=GOOD)
     else:
@@ -180,7 +180,7 @@ def _draw_legend(draw: ImageDraw.ImageDraw, legend: Sequence[LegendEntry], x: in
 
 
 def fit(text: str, width: float, face: ImageFont.FreeTypeFont) -> str:
-    """The text, cut with an ellipsis where it is wider than `width` pixels."""
+    """The text, cut off with an ellipsis if it is wider than `width` pixels."""
     if face.getlength(text) <= width:
         return text
     while text and face.getlength(text + "…") > width:
@@ -189,7 +189,7 @@ def fit(text: str, width: float, face: ImageFont.FreeTypeFont) -> str:
 
 
 def wrap(text: str, width: float, face: ImageFont.FreeTypeFont, lines: int) -> list[str]:
-    """The text on at most `lines` lines of `width` pixels, broken at blanks and newlines, the last cut to fit."""
+    """The text on at most `lines` lines of `width` pixels, broken at spaces and newlines; long lines are cut off."""
     broken: list[str] = []
     for paragraph in text.split("\n"):
         line = ""

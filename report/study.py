@@ -1,4 +1,4 @@
-"""The report of a study: rows of settings side by side."""
+"""The report of a study: its rows (settings) side by side."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from report.curves import compare_runs, training_curves
 from report.files import png_bytes, write_atomic
 from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_report
 from report.names import number
-from report.tables import table_text, write_tables
+from report.tables import present, table_text, write_tables
 
 STUDY_COLUMNS = (
     "test/accuracy",
@@ -40,7 +40,7 @@ class StudyRun:
     row: str
     seed: int
     results: Mapping[str, Any]
-    """What its results.json holds."""
+    """The content of its results.json."""
     history: Sequence[Mapping[str, Any]]
     """The rows of its metrics.jsonl."""
     sheet: Path | None
@@ -50,9 +50,12 @@ class StudyRun:
 
 
 def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRun]) -> Path:
-    """Write table.{json,csv,md}, curves and report.html to `out`; the path of the report."""
-    records = [{"row": run.row, "seed": run.seed, **_figures(run)} for run in runs]
-    keys = [key for key in STUDY_COLUMNS if any(key in record for record in records)]
+    """Write table.{json,csv,md}, curves and report.html to `out`; returns the path of the report."""
+    records = [
+        {"row": run.row, "seed": run.seed, **{key: run.results[key] for key in STUDY_COLUMNS if key in run.results}}
+        for run in runs
+    ]
+    keys = present(STUDY_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
     sections: list[Section] = [
         Cards([_card(row, runs) for row in _rows(runs)]),
@@ -60,7 +63,7 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
         Table(
             table_text(records, keys=keys),
             title="Metrics",
-            caption="Best checkpoint of each run by validation metrics. Mean ± sample standard deviation over seeds.",
+            caption="Checkpoints chosen by validation metrics. Mean ± sample standard deviation over seeds.",
         ),
         *_curves(out, runs),
         *_sheets(runs),
@@ -72,19 +75,15 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
 
 
 def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
-    """Copy what a repository can hold of a study from `out` to `target`: tables, comparisons, one sheet a row."""
+    """Copy the small files of a study from `out` to `target`: tables, comparisons, one contact sheet per row."""
     target.mkdir(parents=True, exist_ok=True)
     for name in ("table.json", "table.csv", "table.md", "worst_group.png", "worst_group_by_time.png"):
         if (out / name).is_file():
             shutil.copyfile(out / name, target / name)
     for run in _firsts(runs):
         if run.sheet is not None:
-            small = Image.open(run.sheet).convert("RGB").quantize(256)  # a repository keeps every version of it
+            small = Image.open(run.sheet).convert("RGB").quantize(256)  # small, for version control
             write_atomic(target / f"sheet_{run.row}.png", png_bytes(small))
-
-
-def _figures(run: StudyRun) -> dict[str, float]:
-    return {key: run.results[key] for key in STUDY_COLUMNS if key in run.results}
 
 
 def _rows(runs: Sequence[StudyRun]) -> list[str]:
@@ -92,35 +91,35 @@ def _rows(runs: Sequence[StudyRun]) -> list[str]:
 
 
 def _firsts(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """One run of each row."""
+    """The first run of each row."""
     return [next(run for run in runs if run.row == row) for row in _rows(runs)]
 
 
 def _card(row: str, runs: Sequence[StudyRun]) -> Card:
     values = [run.results[WORST] for run in runs if run.row == row and WORST in run.results]
     mean = sum(values) / len(values) if values else float("nan")
-    return Card(row, number(mean, percent=True) + " %", f"worst group, test, {len(values)} seed(s)")
+    return Card(row, number(mean, percent=True) + " %", f"worst-group accuracy, test, {len(values)} seed(s)")
 
 
 def _curves(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
-    """Worst-group accuracy on the test split over epochs and over seconds; watched only, nothing is chosen by it."""
+    """Worst-group accuracy on the test split over epochs and over seconds, if it was logged."""
     if not any(WORST in row for run in runs for row in run.history):
         return []
     several = len({run.seed for run in runs}) > 1
     lines = {f"{run.row} (seed {run.seed})" if several else run.row: run.history for run in runs}
     by_epoch = compare_runs(lines, WORST, out / "worst_group.png")
     by_time = compare_runs(lines, WORST, out / "worst_group_by_time.png", x="train_seconds")
-    caption = "Watched while training; nothing was chosen by it."
+    caption = "Logged during training; not used to choose checkpoints."
     return [
         Figure(by_epoch, title="Worst-group accuracy on the test split", caption=f"By epoch. {caption}"),
-        Figure(by_time, caption="By seconds of training (validation apart)."),
+        Figure(by_time, caption="By seconds of training, without validation."),
     ]
 
 
 def _sheets(runs: Sequence[StudyRun]) -> list[Section]:
-    caption = "Validation images: image, parts, what the classifier sees, true object."
+    caption = "Validation split: image, parts, patches that the classifier sees, true object."
     return [
-        Figure(run.sheet, title=f"{run.row}: what it saw", caption=caption)
+        Figure(run.sheet, title=f"{run.row}: examples", caption=caption)
         for run in _firsts(runs)
         if run.sheet is not None
     ]

@@ -1,4 +1,4 @@
-"""Results as JSON, CSV, Markdown and LaTeX: the same table, averaged over seeds."""
+"""Tables of results, averaged over seeds, as JSON, CSV, Markdown and LaTeX."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,23 +13,23 @@ from report.files import json_text, write_atomic
 from report.names import is_fraction, number, pretty, with_std
 
 Record = Mapping[str, Any]
-"""One run's results: "row" (what it is: a method, a setting), perhaps "seed", and metrics by key."""
+"""The results of one run: "row" (the name of the method or setting), optionally "seed", and metrics by key."""
 
 
 @dataclass(frozen=True)
 class TableText:
-    """A table ready to be shown."""
+    """A table as formatted text."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
 def average(records: Sequence[Record], row_key: str = "row") -> pd.DataFrame:
-    """One line per value of `row_key`, in order of appearance: `<key>`, `<key>_std` per numeric key, and `seeds`.
+    """One line per value of `row_key`, in order of appearance: `seeds`, and `<key>`, `<key>_std` per numeric key.
 
     The mean is over the runs that have a finite value; std is the sample standard deviation (n - 1), nan for one run.
-    Keys that are not numbers are kept where all runs of a row agree, else left empty. Raises ValueError without
-    records, or for one without `row_key`.
+    A value that is not a number is kept if all runs of the row agree, else left empty. Raises ValueError without
+    records, or for a record without `row_key`.
     """
     if not records or any(row_key not in record for record in records):
         raise ValueError(f"a table needs records, each with a {row_key!r}")
@@ -45,9 +45,9 @@ def average(records: Sequence[Record], row_key: str = "row") -> pd.DataFrame:
 
 
 def table_text(records: Sequence[Record], row_key: str = "row", keys: Sequence[str] | None = None) -> TableText:
-    """The averaged table for people: shares in percent with one decimal, mean ± std where a row has several runs.
+    """The averaged table as text: fractions in percent with one decimal, mean ± std if a row has several runs.
 
-    `keys` chooses and orders the columns; by default all.
+    `keys` selects and orders the columns; default: all.
     """
     frame = average(records, row_key)
     found = [key for key in frame.columns if key not in (row_key, "seeds") and f"{key}_std" in frame.columns]
@@ -66,9 +66,9 @@ def table_text(records: Sequence[Record], row_key: str = "row", keys: Sequence[s
 def write_tables(
     records: Sequence[Record], out_stem: Path, row_key: str = "row", keys: Sequence[str] | None = None
 ) -> list[Path]:
-    """Write `<out_stem>.json` (averages and single runs), `.csv` (averages) and `.md` (for people, columns `keys`).
+    """Write `<out_stem>.json` (averages and single runs), `.csv` (averages) and `.md` (formatted, columns `keys`).
 
-    Atomic writes. Returns the three paths. Raises as `average` does.
+    Atomic writes. Returns the three paths. Raises ValueError as `average` does.
     """
     frame = average(records, row_key)
     content = {
@@ -83,8 +83,13 @@ def write_tables(
     return [write_atomic(out_stem.with_name(out_stem.name + end), text) for end, text in texts.items()]
 
 
+def present(keys: Sequence[str], records: Sequence[Record]) -> list[str]:
+    """Those of the keys that any record has, in their order."""
+    return [key for key in keys if any(key in record for record in records)]
+
+
 def markdown(table: TableText) -> str:
-    """The table in GitHub's Markdown, numbers right-aligned."""
+    """The table as GitHub Markdown, numbers right-aligned."""
 
     def line(cells: Sequence[str]) -> str:
         safe = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
@@ -111,7 +116,7 @@ def _cell(key: str, values: Sequence[Any], numeric: bool) -> dict[str, Any]:
     finite = [float(value) for value in values if math.isfinite(value)]
     if not finite:
         return {key: math.nan, f"{key}_std": math.nan}
-    # statistics is exact where pandas rounds: equal values have the std 0, not 3e-17.
+    # Not from pandas: its rounding gives equal values a std of 3e-17, statistics gives exactly 0.
     return {key: mean(finite), f"{key}_std": stdev(finite) if len(finite) > 1 else math.nan}
 
 

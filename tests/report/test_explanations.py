@@ -1,4 +1,4 @@
-"""The report of explanation methods: maps side by side, one table in four formats, nothing failed in silence."""
+"""The report on explanation methods: maps side by side, one table in four formats, failed maps are counted."""
 
 import csv
 import json
@@ -46,7 +46,7 @@ def test_the_sheet_shows_image_maps_and_object(tmp_path: Path) -> None:
     assert sheet.shape[0] > sheet_of(tmp_path, SHOWN).shape[0]  # without the row of the true object
 
 
-def test_maps_that_failed_or_say_nothing_are_shown_too(tmp_path: Path) -> None:
+def test_nan_and_constant_maps_are_shown_too(tmp_path: Path) -> None:
     odd = {"rollout": torch.full((4, 6), torch.nan), "input_x_gradient": torch.full((32, 48), 0.5)}
     assert holds(sheet_of(tmp_path, replace(SHOWN, maps=odd), SHOWN), heat_overlay(IMAGE, RAMP))
 
@@ -94,9 +94,9 @@ def test_the_report_says_how_it_was_measured(tmp_path: Path) -> None:
 
 
 def test_latex_escapes_what_latex_would_read() -> None:
-    text = latex(TableText(("", "share (%)", "a_b & c"), (("50 % #1 $x$ {y} ~ ^ \\z", "1.5 ± 0.5", "–"),)))
+    text = latex(TableText(("", "ratio (%)", "a_b & c"), (("50 % #1 $x$ {y} ~ ^ \\z", "1.5 ± 0.5", "–"),)))
     assert text.splitlines()[0] == r"\begin{tabular}{lrr}"
-    assert r" & share (\%) & a\_b \& c \\" in text
+    assert r" & ratio (\%) & a\_b \& c \\" in text
     assert (
         r"50 \% \#1 \$x\$ \{y\} \textasciitilde \space \textasciicircum \space \textbackslash z & 1.5 ± 0.5 & – \\"
         in text

@@ -1,6 +1,7 @@
 """The page: it parses, carries everything in itself, and escapes what it is given."""
 
 import base64
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -10,7 +11,7 @@ from PIL import Image
 
 from common.errors import UserError
 from report.files import png_bytes
-from report.html import Card, Cards, Code, Figure, Table, Text, write_report
+from report.html import Card, Cards, Code, Figure, Table, Text, provenance_sections, write_report
 from report.tables import TableText
 
 PNG = png_bytes(Image.new("RGB", (40, 20), "red"))
@@ -53,11 +54,11 @@ def page(tmp_path: Path) -> Page:
         Text(f"first {EVIL}\n\n\n\nsecond", "Summary"),
         Table(TableText((f"head {EVIL}", "b"), ((f"cell {EVIL}", "2"), ("x", "–"))), "Results", f"caption {EVIL}"),
         Figure(tmp_path / "figure.png", f"title {EVIL}", f"figure {EVIL}"),
-        Figure(PNG, alt="a red image", max_width=300),
+        Figure(PNG, caption="a red image"),
         Code(f"a: <b>\n  c: {EVIL}", f"Config {EVIL}"),
-        Code("torch 2", "Versions", opened=True),
+        *provenance_sections({"torch": "2", "folder": Path("a") / EVIL}, "epochs: 2", "Versions"),
     ]
-    path = write_report(tmp_path / "out" / "report.html", f"Report {EVIL}", sections, f"subtitle {EVIL}")
+    path = write_report(tmp_path / "out" / "report.html", f"Report {EVIL}", sections)
     return Page(path.read_text())
 
 
@@ -76,7 +77,6 @@ def test_everything_given_is_text(page: Page) -> None:
     shown = "\n".join(page.texts)
     for start in (
         "Report",
-        "subtitle",
         "label",
         "value",
         "note",
@@ -90,23 +90,23 @@ def test_everything_given_is_text(page: Page) -> None:
         assert f"{start} {EVIL}" in shown
     assert page.all("img")[0]["alt"] == f"figure {EVIL}"
     assert f"a: <b>\n  c: {EVIL}" in page.texts
-    assert page.texts.count("second") == 1 and len(page.all("p")) == 4
+    assert page.texts.count("second") == 1 and len(page.all("p")) == 3
+    assert json.dumps({"torch": "2", "folder": f"a/{EVIL}"}, indent=2) in page.texts
 
 
 def test_structure(page: Page) -> None:
     assert [image["width"] for image in page.all("img")] == ["40", "40"]
-    assert page.all("img")[1]["style"] == "max-width: 300px"
-    assert [("open" in details) for details in page.all("details")] == [False, True]
+    assert len(page.all("details")) == 3 and {"Versions", "Config", "epochs: 2"} <= set(page.texts)
     anchors = [(a["href"] or "")[1:] for a in page.all("a")]
     assert anchors == [heading["id"] for heading in page.all("h2")] == ["s1", "s2", "s3"]
     assert {a["scope"] for a in page.all("th")} == {"col", "row"}
     assert page.all("html")[0]["lang"] == "en" and any(m.get("name") == "viewport" for m in page.all("meta"))
 
 
-def test_figures_that_are_none(tmp_path: Path) -> None:
+def test_figures_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read figure .*no\.png"):
         write_report(tmp_path / "r.html", "T", [Figure(tmp_path / "no.png")])
-    with pytest.raises(UserError, match="given as bytes is no PNG"):
+    with pytest.raises(UserError, match="given as bytes is not a PNG"):
         write_report(tmp_path / "r.html", "T", [Figure(b"GIF89a")])
     assert not list(tmp_path.iterdir())
 

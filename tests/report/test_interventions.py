@@ -1,4 +1,4 @@
-"""The image and the report of parts taken away."""
+"""The contact sheet and the report of removed parts."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def patch(image: np.ndarray, row: int, column: int) -> np.ndarray:
     return image[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
 
 
-def test_the_view_shows_what_stays_what_went_and_what_was_never_there() -> None:
+def test_the_view_shows_kept_removed_and_always_hidden_patches() -> None:
     view = removal_view(IMAGE, MAPS, BEFORE, WITHOUT_1)
     coloured = part_overlay(IMAGE, MAPS, BEFORE & ~WITHOUT_1)
     for row in range(3):
@@ -46,15 +46,15 @@ def test_the_view_shows_what_stays_what_went_and_what_was_never_there() -> None:
     assert np.array_equal(removal_view(IMAGE, MAPS, BEFORE, BEFORE), mask_view(IMAGE, BEFORE))
 
 
-def examples(mask: torch.Tensor, answers: Sequence[str]) -> list[Example]:
-    return [Example(IMAGE, "robin", answer, 0.75, "garden", MAPS, mask) for answer in answers]
+def examples(mask: torch.Tensor, predictions: Sequence[str]) -> list[Example]:
+    return [Example(IMAGE, "robin", name, 0.75, "garden", MAPS, mask) for name in predictions]
 
 
 def crosses(tile: np.ndarray) -> bool:
     return bool((tile[:30, -30:] == rgb(BAD)).all(axis=2).any())
 
 
-def test_the_sheet_has_a_row_for_each_setting_and_a_cross_for_each_wrong_answer(tmp_path: Path) -> None:
+def test_the_sheet_has_a_row_for_each_setting_and_a_cross_for_each_wrong_prediction(tmp_path: Path) -> None:
     settings = {
         "unmodified": examples(BEFORE, ["robin", "robin"]),
         "thresholds, without part 1": examples(WITHOUT_1, ["crow", "robin"]),

@@ -1,4 +1,4 @@
-"""Contact sheets: size, where the tiles lie, text that fits, and which failures come first."""
+"""Contact sheets: size, positions of the tiles, fitted text, order of the examples."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
-from report.examples import TILE, Example, example_sheet, failure_sheet, worst_failures
+from report.examples import TILE, Example, example_sheet, failure_sheet
 from report.sheets import GAP, GROUP_GAP, LABEL, PAD, Column, LegendEntry, contact_sheet, fit, wrap
 from report.style import BAD, GOOD, HIDDEN, part_colour, rgb
 
@@ -85,19 +85,6 @@ def test_text_is_wrapped_and_cut() -> None:
     assert fit("abc", 1, LABEL) == "…"
 
 
-def test_worst_failures_can_be_taken_in_pieces() -> None:
-    answers = [example(predicted="water" if i % 3 else "land", confidence=(7 * i % 20) / 20) for i in range(20)]
-    answers.append(example(predicted="water", confidence=None))
-    worst = worst_failures(answers, 5)
-    kept: list[Example] = []
-    for start in range(0, len(answers), 4):
-        kept = worst_failures([*kept, *answers[start : start + 4]], 5)
-    confidences = [e.confidence for e in worst]
-    assert [e.confidence for e in kept] == confidences == sorted(confidences, reverse=True)
-    assert not any(e.correct for e in worst)
-    assert worst_failures(answers, 100)[-1].confidence is None
-
-
 def test_example_sheet_shows_hidden_patches_and_parts(tmp_path: Path) -> None:
     shown = example(mask=torch.zeros(6, 6, dtype=torch.bool).index_fill(0, torch.tensor([0]), True))
     sheet = pixels(example_sheet([shown, example()], tmp_path / "sheet.png", "Title"))
@@ -122,13 +109,20 @@ def test_groups_stand_together_in_order_of_appearance(tmp_path: Path) -> None:
     assert lefts[0] < lefts[2] < lefts[1]
 
 
-def test_failure_sheet(tmp_path: Path) -> None:
-    assert failure_sheet([example()], tmp_path / "none.png") is None
-    assert not (tmp_path / "none.png").exists()
-    path = failure_sheet([example(), example(predicted="water")], tmp_path / "deep" / "f.png")
-    assert path is not None and count(pixels(path), rgb(BAD)) > 10
-    with pytest.raises(ValueError, match="at least one example"):
-        example_sheet([], tmp_path / "x.png")
+def test_failures_keep_their_order_and_show_their_group_in_the_caption(tmp_path: Path) -> None:
+    colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
+    failures = [
+        Example(np.full((8, 8, 3), colour, dtype=np.uint8), "land", "water", group=group)
+        for colour, group in zip(colours, ("b", "a", "b"), strict=True)
+    ]
+    sheet = pixels(failure_sheet(failures, tmp_path / "deep" / "f.png"))
+    lefts = [int(np.argwhere((sheet == colour).all(axis=2))[:, 1].min()) for colour in colours]
+    assert lefts == sorted(lefts) and count(sheet, rgb(BAD)) > 10
+    other = pixels(failure_sheet([replace(f, group="c") for f in failures], tmp_path / "g.png"))
+    assert other.shape == sheet.shape and not np.array_equal(other, sheet)
+    for draw in (example_sheet, failure_sheet):
+        with pytest.raises(ValueError, match="at least one example"):
+            draw([], tmp_path / "x.png")
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Reports of studies and evaluations hold what they were given."""
+"""Reports of studies and evaluations contain what they were given."""
 
 import json
 from pathlib import Path
@@ -31,13 +31,13 @@ def test_study_report_averages_over_seeds_and_shows_every_row(tmp_path: Path, sh
     runs = [run("vit", 0, 0.1, None), run("two_stage", 0, 0.8, sheet), run("vit", 1, 0.3, None)]
     report = write_study_report(tmp_path, "Title & more", "About <this>.", runs).read_text()
     assert "Title &amp; more" in report and "About &lt;this&gt;." in report
-    assert report.count("data:image/png;base64,") == 2 + 1 + 2  # two comparisons, one sheet, one history a row
+    assert report.count("data:image/png;base64,") == 2 + 1 + 2  # two comparisons, one sheet, one history per row
     table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
     assert table["vit"]["test/worst_group_accuracy"] == pytest.approx(0.2)
     assert "20.0 ± 14.1" in (tmp_path / "table.md").read_text()
 
 
-def test_publish_copies_tables_comparisons_and_one_sheet_a_row(tmp_path: Path, sheet: Path) -> None:
+def test_publish_copies_tables_comparisons_and_one_sheet_per_row(tmp_path: Path, sheet: Path) -> None:
     runs = [run("vit", 0, 0.1, None), run("two_stage", 0, 0.8, sheet)]
     write_study_report(tmp_path, "Title", "About.", runs)
     publish(tmp_path, runs, tmp_path / "docs")
@@ -46,13 +46,13 @@ def test_publish_copies_tables_comparisons_and_one_sheet_a_row(tmp_path: Path, s
     assert names == {"table.json", "table.csv", "table.md", "sheet_two_stage.png"} | curves
 
 
-def test_a_study_without_watched_test_figures_has_no_comparison(tmp_path: Path) -> None:
+def test_a_study_without_logged_test_metrics_has_no_comparison(tmp_path: Path) -> None:
     quiet = StudyRun("vit", 0, {"test/accuracy": 0.5}, [{"epoch": 1, "train/loss": 1.0}], None, "")
     write_study_report(tmp_path, "Title", "About.", [quiet])
     assert not (tmp_path / "worst_group.png").exists()
 
 
-def test_evaluation_report_names_every_figure(tmp_path: Path, sheet: Path) -> None:
+def test_evaluation_report_shows_every_metric(tmp_path: Path, sheet: Path) -> None:
     values = {"accuracy": 0.75, "worst_group_accuracy": 0.25, "count/images": 40.0}
     path = write_evaluation_report(tmp_path, "run: test", values, {"split": "test"}, [], sheet, None, "epochs: 1")
     page = path.read_text()
