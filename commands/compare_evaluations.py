@@ -56,28 +56,21 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, dtype={"path": str}).set_index("path")
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"cannot read {path} ({' '.join(str(error).split())}); give a file written by evaluate.py"
-        ) from None
+        raise UserError(f"cannot read {path} ({' '.join(str(error).split())}); give a file of evaluate.py") from None
     if table.empty or not table.index.is_unique:
         raise UserError(f"{path} contains {'no images' if table.empty else 'an image twice'}; run evaluate.py again")
     return table
 
 
 def matched(first: pd.DataFrame, second: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The second table in the order of the first.
-
-    Raises UserError, naming `path`, if the images, columns, labels or groups differ.
-    """
+    """The second table in the order of the first. Raises UserError if images, columns, labels or groups differ."""
     if set(first.index) != set(second.index):
         odd = sorted(set(first.index) ^ set(second.index))[0]
         raise UserError(f"{path}: {odd} is in only one of the two files; evaluate both on the same images")
     second = second.loc[first.index]
     truth = first.columns[first.columns.str.match("(label|group)$|present/")]
     if list(first) != list(second) or not first[truth].equals(second[truth]):
-        raise UserError(
-            f"{path} has other columns or labels than the first file; compare two files of one kind and data set"
-        )
+        raise UserError(f"{path} has other columns or labels than the first file; compare files of one data set")
     return second
 
 

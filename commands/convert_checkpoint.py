@@ -4,9 +4,8 @@
     python evaluate.py --run runs/ifam-cub-k8 --data.root data/CUB_200_2011
     python -m commands.convert_checkpoint runs/cub-k8 --export ifam --to cub-k8.pt
 
-The numbers of parts, classes and registers and the image size follow from the tensor shapes, and so does a DINOv2
-backbone; other backbones need --backbone, since no checkpoint stores the number of attention heads. See
-docs/checkpoints.md.
+Parts, classes, registers, image size and DINOv2 backbones are recognised by the tensor shapes. Other backbones need
+--backbone, since checkpoints do not store the number of attention heads. See docs/checkpoints.md.
 """
 
 import argparse
@@ -36,28 +35,17 @@ from models.weights.published_layout import FORMS, Form
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument(
-        "source", type=Path, help="checkpoint file; with --export a run folder or a folder written by save_pretrained"
-    )
+    parser.add_argument("source", type=Path, help="checkpoint; with --export a run folder or one of save_pretrained")
     parser.add_argument("--to", type=Path, required=True, help="run folder to create; with --export the file to write")
     reading = parser.add_argument_group("without --export")
     reading.add_argument("--backbone", metavar="NAME", help="timm name of the backbone, if the shapes fit several")
     reading.add_argument(
-        "--image-size",
-        type=int,
-        nargs="+",
-        metavar="S",
-        help="side, or height and width, in pixels; default: as trained",
+        "--image-size", type=int, nargs="+", metavar="S", help="side, or height and width, in pixels; default: trained"
     )
     reading.add_argument(
-        "--data-config",
-        type=Path,
-        metavar="YAML",
-        help="config to take data.* and all other keys from, except the model's",
+        "--data-config", type=Path, metavar="YAML", help="config of the run (data.* and others; model.* is overwritten)"
     )
-    parser.add_argument(
-        "--export", choices=FORMS, help="write this published format; ifam-hf: the one for Hugging Face backbones"
-    )
+    parser.add_argument("--export", choices=FORMS, help="format to write; ifam-hf: iFAM with Hugging Face backbones")
     options = parser.parse_args(args)
     if options.export and (options.backbone or options.image_size or options.data_config):
         parser.error("--export does not take --backbone, --image-size or --data-config")
@@ -119,13 +107,11 @@ def _our_model(source: Path) -> PublishedModel:
         name = str(json.loads((folder / "config.json").read_text())["model_config"]["name"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(
-            f"{source} is neither a run folder nor a folder written by save_pretrained: no readable config.json"
+            f"{source} is neither a run folder nor one of save_pretrained: no readable config.json"
         ) from None
     kind = MODELS[name]
     if kind not in (TwoStageModel, PDiscoFormer):
-        raise UserError(
-            f"--export: {source} has model.name={name}; only two_stage and pdiscoformer have a published format"
-        )
+        raise UserError(f"--export: {source} has model.name={name}; only two_stage and pdiscoformer can be exported")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors yet")
     with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads

@@ -144,9 +144,7 @@ def test_nothing_is_overwritten_and_only_published_kinds_are_exported(
     convert(file, "--to", run, "--backbone", "vit_t_dino")
     assert "already contains a run; choose another folder" in fails([file, "--to", run], capsys)
     assert "file.pt already exists" in fails([run, "--export", "ifam", "--to", file], capsys)
-    assert "is neither a run folder nor a folder" in fails(
-        [tmp_path, "--export", "ifam", "--to", tmp_path / "x"], capsys
-    )
+    assert "is neither a run folder nor one" in fails([tmp_path, "--export", "ifam", "--to", tmp_path / "x"], capsys)
     assert "pdiscoformer is not the form of a TwoStageModel" in fails(
         [run, "--export", "pdiscoformer", "--to", tmp_path / "x"], capsys
     )
