@@ -33,8 +33,8 @@ from metrics.registry import METRICS
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Known flags, and the rest: overrides of the config."""
-    words = {word.partition("=")[0] for word in sys.argv}
-    with_method, with_help = "--method" in words, bool({"-h", "--help"} & words)
+    given = {argument.partition("=")[0] for argument in sys.argv}
+    with_method, with_help = "--method" in given, bool({"-h", "--help"} & given)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder written by train.py")

@@ -50,10 +50,10 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 2. methods and metrics
     console = Console(highlight=False, quiet=not processes().is_main)
-    say = partial(console.print, soft_wrap=True, markup=False)
+    log = partial(console.print, soft_wrap=True, markup=False)
     stage = explained_stage(args, model)
-    methods = chosen_methods(args.method, vars(args), model, sample.image, stage, say)
-    auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, say), run.config.data
+    methods = chosen_methods(args.method, vars(args), model, sample.image, stage, log)
+    auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, log), run.config.data
     own = MaskedClassifier(model, data, data, auto_batch) if is_two_stage(model) else None
     masked_classifier = read_masked_classifier(args.masks_for, run, split, auto_batch) if args.masks_for else own
     wanted = wanted_metrics(args.metrics, sample, masked_classifier is not None)
@@ -96,7 +96,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     sheet = method_sheet(images, run.out / "sheet.png")
     title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
     report = write_explanation_report(run.out, title, records, HEADLINES, sheet, details, text)
-    say(f"{len(split)} images, {len(methods)} methods; report: {report}")
+    log(f"{len(split)} images, {len(methods)} methods; report: {report}")
 
 
 def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:

@@ -22,7 +22,7 @@ MAPS = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2], [1, 1, 2], [0, 0, 2]
 """Parts 0 and 1, and background (2), on 3 x 3 patches of 8 pixels."""
 BEFORE = torch.tensor([[1, 1, 0], [1, 1, 0], [1, 1, 0]]).bool()
 WITHOUT_1 = torch.tensor([[1, 0, 0], [0, 0, 1], [1, 1, 0]]).bool()
-"""One more patch than before is visible: the fallback of an empty mask, say."""
+"""One more patch than before is visible: for example the fallback for an empty mask."""
 
 
 def patch(image: np.ndarray, row: int, column: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the scripts are tried on: a data set on disk, trained runs."""
+"""Fixtures of the script tests: a data set on disk, trained runs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Runs, measured with `evaluate.py --method`: a trained two-stage one and a plain one, and how to ask of them."""
+"""Trained runs (two-stage and plain) and helpers to measure them with `evaluate.py --method`."""
 
 import json
 import sys
@@ -19,14 +19,14 @@ SCRIPT: dict[str, Any] = {
     **KEYS, "model.backbone": "vit_nano_patch8", "train.epochs": 1, "data.synthetic.test_images": 12,
     "data.eval_batch_size": 5,
 }  # fmt: skip
-"""A script knows no backbone of the tests' own."""
+"""Scripts run in their own process do not know the backbones registered by the tests."""
 FAST = ("--method", "rollout", "--metrics", "pointing")
 NANO = ("--model", "timm/vit_nano_patch8")
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs `two` (two-stage) and `plain` and `head`, weights of a ViT with two classes."""
+    """A folder with the finished runs `two` (two-stage) and `plain`, and `head`: weights of a ViT with two classes."""
     folder = tmp_path_factory.mktemp("runs")
     two_stage = {**SCRIPT, "model.stage_1_backbone": "vit_pico_patch8"}
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def measure(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 def values(results: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """By row, without what tells the time."""
+    """Row to metrics, without timings."""
     return {name: timeless(row) for name, row in results["rows"].items()}
 
 
@@ -69,7 +69,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def fails(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line that evaluate.py ends with."""
+    """The one-line error message of evaluate.py."""
     monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
     with pytest.raises(SystemExit) as stopped:
         evaluate.main()

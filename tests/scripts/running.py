@@ -1,4 +1,4 @@
-"""Scripts run as a user runs them: in a process of their own, from any folder."""
+"""Run a script in its own process, from any folder."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Every baseline through train.py and evaluate.py: from a data set on disk to results, read back, explained.
+"""Every baseline with train.py and evaluate.py: training on a data set on disk, evaluation, explanations.
 
 Resuming them is part of tests/engine/run/test_resume.py.
 """
@@ -41,7 +41,7 @@ Command = Callable[..., str]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs evaluate.py; its one line of error, or what it printed."""
+    """Runs evaluate.py; returns its one-line error message, or its output."""
 
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
@@ -84,16 +84,16 @@ def test_explained_or_refused_in_one_line(name: str, tmp_path: Path, command: Co
     run = tmp_path / "run"
     train.train(parse_config(flags(keys_of(name, out=str(run)))))
     methods = ["gradcam", {"vit": "lrp", "cnn": "integrated_gradients"}.get(name, "inherent")]
-    said = command("--run", str(run), "--method", *methods, "--metrics", "localization", "abpc", "--limit", "4")
+    printed = command("--run", str(run), "--method", *methods, "--metrics", "localization", "abpc", "--limit", "4")
     if name in GIVEN:
-        assert "cannot explain a" in said and "depend on a given mask" in said
+        assert "cannot explain a" in printed and "depend on a given mask" in printed
     else:
         rows = json.loads((run / "evaluation" / "test-methods" / "results.json").read_text())["rows"]
         assert [row["row"] for row in rows][:2] == methods
 
 
 def test_external_masks_are_what_it_trains_on(birds: Path, tmp_path: Path) -> None:
-    """With masks of nothing but the corner the model sees one patch, whatever the data set's own masks say."""
+    """If the masks contain only the corner, the model sees one patch, whatever the data set's own masks are."""
     top = birds / "CUB_200_2011" / "waterbird_complete95_forest2water2"
     corner = np.zeros((48, 48), np.uint8)
     corner[:8, :8] = 255

@@ -47,7 +47,7 @@ def test_columns_of_a_method_are_compared_where_both_have_a_value(
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "says"),
+    ("first", "second", "message"),
     [
         (PREDICTIONS, PREDICTIONS.replace("d,", "e,"), "second.csv: d is in only one of the two files"),
         (PREDICTIONS, PREDICTIONS.replace("d,0", "d,1"), "second.csv has other columns or labels"),
@@ -58,7 +58,7 @@ def test_columns_of_a_method_are_compared_where_both_have_a_value(
     ],
 )
 def test_mistakes(
-    first: str, second: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    first: str, second: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -67,7 +67,7 @@ def test_mistakes(
     with pytest.raises(SystemExit) as stopped:
         run(monkeypatch, "first.csv", "second.csv")
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and says in error, error
+    assert stopped.value.code == 2 and error.count("\n") == 1 and message in error, error
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ SMALL: dict[str, Any] = {
     "train.sheet_every": 0,
     "optim.stage_1_epochs": 1,
 }
-"""Makes any config a matter of seconds: at most three steps an epoch; all that a config is about stays as it is."""
+"""Makes any config run in seconds: at most three steps per epoch; everything else stays as it is."""
 
 OF_ATCON: dict[str, dict[str, Any]] = {
     "atcon_quickstart": {"data.semi.images_per_class": 2},
@@ -42,7 +42,7 @@ OF_ATCON: dict[str, dict[str, Any]] = {
     "atcon_waterstamps": {"data.semi.images_per_class": 2},
     "atcon_voc": {"data.semi.images_per_class": 0, "data.semi.unlabelled": "labelled"},
 }
-"""The tiny trees have few images, and of most classes none."""
+"""The tiny trees have few images, and none of most classes."""
 OF_CNNS: dict[str, Any] = {"model.backbone": "test_resnet", "data.image_size": 64}
 
 

@@ -1,4 +1,4 @@
-"""The commands of docs/: their scripts, configs and flags exist. (Those of the README are run: test_readme.py.)"""
+"""The scripts, configs and flags in the commands of docs/ exist. (test_readme.py runs those of the README.)"""
 
 import re
 import shlex
@@ -19,11 +19,11 @@ JOBS = {
     "seeds": "train.py --out",
     "eval_array": "evaluate.py --run runs/cub --method rollout",
 }
-"""What a job script runs with the words that follow it."""
+"""Job script to the command that it passes its arguments to."""
 
 
 def run_by(line: str) -> str:
-    """A line that calls python, or what the job runs that it submits."""
+    """The line itself, or the command that the submitted job runs."""
     job = re.search(r"slurm/(\w+)\.sbatch(.*)", line)
     return f"python {JOBS[job[1]]}{job[2]}" if job else line
 

@@ -1,4 +1,4 @@
-"""A user's mistakes with `evaluate.py --method`: one line that names the flag, and nothing left behind."""
+"""Wrong use of `evaluate.py --method`: one line that names the flag, and no files written."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The published part evaluation on the command line: generated birds in memory, and in CUB's layout on disk."""
+"""The published part evaluation on the command line, on generated birds in memory and in CUB's layout on disk."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ Measure = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
-    """Run evaluate.py; what it writes to results.json."""
+    """Run evaluate.py; returns the content of results.json."""
 
     def run(folder: Path, *arguments: str) -> dict[str, Any]:
         out = tmp_path / "out"
@@ -43,7 +43,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Measure:
 def runs(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
     """A folder with the runs `two` (two-stage), `plain`, and `cub`, the first on the birds as CUB.
 
-    The rates are so small that the parts stay as they were drawn: each has patches.
+    The learning rate is so small that the parts stay as initialised, where each has patches.
     """
     folder = tmp_path_factory.mktemp("runs")
     two_stage = {**SCRIPT, "model.stage_1_backbone": "vit_pico_patch8", "optim.lr": 1e-7}
@@ -111,7 +111,7 @@ def test_on_other_backgrounds_the_fit_is_on_the_published_images(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Their training images may be missing; CUB's own may not."""
+    """Training images on the other backgrounds may be missing, the published ones must exist."""
     root = tmp_path / "CUB_200_2011"
     shutil.copytree(birds / "CUB_200_2011", root)
     where = (*PARTS, "--data.root", str(root), "--data.image_folder", WATERBIRDS)

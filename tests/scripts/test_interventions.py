@@ -1,4 +1,4 @@
-"""commands.part_thresholds and evaluate.py --leave-one-part-out as a user runs them, and bad input."""
+"""commands.part_thresholds and `evaluate.py --leave-one-part-out` on the command line, and wrong input."""
 
 import json
 import sys
@@ -19,7 +19,7 @@ TWO, LEAVE = ["--run", "two"], ["--leave-one-part-out"]
 
 @pytest.fixture(autouse=True)
 def folder(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with links to the runs `two` and `plain`, thresholds of `two` in `t`, and what is in the way."""
+    """A folder with links to the runs `two` and `plain`, thresholds of `two` in `t`, and files that are in the way."""
     monkeypatch.chdir(tmp_path)
     for path in runs.iterdir():
         Path(path.name).symlink_to(path)
@@ -49,8 +49,8 @@ def test_thresholds_on_disk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     weak, half = (json.loads((out / name).read_text()) for name in ("0.8.json", "0.5.json"))
     assert list(weak) == list(half) == ["0", "1", "2"] and all(weak[k] <= half[k] for k in weak)
     info = json.loads((out / "info.json").read_text())
-    said = {"num_parts": 3, "quantiles": {"0.8.json": 0.2, "0.5.json": 0.5}, "split": "train", "images": 34}
-    assert said.items() <= info.items() and {"data_seed", "train_seed", "provenance"} <= info.keys()
+    expected = {"num_parts": 3, "quantiles": {"0.8.json": 0.2, "0.5.json": 0.5}, "split": "train", "images": 34}
+    assert expected.items() <= info.items() and {"data_seed", "train_seed", "provenance"} <= info.keys()
     assert info["fingerprint"] == fingerprint(load_run_model(Path("two"), run_config(Path("two")), "best", 2))
     printed = capsys.readouterr().out.splitlines()
     for part, line in enumerate(printed[:3]):

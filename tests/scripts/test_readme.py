@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README works as written, on a tiny run where a real one takes long."""
+"""Every command and Python block of the README works as written, with tiny runs in place of long ones."""
 
 import json
 import os
@@ -26,10 +26,10 @@ COMMANDS = [
 ]
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 PRINTED = ["torch.Size([4, 14, 14])", "torch.Size([1, 4, 12, 12])"]
-"""What each Python block says at its end."""
+"""The last output of each Python block."""
 RUN = "runs/quickstart/two_stage-seed0"
 TINY = {**KEYS, "model.backbone": "vit_nano_patch8", "data.image_size": 96, "train.epochs": 1}
-"""A script knows no backbone of the tests' own."""
+"""Scripts run in their own process do not know the backbones registered by the tests."""
 
 
 def script(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
@@ -39,7 +39,7 @@ def script(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="session")
 def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that looks like the repository's root and holds a tiny finished run where the README has one."""
+    """A folder like the repository's root, with a tiny finished run where the README has one."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("configs", "studies"):
         (folder / name).symlink_to(ROOT / name)
@@ -72,7 +72,7 @@ def test_train_commands_parse(command: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("torchrun")])
 def test_torchrun_trains(command: str, elsewhere: Path) -> None:
-    """On two processes: a tiny run of two epochs; a wrong flag is one line of ours, said once."""
+    """On two processes: a tiny run of two epochs; a wrong flag gives one line, printed once."""
     launcher, *arguments = shlex.split(command)
     assert (launcher, arguments[0], arguments[2]) == ("torchrun", "--nproc-per-node", "train.py")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py")]
@@ -90,7 +90,7 @@ def test_torchrun_trains(command: str, elsewhere: Path) -> None:
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python prepare_")])
 def test_prepare_commands_parse(command: str, tmp_path: Path) -> None:
-    """Run up to the output that is in the way already, which each script checks before any work."""
+    """Each script stops because the output folder exists, which it checks before any work."""
     arguments = shlex.split(command)[1:]
     (tmp_path / arguments[1]).mkdir(parents=True)
     done = script(arguments, tmp_path)
@@ -111,9 +111,9 @@ def test_evaluate_commands_run(command: str, elsewhere: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "studies").glob("*.yaml")))
 def test_studies_run(name: str, elsewhere: Path) -> None:
-    """Every row of every study trains and is compared; what is large in it is made tiny."""
+    """Every row of every study is trained and compared, at a tiny size."""
     study = load_study(ROOT / "studies" / name)
-    mine = ("model.parts", "train.seed")  # the study's own to say
+    mine = ("model.parts", "train.seed")  # the study sets them
     small = {key: value for key, value in TINY.items() if not key.startswith(mine)}
     small |= {"optim.stage_1_epochs": 0, "model.stage_1_backbone": "", "data.augmentation": "flip"}
     small |= {"data.semi.images_per_class": 4} if name.startswith("atcon") else {}

@@ -25,7 +25,7 @@ SETS: dict[str, tuple[Callable[[Path], object], dict[str, Any], set[str]]] = {
     "part_imagenet": (write_part_imagenet, {}, {"accuracy", "mask_iou", "part_nmi_pixels", "part_ari_pixels"}),
     "voc2012": (write_voc, VOC, {MAP, "macro_f1", "micro_f1", "stage_1/micro_f1", "mask_iou", "keep_ratio"}),
 }
-"""Data set -> its tree, keys of its own, and metrics it must have."""
+"""Data set -> function that writes its tree, config keys, and metrics it must have."""
 
 
 def run(script: Any, *arguments: str) -> None:
@@ -45,7 +45,7 @@ def test_train_and_evaluate(name: str, tmp_path: Path, capsys: pytest.CaptureFix
     trained = json.loads((out / "results.json").read_text())
     headline = "mean average precision" if name == "voc2012" else "accuracy"
     assert f"test {headline} " in capsys.readouterr().out
-    assert {f"{split}/{figure}" for split in ("val", "test") for figure in results} <= trained.keys()
+    assert {f"{split}/{key}" for split in ("val", "test") for key in results} <= trained.keys()
     assert ("test/accuracy" in trained) == (name != "voc2012")
     run(evaluate, "--run", str(out), "--out", str(tmp_path / "out"))
     measured = json.loads((tmp_path / "out" / "results.json").read_text())

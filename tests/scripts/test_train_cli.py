@@ -1,4 +1,4 @@
-"""train.py as a user runs it: from a file to results, stopped by a signal, and on from there."""
+"""train.py on the command line: from a config file to results, stopped by a signal, resumed."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.tiny import KEYS, assert_same_run, flags
 
 pytestmark = pytest.mark.slow
 SCRIPT = {**KEYS, "model.backbone": "vit_nano_patch8", "model.stage_1_backbone": "vit_pico_patch8"}
-"""A script knows no backbone of the tests' own."""
+"""Scripts run in their own process do not know the backbones registered by the tests."""
 LONG = {**SCRIPT, "data.synthetic.train_images": 240, "train.save_every_steps": 4, "train.ema_decay": 0.9}
 """30 steps an epoch: long enough to be stopped in the middle of one."""
 
@@ -65,7 +65,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def interrupted(folder: Path, keys: dict[str, Any], number: signal.Signals, group: bool = False) -> tuple[int, str]:
-    """Start the run, send it a signal when its first checkpoint is there; its exit code and what it said."""
+    """Start the run, send it a signal when its first checkpoint is there; returns its exit code and stderr."""
     with subprocess.Popen(
         command("train.py", *flags(keys)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
@@ -87,7 +87,7 @@ def interrupted(folder: Path, keys: dict[str, Any], number: signal.Signals, grou
 
 
 def resume(folder: Path, error: str, number: signal.Signals) -> None:
-    """Do what the message says."""
+    """Run the command that the message prints."""
     assert error.count("\n") == 1 and number.name in error and "Traceback" not in error
     words = shlex.split(error.split("go on with: ")[1])
     assert words[:2] == ["python", "train.py"]
@@ -110,7 +110,7 @@ def test_stopped_by_a_signal_and_resumed_by_the_printed_command(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_to_the_loading_processes_too(number: signal.Signals, tmp_path: Path, whole: Path) -> None:
-    """What a terminal does on Ctrl-C, and SLURM or `timeout` with SIGTERM: every process of the job gets it."""
+    """Every process of the job gets the signal, as with Ctrl-C in a terminal, or SIGTERM from SLURM or `timeout`."""
     returned, error = interrupted(tmp_path, {**LONG, "out": "run", "data.workers": 2}, number, group=True)
     assert returned == 128 + number, error
     resume(tmp_path, error, number)

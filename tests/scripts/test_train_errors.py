@@ -1,4 +1,4 @@
-"""train.py and a user's mistake: exit code 2, one line on stderr, nothing written, nothing lost."""
+"""Wrong input for train.py: exit code 2, one line on stderr, nothing written, nothing lost."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ BROKEN = "broken.pt"
 
 
 def fails(keys: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    """The one line that train.py ends with."""
+    """The one-line error message of train.py."""
     monkeypatch.setattr(sys, "argv", ["train.py", *flags({**KEYS, "train.epochs": 1, **keys}), *more])
     with pytest.raises(SystemExit) as stopped:
         train.main()
