@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from report.overlays import Array, heat_overlay, mask_view, part_overlay, removal_view, resize
+from report.overlays import Array, mask_view, part_overlay, removal_view, resize
 from report.sheets import Column, LegendEntry, contact_sheet, draw_mark, part_legend
 from report.style import BAD, PAPER
 
@@ -34,8 +34,6 @@ class Example:
     """[h, w] bool: the patches that stage 2 sees."""
     truth: Array | None = None
     """[H, W] bool: the object."""
-    heat: Array | None = None
-    """[h, w]: the map of an explanation method."""
 
     @property
     def correct(self) -> bool:
@@ -44,7 +42,7 @@ class Example:
 
 
 def example_sheet(examples: Sequence[Example], path: Path, title: str = "") -> Path:
-    """Image, parts, patches that stage 2 sees, explanation and true object (those that any example has), by group.
+    """Image, parts, patches that stage 2 sees and true object (those that any example has), by group.
 
     The examples keep their order within a group. Raises ValueError without examples.
     """
@@ -99,7 +97,6 @@ def _sheet(examples: Sequence[Example], path: Path, title: str, headings: Sequen
     for name, row in (
         ("parts", [None if e.maps is None else part_overlay(p, e.maps, e.mask) for e, p in pairs]),
         ("what stage 2\nsees", [None if e.mask is None else mask_view(p, e.mask) for e, p in pairs]),
-        ("explanation", [None if e.heat is None else heat_overlay(p, e.heat) for e, p in pairs]),
         ("true object", [None if e.truth is None else mask_view(p, e.truth) for e, p in pairs]),
     ):
         if any(tile is not None for tile in row):

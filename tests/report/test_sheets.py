@@ -93,7 +93,7 @@ def test_example_sheet_shows_hidden_patches_and_parts(tmp_path: Path) -> None:
     assert count(sheet, rgb(HIDDEN)) > 0.8 * TILE * TILE + 1.3 * TILE * TILE
     assert count(sheet, rgb(part_colour(2))) > 200  # the legend
     assert count(sheet, rgb(part_colour(3))) < 200
-    plain = example(maps=None, mask=None, truth=None, heat=torch.rand(3, 3))
+    plain = example(maps=None, mask=None, truth=None)
     without = pixels(example_sheet([plain], tmp_path / "plain.png"))
     assert without.shape[0] < 3 * TILE and count(without, rgb(HIDDEN)) == 0
 
