@@ -18,7 +18,6 @@ from datasets.types import Batch, DatasetInfo
 from explain import explain
 from explain.loading import load_timm
 from metrics.maps.perturbation import ABPC
-from metrics.maps.removal import Removal
 from metrics.types import Explanation
 
 SEED = 0
@@ -138,7 +137,7 @@ def _abpc(setup: Setup, given: Given) -> Tensor:
 
     count = len(given.images)
     batch = Batch(given.images, given.labels, ("",) * count)
-    metric = ABPC(INFO, Removal(MIDDLE, MIDDLE, "grey", chunk=count * ABPC_IMAGES if count > 1 else 1))
+    metric = ABPC(INFO, mean=MIDDLE, std=MIDDLE, chunk=count * ABPC_IMAGES if count > 1 else 1)
     return metric.rows(batch, Explanation(given.maps, predict(given.images), predict))[:, 0]
 
 

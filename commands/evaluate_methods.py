@@ -33,7 +33,7 @@ from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain.loading import load_timm, patch_size
 from models.interface import Stage, finds_parts, is_two_stage
-from report.explanations import HEADLINES, method_sheet, write_explanation_report
+from report.explanations import method_sheet, write_explanation_report
 from report.files import check_folder
 
 
@@ -95,7 +95,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     run.write_results({**details, "rows": records})
     sheet = method_sheet(images, run.out / "sheet.png")
     title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
-    report = write_explanation_report(run.out, title, records, HEADLINES, sheet, details, text)
+    report = write_explanation_report(run.out, title, records, sheet, details, text)
     log(f"{len(split)} images, {len(methods)} methods; report: {report}")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from commands.prediction_visualizer import PredictionVisualizer
 from commands.run_context import RunContext
+from common.metric_info import headlines
 from common.processes import processes
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import read_fit_split, read_split
@@ -15,7 +16,7 @@ from engine.run.folder import METRICS_FILE
 from engine.run.tracking import read_rows
 from metrics.registry import build_metrics, default_metrics
 from models.interface import gives_mask
-from report.evaluation import HEADLINES, write_evaluation_report
+from report.evaluation import write_evaluation_report
 from report.files import write_atomic
 
 
@@ -61,6 +62,6 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     failures = visualizer.failures(model, records, run.out / "failures.png", **options)
     title, history = f"{args.run.name}: {args.split}", read_rows(args.run / METRICS_FILE)
     report = write_evaluation_report(run.out, title, results, details, history, sheet, failures, run.config_text)
-    headlines = ", ".join(f"{name} {results[name]:.4f}" for name in HEADLINES if name in results)
-    print(f"{args.split}, {len(split)} images: {headlines}")
+    shown = ", ".join(f"{name} {results[name]:.4f}" for name in headlines(results))
+    print(f"{args.split}, {len(split)} images: {shown}")
     print(f"report: {report}")

@@ -1,6 +1,6 @@
-"""What measures: classification, groups, masks and heat maps. Importing this package fills the registries."""
+"""Metrics of classification, groups, masks and heat maps. Importing this package fills the registries."""
 
-from metrics import auroc, classification, f1, groups, masks, multilabel, multilabel_intervals  # noqa: F401
+from metrics import auroc, classification, f1, groups, masks, multilabel  # noqa: F401
 from metrics.maps import certificate, detection, localization, perturbation, pointing, segmentation  # noqa: F401
 from metrics.parts import agreement, foreground, keypoints  # noqa: F401
 from metrics.registry import METRICS, MetricSet, build_metrics, default_metrics

@@ -2,27 +2,53 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ClassVar
 
 import torch
 import torchmetrics
 from torch import Tensor
 
+from common.metric_info import MetricInfo, declare
 from common.processes import gather
 from datasets.types import Batch
-from metrics.types import Prediction
+from metrics.types import Explanation, Prediction
+
+
+def _on_the_device(method: Callable[..., None]) -> Callable[..., None]:
+    # Not inside the method: `self.rows.append(f(...))` looks the list up before it calls f, so that moving the states
+    # in f would append to a list that is no longer the state.
+    @wraps(method)
+    def moved(self: "ExactMetric", batch: Batch, prediction: Prediction | Explanation) -> None:
+        self.follow(prediction)
+        method(self, batch, prediction)
+
+    return moved
 
 
 class ExactMetric(torchmetrics.Metric):
     """A metric whose results depend neither on the batch size nor on the number of processes.
 
-    Two kinds of state make that so: int64 counters, and float64 values per image, kept until `compute` adds them with a
-    correctly rounded sum. `torchmetrics.Metric` brings the reset and the gathering over processes; every process must
-    then hold different images, and all of them must call `compute`.
+    It achieves this with two kinds of state: int64 counters, and float64 values per image that are kept until `compute`
+    adds them with a correctly rounded sum. `torchmetrics.Metric` provides the reset and the gathering across processes;
+    every process must hold different images, and all of them must call `compute`.
+
+    Subclasses define `update` (and `fit`, see `FittedMetric`) and `compute`. Before the body of `update` or `fit` runs,
+    the states are moved to the device of the prediction.
     """
 
     full_state_update = False
+    shown: ClassVar[Mapping[str, MetricInfo]] = {}
+    """How tables, headline cards and curves show the keys of `compute`; a key left out is shown as a plain number."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Declare `shown`, and make `update` and `fit` move the states first."""
+        super().__init_subclass__(**options)
+        declare(cls.shown)
+        for name in ("update", "fit"):
+            if name in vars(cls):
+                setattr(cls, name, _on_the_device(vars(cls)[name]))
 
     def __init__(self) -> None:
         super().__init__(dist_sync_fn=_of_all_processes)
@@ -30,7 +56,7 @@ class ExactMetric(torchmetrics.Metric):
 
     @property
     def update_called(self) -> bool:
-        """For torchmetrics, which else warns of a process that got no image: metrics are nan where nothing counted."""
+        """Always true: torchmetrics warns of a process without images otherwise, and here an empty metric is nan."""
         return True
 
     @abstractmethod
@@ -39,7 +65,7 @@ class ExactMetric(torchmetrics.Metric):
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """The metrics over everything counted; nan where nothing was. Reads the device once or a few times."""
+        """The metrics over everything counted; nan where nothing was. Copies from the device once or a few times."""
 
     def add_counter(self, name: str, *shape: int) -> None:
         """An int64 state of zeros, summed over processes."""
@@ -50,14 +76,14 @@ class ExactMetric(torchmetrics.Metric):
         self.add_state(name, [], dist_reduce_fx="cat")
 
     def values(self, name: str) -> Tensor:
-        """Everything appended to a `add_values` state: [n] float64. After a gathering it is one tensor already."""
-        state: Any = getattr(self, name)
-        if isinstance(state, Tensor):
+        """Everything appended to a state of `add_values`: [n] float64."""
+        state: list[Tensor] | Tensor = getattr(self, name)
+        if isinstance(state, Tensor):  # already concatenated by the gathering
             return state
         return torch.cat(state) if state else torch.zeros(0, dtype=torch.float64, device=self.device)
 
-    def follow(self, prediction: Prediction) -> None:
-        """Move the states to the device of the prediction (once)."""
+    def follow(self, prediction: Prediction | Explanation) -> None:
+        """Move the states to the device of the logits. This replaces the lists of `add_values`."""
         if self.device != prediction.logits.device:
             self.to(prediction.logits.device)
 
@@ -71,7 +97,7 @@ class FittedMetric(ExactMetric):
 
 
 def _of_all_processes(state: Tensor, group: Any = None) -> list[Tensor]:
-    """A state of every process, by rank, on this one's device: one that saw no image has never left the CPU."""
+    """A state of every process, by rank, on this one's device: one without images is still on the CPU."""
     return [other.to(state.device) for other in gather(state.cpu())]
 
 
@@ -92,7 +118,7 @@ def mean(values: Iterable[float]) -> float:
 
 
 def smallest(values: Iterable[float]) -> float:
-    """The least of the values that are not nan; nan of none."""
+    """The smallest of the values that are not nan; nan of none."""
     return min((value for value in values if not math.isnan(value)), default=math.nan)
 
 
@@ -103,7 +129,7 @@ def check_logits(logits: Tensor, label: Tensor, num_classes: int) -> None:
 
 
 def is_correct(logits: Tensor, label: Tensor, top: int = 1) -> Tensor:
-    """[B] bool: the label is among the `top` highest logits [B, C]. A row with a nan is wrong, whatever argmax says."""
+    """[B] bool: the label is among the `top` highest logits [B, C]. A row that contains a nan counts as wrong."""
     hit = (logits.topk(top, dim=1).indices == label[:, None]).any(dim=1) if top > 1 else logits.argmax(dim=1) == label
     return hit & ~logits.isnan().any(dim=1)
 

@@ -1,7 +1,7 @@
 """From a model's outputs to the classes of a data set that it was not trained on.
 
-A data set says so in `DatasetInfo.class_of_output`: ImageNet-A and -R have 200 of ImageNet's 1000 classes, ImageNet-9
-has nine superclasses. A class scores as the highest of its outputs does; an output without a class is left out.
+`DatasetInfo.class_of_output` gives the mapping: ImageNet-A and -R have 200 of ImageNet's 1000 classes, ImageNet-9 has
+nine superclasses. The score of a class is the highest of its outputs; an output without a class is ignored.
 """
 
 import math
@@ -16,19 +16,19 @@ from metrics.types import Prediction
 
 
 def class_logits(logits: Tensor, info: DatasetInfo) -> Tensor:
-    """[B, outputs] -> [B, C]: the maximum over each class's outputs. Raises ValueError for another number of them."""
+    """[B, outputs] -> [B, C]: the maximum over each class's outputs. Raises ValueError where they do not fit."""
     if info.class_of_output is None:
         return logits
     if logits.shape[1] != info.num_outputs:
-        raise ValueError(f"logits have {logits.shape[1]} outputs, {info.name!r} knows {info.num_outputs}")
+        raise ValueError(f"logits have {logits.shape[1]} outputs, {info.name!r} expects {info.num_outputs}")
     owner = _owners(info.class_of_output, logits.device)
-    # One column more takes what belongs to no class.
+    # One extra column collects the outputs without a class: their owner -1 becomes the last index.
     scores = logits.new_full((len(logits), info.num_classes + 1), -math.inf)
     return scores.scatter_reduce(1, (owner % (info.num_classes + 1)).expand_as(logits), logits, "amax")[:, :-1]
 
 
 def best_outputs(logits: Tensor, classes: Tensor, info: DatasetInfo) -> Tensor:
-    """[B] int64: of the outputs logits [B, outputs], the highest that counts for the class of its row, classes [B]."""
+    """[B] int64: the highest output in each row of logits [B, outputs] that belongs to the row's class, classes [B]."""
     if info.class_of_output is None:
         return classes
     others = _owners(info.class_of_output, logits.device) != classes[:, None]
@@ -36,7 +36,7 @@ def best_outputs(logits: Tensor, classes: Tensor, info: DatasetInfo) -> Tensor:
 
 
 def to_dataset_classes(prediction: Prediction, info: DatasetInfo) -> Prediction:
-    """The prediction with both stages' logits in the data set's classes."""
+    """The prediction with the logits of both stages mapped to the data set's classes."""
     stage_1 = prediction.stage_1_logits
     return replace(
         prediction,
@@ -47,5 +47,5 @@ def to_dataset_classes(prediction: Prediction, info: DatasetInfo) -> Prediction:
 
 @lru_cache(maxsize=4)
 def _owners(class_of_output: tuple[int, ...], device: torch.device) -> Tensor:
-    """[outputs] int64 on the device, copied there once."""
+    """[outputs] int64 on the device; cached, so that it is copied there once."""
     return torch.tensor(class_of_output, device=device)

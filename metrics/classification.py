@@ -1,17 +1,21 @@
-"""Accuracy: micro, macro, per class, top 5, and that of stage 1's own classifier."""
+"""Accuracy: micro, macro, per class, top 5, and of stage 1's own classifier."""
+
+from typing import ClassVar
 
 from torch import Tensor
 
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, check_logits, count_by, is_correct, mean, ratio, ratios, smallest
 from metrics.registry import MAX_NAMED_CLASSES, METRICS
 from metrics.types import Prediction
 
 
+@METRICS.register("accuracy")
 class Accuracy(ExactMetric):
-    """Keys, all in [0, 1] but for the count:
+    """Keys, all in [0, 1] except the count:
 
-    - `accuracy`: micro top-1; `balanced_accuracy`: mean over the classes present of the recall;
+    - `accuracy`: micro top-1; `balanced_accuracy`: mean recall of the classes that have images;
       `worst_class_accuracy`: the smallest of these recalls
     - `accuracy_top5` where there are more than 5 classes
     - `accuracy/class/<name>`: recall, up to `MAX_NAMED_CLASSES` classes; nan for a class without images
@@ -21,6 +25,14 @@ class Accuracy(ExactMetric):
     A row of logits with a nan counts as wrong.
     """
 
+    shown: ClassVar = {
+        "accuracy": MetricInfo(percent=True, headline=10, panel="accuracy"),
+        "balanced_accuracy": MetricInfo(percent=True, headline=60),
+        "worst_class_accuracy": MetricInfo(percent=True),
+        "accuracy_top5": MetricInfo(percent=True, label="top-5 accuracy"),
+        "accuracy/class/": MetricInfo(percent=True),
+        "stage_1/accuracy": MetricInfo(percent=True, panel="accuracy"),
+    }
     total: Tensor
     correct: Tensor
     correct_top5: Tensor
@@ -37,7 +49,6 @@ class Accuracy(ExactMetric):
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises ValueError where the logits do not fit the classes."""
-        self.follow(prediction)
         count_by(batch.label, self.total)
         self._count(prediction.logits, batch.label, self.correct, self.correct_top5)
         if prediction.stage_1_logits is not None:
@@ -51,7 +62,7 @@ class Accuracy(ExactMetric):
             count_by(label, top5, is_correct(logits, label, top=5))
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in the class docstring."""
+        """The values named in the class docstring."""
         total: list[int] = self.total.tolist()
         recalls = ratios(self.correct, total)
         results = self._summary("", self.correct, self.correct_top5, total)
@@ -71,9 +82,3 @@ class Accuracy(ExactMetric):
         if self.info.num_classes > 5:
             results[f"{prefix}accuracy_top5"] = ratio(int(top5.sum()), sum(total))
         return results
-
-
-@METRICS.register("accuracy")
-def accuracy(info: DatasetInfo) -> Accuracy:
-    """See `Accuracy`."""
-    return Accuracy(info)

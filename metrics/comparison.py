@@ -1,4 +1,4 @@
-"""Do two models differ on the same images? Bootstrap tests of any figure (ATCON, section 4)."""
+"""Do two models differ on the same images? Bootstrap tests of any metric (ATCON, section 4)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,34 +6,35 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from metrics.f1 import scores as f1_figures
+from metrics.f1 import scores as f1_scores
 from metrics.maps.per_image import bootstrap, weighted_mean
-from metrics.multilabel_intervals import resampled_metrics
+from metrics.multilabel import resampled_metrics
 
-Figures = Callable[[np.ndarray], Mapping[str, float]]
-"""How often each image occurs, [n] float64 -> metrics of that data set; nan for one that it does not have."""
+Values = Callable[[np.ndarray], Mapping[str, float]]
+"""How often each image occurs, [n] float64 -> metrics of that data set; nan where one is undefined."""
 PRESENT, LOGIT = "present/", "logit/"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One figure of two models."""
+    """One metric of two models."""
 
     first: float
     second: float
     low: float
     high: float
-    """Middle 95 % of first - second over resampled images, both models seeing the same ones."""
+    """Middle 95 % of first - second over resampled images, the same ones for both models."""
     p: float
-    """Probability of a difference of at least this size between two models that are the same (pooled bootstrap)."""
+    """Probability of a difference at least this large if the two models were the same (pooled bootstrap)."""
 
 
-def compare(scores: Figures, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
-    """Every figure of two models that answered the same `count` images.
+def compare(scores: Values, count: int, resamples: int = 1000, seed: int = 0) -> dict[str, Difference]:
+    """Every metric of two models on the same `count` images.
 
-    `scores` is of 2 `count` images: the first model's, then the second's in the same order. The pooled bootstrap draws
-    `count` of them for either model, `resamples` times; p is the share of draws whose absolute difference is at least
-    the observed one, the observed one counted as a draw. A draw without the figure does not count.
+    `scores` takes 2 `count` weights: those of the first model's predictions, then those of the second's in the same
+    order. The pooled bootstrap draws `count` of these predictions for each model, `resamples` times; p is the fraction
+    of draws whose absolute difference is at least the observed one, which itself counts as a draw. Draws where the
+    metric is nan do not count.
     """
     none = np.zeros(count)
 
@@ -58,14 +59,14 @@ def compare(scores: Figures, count: int, resamples: int = 1000, seed: int = 0) -
         observed = abs(first[name] - second[name])
         by_chance = np.array([abs(one[name] - other[name]) for one, other in pairs])
         known = by_chance[~np.isnan(by_chance)]
-        # A hair below: equal differences may round apart.
+        # Equal differences may round differently.
         p = (1 + (known >= observed - 1e-12).sum()) / (1 + len(known)) if not np.isnan(observed) else np.nan
         results[name] = Difference(first[name], second[name], bounds[f"{name}/low"], bounds[f"{name}/high"], float(p))
     return results
 
 
-def prediction_metrics(table: pd.DataFrame) -> Figures:
-    """Accuracy, worst group, F1 and average precision of the answers that `evaluate.py` writes, one line per image."""
+def prediction_metrics(table: pd.DataFrame) -> Values:
+    """Accuracy, worst group, F1 and average precision of a `predictions.csv` of `evaluate.py`, one row per image."""
     several = [table.filter(regex=f"^{kind}").to_numpy(float) for kind in (PRESENT, LOGIT)]
     if several[0].size:
         return resampled_metrics(several[0] > 0, several[1])
@@ -75,17 +76,17 @@ def prediction_metrics(table: pd.DataFrame) -> Figures:
     groups = [table["group"].to_numpy() == group for group in sorted(table["group"].dropna().unique())]
 
     def scores(weight: np.ndarray) -> dict[str, float]:
-        # The last column of the counts is for answers of no class.
+        # The last column of the counts is for images without a prediction.
         counts = np.bincount(label * (side + 1) + predicted, weight, minlength=side * (side + 1))
         results = {"accuracy": weighted_mean(right, weight)}
         if groups:
             by_group = np.array([weighted_mean(right[group], weight[group]) for group in groups])
             results["worst_group_accuracy"] = float(np.nanmin(by_group))
-        return results | {"macro_f1": f1_figures(counts.reshape(side, side + 1))["macro_f1"]}
+        return results | {"macro_f1": f1_scores(counts.reshape(side, side + 1))["macro_f1"]}
 
     return scores
 
 
-def column_means(values: np.ndarray, name: str) -> Figures:
+def column_means(values: np.ndarray, name: str) -> Values:
     """The mean of one number per image, [n]."""
     return lambda weight: {name: weighted_mean(values, weight)}

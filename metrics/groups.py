@@ -1,30 +1,39 @@
 """Worst-group accuracy, in the usual definition and in the paper's."""
 
 import math
+from typing import ClassVar
 
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, check_logits, count_by, is_correct, mean, ratios, smallest
 from metrics.registry import METRICS
 from metrics.types import Prediction
 
 
+@METRICS.register("groups")
 class GroupAccuracy(ExactMetric):
-    """Accuracy by group (class x place), and the worst of them. Keys, in [0, 1] but for the counts:
+    """Accuracy by group (class x place), and the worst of them. Keys, in [0, 1] except the counts:
 
     - `worst_group_accuracy`: the smallest accuracy over all groups that have images
     - `worst_group_accuracy_paper`: the smallest over `DatasetInfo.minority_groups` (Waterbirds: over the two classes on
       the `worst_case` subset); where these are None, the smallest accuracy of a class (MetaShift)
     - `group_balanced_accuracy`: mean over the groups that have images
-    - `adjusted_accuracy`: mean over the groups, each weighted by its share of the published training split (the
-      average of Sagawa et al. 2020 on Waterbirds), where `DatasetInfo.group_fractions` are known; nan where a group
-      with a weight has no images
+    - `adjusted_accuracy`: mean over the groups, each weighted by its fraction of the published training split (adjusted
+      average accuracy, Sagawa et al. 2020), where `DatasetInfo.group_fractions` are known; nan where a group with a
+      weight has no images
     - `accuracy/group/<name>` (nan for a group without images) and `count/group/<name>`
     - `stage_1/worst_group_accuracy`, where the prediction has stage-1 logits
     """
 
+    shown: ClassVar = {
+        "worst_group_accuracy": MetricInfo(percent=True, headline=50, panel="accuracy"),
+        "group_balanced_accuracy": MetricInfo(percent=True),
+        "adjusted_accuracy": MetricInfo(percent=True),
+        "accuracy/group/": MetricInfo(percent=True),
+    }
     total: Tensor
     correct: Tensor
     correct_stage_1: Tensor
@@ -48,7 +57,6 @@ class GroupAccuracy(ExactMetric):
         """Count one batch. Raises UserError where it has no group ids."""
         if batch.group is None:
             raise UserError(f"metric 'groups': a batch of data set {self.info.name!r} carries no group ids")
-        self.follow(prediction)
         check_logits(prediction.logits, batch.label, self.info.num_classes)
         correct = is_correct(prediction.logits, batch.label)
         count_by(batch.group, self.total)
@@ -60,7 +68,7 @@ class GroupAccuracy(ExactMetric):
             self.seen_stage_1 += len(batch)
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in the class docstring."""
+        """The values named in the class docstring."""
         counts: list[int] = self.total.tolist()
         by_group = ratios(self.correct, counts)
         results = {
@@ -70,7 +78,7 @@ class GroupAccuracy(ExactMetric):
         }
         if self.info.group_fractions:
             weighted = zip(self.info.group_fractions, by_group, strict=True)
-            results["adjusted_accuracy"] = math.fsum(share * value for share, value in weighted if share)
+            results["adjusted_accuracy"] = math.fsum(weight * value for weight, value in weighted if weight)
         for name, value, count in zip(self.names, by_group, counts, strict=True):
             results[f"accuracy/group/{name}"] = value
             results[f"count/group/{name}"] = float(count)
@@ -82,9 +90,3 @@ class GroupAccuracy(ExactMetric):
         if self.info.minority_groups is None:
             return smallest(ratios(self.correct_class, self.total_class.tolist()))
         return smallest(by_group[group] for group in self.info.minority_groups)
-
-
-@METRICS.register("groups")
-def groups(info: DatasetInfo) -> GroupAccuracy:
-    """See `GroupAccuracy`."""
-    return GroupAccuracy(info)

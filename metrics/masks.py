@@ -1,9 +1,12 @@
 """How well the patch mask covers the object, and how much of the image it keeps."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, mean, ratio
 from metrics.registry import METRICS
@@ -11,33 +14,40 @@ from metrics.types import Prediction
 
 
 def patch_overlap(mask: Tensor, truth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels of intersection, prediction and truth, each [B] int64.
+    """Number of pixels in the intersection, the prediction and the truth, each [B] int64.
 
-    mask [B, h, w] bool on the patch grid, each patch standing for its block of pixels (nearest enlargement);
+    mask [B, h, w] bool on the patch grid, each patch stands for its block of pixels (nearest-neighbour enlargement);
     truth [B, H, W] bool. Raises ValueError unless H, W are multiples of h, w.
     """
     (_, h, w), (b, height, width) = mask.shape, truth.shape
     if height % h or width % w:
-        raise ValueError(f"a true mask of {height}x{width} pixels is no multiple of the {h}x{w} patch grid")
+        raise ValueError(f"a true mask of {height}x{width} pixels is not a multiple of the {h}x{w} patch grid")
     true_per_patch = truth.reshape(b, h, height // h, w, width // w).sum(dim=(2, 4))
     patch_area = (height // h) * (width // w)
     return (true_per_patch * mask).sum(dim=(1, 2)), mask.sum(dim=(1, 2)) * patch_area, true_per_patch.sum(dim=(1, 2))
 
 
+@METRICS.register("mask")
 class MaskOverlap(ExactMetric):
-    """Keys, all in [0, 1] but for the count. Always:
+    """Keys, all in [0, 1] except the count. Always:
 
-    - `keep_ratio`: mean over images of the share of patches that stage 2 saw
-    - `empty_ratio`: share of images where stage 1 kept nothing (`Prediction.empty`; without it, an empty mask)
+    - `keep_ratio`: mean over images of the fraction of patches that stage 2 saw
+    - `empty_ratio`: fraction of images where stage 1 kept nothing (`Prediction.empty`; without it, an empty mask)
 
     Where the batches have true masks, with the patch mask enlarged to pixels:
 
-    - `mask_iou`, `mask_dice`: mean over images of the IoU and Dice. Images whose true mask is empty are left out here:
-      there is no object to find, and either convention (0 or 1) would measure the share of such images
+    - `mask_iou`, `mask_dice`: mean over images of the IoU and Dice. Images whose true mask is empty are left out
+      here: there is no object to find, and either convention (0 or 1) would measure the fraction of such images
     - `mask_iou_dataset`: intersection and union summed over all images, then divided
     - `count/masks`: images with a non-empty true mask
     """
 
+    shown: ClassVar = {
+        "mask_iou": MetricInfo(percent=True, headline=80, panel="mask"),
+        "mask_dice": MetricInfo(percent=True, headline=90),
+        "keep_ratio": MetricInfo(percent=True, headline=100, panel="mask"),
+        "empty_ratio": MetricInfo(percent=True, panel="mask"),
+    }
     kept: list[Tensor]
     iou: list[Tensor]
     dice: list[Tensor]
@@ -57,8 +67,7 @@ class MaskOverlap(ExactMetric):
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where the prediction has no mask."""
         if prediction.mask is None:
-            raise UserError("metric 'mask': this model hands out no patch mask; drop it from --metrics")
-        self.follow(prediction)
+            raise UserError("metric 'mask': this model has no patch mask; drop it from --metrics")
         mask = prediction.mask.detach() > 0
         self._count_kept(mask, prediction.empty)
         if batch.mask is not None:
@@ -80,7 +89,7 @@ class MaskOverlap(ExactMetric):
         self.dice.append(some * 2 * both / (predicted + true).clamp(min=1))
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in the class docstring."""
+        """The values named in the class docstring."""
         results = {
             "keep_ratio": mean(self.values("kept").tolist()),
             "empty_ratio": ratio(int(self.empty), int(self.images)),
@@ -97,9 +106,3 @@ class MaskOverlap(ExactMetric):
             "mask_iou_dataset": ratio(*self.sums.tolist()),
             "count/masks": float((~iou.isnan()).sum()),
         }
-
-
-@METRICS.register("mask")
-def mask(info: DatasetInfo) -> MaskOverlap:
-    """See `MaskOverlap`."""
-    return MaskOverlap(info)

@@ -1,4 +1,4 @@
-"""Metrics by name, and several of them as one."""
+"""Metrics by name, and several metrics used as one."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -10,6 +10,7 @@ from metrics.base import ExactMetric, FittedMetric
 from metrics.types import Prediction
 
 MetricFactory: TypeAlias = Callable[[DatasetInfo], ExactMetric]
+"""Usually the class of the metric itself."""
 
 METRICS: Registry[MetricFactory] = Registry("metric (--metrics)")
 
@@ -21,7 +22,7 @@ class MetricSet:
     """Several metrics fed together; their results are one dict."""
 
     def __init__(self, metrics: dict[str, ExactMetric], info: DatasetInfo) -> None:
-        """`metrics`: of the data set `info`, by the name that a user asked for, in the order of the report."""
+        """`metrics`: by the name that the user gave, in the order of the report; all built for the data set `info`."""
         self.metrics, self.info = metrics, info
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
@@ -31,11 +32,11 @@ class MetricSet:
 
     @property
     def to_fit(self) -> tuple[str, ...]:
-        """Names of the metrics that want the training split through `fit` first."""
+        """Names of the metrics that need the training split first, through `fit`."""
         return tuple(name for name, metric in self.metrics.items() if isinstance(metric, FittedMetric))
 
     def fit(self, batch: Batch, prediction: Prediction) -> None:
-        """Show one batch of the training split to the metrics `to_fit`."""
+        """Fit the metrics of `to_fit` on one batch of the training split."""
         for metric in self.metrics.values():
             if isinstance(metric, FittedMetric):
                 metric.fit(batch, prediction)
@@ -52,7 +53,7 @@ class MetricSet:
         return results
 
     def certain(self) -> frozenset[str]:
-        """Keys of the metrics that there are of any model and images; forgets everything counted."""
+        """Keys that are reported for any model and any images; forgets everything counted."""
         self.reset()
         return frozenset(self.compute())
 
@@ -65,7 +66,7 @@ class MetricSet:
 def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:
     """The named metrics for a data set.
 
-    Raises UserError for an unknown name, a name given twice, or a metric that the data set cannot serve.
+    Raises UserError for an unknown name, a name given twice, or a metric that the data set lacks annotations for.
     """
     twice = sorted({name for name in names if list(names).count(name) > 1})
     if twice:
@@ -74,11 +75,11 @@ def build_metrics(names: Sequence[str], info: DatasetInfo) -> MetricSet:
 
 
 def default_metrics(info: DatasetInfo, has_mask: bool, sample: Sample | None = None) -> tuple[str, ...]:
-    """The metrics that fit a data set and a model, for a user who named none.
+    """The metrics that apply to a data set and a model, used where the user names none.
 
-    `has_mask`: the model's predictions carry a patch mask (a plain ViT's do not). `sample`: for a model that hands out
-    part maps, any sample of the data set, whose annotations say what of them can be measured. Metrics that read the
-    training split (`MetricSet.to_fit`) are measured when named, never by default.
+    `has_mask`: the model's predictions have a patch mask (a plain ViT's do not). `sample`: for a model with part maps,
+    any sample of the data set; its annotations decide which metrics of the part maps apply. Metrics that read the
+    training split (`MetricSet.to_fit`) are never a default.
     """
     there = set() if sample is None else {name for name, value in vars(sample).items() if value is not None}
     fits = {

@@ -1,4 +1,4 @@
-"""Curves over training: one run in small multiples, and several runs on one figure."""
+"""Curves over training: one run in small panels, and several runs in one figure."""
 
 import io
 import math
@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from common.metric_info import metric_info, panels
 from report.files import write_atomic
 from report.names import is_fraction, pretty
 from report.style import INK, LINES, MUTED, RULE
@@ -20,15 +21,10 @@ from report.style import INK, LINES, MUTED, RULE
 Row: TypeAlias = Mapping[str, Any]
 """One epoch: "epoch", and any numbers by name ("train/loss", "val/accuracy", ...)."""
 
-PANELS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("loss", ("train/loss", "val/loss")),
-    ("accuracy", ("accuracy", "worst_group_accuracy", "stage_1/accuracy")),
-    ("several classes", ("mean_average_precision", "macro_f1", "micro_f1")),
-    ("agreement", ("agreement", "consistency")),
-    ("mask", ("mask_iou", "keep_ratio", "empty_ratio")),
-)
-"""Panels that show several keys; a key without a split is looked for in val, then in test. Every other "train/" and
-"lr" key gets a panel of its own."""
+PANEL_ORDER = ("loss", "accuracy", "several classes", "agreement", "mask")
+"""Order of the panels that metrics declare (`MetricInfo.panel`); others follow, then accuracy by group, then one panel
+for each remaining "train/" and "lr" key."""
+GROUPS = "val/accuracy/group/"
 NOT_A_CURVE = ("seconds", "images_per_second", "skipped")
 X_LABELS = {"epoch": "epoch", "train_seconds": "training time in seconds", "wall_seconds": "wall time in seconds"}
 
@@ -45,29 +41,29 @@ class Line:
 def training_curves(rows: Sequence[Row], path: Path, title: str = "", x: str = "epoch") -> Path:
     """One run, one small panel per subject (losses, accuracies, mask, learning rate), as a PNG.
 
-    `x` is the key of the horizontal axis: "epoch", "train_seconds", or any number that grows. Where an epoch stands
-    twice (a resumed run), the last row counts. Raises ValueError where nothing can be drawn.
+    `x` is the key of the horizontal axis: "epoch", "train_seconds", or any increasing number. Where an epoch appears
+    twice (a resumed run), the last row counts. Raises ValueError where there is nothing to draw.
     """
-    panels = _panels(_last_of_each(rows, x), x)
-    if not panels:
-        raise ValueError("no curves to draw: the rows hold no numbers known here")
-    across = min(len(panels), 4)
-    down = math.ceil(len(panels) / across)
+    drawn = _panels(_last_of_each(rows, x), x)
+    if not drawn:
+        raise ValueError("no curves to draw: the rows have no numbers under known keys")
+    across = min(len(drawn), 4)
+    down = math.ceil(len(drawn) / across)
     figure = _figure(3.3 * across, 2.45 * down + (0.5 if title else 0.1))
-    for number, (name, lines) in enumerate(panels):
+    for number, (name, lines) in enumerate(drawn):
         axes = figure.add_subplot(down, across, number + 1)
         _draw(axes, lines, percent=_is_percent(name))
         if len(lines) > 1:
             axes.legend(edgecolor="none", framealpha=0.8, fontsize=7.5, labelcolor=INK, handlelength=1.2)
         axes.set_title(name, loc="left", fontsize=10, color=INK, fontweight="bold")
-        axes.set_xlabel(X_LABELS.get(x, x) if number >= len(panels) - across else "", fontsize=8.5, color=MUTED)
+        axes.set_xlabel(X_LABELS.get(x, x) if number >= len(drawn) - across else "", fontsize=8.5, color=MUTED)
     return _save(figure, path, title)
 
 
 def compare_runs(
     runs: Mapping[str, Sequence[Row]], key: str, path: Path, title: str = "", x: str = "epoch", y_label: str = ""
 ) -> Path:
-    """One line per run (by its name) of `key`, each with its last value written beside it, as a PNG.
+    """One line per run (by its name) of `key`, labelled with its last value, as a PNG.
 
     A run without the key is left out. Fractions (see `names.is_fraction`) are drawn in percent, 0 to 100. `x`: see
     `training_curves`. Raises ValueError where no run has the key.
@@ -105,25 +101,27 @@ def _line(name: str, rows: Sequence[Row], key: str, x: str) -> Line:
 
 def _panels(rows: Sequence[Row], x: str) -> list[tuple[str, list[Line]]]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    panels, used = [], {x, "epoch"}
-    for name, wanted in PANELS:
+    result, used = [], {x, "epoch"}
+    declared = sorted(panels().items(), key=lambda panel: (*PANEL_ORDER, panel[0]).index(panel[0]))
+    for name, wanted in declared:
         found = [key for short in wanted if (key := _with_split(short, keys))]
         used |= set(found)
-        panels.append((name, [_line(pretty(key), rows, key, x) for key in found]))
-    groups = [key for key in keys if key.startswith("val/accuracy/group/")]
-    lines = [_line(key.removeprefix("val/accuracy/group/"), rows, key, x) for key in groups[: len(LINES)]]
-    panels.append(("accuracy by group", lines))
+        result.append((name, [_line(pretty(key), rows, key, x) for key in found]))
+    groups = [key for key in keys if key.startswith(GROUPS)][: len(LINES)]  # as many as there are colours
+    result.append(("accuracy by group", [_line(key.removeprefix(GROUPS), rows, key, x) for key in groups]))
     single = [key for key in keys if key.startswith(("train/", "lr")) and key not in used and _is_curve(key)]
-    panels += [(pretty(key), [_line(pretty(key), rows, key, x)]) for key in single]
-    filled = [(name, [line for line in lines if line.y]) for name, lines in panels]
+    result += [(pretty(key), [_line(pretty(key), rows, key, x)]) for key in single]
+    filled = [(name, [line for line in lines if line.y]) for name, lines in result]
     return [(name, lines) for name, lines in filled if lines]
 
 
 def _is_percent(panel: str) -> bool:
-    return panel in ("accuracy", "several classes", "mask", "accuracy by group")
+    keys = panels().get(panel, [])
+    return panel == "accuracy by group" or (bool(keys) and all(metric_info(key).percent for key in keys))
 
 
 def _with_split(key: str, keys: Sequence[str]) -> str | None:
+    """The key as it is among `keys`: without a split, of val or of test, in this order."""
     return next((name for name in (key, f"val/{key}", f"test/{key}") if name in keys), None)
 
 
@@ -159,13 +157,13 @@ def _draw(axes: Axes, lines: Sequence[Line], percent: bool, width: float = 1.7) 
 
 
 def _label_ends(axes: Axes, lines: Sequence[Line], percent: bool) -> None:
-    """Name and last value right of each line's end, moved apart where they would overlap."""
+    """Name and last value to the right of each line's end, moved apart where they would overlap."""
     low, high = axes.get_ylim()
     right = max(line.x[-1] for line in lines)
     heights = spread([line.y[-1] for line in lines], (high - low) * 0.075, high)
     for number, (line, y) in enumerate(zip(lines, heights, strict=True)):
         colour = LINES[number % len(LINES)]
-        if line.x[-1] < right:  # leads the eye from a line that ends early
+        if line.x[-1] < right:  # connects a line that ends early with its label
             axes.plot([line.x[-1], right], [line.y[-1], y], color=colour, lw=1, ls=":", alpha=0.8)
         last = f"{line.y[-1]:.1%}" if percent else f"{line.y[-1]:.3g}"
         axes.annotate(

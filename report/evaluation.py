@@ -4,16 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.metric_info import headlines
 from report.curves import training_curves
 from report.html import Card, Cards, Figure, Section, Table, provenance_sections, write_report
 from report.names import is_fraction, number, pretty
 from report.tables import TableText, present, table_text, write_tables
-
-HEADLINES = (
-    "accuracy", "mean_average_precision", "macro_f1", "micro_f1", "worst_group_accuracy", "balanced_accuracy", "auroc",
-    "mask_iou", "mask_dice", "keep_ratio",
-    "foreground_iou", "part_nmi", "part_ari", "part_nmi_pixels", "part_ari_pixels", "keypoint_error",
-)  # fmt: skip
 
 
 def write_evaluation_report(
@@ -32,7 +27,7 @@ def write_evaluation_report(
     """
     write_tables([{"row": title, **results}], out / "metrics")
     sections: list[Section] = [
-        Cards([Card(pretty(key), _shown(key, results[key])) for key in HEADLINES if key in results]),
+        Cards([Card(pretty(key), _shown(key, results[key])) for key in headlines(results)]),
         Figure(sheet, title="Examples", caption="Image, parts, patches that the classifier sees, true object."),
     ]
     if failures is not None:
@@ -81,8 +76,8 @@ def write_background_report(
     return write_report(out / "report.html", title, sections)
 
 
-REMOVAL_COLUMNS = (*HEADLINES, "empty_ratio", "changed_predictions_ratio")
-"""The metrics of the Markdown and HTML tables; the JSON and CSV files contain all."""
+REMOVAL_COLUMNS = ("empty_ratio", "changed_predictions_ratio")
+"""Columns of the Markdown and HTML tables after the headline metrics; the JSON and CSV files contain all metrics."""
 
 
 def write_removal_report(
@@ -97,7 +92,7 @@ def write_removal_report(
 
     `records`: one per setting, the unmodified model first: "row", "removed_parts", metrics.
     """
-    keys = present(REMOVAL_COLUMNS, records)
+    keys = [*headlines(records[0]), *present(REMOVAL_COLUMNS, records)]
     write_tables(records, out / "table", keys=keys)
     sections: list[Section] = [
         Table(

@@ -7,33 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from common.metric_info import headlines
 from report.files import write_atomic
 from report.html import Figure, Section, Table, Text, provenance_sections, write_report
 from report.overlays import Array, heat_overlay, mask_view
 from report.sheets import Column, contact_sheet
-from report.tables import latex, present, table_text, write_tables
-
-HEADLINES = (
-    "localization/mask/iou",
-    "localization/boxes/iou",
-    "segmentation/miou",
-    "segmentation/map",
-    "pointing/mask/hit",
-    "pointing/mask/energy",
-    "abpc",
-    "perturbation/positive_auc",
-    "perturbation/negative_auc",
-    "insertion_deletion/insertion",
-    "insertion_deletion/deletion",
-    "certificate/holds",
-    "certificate/probability_change",
-    "certificate/flipped",
-    "as_mask/accuracy",
-    "as_mask/worst_group_accuracy",
-    "as_mask/mask_iou",
-    "seconds_per_map",
-)
-"""The metrics of the Markdown, LaTeX and HTML tables, in their order."""
+from report.tables import latex, table_text, write_tables
 
 
 @dataclass(frozen=True)
@@ -69,18 +48,17 @@ def write_explanation_report(
     out: Path,
     title: str,
     records: Sequence[Mapping[str, Any]],
-    headlines: Sequence[str],
     sheet: Path,
     details: Mapping[str, Any],
     config: str,
 ) -> Path:
     """Write methods.{json,csv,md,tex} and report.html to `out`; returns the path of the report.
 
-    `records`: one per method: its name as "row", and its metrics. `headlines`: the metrics shown in the Markdown, LaTeX
-    and HTML tables, together with any counts of nan maps that are not 0; the JSON and CSV files contain all metrics.
+    `records`: one per method: its name as "row", and its metrics. The Markdown, LaTeX and HTML tables have the headline
+    metrics and any counts of nan maps that are not 0; the JSON and CSV files contain all metrics.
     """
     failed = dict.fromkeys(key for record in records for key in record if key.endswith("/nan_maps") and record[key])
-    keys = [*present(headlines, records), *failed]
+    keys = headlines(key for record in records for key in record) + list(failed)
     write_tables(records, out / "methods", keys=keys)
     table = table_text(records, keys=keys)
     write_atomic(out / "methods.tex", latex(table))

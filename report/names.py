@@ -1,11 +1,9 @@
-"""How a key or a number of the metrics is written for people."""
+"""How the keys and values of metrics are written in tables, cards and curves."""
 
 import math
 
-FRACTIONS = (
-    "accuracy", "auroc", "iou", "miou", "dice", "ratio", "fraction", "precision", "f1", "nmi", "ari", "error",
-)  # fmt: skip
-"""Last words of keys whose values lie in [0, 1] and are shown in percent."""
+from common.metric_info import metric_info, without_suffix
+
 ACRONYMS = {
     "iou": "IoU", "miou": "mIoU", "auroc": "AUROC", "nmi": "NMI", "ari": "ARI", "lr": "learning rate",
     "tv": "total variation", "bg": "BG", "abpc": "ABPC", "auc": "AUC", "f1": "F1",
@@ -14,25 +12,26 @@ SUFFIXES = {"_paper": "paper", "_published": "published", "_dataset": "data set"
 
 
 def is_fraction(key: str) -> bool:
-    """Whether the values of a metric's key ("val/worst_group_accuracy", "mask_iou_dataset") lie in [0, 1]."""
-    words = key.lower().replace("/", " ").replace("_", " ").split()
-    return "count" not in words and any(share in words for share in FRACTIONS)
+    """Whether the values of a metric's key ("val/worst_group_accuracy") are fractions that are shown in percent."""
+    return metric_info(key).percent
 
 
 def pretty(key: str) -> str:
-    """The key as words: "val/worst_group_accuracy" becomes "worst group accuracy".
+    """The key in words: "val/worst_group_accuracy" becomes "worst group accuracy".
 
-    The split goes; a run's rows and tables say elsewhere which one it is.
+    The split is dropped; rows and tables name it elsewhere.
     """
     for split in ("train/", "val/", "test/"):
         key = key.removeprefix(split)
-    key = key.replace("accuracy_top5", "top-5 accuracy").replace("stage_1/", "stage 1 ")
-    key = key.replace("segmentation/map", "segmentation/mAP")
+    stage, key = ("stage 1 ", key.removeprefix("stage_1/")) if key.startswith("stage_1/") else ("", key)
+    base = without_suffix(key)
+    if label := metric_info(base).label:
+        return stage + label + key[len(base) :].replace("/", ": ").replace("_", " ")
     key = key.replace("accuracy/group/", "").replace("accuracy/class/", "").replace("count/", "number of ")
     for suffix, text in SUFFIXES.items():
         key = f"{key.removesuffix(suffix)} ({text})" if key.endswith(suffix) else key
     words = key.replace("/", ": ").replace("_", " ").split(" ")
-    return " ".join(ACRONYMS.get(word, word) for word in words)
+    return stage + " ".join(ACRONYMS.get(word, word) for word in words)
 
 
 def with_std(value: float, std: float, percent: bool) -> str:
@@ -44,7 +43,7 @@ def with_std(value: float, std: float, percent: bool) -> str:
 
 
 def number(value: float, percent: bool) -> str:
-    """The value with one decimal in percent, or with four digits; whole numbers as they are; nan as a dash."""
+    """The value in percent with one decimal, or with four digits; whole numbers in full; nan as a dash."""
     if math.isnan(value):
         return "–"
     if percent:

@@ -1,10 +1,11 @@
-"""Explanations as masks: any heat map, cut to as many patches as the learned mask keeps, stands in for stage 1."""
+"""Explanations as masks: the largest patches of a heat map, as many as the learned mask keeps, replace that mask."""
 
 from collections.abc import Callable, Mapping
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.metric_info import MetricInfo, declare
 from common.processes import gather, gather_blocks
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.removal import on_grid, rank_cells
@@ -12,22 +13,30 @@ from metrics.registry import MetricSet, build_metrics
 from metrics.types import Prediction
 
 PredictMasked = Callable[[Tensor, Tensor], Tensor]
-"""(images [B, 3, H, W], mask [B, h, w] bool) -> logits [B, C] of a model that sees the masked patches alone."""
+"""(images [B, 3, H, W], mask [B, h, w] bool) -> logits [B, C] of a model that sees only the patches in the mask."""
+
+declare(
+    {
+        "as_mask/accuracy": MetricInfo(percent=True, headline=150),
+        "as_mask/worst_group_accuracy": MetricInfo(percent=True, headline=160),
+        "as_mask/mask_iou": MetricInfo(percent=True, headline=170),
+    }
+)
 
 
 def keep_largest(maps: Tensor, count: Tensor) -> Tensor:
     """[B, h, w] bool: the count[b] largest patches of maps [B, h, w], ties by row-major position; count [B] int64.
 
-    A map that is not finite everywhere keeps nothing.
+    A map with a value that is not finite keeps nothing.
     """
     finite = maps.isfinite().flatten(1).all(1)
     return (rank_cells(maps) < count[:, None, None]) & finite[:, None, None]
 
 
 def object_patches(truth: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The true mask [B, H, W] bool on the patch grid, [B, h, w] bool: the patches that the object covers at least half.
+    """The true mask [B, H, W] bool on the patch grid, [B, h, w] bool: patches that the object covers at least by half.
 
-    Of an object that half covers no patch, the first patch it covers most; of no object, none.
+    If it covers half of no patch: the patch it covers most, the first of several. Without an object: none.
     """
     covered = F.adaptive_avg_pool2d(truth.float(), grid)
     best = (rank_cells(covered) == 0) & (covered > 0)
@@ -35,10 +44,10 @@ def object_patches(truth: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class MaskComparison:
-    """Stage 2 shown the learned mask, the true one, and every method's map cut to the learned mask's own count.
+    """Stage 2 with the learned mask, the true mask, and each method's largest patches, as many as the learned mask has.
 
-    For each source the metrics of the metrics `accuracy`, `mask` and, where the data set has groups, `groups`. All
-    sources are scored on the same images: a map with nan shows nothing, and is counted in `count/nan_maps`.
+    For each of these sources the metrics `accuracy`, `mask` and, where the data set has groups, `groups`. All sources
+    are scored on the same images: a map with nan keeps no patch and is counted in `count/nan_maps`.
     """
 
     def __init__(self, info: DatasetInfo, predict: PredictMasked) -> None:
@@ -47,7 +56,7 @@ class MaskComparison:
         self.nan_maps: dict[str, Tensor] = {}
 
     def update(self, batch: Batch, learned: Tensor, maps: Mapping[str, Tensor]) -> None:
-        """Count one batch. learned [B, h, w] bool; maps by method, [B, h, w] or at pixels (then averaged by patch)."""
+        """Count one batch. learned [B, h, w] bool; maps by method, [B, h, w] or at pixels (averaged by patch)."""
         grid = (learned.shape[1], learned.shape[2])
         self._count("learned", batch, learned)
         if batch.mask is not None:
@@ -67,8 +76,8 @@ class MaskComparison:
         return self.sources[source]
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """Metrics by source: `learned`, `truth` (of data sets with masks), then the methods."""
-        sources = dict.fromkeys(gather_blocks(list(self.sources)))  # a process that saw no image has none
+        """Metrics by source: `learned`, `truth` (for data sets with masks), then the methods."""
+        sources = dict.fromkeys(gather_blocks(list(self.sources)))  # a process without images has none
         results = {source: self._metrics(source).compute() for source in sources}
         for nan_maps in gather({name: int(count) for name, count in self.nan_maps.items()}):
             for name, count in nan_maps.items():

@@ -1,12 +1,14 @@
-"""The certificate end to end: everything but the true object is overwritten, and the model chooses its mask anew."""
+"""The certificate end to end: everything except the true object is overwritten, and the model computes a new mask."""
 
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch
 from metrics.base import ExactMetric
 from metrics.maps.certificate import MOVEMENT, Predecessors, movement
@@ -15,25 +17,31 @@ from metrics.types import Prediction
 
 
 def background_only(images: Tensor, mask: Tensor) -> Tensor:
-    """Images [B, 3, H, W] with the object (mask [B, H, W] bool) painted over in the mean colour around it."""
+    """Images [B, 3, H, W] with the object (mask [B, H, W] bool) painted in the mean colour of the rest of the image."""
     outside = ~mask[:, None]
     around = (images * outside).sum((2, 3), keepdim=True) / outside.sum((2, 3), keepdim=True).clamp(min=1)
     return torch.where(outside, images, around)
 
 
 class BackgroundSwap(ExactMetric):
-    """End to end: the object stays, everything around it comes from the previous image, its own object removed.
+    """End to end: the object stays, everything around it comes from the previous image, whose object is painted over.
 
-    Metrics, means over the images with an object, each with `/low` and `/high` of its bootstrap interval:
+    Keys, means over the images with an object, each with `/low` and `/high` of its bootstrap interval:
     `background_swap/mask_iou` of the old and the new patch mask (models with a mask), `..._probability_change`,
     `..._total_variation` and `..._flipped` as in `movement`, `background_swap/accuracy` with the new background, and
     `count/background_swap/images`.
     """
 
-    def __init__(self, answer: Callable[[Tensor], Prediction]) -> None:
-        """`answer`: the model, images [B, 3, H, W] -> Prediction."""
+    shown: ClassVar = {
+        "background_swap/accuracy": MetricInfo(percent=True),
+        "background_swap/mask_iou": MetricInfo(percent=True),
+    }
+    table: list[Tensor]
+
+    def __init__(self, predict: Callable[[Tensor], Prediction]) -> None:
+        """`predict`: the model, images [B, 3, H, W] -> Prediction."""
         super().__init__()
-        self.answer = answer
+        self.predict = predict
         self.predecessors = Predecessors()
         self.add_values("table")
 
@@ -43,23 +51,22 @@ class BackgroundSwap(ExactMetric):
         self.predecessors = Predecessors()
 
     def start_after(self, previous: Batch) -> None:
-        """Be told the image [1, ...] before the first one, where another process counts it."""
+        """Pass the image [1, ...] before the first one, where another process counts that image."""
         self.predecessors(background_only(previous.image, _objects(previous)))
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where it has no masks."""
         mask = _objects(batch)
-        self.follow(prediction)
         donors = self.predecessors(background_only(batch.image, mask))
-        swapped = self.answer(torch.where(mask[:, None], batch.image, donors))
+        swapped = self.predict(torch.where(mask[:, None], batch.image, donors))
         right = (swapped.logits.argmax(1) == batch.label).double()
         moved = movement(prediction.logits, swapped.logits, batch.label)
         rows = torch.cat([moved, right[:, None], mask_iou(prediction, swapped)[:, None]], 1)
         empty = ~mask.flatten(1).any(1, keepdim=True)
-        self.table.append(rows.masked_fill(empty, torch.nan).flatten())  # type: ignore[union-attr, operator]
+        self.table.append(rows.masked_fill(empty, torch.nan).flatten())
 
     def compute(self) -> dict[str, float]:
-        """See the class."""
+        """The values named in the class docstring."""
         names = (*MOVEMENT, "accuracy", "mask_iou")
         table = self.values("table").view(-1, len(names)).cpu().numpy()
 
@@ -79,7 +86,7 @@ def _objects(batch: Batch) -> Tensor:
 
 
 def mask_iou(before: Prediction, after: Prediction) -> Tensor:
-    """IoU of two answers' patch masks, [B] float64; 1 where both are empty, nan for models without a mask."""
+    """IoU of the patch masks of two predictions, [B] float64; 1 where both are empty, nan for models without a mask."""
     if before.mask is None or after.mask is None:
         return torch.full((len(before.logits),), torch.nan, dtype=torch.float64, device=before.logits.device)
     both = (before.mask & after.mask).flatten(1).sum(1)

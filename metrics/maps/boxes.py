@@ -1,4 +1,4 @@
-"""Boxes as pixels and pixels as boxes; the true objects of a batch.
+"""From boxes to pixels and back; the true objects of a batch.
 
 Boxes are xyxy in pixels, measured at pixel edges: a box around one whole pixel is (x, y, x + 1, y + 1).
 """
@@ -14,9 +14,10 @@ from common.errors import UserError
 from datasets.types import Batch
 
 Edges = Literal["exact", "inclusive", "strict"]
-"""exact: a box holds the pixels whose centres it encloses. inclusive, as AGCAM published: coordinates are cut to whole
-numbers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x 11. strict, as ATCON published: the
-pixels whose numbers, from 0, lie between the coordinates, so that a box around 10 x 10 pixels fills 9 x 9."""
+"""exact: a box holds the pixels whose centres it encloses. inclusive, as AGCAM published: coordinates are
+truncated to integers and both ends are filled, so that a box around 10 x 10 pixels fills 11 x 11. strict, as ATCON
+published: the pixels whose indices lie strictly between the coordinates, so that a box around 10 x 10 pixels fills
+9 x 9."""
 
 TRUTHS = ("boxes", "mask")
 """The kinds of true objects, in the order of the metrics."""
@@ -29,7 +30,7 @@ def check_edges(edges: str) -> None:
 
 
 def fill_boxes(boxes: np.ndarray, size: tuple[int, int], edges: Edges = "exact") -> np.ndarray:
-    """[H, W] bool, the union of boxes [N, 4], cut to size (H, W)."""
+    """[H, W] bool: the union of boxes [N, 4], clipped to size (H, W)."""
     match edges:
         case "exact":
             corners = np.ceil(boxes - 0.5)
@@ -38,27 +39,27 @@ def fill_boxes(boxes: np.ndarray, size: tuple[int, int], edges: Edges = "exact")
         case "strict":
             corners = np.hstack([np.floor(boxes[:, :2]) + 1, np.ceil(boxes[:, 2:])])
     filled = np.zeros(size, bool)
-    # A negative end would count from the far side.
+    # Clipped, because a negative index would count from the other end.
     for left, top, right, bottom in corners.clip(min=0).astype(int):
         filled[top:bottom, left:right] = True
     return filled
 
 
 def component_boxes(mask: np.ndarray) -> np.ndarray:
-    """[N, 4] int: the box around each 8-connected piece of mask [H, W] bool, in row-major order of first pixels."""
+    """[N, 4] int: the box around each 8-connected component of mask [H, W] bool, in row-major order of first pixels."""
     found = [region.bbox for region in regionprops(label(mask, connectivity=2))]
     return np.array(found, int).reshape(-1, 4)[:, [1, 0, 3, 2]]
 
 
 def fill_components(masks: Tensor, edges: Edges = "exact") -> Tensor:
-    """[B, H, W] bool on the device of masks [B, H, W] bool: the union of the boxes of every mask's pieces."""
+    """[B, H, W] bool on the device of masks [B, H, W] bool: the union of the boxes around each mask's components."""
     arrays = masks.cpu().numpy()
     filled = [fill_boxes(component_boxes(mask), mask.shape, edges) for mask in arrays]
     return torch.from_numpy(np.stack(filled)).to(masks.device)
 
 
 def true_objects(batch: Batch, metric: str, edges: Edges = "exact") -> dict[str, Tensor]:
-    """Where the objects are, [B, H, W] bool: "boxes" (filled) and "mask", as far as the batch has them.
+    """Pixels of the objects, [B, H, W] bool, under "boxes" (filled) and "mask", whichever the batch has.
 
     Raises UserError, naming the metric, where it has neither.
     """

@@ -1,4 +1,4 @@
-"""The faithfulness certificate: does an answer depend on what a mask hides, or on what a heat map calls irrelevant?"""
+"""The faithfulness certificate: does a prediction depend on what a mask hides, or a heat map ranks as irrelevant?"""
 
 from collections.abc import Callable
 from typing import ClassVar, Literal
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.as_masks import PredictMasked, keep_largest
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
@@ -16,16 +17,16 @@ from metrics.maps.removal import cell_grid, enlarge, on_grid
 from metrics.types import Explanation
 
 FILLS = ("noise", "zeros", "other")
-"""What overwrites: one fixed image of standard normal noise, 0 (both after normalisation), another image."""
+"""What overwrites the hidden part: a fixed image of normal noise, 0 (both after normalisation), another image."""
 MOVEMENT = ("logit_change", "probability_change", "total_variation", "flipped")
 """Columns of `movement`."""
 
 
 def movement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
-    """How far logits [B, C] moved: [B, 4] float64, columns as `MOVEMENT`.
+    """How much logits [B, C] changed: [B, 4] float64, columns as `MOVEMENT`.
 
     Largest |change of a logit|; |change of p(label)|; half the sum of |changes of p|; whether the predicted class
-    changed (0 or 1). Where a logit is or becomes nan: inf, 1, 1, 1.
+    changed (0 or 1). inf, 1, 1, 1 where a logit is or becomes nan.
     """
     before, after = before.double(), after.double()
     change = (after - before).abs().amax(1)
@@ -38,7 +39,7 @@ def movement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
 
 
 class Predecessors:
-    """Hands every image the one before it in the data, whatever the batch size; the first gets itself upside down."""
+    """Returns the image before each image of the data, whatever the batch size; for the first, itself upside down."""
 
     def __init__(self) -> None:
         self.last: Tensor | None = None
@@ -50,30 +51,39 @@ class Predecessors:
         return torch.cat([first, images[:-1]])
 
 
+@MAP_METRICS.register("certificate")
 class Certificate(MapMetric):
-    """What a mask hides, or a heat map calls irrelevant, is overwritten three times (`FILLS`), and nothing may move.
+    """How much the logits change when what a mask hides, or a heat map ranks as irrelevant, is overwritten.
 
-    A bool map is the mask itself (see `masked_explanation`); of any other map the largest patches are kept and the rest
-    counts as irrelevant. Metrics, over the images whose map is finite:
+    It is overwritten three times (`FILLS`). A bool map is the mask itself (see `masked_explanation`); of any other map
+    the largest patches are kept and the rest counts as irrelevant. Keys, over the images whose map is finite:
 
     - `certificate/max_logit_change`: largest over images and fills
-    - `certificate/holds`: share of images where no fill moves a logit by more than the tolerance
+    - `certificate/holds`: fraction of images where no fill changes a logit by more than the tolerance
     - `certificate/probability_change` (of the label), `certificate/total_variation` (of the softmax),
-      `certificate/flipped` (share of changed predictions): means over images and fills
-    - `certificate/keep_ratio`: mean share of patches left as they were
+      `certificate/flipped` (fraction of changed predictions): means over images and fills
+    - `certificate/keep_ratio`: mean fraction of patches that are kept
     - `count/certificate/images`, `nan_maps` left out, `constant_maps`, which rank nothing and are scored
     """
+
+    shown: ClassVar = {
+        "certificate/holds": MetricInfo(headline=120),
+        "certificate/probability_change": MetricInfo(headline=130),
+        "certificate/flipped": MetricInfo(headline=140),
+        "certificate/keep_ratio": MetricInfo(percent=True),
+    }
 
     target: ClassVar[Literal["predicted", "label"]] = "label"
 
     def __init__(
         self, info: DatasetInfo, patch: int, kept: float | Callable[[Tensor], Tensor], tolerance: float = 0.0
     ) -> None:
-        """`patch`: side of a patch, pixels. `kept`: share of patches that a map keeps, or images [B, 3, H, W] -> shares
-        [B], such as a two-stage model's own. `tolerance` of logits: 0 in fp32 on the CPU, 1e-3 in half precision."""
+        """`patch`: side of a patch in pixels. `kept`: fraction of patches that a map keeps, or a function from images
+        [B, 3, H, W] to fractions [B], such as a two-stage model's own. `tolerance` of logits: 0 in fp32 on the CPU,
+        1e-3 in half precision. Raises UserError for a fraction outside [0, 1]."""
         super().__init__(info)
         if not callable(kept) and not 0 <= kept <= 1:
-            raise UserError(f"metric option kept={kept} must be a share in [0, 1]")
+            raise UserError(f"metric option kept={kept} must be a fraction in [0, 1]")
         self.patch, self.kept, self.tolerance = patch, kept, tolerance
         moved = (f"{fill}/{name}" for fill in FILLS for name in MOVEMENT)
         self.columns = (*moved, "keep_ratio", "nan_map", "constant_map")
@@ -104,15 +114,15 @@ class Certificate(MapMetric):
         return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
 
     def mask(self, images: Tensor, maps: Tensor) -> Tensor:
-        """[B, h, w] bool: the patches that stay as they are."""
+        """[B, h, w] bool: the patches that are kept."""
         if maps.dtype == torch.bool:
             return maps
         cells = on_grid(maps, cell_grid(images, self.patch))
-        share = torch.as_tensor(self.kept(images) if callable(self.kept) else self.kept, device=images.device)
-        return keep_largest(cells, (share * cells[0].numel()).round().long().expand(len(images)))
+        fraction = torch.as_tensor(self.kept(images) if callable(self.kept) else self.kept, device=images.device)
+        return keep_largest(cells, (fraction * cells[0].numel()).round().long().expand(len(images)))
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
-        """See the class."""
+        """The values named in the class docstring."""
         by_fill = {name: np.stack([columns[f"{fill}/{name}"] for fill in FILLS]) for name in MOVEMENT}
         change = by_fill["logit_change"].max(0)
         scored = ~np.isnan(change)
@@ -127,7 +137,7 @@ class Certificate(MapMetric):
         return results | count_flags("certificate", {"images": scored}, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the metrics."""
+        """The settings that reproduce the metrics."""
         return {
             "maps_of": f"{self.target} class",
             "overwritten_with": "one image of normal noise, zeros (both after normalisation), the previous image",
@@ -139,16 +149,8 @@ class Certificate(MapMetric):
 
 
 def masked_explanation(images: Tensor, mask: Tensor, predict: PredictMasked) -> Explanation:
-    """The two-stage certificate's case: `mask` [B, h, w] bool is held fixed whatever stands behind it.
+    """The explanation of a two-stage model whose `mask` [B, h, w] bool is held fixed while the pixels change.
 
-    For `Certificate` alone: its `predict` takes these B images with other pixels, not any number of them.
+    Only for `Certificate`: its `predict` takes these B images with other pixels, not any number of images.
     """
     return Explanation(mask, predict(images, mask), lambda changed: predict(changed, mask))
-
-
-@MAP_METRICS.register("certificate")
-def certificate(
-    info: DatasetInfo, *, patch: int, kept: float | Callable[[Tensor], Tensor], tolerance: float = 0.0
-) -> Certificate:
-    """See `Certificate`."""
-    return Certificate(info, patch, kept, tolerance)

@@ -1,7 +1,7 @@
 """Metrics of heat maps: one row of numbers per image, metrics as a pure function of the rows, bootstrap intervals.
 
-A row says everything about its image (a score, or counts to be pooled), so that any resampling of images gives the
-metrics that such a data set would have had.
+A row holds all that a metric needs of its image (scores, or counts to be pooled), so that the metrics of any resampled
+data set follow from the rows.
 """
 
 from abc import abstractmethod
@@ -22,12 +22,13 @@ Columns = Mapping[str, np.ndarray]
 
 
 class MapMetric(ExactMetric):
-    """Fed with explanations; keeps one row of float64 per image. Results do not depend on the batch size."""
+    """A metric of explanations; keeps one row of float64 per image. Results do not depend on the batch size."""
 
     target: ClassVar[Literal["predicted", "label"]]
-    """The class whose maps this metric's protocol scores."""
+    """The class whose maps are scored."""
+    table: list[Tensor]
     columns: tuple[str, ...]
-    """Names of the numbers in a row; set by the subclass's `__init__`."""
+    """Names of the numbers in a row; set by the subclass or its `__init__`."""
 
     def __init__(self, info: DatasetInfo) -> None:
         super().__init__()
@@ -37,27 +38,25 @@ class MapMetric(ExactMetric):
 
     @abstractmethod
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """[B, len(columns)] float64: everything about each image of the batch."""
+        """[B, len(columns)] float64: the row of each image of the batch."""
 
     @abstractmethod
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
         """The metrics of a data set in which image i occurs weight[i] times; weight [n] float64 >= 0."""
 
     def start_after(self, previous: Batch) -> None:
-        """Be told the image [1, ...] before the first one: another process counts it. For metrics that look there."""
+        """Pass the image [1, ...] before the first one, which another process counts. For metrics that use it."""
 
     @abstractmethod
     def protocol(self) -> dict[str, object]:
-        """Everything that a reader must know to repeat the metrics; written beside them."""
+        """The settings that reproduce the metrics; written beside them."""
 
     def update(self, batch: Batch, explanation: Explanation) -> None:  # type: ignore[override]
         """Count one batch."""
-        if self.device != explanation.logits.device:
-            self.to(explanation.logits.device)
         rows = self.rows(batch, explanation).detach().to(self.device, torch.float64)
         if rows.shape != (len(batch), len(self.columns)):
             raise ValueError(f"rows have shape {tuple(rows.shape)}, expected {(len(batch), len(self.columns))}")
-        self.table.append(rows.flatten())  # type: ignore[union-attr, operator]
+        self.table.append(rows.flatten())
         self.paths += batch.paths
 
     def reset(self) -> None:
@@ -66,14 +65,14 @@ class MapMetric(ExactMetric):
         self.paths = []
 
     def per_image(self) -> dict[str, np.ndarray]:
-        """Column name -> [n] float64, in the order of `paths`: the images that this process counted."""
+        """Column name -> [n] float64, in the order of `paths`; the images that this process counted."""
         table = self.values("table").reshape(-1, len(self.columns)).cpu().numpy()
         return {name: table[:, i] for i, name in enumerate(self.columns)}
 
     def table_of(self, values: Mapping[str, Tensor]) -> Tensor:
-        """[B, len(columns)] float64 from some columns' values [B] of any type; nan in the others.
+        """[B, len(columns)] float64 from the values [B], of any dtype, of some columns; nan in the others.
 
-        Raises ValueError for a value that is no column.
+        Raises ValueError for a name that is not a column.
         """
         unknown = values.keys() - set(self.columns)
         if unknown:
@@ -84,8 +83,7 @@ class MapMetric(ExactMetric):
     def compute(self) -> dict[str, float]:
         """The metrics, and under `<key>/low` and `<key>/high` their 95 % bootstrap interval over images.
 
-        Images are put in the order of their rows first, so that neither their order nor the number of processes
-        changes a digit.
+        Images are sorted by their rows first, so that neither their order nor the number of processes changes a digit.
         """
         columns = self.per_image()
         order = np.lexsort(tuple(columns.values()))
@@ -96,7 +94,7 @@ class MapMetric(ExactMetric):
 
 
 MapMetricFactory = Callable[..., MapMetric]
-"""(DatasetInfo, **options) -> MapMetric; the options are the factory's keyword arguments."""
+"""(DatasetInfo, **options) -> MapMetric: usually the class; the options are its keyword arguments."""
 MAP_METRICS: Registry[MapMetricFactory] = Registry("map metric (--metrics)")
 
 
@@ -108,9 +106,9 @@ def weighted_mean(values: np.ndarray, weight: np.ndarray) -> float:
 
 
 def count_flags(name: str, flags: Mapping[str, np.ndarray], columns: Columns, weight: np.ndarray) -> dict[str, float]:
-    """`count/<name>/<flag>`: how many images have each of `flags` [n], and of the columns `nan_map`, `constant_map`."""
-    silent = {"nan_maps": columns["nan_map"], "constant_maps": columns["constant_map"]}
-    return {f"count/{name}/{flag}": float(weight @ values) for flag, values in (dict(flags) | silent).items()}
+    """`count/<name>/<flag>`: number of images with each of `flags` [n], and with a nan or constant map."""
+    failed = {"nan_maps": columns["nan_map"], "constant_maps": columns["constant_map"]}
+    return {f"count/{name}/{flag}": float(weight @ values) for flag, values in (dict(flags) | failed).items()}
 
 
 def bootstrap(
@@ -118,14 +116,14 @@ def bootstrap(
 ) -> dict[str, float]:
     """Percentile intervals: `<key>/low` and `<key>/high` enclose the middle 95 % over resampled data sets.
 
-    `results` maps weights [count] to metrics; each resample draws `count` images with replacement. A figure that some
-    resamples do not have (nan) gets its interval from the others. Keys that open with `count/` have none. The draws
-    depend on `seed` and `count` alone.
+    `results` maps weights [count] to metrics; each resample draws `count` images with replacement. Resamples where a
+    metric is nan are left out of its interval. Keys that start with `count/` have no interval. The draws depend on
+    `seed` and `count` alone.
     """
     if count == 0:
         return {}
     random = np.random.default_rng(seed)
-    # One draw at a time: all of them would be gigabytes for the 50,000 images of ImageNet.
+    # One draw at a time: all of them together would take gigabytes for the 50,000 images of ImageNet.
     draws = (np.bincount(random.integers(count, size=count), minlength=count) for _ in range(resamples))
     samples = [results(draw.astype(np.float64)) for draw in draws]
     bounds: dict[str, float] = {}

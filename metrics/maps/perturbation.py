@@ -1,29 +1,34 @@
-"""Metrics that cover the image in the order of a heat map and watch the model's answer: ABPC, positive and negative
-perturbation, insertion and deletion.
+"""Metrics that cover the image in the order of a heat map: ABPC, positive and negative perturbation, insertion and
+deletion.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from datasets.types import Batch, DatasetInfo
+from common.metric_info import MetricInfo
+from datasets.types import Batch
 from metrics.base import is_correct
 from metrics.maps.per_image import MAP_METRICS
 from metrics.maps.perturbation_curves import CurveMetric, probability
-from metrics.maps.removal import Colour, Fill, Removal, blur, rank_cells
+from metrics.maps.removal import Fill, blur, rank_cells
 from metrics.types import Explanation
 
 
+@MAP_METRICS.register("abpc")
 class ABPC(CurveMetric):
     """Area between the perturbation curves (AGCAM paper): least minus most relevant first, higher is better.
 
     `abpc`: mean over the curve points of p(label | least relevant removed) - p(label | most relevant removed);
     `abpc/lerf_auc`, `abpc/morf_auc`: the means of the two curves. Both ends count and contribute 0, so with 10 steps
-    `abpc` is at most 9/11. An image costs 2 (steps - 1) forwards, and the metric one more for the covered image.
+    `abpc` is at most 9/11. Costs 2 (steps - 1) forward passes per image, and one for the fully covered image. The
+    published images are normalised by 0.5, 0.5, which makes grey their 0.
     """
 
     name, target = "abpc", "label"
+    fill: ClassVar[Fill] = "grey"
+    shown: ClassVar = {"abpc": MetricInfo(headline=70)}
     lines = ("morf", "lerf")
     results = ("abpc", "abpc/lerf_auc", "abpc/morf_auc")
     facts = {"score": "softmax probability of the label", "area": "mean of the points, both ends included"}
@@ -36,18 +41,19 @@ class ABPC(CurveMetric):
         return probability(torch.cat([ends[0], inner, ends[1]], 2), batch.label)
 
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """The values named in the class docstring."""
         morf, lerf = curves.mean(-1).unbind(1)
         return lerf - morf, lerf, morf
 
 
+@MAP_METRICS.register("perturbation")
 class Perturbation(CurveMetric):
-    """Positive and negative perturbation (Chefer et al.): is the answer still the label after 10, 20 ... 90 %?
+    """Positive and negative perturbation (Chefer et al.): is the label still predicted after 10, 20 ... 90 %?
 
-    Of the maps of the predicted class. Positive removes the most relevant first (lower is better), negative the least
-    (higher is better). For each: `..._auc`, the trapezoid area over [0.1, 0.9] (at most 0.8), and `..._mean`, the plain
-    mean of the hit rates. The published code prints neither; its published metrics have the size of the first, times
-    100. An image costs 2 (steps - 1) forwards.
+    For maps of the predicted class. Positive covers the most relevant pixels first (lower is better), negative the
+    least relevant (higher is better). For each: `..._auc`, the trapezoid area over [0.1, 0.9] (at most 0.8), and
+    `..._mean`, the plain mean of the hit rates. The published code prints neither; the published values have the size
+    of the first, times 100. Costs 2 (steps - 1) forward passes per image.
     """
 
     name = "perturbation"
@@ -59,7 +65,12 @@ class Perturbation(CurveMetric):
         "perturbation/positive_mean",
         "perturbation/negative_mean",
     )
+    fill: ClassVar[Fill] = "black"
     with_ends = False
+    shown: ClassVar = {
+        "perturbation/positive_auc": MetricInfo(headline=80),
+        "perturbation/negative_auc": MetricInfo(headline=90),
+    }
     facts = {"score": "hit: the predicted class is the label", "area": "trapezoid without both ends; mean beside it"}
 
     def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
@@ -69,26 +80,34 @@ class Perturbation(CurveMetric):
         return is_correct(logits.flatten(0, 2), label.flatten()).view(label.shape).double()
 
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """The values named in the class docstring."""
         return (*self.area(curves).unbind(1), *curves.mean(-1).unbind(1))
 
 
+@MAP_METRICS.register("perturbation_label")
 class LabelPerturbation(Perturbation):
-    """`Perturbation` of the maps of the label."""
+    """`Perturbation` for maps of the label."""
 
     name, target = "perturbation_label", "label"
-    results = tuple(figure.replace("perturbation", "perturbation_label") for figure in Perturbation.results)
+    results = tuple(key.replace("perturbation", "perturbation_label") for key in Perturbation.results)
 
 
+@MAP_METRICS.register("insertion_deletion")
 class InsertionDeletion(CurveMetric):
     """RISE: probability of the class predicted for the clean image, most relevant pixels first.
 
-    `insertion_deletion/deletion`: pixels of the image are covered, lower is better;
-    `insertion_deletion/insertion`: pixels of the image return to its blurred version, higher is better. Both are the
-    trapezoid area over [0, 1]. An image costs 2 steps - 1 forwards, and the metric one more.
+    `insertion_deletion/deletion`: pixels of the image are covered, lower is better; `insertion_deletion/insertion`:
+    pixels of the image are inserted into its blurred version, higher is better. Both are the trapezoid area over
+    [0, 1]. Costs 2 steps - 1 forward passes per image, and one for the fully covered image. `fill` is deletion's;
+    "mean" is RISE's.
     """
 
     name, target = "insertion_deletion", "predicted"
+    fill: ClassVar[Fill] = "mean"
+    shown: ClassVar = {
+        "insertion_deletion/insertion": MetricInfo(headline=100),
+        "insertion_deletion/deletion": MetricInfo(headline=110),
+    }
     lines = ("deletion", "insertion")
     results = ("insertion_deletion/deletion", "insertion_deletion/insertion")
     facts = {
@@ -103,38 +122,10 @@ class InsertionDeletion(CurveMetric):
         rank = rank_cells(self.removal.cells(explanation.maps, images)).repeat(2, 1, 1)
         starts, covers = torch.cat([images, blurred]), torch.cat([self.removal.cover(images), images])
         inner = self.inner(explanation, starts, covers, rank)
-        first = torch.stack([clean, self.removal.ask(explanation.predict, blurred)], 1)
+        first = torch.stack([clean, self.removal.run(explanation.predict, blurred)], 1)
         last = torch.stack([self.blank(batch, explanation), clean], 1)
         return probability(torch.cat([first[:, :, None], inner, last[:, :, None]], 2), clean.argmax(1))
 
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
-        """See the class."""
+        """The values named in the class docstring."""
         return self.area(curves).unbind(1)
-
-
-@MAP_METRICS.register("abpc")
-def abpc(info: DatasetInfo, *, mean: Colour, std: Colour, fill: Fill = "grey", **options: Any) -> ABPC:
-    """See `ABPC`; options as `Removal`. The published images are normalised by 0.5, 0.5, which makes grey their 0."""
-    return ABPC(info, Removal(mean, std, fill, **options))
-
-
-@MAP_METRICS.register("perturbation")
-def perturbation(info: DatasetInfo, *, mean: Colour, std: Colour, fill: Fill = "black", **options: Any) -> Perturbation:
-    """See `Perturbation`; options as `Removal`."""
-    return Perturbation(info, Removal(mean, std, fill, **options))
-
-
-@MAP_METRICS.register("perturbation_label")
-def perturbation_label(
-    info: DatasetInfo, *, mean: Colour, std: Colour, fill: Fill = "black", **options: Any
-) -> LabelPerturbation:
-    """See `Perturbation`; options as `Removal`."""
-    return LabelPerturbation(info, Removal(mean, std, fill, **options))
-
-
-@MAP_METRICS.register("insertion_deletion")
-def insertion_deletion(
-    info: DatasetInfo, *, mean: Colour, std: Colour, fill: Fill = "mean", **options: Any
-) -> InsertionDeletion:
-    """See `InsertionDeletion`; options as `Removal`. The fill is deletion's; "mean" is RISE's."""
-    return InsertionDeletion(info, Removal(mean, std, fill, **options))

@@ -1,4 +1,4 @@
-"""What the perturbation metrics share: two curves of the model's answer per image, and the metrics drawn from them.
+"""The base of the perturbation metrics: two curves of the model's output per image, and values computed from them.
 
 Shape legend: B images, S points of a curve, C classes.
 """
@@ -14,32 +14,46 @@ from torch import Tensor
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.per_image import Columns, MapMetric, count_flags, weighted_mean
 from metrics.maps.pixels import silent_maps
-from metrics.maps.removal import Removal, rank_cells
+from metrics.maps.removal import Colour, Fill, Removal, rank_cells
 from metrics.types import Explanation
 
 
 class CurveMetric(MapMetric):
-    """Two curves per image and the metrics drawn from them.
+    """Two curves per image and the values computed from them.
 
-    Metrics: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
-    and `count/<name>/constant_maps`, which rank nothing (all ties, so pixels go in row-major order) and are scored.
+    Keys: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
+    and `count/<name>/constant_maps`, which rank nothing (all ties, so pixels are covered in row-major order) and are
+    scored. Options: `fill`, by default that of the publication, and `steps`, `patch` and `chunk` of `Removal`.
     """
 
     name: ClassVar[str]
     lines: ClassVar[tuple[str, str]]
     """Names of the two curves."""
     results: ClassVar[tuple[str, ...]]
-    """Names of the numbers that `scores` draws from an image's curves."""
+    """Names of the values that `scores` computes from the curves of an image."""
     facts: ClassVar[dict[str, str]]
-    """The part of the protocol that no option changes."""
+    """The part of the protocol that does not depend on options."""
+    fill: ClassVar[Fill]
+    """The published fill."""
     with_ends: ClassVar[bool] = True
-    """Whether the curves include the whole image and the fully covered one."""
+    """Whether the curves include the clean image and the fully covered one."""
 
-    def __init__(self, info: DatasetInfo, removal: Removal) -> None:
+    def __init__(
+        self,
+        info: DatasetInfo,
+        *,
+        mean: Colour,
+        std: Colour,
+        fill: Fill | None = None,
+        steps: int = 10,
+        patch: int = 1,
+        chunk: int | None = None,
+    ) -> None:
+        """`mean`, `std`: the normalisation of the images. Raises UserError for an option out of range."""
         super().__init__(info)
-        self.removal = removal
-        steps = range(removal.steps + 1) if self.with_ends else range(1, removal.steps)
-        self.fractions = tuple(step / removal.steps for step in steps)
+        self.removal = Removal(mean, std, fill or self.fill, steps, patch, chunk)
+        points_at = range(steps + 1) if self.with_ends else range(1, steps)
+        self.fractions = tuple(step / steps for step in points_at)
         points = tuple(f"{self.name}/{line}@{fraction:g}" for line in self.lines for fraction in self.fractions)
         self.columns = (*self.results, *points, "nan_map", "constant_map")
         self._blank: Tensor | None = None
@@ -53,28 +67,28 @@ class CurveMetric(MapMetric):
         """One [B] for each of `results`."""
 
     def reset(self) -> None:
-        """Forget everything counted, and the model."""
+        """Forget everything counted, and the logits of the fully covered image."""
         super().reset()
         self._blank = None
 
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """[B, columns]; nan but for the flags where the map is not finite."""
+        """[B, columns]; all nan except the flags where the map is not finite."""
         failed, constant = silent_maps(explanation.maps)
-        # Enlarging would give a constant map rounding noise, and an order.
-        speaking = explanation.maps.masked_fill((failed | constant)[:, None, None], 0)
-        curves = self.curves(batch, replace(explanation, maps=speaking))
+        # Enlarging would turn a constant map into rounding noise with an order.
+        maps = explanation.maps.masked_fill((failed | constant)[:, None, None], 0)
+        curves = self.curves(batch, replace(explanation, maps=maps))
         numbers = torch.cat([torch.stack(self.scores(curves), 1), curves.flatten(1)], 1)
         flags = torch.stack([failed, constant], 1)
         return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
-        """See the class."""
-        results = {figure: weighted_mean(columns[figure], weight) for figure in self.results}
+        """The values named in the class docstring."""
+        results = {key: weighted_mean(columns[key], weight) for key in self.results}
         flags = {"images": ~np.isnan(columns[self.results[0]])}
         return results | count_flags(self.name, flags, columns, weight)
 
     def mean_curves(self) -> dict[str, list[float]]:
-        """For plots: `fraction` covered, and each line's mean at it."""
+        """For plots: the covered `fraction`, and the mean of each line at it."""
         table = self.per_image()
         weight = np.ones(len(self.paths))
         return {"fraction": list(self.fractions)} | {
@@ -83,7 +97,7 @@ class CurveMetric(MapMetric):
         }
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the metrics."""
+        """The settings that reproduce the metrics."""
         removal = self.removal
         return self.facts | {
             "maps_of": f"{self.target} class",
@@ -107,18 +121,18 @@ class CurveMetric(MapMetric):
         """`Removal.logits` of [2 B] images, two for each image, as [B, 2, S, C]."""
         count = len(images) // 2
         logits = self.removal.logits(explanation.predict, images, cover, rank, count)
-        return logits.unflatten(0, (2, count)).transpose(0, 1)
+        return logits.reshape(2, count, *logits.shape[1:]).transpose(0, 1)
 
     def blank(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """Logits [B, C] of the fully covered images: of a colour they are computed once for all."""
+        """Logits [B, C] of the fully covered images; for a fill of one colour they are computed once for all images."""
         if self.removal.fill == "blur":
-            return self.removal.ask(explanation.predict, self.removal.cover(batch.image))
+            return self.removal.run(explanation.predict, self.removal.cover(batch.image))
         if self._blank is None:
             self._blank = explanation.predict(self.removal.cover(batch.image[:1]))
         return self._blank.expand(len(batch), -1)
 
     def area(self, curves: Tensor) -> Tensor:
-        """Trapezoid area [B, 2] under curves [B, 2, S]; the whole image is 1 wide."""
+        """Trapezoid area [B, 2] under curves [B, 2, S]; the width of [0, 1] is the whole image."""
         return torch.trapezoid(curves, dx=1 / self.removal.steps, dim=-1)
 
 

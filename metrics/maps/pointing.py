@@ -1,4 +1,6 @@
-"""Pointing game, and the share of a map's mass that lies inside the object. Neither needs a threshold."""
+"""Pointing game, and the fraction of a map's energy that lies inside the object. Neither needs a threshold."""
+
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.maps import to_pixels
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.boxes import TRUTHS, true_objects
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
@@ -16,21 +19,30 @@ from metrics.types import Explanation
 SCORES = ("hit", "energy", "chance")
 
 
+@MAP_METRICS.register("pointing")
 class Pointing(MapMetric):
-    """Metrics over all images, of the label's map; for each of `boxes` and `mask` that the data set has:
+    """Means over all images, of the label's map; for each of `boxes` and `mask` that the data set has:
 
-    - `pointing/<truth>/hit`: share of images whose largest value lies in the object, or within `tolerance` pixels of it
-      (Zhang et al.); of several largest pixels, the share that does
-    - `pointing/<truth>/energy`: share of the positive values' sum that lies in the object (Wang et al. take the map
-      stretched to [0, 1] instead, so that its least value weighs nothing)
-    - `pointing/<truth>/chance`: the object's share of the image, what a random map gets in both (without tolerance)
+    - `pointing/<truth>/hit`: fraction of images whose largest value lies in the object, or within `tolerance` pixels of
+      it (Zhang et al.); with several largest pixels, the fraction of them that does
+    - `pointing/<truth>/energy`: fraction of the sum of the positive values that lies in the object (Wang et al. stretch
+      the map to [0, 1] first, so that its smallest value has no weight)
+    - `pointing/<truth>/chance`: the object's fraction of the image, the expected value of both for a random map
+      (without tolerance)
 
     Images without a true object are left out. Maps that are not finite, or constant, get 0.
+
+    Option: `tolerance` in pixels of the input; the game has been published with 0 and with 15.
     """
 
     target = "label"
+    shown: ClassVar = {
+        "pointing/mask/hit": MetricInfo(headline=50),
+        "pointing/mask/energy": MetricInfo(headline=60),
+    }
 
-    def __init__(self, info: DatasetInfo, tolerance: float) -> None:
+    def __init__(self, info: DatasetInfo, *, tolerance: float = 0.0) -> None:
+        """Raises UserError for a negative tolerance."""
         super().__init__(info)
         if not tolerance >= 0:
             raise UserError(f"metric option tolerance={tolerance} must be 0 or more pixels")
@@ -42,7 +54,7 @@ class Pointing(MapMetric):
         """[B, columns]: scores of each truth, nan where the image has none."""
         objects = true_objects(batch, "pointing")
         failed, constant = silent_maps(explanation.maps)
-        # Before enlarging, which would give a constant map rounding noise, and a peak.
+        # Before enlarging, which would turn a constant map into rounding noise with a peak.
         silent = (failed | constant)[:, None, None]
         wide = torch.where(silent, 0, explanation.maps.double())
         pixels = to_pixels(wide, (batch.image.shape[2], batch.image.shape[3]))
@@ -51,8 +63,8 @@ class Pointing(MapMetric):
         for name, truth in objects.items():
             there = truth.flatten(1).any(dim=1)
             scores = (
-                each(share, peaks.double(), self.near(truth)),
-                each(share, pixels.clamp(min=0), truth),
+                each(fraction_inside, peaks.double(), self.near(truth)),
+                each(fraction_inside, pixels.clamp(min=0), truth),
                 truth.flatten(1).sum(dim=1).double() / truth[0].numel(),
             )
             for score, value in zip(SCORES, scores, strict=True):
@@ -60,14 +72,14 @@ class Pointing(MapMetric):
         return self.table_of(values)
 
     def near(self, truth: Tensor) -> Tensor:
-        """[B, H, W] bool: within the tolerance of truth [B, H, W] bool."""
+        """[B, H, W] bool: pixels within the tolerance of truth [B, H, W] bool."""
         if not self.tolerance:
             return truth
         grown = [isotropic_dilation(mask, self.tolerance) for mask in truth.cpu().numpy()]
         return torch.from_numpy(np.stack(grown)).to(truth.device)
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
-        """See the class."""
+        """The values named in the class docstring."""
         present = [truth for truth in TRUTHS if not np.isnan(columns[f"{truth}/hit"]).all()]
         names = [f"{truth}/{score}" for truth in present for score in SCORES]
         results = {f"pointing/{name}": weighted_mean(columns[name], weight) for name in names}
@@ -75,25 +87,19 @@ class Pointing(MapMetric):
         return results | count_flags("pointing", {"images": np.ones_like(weight)} | flags, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the metrics."""
+        """The settings that reproduce the metrics."""
         return {
             "maps_of": "label class",
             "images": "all",
             "maps": "enlarged bilinearly, corners not aligned; energy: values above 0",
             "tolerance_pixels": self.tolerance,
-            "ties": "the share of the largest pixels that hit",
+            "ties": "the fraction of the largest pixels that hit",
             "boxes": "pixels whose centres a true box encloses",
             "nan_maps": "counted, scored 0, as constant maps are",
         }
 
 
-def share(mass: Tensor, inside: Tensor) -> Tensor:
-    """Share of the sum of mass [H, W] float64 >= 0 that lies in inside [H, W] bool; 0 without mass. Scalar."""
+def fraction_inside(mass: Tensor, inside: Tensor) -> Tensor:
+    """Fraction of the sum of mass [H, W] float64 >= 0 that lies in inside [H, W] bool; 0 if the sum is 0. Scalar."""
     total = mass.sum()
     return torch.where(total > 0, (mass * inside).sum() / total, 0)
-
-
-@MAP_METRICS.register("pointing")
-def pointing(info: DatasetInfo, *, tolerance: float = 0.0) -> Pointing:
-    """See `Pointing`. tolerance in pixels of the input; published uses of the game take 0 or 15."""
-    return Pointing(info, tolerance)

@@ -1,4 +1,4 @@
-"""Covering an image cell by cell, in the order that a heat map gives, and asking the model after every step.
+"""Cover an image cell by cell, in the order of a heat map, and run the model after every step.
 
 A cell is a pixel, or a square of `patch` x `patch` pixels that is covered as a whole.
 
@@ -19,14 +19,14 @@ from common.maps import to_pixels
 
 Colour = tuple[float, float, float]
 Fill = Literal["grey", "black", "mean", "blur"]
-"""What stands where something was covered: raw 0.5, raw 0, the mean colour of normalisation (0 after it), or the image
-blurred by a Gaussian of 11 x 11 pixels and sigma 5 (RISE)."""
+"""What replaces covered pixels: raw 0.5, raw 0, the mean colour of the normalisation (0 after it), or the image blurred
+by a Gaussian of 11 x 11 pixels and sigma 5 (RISE)."""
 
 
 def rank_cells(maps: Tensor) -> Tensor:
-    """Place of every cell of maps [M, h, w] in the order from most to least relevant, [M, h, w] int64 from 0.
+    """Rank of every cell of maps [M, h, w] from most relevant (0) to least, [M, h, w] int64.
 
-    Ties go by row-major position; nan ranks first, so find nan maps before.
+    Ties are ordered by row-major position. nan ranks first, so callers handle nan maps before.
     """
     flat = maps.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
@@ -35,7 +35,7 @@ def rank_cells(maps: Tensor) -> Tensor:
 
 
 def on_grid(maps: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps [B, h', w'] on another grid, [B, h, w] fp32 (fp64 stays): averaged where finer, bilinear where coarser."""
+    """Maps [B, h', w'] on another grid, [B, h, w] fp32 (fp64 stays): averaged down or bilinear up."""
     maps = maps if maps.dtype == torch.float64 else maps.float()
     if maps.shape[1:] == grid:
         return maps
@@ -51,7 +51,7 @@ def enlarge(cells: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def cell_grid(images: Tensor, patch: int) -> tuple[int, int]:
-    """(h, w) cells of images [..., H, W]. Raises UserError where `patch` does not divide them."""
+    """(h, w) cells of images [..., H, W]. Raises UserError where `patch` does not divide the size."""
     height, width = images.shape[-2:]
     if height % patch or width % patch:
         raise UserError(f"metric option patch={patch} does not divide images of {height}x{width} pixels")
@@ -59,24 +59,24 @@ def cell_grid(images: Tensor, patch: int) -> tuple[int, int]:
 
 
 def blur(images: Tensor) -> Tensor:
-    """RISE's blurred image, [B, 3, H, W]."""
+    """The images [B, 3, H, W] blurred as in RISE."""
     return cast(Tensor, gaussian_blur(images, kernel_size=[11, 11], sigma=[5.0, 5.0]))
 
 
 @dataclass(frozen=True)
 class Removal:
-    """How an image is taken away step by step."""
+    """How the pixels of an image are covered step by step."""
 
     mean: Colour
     std: Colour
-    """What the images were normalised by."""
+    """The normalisation of the images."""
     fill: Fill
     steps: int = 10
-    """Equal steps from the whole image to none of it."""
+    """Number of equal steps from the clean image to the fully covered one."""
     patch: int = 1
-    """Side of a cell, pixels."""
+    """Side of a cell in pixels."""
     chunk: int | None = None
-    """Images per forward; None: as many as the batch has."""
+    """Images per forward pass; None: as many as the batch has."""
 
     def __post_init__(self) -> None:
         if self.fill not in get_args(Fill):
@@ -87,7 +87,7 @@ class Removal:
                 raise UserError(f"metric option {name}={value} must be at least {least}")
 
     def cover(self, images: Tensor) -> Tensor:
-        """What stands in place of the removed pixels of images [B, 3, H, W]; same shape."""
+        """The pixels that replace covered ones of images [B, 3, H, W]; same shape."""
         if self.fill == "blur":
             return blur(images)
         mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
@@ -98,8 +98,8 @@ class Removal:
         """Maps [B, h', w'] on the cells of images [B, 3, H, W]: [B, h, w]."""
         return on_grid(maps, cell_grid(images, self.patch))
 
-    def ask(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, H, W], no more than `chunk` at a time."""
+    def run(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Logits [B, C] of images [B, 3, H, W], at most `chunk` at a time."""
         return torch.cat([predict(part) for part in images.split(self.chunk or len(images))])
 
     def logits(
@@ -107,15 +107,16 @@ class Removal:
     ) -> Tensor:
         """Logits [M, S, C] after each of the S = steps - 1 inner steps; step s covers floor(cells * s / steps) cells.
 
-        images, cover [M, 3, H, W]; rank [M, h, w] from `rank_cells`; `batch`: images per forward without `chunk`.
-        Every step starts from the image itself, and all M * S images share forward batches.
+        images, cover [M, 3, H, W]; rank [M, h, w] from `rank_cells`; `batch`: images per forward pass without `chunk`.
+        Every step starts from the clean image, and all M * S images share forward batches.
         """
         cells, inner = rank[0].numel(), self.steps - 1
         counts = torch.tensor([cells * step // self.steps for step in range(1, self.steps)], device=rank.device)
         size = (images.shape[2], images.shape[3])
-        answers = []
+        logits = []
+        # Job m * S + s is step s of image m.
         for job in torch.arange(len(images) * inner, device=rank.device).split(self.chunk or batch):
             image, step = job // inner, job % inner
             covered = enlarge(rank[image] < counts[step, None, None], size)
-            answers.append(predict(torch.where(covered[:, None], cover[image], images[image])))
-        return torch.cat(answers).unflatten(0, (len(images), inner))
+            logits.append(predict(torch.where(covered[:, None], cover[image], images[image])))
+        return torch.cat(logits).view(len(images), inner, -1)

@@ -1,11 +1,14 @@
-"""Is the map a segmentation of the object? Its pixels against the true mask (the protocol of Chefer et al.)."""
+"""The map as a segmentation of the object: its pixels against the true mask (protocol of Chefer et al.)."""
+
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import UserError
-from datasets.types import Batch, DatasetInfo
+from common.metric_info import MetricInfo
+from datasets.types import Batch
 from metrics.base import mean, ratio
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
 from metrics.maps.pixels import count_pixels, each, foreground, heat, silent_maps
@@ -15,21 +18,34 @@ THRESHOLDS = tuple(step / 20 for step in range(1, 20))
 """0.05, 0.10 ... 0.95."""
 
 
+@MAP_METRICS.register("segmentation")
 class Segmentation(MapMetric):
-    """Foreground = pixels above their map's mean, in [0, 1] at the size of the input; each key under `segmentation/`:
+    """Foreground = pixels above the mean of their map, stretched to [0, 1] at the size of the input.
+
+    Keys under `segmentation/`:
 
     - `pixel_accuracy`, `iou_object`, `iou_background`: pixels summed over all images, then divided;
       `miou`: the mean of the two IoUs
     - `map`: mean over images of the average precision of both classes' scores (1 - m and m) taken together
     - `f1`: mean over images of the object's F1; images whose true mask is empty are left out
-    - `f1_published`: mean over images and pixel rows of the row's F1, 0 for a row without object and prediction: what
-      the published code calls mF1, which takes the rows of a mask for a batch
+    - `f1_published`: mean over images and pixel rows of the row's F1, 0 for a row without object and prediction. The
+      published code reports this as mF1: it treats the rows of a mask as a batch
     - `miou_thresholds`: `miou` at each of 0.05, 0.10 ... 0.95 instead of the mean, averaged; `miou_best`: the largest
 
     A map that is not finite, or constant, has no foreground.
     """
 
     target = "predicted"
+    shown: ClassVar = {
+        "segmentation/pixel_accuracy": MetricInfo(percent=True),
+        "segmentation/iou_object": MetricInfo(percent=True),
+        "segmentation/iou_background": MetricInfo(percent=True),
+        "segmentation/miou": MetricInfo(percent=True, headline=30),
+        "segmentation/map": MetricInfo(headline=40, label="segmentation: mAP"),
+        "segmentation/f1": MetricInfo(percent=True),
+        "segmentation/miou_thresholds": MetricInfo(percent=True),
+        "segmentation/miou_best": MetricInfo(percent=True),
+    }
     columns = (
         "ap", "f1", "f1_published", "tp", "fp", "fn", "tn", "nan_map", "constant_map",
         *(f"{case}@{threshold:g}" for threshold in THRESHOLDS for case in ("tp", "fp")),
@@ -52,7 +68,7 @@ class Segmentation(MapMetric):
         return self.table_of(values)
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
-        """See the class."""
+        """The values named in the class docstring."""
         total = {name: float(weight @ columns[name]) for name in columns if name.startswith(("tp", "fp", "fn", "tn"))}
         tp, fp, fn, tn = (total[name] for name in ("tp", "fp", "fn", "tn"))
         at = [
@@ -75,7 +91,7 @@ class Segmentation(MapMetric):
         return named | count_flags("segmentation", flags, columns, weight)
 
     def protocol(self) -> dict[str, object]:
-        """Everything needed to repeat the metrics."""
+        """The settings that reproduce the metrics."""
         return {
             "maps_of": "predicted class",
             "images": "all",
@@ -88,20 +104,20 @@ class Segmentation(MapMetric):
 
 
 def class_ious(tp: float, fp: float, objects: float, rest: float) -> tuple[float, float]:
-    """IoU of object and background; `objects` and `rest` are their true pixels. nan where a class is nowhere."""
+    """IoU of object and background with `objects` and `rest` true pixels; nan for a class without any pixel."""
     return ratio(tp, objects + fp), ratio(rest - fp, rest + objects - tp)
 
 
 def pixels_above(pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """True and false positives of pixels [B, H, W] > t for every t of THRESHOLDS; truth [B, H, W] bool. [B, 19] int64.
 
-    One histogram for all thresholds.
+    All thresholds share one histogram.
     """
     edges = torch.tensor(THRESHOLDS, dtype=pixels.dtype, device=pixels.device)
-    below = torch.bucketize(pixels, edges)  # how many thresholds a pixel exceeds
+    below = torch.bucketize(pixels, edges)  # number of thresholds below each pixel
     bins = len(THRESHOLDS) + 1
     image = torch.arange(len(pixels), device=pixels.device)[:, None, None]
-    index = (2 * image + truth.long()) * bins + below
+    index = (2 * image + truth.long()) * bins + below  # one histogram per image and true class
     histogram = torch.bincount(index.flatten(), minlength=2 * bins * len(pixels)).view(-1, 2, bins)
     above = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
     return above[:, 1], above[:, 0]
@@ -110,16 +126,17 @@ def pixels_above(pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
     """Area under the precision-recall steps, scalar float64: scores [n] float, truth [n] bool. Ties are one step.
 
-    nan without a true element.
+    Equal to scikit-learn's `average_precision_score`, but stays on the GPU instead of sorting 2 H W scores per image on
+    the CPU. nan without a true element.
     """
     right, wrong = scores[truth].sort().values, scores[~truth].sort().values
-    tp = len(right) - torch.searchsorted(right, right)  # at the threshold of each true element
+    tp = len(right) - torch.searchsorted(right, right)  # found at the threshold of each true element
     fp = len(wrong) - torch.searchsorted(wrong, right)
     return (tp.double() / (tp + fp)).mean()
 
 
 def both_classes_ap(pixels: Tensor, truth: Tensor) -> Tensor:
-    """`average_precision` of one image's background and object scores together: pixels [H, W] in [0, 1]."""
+    """`average_precision` of the background and object scores of one image together: pixels [H, W] in [0, 1]."""
     scores = torch.cat([1 - pixels.flatten(), pixels.flatten()])
     return average_precision(scores, torch.cat([~truth.flatten(), truth.flatten()]))
 
@@ -129,9 +146,3 @@ def row_f1(found: Tensor, truth: Tensor) -> Tensor:
     counts = count_pixels(found[:, None], truth[:, None])
     whole = 2 * counts.tp + counts.fp + counts.fn
     return (2 * counts.tp.double() / whole.clamp(min=1)).mean()
-
-
-@MAP_METRICS.register("segmentation")
-def segmentation(info: DatasetInfo) -> Segmentation:
-    """See `Segmentation`; no options."""
-    return Segmentation(info)

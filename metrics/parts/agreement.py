@@ -1,30 +1,46 @@
-"""Do the discovered parts agree with the true ones: NMI and ARI at key points and at pixels."""
+"""Agreement of the discovered parts with the true ones: NMI and ARI at key points and at pixels.
 
+Both are computed from tables of exact counts, because lists of the labels of all pixels would not fit into memory.
+"""
+
+import math
+from typing import ClassVar
+
+import numpy as np
 import torch
+from scipy.stats import entropy
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, count_by
-from metrics.parts.contingency import adjusted_rand_index, normalized_mutual_information
 from metrics.parts.part_maps import maps_of, pixel_labels, point_labels
 from metrics.registry import METRICS
 from metrics.types import Prediction
 
 MOST_CHANNELS = 256
-"""Width of the tables, K + 1 at most: a state needs its shape before the first model is seen."""
+"""Width of the tables, at least K + 1: a state needs its shape before the first prediction is seen."""
 
 
+@METRICS.register("parts")
 class PartAgreement(ExactMetric):
     """Agreement of the largest channel of the part maps, background included, with the true parts. Keys:
 
-    - `part_nmi`, `part_ari`: over all visible key points of all images, the truth being which key point it is
-    - `part_nmi_pixels`, `part_ari_pixels`: over all pixels of all images, the truth being the pixel's part, or none
+    - `part_nmi`, `part_ari`: over all visible key points of all images; the true label is the key point's index
+    - `part_nmi_pixels`, `part_ari_pixels`: over all pixels of all images; the true label is the pixel's part, or none
     - `count/part_points`, `count/part_pixels`: how many were counted
 
-    NMI (arithmetic mean of the entropies) is in [0, 1], ARI at most 1 and 0 for chance; published times 100. One number
-    over the whole split, not a mean over images. Each pair of metrics appears where batches have that annotation.
+    NMI is in [0, 1], ARI at most 1 and 0 for chance; published times 100. One number over the whole split, not a mean
+    over images. Each pair of metrics appears where batches have that annotation.
     """
+
+    shown: ClassVar = {
+        "part_nmi": MetricInfo(percent=True, headline=120),
+        "part_ari": MetricInfo(percent=True, headline=130),
+        "part_nmi_pixels": MetricInfo(percent=True, headline=140),
+        "part_ari_pixels": MetricInfo(percent=True, headline=150),
+    }
 
     at_points: Tensor
     at_pixels: Tensor
@@ -36,7 +52,7 @@ class PartAgreement(ExactMetric):
             raise UserError(f"metric 'parts': data set {info.name!r} has no parts; drop it from --metrics")
         self.info, self.parts = info, len(info.part_names)
         self.add_counter("at_points", self.parts, MOST_CHANNELS)
-        self.add_counter("at_pixels", self.parts + 1, MOST_CHANNELS)  # the last row: none of the parts
+        self.add_counter("at_pixels", self.parts + 1, MOST_CHANNELS)  # the last row: pixels of no part
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where there are no part maps, too many, or no true parts."""
@@ -44,8 +60,7 @@ class PartAgreement(ExactMetric):
         if batch.keypoints is None and batch.part_labels is None:
             raise UserError(f"metric 'parts': a batch of data set {self.info.name!r} carries no parts")
         if maps.shape[1] > MOST_CHANNELS:
-            raise UserError(f"metric 'parts' tells {MOST_CHANNELS - 1} parts apart, the model has {maps.shape[1] - 1}")
-        self.follow(prediction)
+            raise UserError(f"metric 'parts' supports {MOST_CHANNELS - 1} parts, the model has {maps.shape[1] - 1}")
         size = (batch.image.shape[2], batch.image.shape[3])
         if batch.keypoints is not None:
             names = torch.arange(self.parts, device=maps.device).expand(len(batch), -1)
@@ -56,9 +71,11 @@ class PartAgreement(ExactMetric):
             _count_pairs(truth, pixel_labels(maps, size, align_corners=False), self.at_pixels)
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in the class docstring."""
+        """The values named in the class docstring."""
         results = {}
-        for suffix, name, table in (("", "part_points", self.at_points), ("_pixels", "part_pixels", self.at_pixels)):
+        states = (("", "part_points", self.at_points), ("_pixels", "part_pixels", self.at_pixels))
+        for suffix, name, state in states:
+            table = state.cpu().numpy()
             if count := int(table.sum()):
                 results[f"part_nmi{suffix}"] = normalized_mutual_information(table)
                 results[f"part_ari{suffix}"] = adjusted_rand_index(table)
@@ -72,7 +89,31 @@ def _count_pairs(truth: Tensor, found: Tensor, table: Tensor, flags: Tensor | No
     count_by(index.flatten(), table.view(-1), None if flags is None else flags.flatten())
 
 
-@METRICS.register("parts")
-def parts(info: DatasetInfo) -> PartAgreement:
-    """See `PartAgreement`."""
-    return PartAgreement(info)
+def normalized_mutual_information(table: np.ndarray) -> float:
+    """Mutual information over the mean of the two entropies, in [0, 1]; table [P, C] int64, nan for an empty one.
+
+    scikit-learn's `normalized_mutual_info_score`, from how often each pair of labels occurs.
+    """
+    if not table.any():
+        return math.nan
+    joint, truth, found = (float(entropy(c[c > 0])) for c in (table.flatten(), table.sum(1), table.sum(0)))
+    if truth + found == 0:
+        return 1.0  # one label each
+    return min(max(2 * (truth + found - joint) / (truth + found), 0.0), 1.0)
+
+
+def adjusted_rand_index(table: np.ndarray) -> float:
+    """Agreement on pairs, 0 for chance and 1 at most (Hubert & Arabie 1985, eq. 5); table [P, C] int64, nan if empty.
+
+    scikit-learn's `adjusted_rand_score`, from how often each pair of labels occurs.
+    """
+    if not table.any():
+        return math.nan
+    exact = table.astype(object)  # Python integers: the square of a number of pixels does not fit into 64 bits
+    # Ordered pairs of elements that share a label in both labellings, in each, and all pairs.
+    both, truth, found = (int((n * (n - 1)).sum()) for n in (exact, exact.sum(1), exact.sum(0)))
+    count = int(exact.sum())
+    total = count * (count - 1)
+    if both == truth == found:
+        return 1.0
+    return 2 * (both * total - truth * found) / ((truth + found) * total - 2 * truth * found)

@@ -1,13 +1,15 @@
-"""Key points predicted from the centres of the discovered parts by least squares (published as Kp. error)."""
+"""Key points predicted from the centres of the discovered parts by least squares (published as "Kp. error")."""
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import FittedMetric, mean
 from metrics.parts.part_maps import maps_of, part_centres
@@ -15,24 +17,26 @@ from metrics.registry import METRICS
 from metrics.types import Prediction
 
 ACTIVE = 0.5
-"""A part whose map is nowhere above this has no place in the image."""
-STILL = 1e-9
-"""A coordinate that deviates less than this, in box sizes, is constant."""
+"""A part is active in an image where its map exceeds this somewhere."""
+SMALLEST_DEVIATION = 1e-9
+"""A coordinate with a smaller standard deviation, in box sizes, counts as constant."""
 
 
+@METRICS.register("keypoints")
 class KeyPointRegression(FittedMetric):
-    """Mean distance between true and predicted key points, in sizes of the object's box. Keys:
+    """Mean distance between true and predicted key points, in units of the object's box. Keys:
 
-    - `keypoint_error`: mean over all visible key points of all images; a distance of (x / width, y / height), published
-      times 100. nan where nothing was counted, or where the map of a part is not finite
-    - `count/keypoints`: how many that were
+    - `keypoint_error`: mean over all visible key points of all images of the Euclidean distance in (x / width,
+      y / height); published times 100. nan where nothing was counted, or where the map of a part is not finite
+    - `count/keypoints`: the number of key points
 
-    For each key point a linear map without intercept, 2K -> 2, from the parts' centres; fitted by least squares on the
-    training images where it is visible. Centres and key points are relative to the box and standardised over these
-    images; a part that is not active stands at 0, the mean, in training and test. A key point that no training image
-    shows is left out. Keeps 8 (3K + 3P) bytes per image.
+    Each key point is predicted by a linear map without intercept, 2K -> 2, from the parts' centres, fitted by least
+    squares on the training images where it is visible. Centres and key points are relative to the box and standardised
+    over these images; a part that is not active is set to 0, the mean, in training and test. A key point that no
+    training image shows is left out. Keeps 8 (3K + 3P) bytes per image.
     """
 
+    shown: ClassVar = {"keypoint_error": MetricInfo(percent=True, headline=160)}
     fitted: list[Tensor]
     fitted_images: Tensor
     scored: list[Tensor]
@@ -59,11 +63,10 @@ class KeyPointRegression(FittedMetric):
         self.scored_images += len(batch)
 
     def _rows(self, batch: Batch, prediction: Prediction) -> Tensor:
-        """[B, 3K + 3P] float64: centres, active, key points, visible."""
+        """[B, 3K + 3P] float64: centres [2K], active [K], key points [2P], visible [P]."""
         maps = maps_of(prediction, "keypoints")
         if batch.keypoints is None or batch.frame is None:
             raise UserError(f"metric 'keypoints': data set {self.info.name!r} lacks key points or boxes here")
-        self.follow(prediction)
         size = (batch.image.shape[2], batch.image.shape[3])
         corner, extent = batch.frame.double()[:, None].split(2, dim=2)
         centres = (part_centres(maps, size) - corner) / extent
@@ -74,7 +77,7 @@ class KeyPointRegression(FittedMetric):
         )
 
     def compute(self) -> dict[str, float]:
-        """The metrics named in the class docstring. Raises UserError where nothing was fitted."""
+        """The values named in the class docstring. Raises UserError where nothing was fitted."""
         if not self.scored_images:
             return {"keypoint_error": math.nan, "count/keypoints": 0.0}
         if not self.fitted_images:
@@ -86,17 +89,17 @@ class KeyPointRegression(FittedMetric):
         return {"keypoint_error": mean(distances), "count/keypoints": float(len(distances))}
 
     def _table(self, name: str) -> "Table":
-        """What `_rows` made of all images, in an order that no batch and no process decides."""
+        """The rows of all images, sorted, so that the order of images and the number of processes change no digit."""
         rows = self.values(name).reshape(int(getattr(self, f"{name}_images")), -1).cpu().numpy()
         rows = rows[np.lexsort(rows.T)]
-        parts = rows.shape[1] // 3 - self.points
+        parts = rows.shape[1] // 3 - self.points  # 3K + 3P columns
         centres, active, points, visible = np.split(rows, np.cumsum([2 * parts, parts, 2 * self.points]), axis=1)
         return Table(centres, active > 0, points.reshape(-1, self.points, 2), visible > 0)
 
 
 @dataclass(frozen=True)
 class Table:
-    """n images; positions relative to the box's corner, in box sizes."""
+    """n images; positions are relative to the corner of the box, in units of its width and height."""
 
     centres: np.ndarray
     """[n, 2K] (x, y) of each part."""
@@ -109,43 +112,41 @@ class Table:
 
 
 def distances_of(point: int, train: Table, test: Table) -> list[float]:
-    """Error of one key point in every test image that shows it; none where no training image does."""
+    """Error of one key point in every test image that shows it; empty where no training image shows it."""
     seen, shown = train.visible[:, point], test.visible[:, point]
     if not seen.any():
         return []
     centres, points = Standard.of(train.centres[seen]), Standard.of(train.points[seen, point])
+    # A part is 0 where it is not active: the mean of the standardised training centres.
     inputs = [
         np.where(table.active[rows].repeat(2, axis=1), centres.apply(table.centres[rows]), 0)
         for table, rows in ((train, seen), (test, shown))
     ]
     weights = np.linalg.lstsq(inputs[0], points.apply(train.points[seen, point]), rcond=None)[0]
     errors = points.undo(inputs[1] @ weights) - test.points[shown, point]
-    return np.linalg.norm(errors, axis=1).tolist()
+    distances: list[float] = np.linalg.norm(errors, axis=1).tolist()
+    return distances
 
 
 @dataclass(frozen=True)
 class Standard:
-    """What brings columns to mean 0 and standard deviation 1; a constant column to 0."""
+    """Standardisation of columns to mean 0 and standard deviation 1; a constant column becomes 0."""
 
     mean: np.ndarray
     deviation: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Standard":
-        """That of values [n, columns]."""
+        """The standardisation of values [n, columns]."""
         deviation = values.std(0)
-        return cls(values.mean(0), np.where(deviation > STILL, deviation, 1))
+        return cls(values.mean(0), np.where(deviation > SMALLEST_DEVIATION, deviation, 1))
 
     def apply(self, values: np.ndarray) -> np.ndarray:
         """Standardised values."""
-        return (values - self.mean) / self.deviation
+        standardised: np.ndarray = (values - self.mean) / self.deviation
+        return standardised
 
     def undo(self, values: np.ndarray) -> np.ndarray:
-        """The opposite of `apply`."""
-        return values * self.deviation + self.mean
-
-
-@METRICS.register("keypoints")
-def keypoints(info: DatasetInfo) -> KeyPointRegression:
-    """See `KeyPointRegression`."""
-    return KeyPointRegression(info)
+        """The inverse of `apply`."""
+        original: np.ndarray = values * self.deviation + self.mean
+        return original

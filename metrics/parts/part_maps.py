@@ -1,4 +1,4 @@
-"""Part maps read as the published part evaluation reads them: at pixels, at key points, as centres.
+"""Part maps at pixels, at key points and as centres, as in the published part evaluation.
 
 Shapes: B images of H x W pixels, part maps [B, K+1, h, w] on the patch grid, last channel = background.
 """
@@ -11,18 +11,18 @@ from common.errors import UserError
 from metrics.types import Prediction
 
 IMAGES_AT_A_TIME = 8
-"""Maps at pixels are K+1 times as large as the image: a whole batch of them need not fit into memory."""
+"""Maps at pixels are K+1 times as large as the image: a whole batch of them may not fit into memory."""
 
 
 def maps_of(prediction: Prediction, metric: str) -> Tensor:
     """The prediction's part maps, detached, float32. Raises UserError, naming the metric, where it has none."""
     if prediction.maps is None:
-        raise UserError(f"metric {metric!r}: this model hands out no part maps; drop it from --metrics")
+        raise UserError(f"metric {metric!r}: this model has no part maps; drop it from --metrics")
     return prediction.maps.detach().float()
 
 
 def pixel_labels(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
-    """[B, H, W] int64: the largest channel at every pixel, of maps enlarged bilinearly to size (H, W)."""
+    """[B, H, W] int64: the largest channel at every pixel of the maps enlarged bilinearly to size (H, W)."""
     some = maps.split(IMAGES_AT_A_TIME)
     enlarged = (interpolate(few, size=size, mode="bilinear", align_corners=align_corners) for few in some)
     return torch.cat([few.argmax(dim=1) for few in enlarged])
@@ -31,12 +31,12 @@ def pixel_labels(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Te
 def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, P] int64: `pixel_labels(maps, size, align_corners=False)` at points [B, P, 2] (x, y), pixels.
 
-    A point belongs to the pixel of index round(x - 0.5), halves to even, cut to the image, as published. Only these
-    pixels are interpolated.
+    A point belongs to the pixel with index round(x - 0.5), halves to even, clamped to the image, as published. Only
+    these pixels are interpolated.
     """
     limit = torch.tensor([size[1], size[0]], device=points.device)
     pixels = torch.minimum((points - 0.5).round().clamp(min=0), limit - 1)
-    grid = (2 * pixels + 1) / limit - 1
+    grid = (2 * pixels + 1) / limit - 1  # pixel centres in the [-1, 1] of grid_sample
     values = grid_sample(maps, grid[:, :, None].to(maps), padding_mode="border", align_corners=False)
     return values[..., 0].argmax(dim=1)
 
@@ -44,11 +44,11 @@ def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
 def part_centres(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """[B, K, 2] float64 (x, y): the mean position of each part's map, pixels of images of size (H, W).
 
-    A cell of the grid lies where its first pixel does, without half a pixel more, as published. The centre of a map
-    without any value is (0, 0).
+    A cell of the grid is placed at its first pixel, not at its centre, as published. A map of zeros has the centre
+    (0, 0).
     """
     parts = maps[:, :-1].double()
-    mass = parts.sum(dim=(2, 3)).clamp(min=torch.finfo(torch.float64).tiny)
+    mass = parts.sum(dim=(2, 3)).clamp(min=torch.finfo(torch.float64).tiny)  # never 0 / 0
     h, w = parts.shape[2:]
     across = torch.arange(w, device=maps.device, dtype=torch.float64) * (size[1] / w)
     down = torch.arange(h, device=maps.device, dtype=torch.float64)[:, None] * (size[0] / h)

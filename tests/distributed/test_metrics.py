@@ -1,7 +1,6 @@
-"""Every metric: the same metrics, to the last digit, from one process, two and three, for any number of images."""
+"""Every metric: the same values, to the last digit, from one process, two and three, for any number of images."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -12,19 +11,23 @@ from engine.explanation.map_metrics import MapMetricOptions
 from metrics import METRICS, Prediction, build_metrics
 from metrics.maps.as_masks import MaskComparison
 from metrics.maps.background_swap import BackgroundSwap
-from metrics.maps.per_image import MAP_METRICS, bootstrap
+from metrics.maps.per_image import MAP_METRICS
 from metrics.types import Explanation
 from tests.metrics import map_cases
-from tests.metrics.cases import BIRDS, many_classes, random_set, rows_of
-from tests.metrics.test_multilabel import THREE, several
+from tests.metrics.cases import (
+    BIRDS,
+    THREE,
+    few_resamples,
+    many_classes,
+    metrics_for,
+    outside_metric,
+    random_set,
+    rows_of,
+)  # fmt: skip
 from tests.processes import on_processes
 
 IMAGES = 7
-CASES: dict[str, tuple[DatasetInfo, tuple[str, ...]]] = {
-    "birds": (BIRDS, ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints", "f1")),
-    "several classes in an image": (THREE, ("multilabel", "multilabel_intervals")),
-    "many classes": (many_classes(30), ("accuracy", "auroc", "f1")),
-}
+CASES = {info.name: info for info in (BIRDS, THREE, many_classes(30))}
 COLOURS = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
 
 
@@ -34,45 +37,40 @@ def blocks(count: int) -> Iterable[torch.Tensor]:
     return own.split(2) if len(own) else ()
 
 
-@contextmanager
-def few_resamples() -> Iterator[None]:
-    """Intervals in a fraction of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bootstrap, "__defaults__", (20, 0))
-        yield
+def results(info: DatasetInfo, images: int, fitted: int) -> dict[str, dict[str, float]]:
+    """By metric, of the first `images`; metrics that are fitted see the first `fitted`."""
+    batch, prediction = random_set(info, IMAGES)
+    found = {}
+    for name in metrics_for(info):
+        metrics = build_metrics([name], info)
+        for rows in blocks(fitted):
+            metrics.fit(*rows_of(batch, prediction, rows))
+        for rows in blocks(images):
+            metrics.update(*rows_of(batch, prediction, rows))
+        found[name] = metrics.compute()
+    return found
 
 
-def results(case: str, images: int, fitted: int) -> dict[str, float]:
-    """Of the first `images`, where a metric is fitted on the first `fitted`."""
-    info, names = CASES[case]
-    batch, prediction = several(info, IMAGES) if info.multi_label else random_set(info, IMAGES)
-    metrics = build_metrics(names, info)
-    for rows in blocks(fitted):
-        metrics.fit(*rows_of(batch, prediction, rows))
-    for rows in blocks(images):
-        metrics.update(*rows_of(batch, prediction, rows))
-    return metrics.compute()
-
-
-def figures_of_all_sizes(case: str) -> dict[str, str]:
+def results_of_all_sizes(case: str) -> dict[str, str]:
     """As text: nan equals nan."""
     sizes = [*((images, IMAGES) for images in range(1, IMAGES + 1)), (1, 1), (IMAGES, 1)]
-    with few_resamples():
-        return {str(size): repr(results(case, *size)) for size in sizes}
+    with few_resamples(), outside_metric():
+        return {str(size): repr(results(CASES[case], *size)) for size in sizes}
 
 
 def test_every_metric_is_tried() -> None:
-    assert {name for _, names in CASES.values() for name in names} == set(METRICS)
+    assert {name for info in CASES.values() for name in metrics_for(info)} == set(METRICS)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_figures_do_not_depend_on_the_number_of_processes(case: str) -> None:
-    alone = figures_of_all_sizes(case)
+def test_results_do_not_depend_on_the_number_of_processes(case: str) -> None:
+    alone = results_of_all_sizes(case)
+    assert all("'brier'" in text for text in alone.values())
     for world_size in (2, 3):
-        assert on_processes(world_size, figures_of_all_sizes, case) == [alone] * world_size
+        assert on_processes(world_size, results_of_all_sizes, case) == [alone] * world_size
 
 
-def answer(images: torch.Tensor) -> Prediction:
+def predict(images: torch.Tensor) -> Prediction:
     """A model of three classes that looks at colours, each image by itself, and shows the brighter patches."""
     cells = images.mean(1).unfold(1, 4, 4).unfold(2, 4, 4).mean((3, 4))
     return Prediction(9 * images.mean((2, 3)), mask=cells > cells.mean((1, 2), keepdim=True))
@@ -85,12 +83,12 @@ def map_case(count: int = IMAGES) -> tuple[Batch, torch.Tensor]:
     return batch, explanation.maps
 
 
-def figures_of_maps(images: int) -> dict[str, object]:
+def results_of_maps(images: int) -> dict[str, object]:
     """Of the first `images`: all map metrics, maps as masks, swapped backgrounds; and the rows of every image."""
     whole, maps = map_case()
     protocol = MapMetricOptions(*COLOURS, patch=4, steps=3)
     metrics = {name: MAP_METRICS[name](map_cases.INFO, **protocol.options(name)) for name in MAP_METRICS}
-    swap, comparison = BackgroundSwap(answer), MaskComparison(map_cases.INFO, lambda x, mask: answer(x * 0.5).logits)
+    swap, comparison = BackgroundSwap(predict), MaskComparison(map_cases.INFO, lambda x, mask: predict(x * 0.5).logits)
     start = processes().block(images).start
     if 0 < start < images:
         before = map_cases.take(whole, map_cases.explanation_of(maps, maps), [start - 1])[0]
@@ -98,9 +96,9 @@ def figures_of_maps(images: int) -> dict[str, object]:
             metric.start_after(before)
     for rows in blocks(images):
         batch, _ = map_cases.take(whole, map_cases.explanation_of(maps, maps), rows.tolist())
-        seen, shown = answer(batch.image), maps[rows]
+        seen, shown = predict(batch.image), maps[rows]
         for metric in metrics.values():
-            metric.update(batch, Explanation(shown, seen.logits, lambda x: answer(x).logits))
+            metric.update(batch, Explanation(shown, seen.logits, lambda x: predict(x).logits))
         swap.update(batch, seen)
         comparison.update(batch, seen.mask, {"method": shown, "other": -shown})
     tables = {
@@ -112,25 +110,25 @@ def figures_of_maps(images: int) -> dict[str, object]:
     return {**summaries, "swap": swap.compute(), "masks": comparison.compute(), "tables": tables, "paths": paths}
 
 
-def figures_of_some_maps(sizes: tuple[int, ...]) -> dict[int, str]:
+def results_of_some_maps(sizes: tuple[int, ...]) -> dict[int, str]:
     with few_resamples():
-        return {size: repr(figures_of_maps(size)) for size in sizes}
+        return {size: repr(results_of_maps(size)) for size in sizes}
 
 
-def test_figures_of_maps_do_not_depend_on_the_number_of_processes() -> None:
+def test_results_of_maps_do_not_depend_on_the_number_of_processes() -> None:
     sizes = (1, 2, 5, IMAGES)
-    alone = figures_of_some_maps(sizes)
+    alone = results_of_some_maps(sizes)
     assert repr([str(i) for i in range(IMAGES)]) in alone[IMAGES]
     for world_size in (2, 3):
-        assert on_processes(world_size, figures_of_some_maps, sizes) == [alone] * world_size
+        assert on_processes(world_size, results_of_some_maps, sizes) == [alone] * world_size
 
 
 def test_the_image_before_a_block_is_the_last_one_of_another_process() -> None:
     """What the case above would not notice if no metric looked there."""
     batch, _ = map_case()
-    told, alone = BackgroundSwap(answer), BackgroundSwap(answer)
+    told, alone = BackgroundSwap(predict), BackgroundSwap(predict)
     later = map_cases.take(batch, map_cases.explanation_of(batch.image, batch.image), [1, 2])[0]
     told.start_after(map_cases.take(batch, map_cases.explanation_of(batch.image, batch.image), [0])[0])
     for swap in (told, alone):
-        swap.update(later, answer(later.image))
+        swap.update(later, predict(later.image))
     assert told.compute() != alone.compute()

@@ -56,5 +56,5 @@ def test_what_is_missing_is_named() -> None:
     batch, prediction = random_set(BIRDS)
     with pytest.raises(UserError, match="'birds' has no true masks here; drop it from --metrics"):
         build_metrics(["foreground"], BIRDS).update(replace(batch, mask=None), prediction)
-    with pytest.raises(UserError, match="'foreground': this model hands out no part maps; drop it from --metrics"):
+    with pytest.raises(UserError, match="'foreground': this model has no part maps; drop it from --metrics"):
         build_metrics(["foreground"], BIRDS).update(batch, replace(prediction, maps=None))

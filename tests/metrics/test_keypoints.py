@@ -166,7 +166,7 @@ def test_what_is_missing_is_named() -> None:
     batch, maps = peaked_set()
     with pytest.raises(UserError, match="'birds' has no key points; drop it from --metrics"):
         build_metrics(["keypoints"], replace(BIRDS, part_names=None))
-    with pytest.raises(UserError, match="'keypoints': this model hands out no part maps; drop it from --metrics"):
+    with pytest.raises(UserError, match="'keypoints': this model has no part maps; drop it from --metrics"):
         fit(batch, None)
     for lacking in ({"keypoints": None}, {"frame": None}):
         with pytest.raises(UserError, match="'birds' lacks key points or boxes here"):

@@ -84,10 +84,10 @@ def test_without_true_masks_only_the_kept_share() -> None:
 
 def test_a_model_without_masks() -> None:
     batch, prediction = random_set(BIRDS)
-    with pytest.raises(UserError, match="hands out no patch mask; drop it from --metrics"):
+    with pytest.raises(UserError, match="this model has no patch mask; drop it from --metrics"):
         build_metrics(["mask"], BIRDS).update(batch, replace(prediction, mask=None))
 
 
 def test_sizes_must_be_multiples() -> None:
-    with pytest.raises(ValueError, match="4x5 pixels is no multiple of the 2x2 patch grid"):
+    with pytest.raises(ValueError, match="4x5 pixels is not a multiple of the 2x2 patch grid"):
         patch_overlap(torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1, 4, 5, dtype=torch.bool))

@@ -8,33 +8,63 @@ import torch
 
 from common.errors import UserError
 from datasets.types import DatasetInfo, Sample
-from metrics import METRICS, MetricSet, build_metrics, default_metrics
-from tests.metrics.cases import BIRDS, feed, many_classes, random_set, rows_of
+from metrics import METRICS, MetricSet, Prediction, build_metrics, default_metrics
+from metrics.base import ExactMetric
+from tests.metrics.cases import (
+    BIRDS,
+    THREE,
+    fed_alone,
+    feed,
+    many_classes,
+    metrics_for,
+    outside_metric,
+    random_set,
+    rows_of,
+)  # fmt: skip
 
 ALL = ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints")
+DATA_SETS = (BIRDS, THREE, many_classes(30))
 
 
-def test_known_names() -> None:
-    assert list(METRICS) == sorted((*ALL, "f1", "multilabel", "multilabel_intervals"))
-
-
-@pytest.mark.parametrize("size", [1, 7, 64])
-def test_results_do_not_depend_on_the_batch_size(size: int) -> None:
-    batch, prediction = random_set(BIRDS, n=90)
-    whole = feed(build_metrics(ALL, BIRDS), batch, prediction, 90)
-    assert feed(build_metrics(ALL, BIRDS), batch, prediction, size) == whole
-    assert len(whole) == 38
-    assert all(isinstance(value, float) for value in whole.values())
+def test_every_metric_is_tried() -> None:
+    assert {name for info in DATA_SETS for name in metrics_for(info)} == set(METRICS) >= {*ALL, "f1", "multilabel"}
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_many_classes_do_not_depend_on_the_batch_size(size: int) -> None:
-    info = many_classes(30)
+@pytest.mark.parametrize("info", DATA_SETS, ids=lambda info: info.name)
+def test_results_do_not_depend_on_the_batch_size(info: DatasetInfo, size: int) -> None:
+    batch, prediction = random_set(info, n=90)
+    with outside_metric():
+        whole = fed_alone(info, batch, prediction, 90)
+        assert "brier" in whole and all(whole.values())
+        assert fed_alone(info, batch, prediction, size) == whole
+    assert all(isinstance(value, float) for results in whole.values() for value in results.values())
+
+
+def test_a_metric_that_depends_on_the_batch_size_is_noticed() -> None:
+    batch, prediction = random_set(BIRDS)
+    with outside_metric():
+        METRICS["brier"].update = (
+            lambda self, batch, prediction: self.errors.append(  # type: ignore[attr-defined]
+                prediction.logits[:1].double().flatten()
+            )
+        )
+        assert fed_alone(BIRDS, batch, prediction, 67) != fed_alone(BIRDS, batch, prediction, 7)
+
+
+@pytest.mark.parametrize("info", DATA_SETS, ids=lambda info: info.name)
+def test_moving_the_states_loses_no_batch(info: DatasetInfo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the first batch moves the states: other lists and tensors take the place of the first ones."""
     batch, prediction = random_set(info)
-    names = ("accuracy", "auroc")
-    assert feed(build_metrics(names, info), batch, prediction, size) == feed(
-        build_metrics(names, info), batch, prediction, 67
-    )
+    expected = fed_alone(info, batch, prediction, 30)
+
+    def move(metric: ExactMetric, prediction: Prediction) -> None:
+        for name in metric._defaults:
+            state = getattr(metric, name)
+            setattr(metric, name, list(state) if isinstance(state, list) else state.clone())
+
+    monkeypatch.setattr(ExactMetric, "follow", move)
+    assert fed_alone(info, batch, prediction, 30) == expected
 
 
 def test_order_of_the_images_does_not_matter() -> None:

@@ -12,9 +12,7 @@ from common.errors import UserError
 from datasets.types import Batch, DatasetInfo
 from metrics import Prediction, build_metrics, default_metrics
 from metrics.multilabel import average_precision
-from tests.metrics.cases import BIRDS, feed, many_classes, rows_of
-
-THREE = DatasetInfo("three", ("a", "b", "c"), multi_label=True)
+from tests.metrics.cases import BIRDS, THREE, feed, many_classes, rows_of
 
 
 def several(info: DatasetInfo = THREE, n: int = 67, seed: int = 0) -> tuple[Batch, Prediction]:
@@ -53,9 +51,9 @@ def test_scikit_learn_says_the_same(seed: int) -> None:
 
 def test_average_precision_by_hand() -> None:
     """Thresholds 3, 2, 1: precision 1, 2/3, 2/4 where recall grows by 1/2, 1/2, 0."""
-    scores, present = torch.tensor([3.0, 2.0, 2.0, 1.0]), torch.tensor([True, False, True, False])
-    assert average_precision(scores, present) == pytest.approx(1 / 2 * 1 + 1 / 2 * 2 / 3)
-    assert math.isnan(average_precision(scores, torch.zeros(4, dtype=torch.bool)))
+    scores, once = np.array([3.0, 2.0, 2.0, 1.0]), np.ones(4)
+    assert average_precision(scores, np.array([True, False, True, False]))(once) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
+    assert math.isnan(average_precision(scores, np.zeros(4, bool))(once))
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
@@ -122,10 +120,10 @@ def test_what_fits_a_data_set() -> None:
     many = replace(many_classes(30), multi_label=True)
     found = measured(*several(many), info=many)
     assert not any("class/" in key for key in found) and not np.isnan(found["mean_average_precision"])
-    with pytest.raises(UserError, match="multilabel.*'birds' has one class in an image"):
+    with pytest.raises(UserError, match="multilabel.*'birds' show one class; drop it"):
         build_metrics(["multilabel"], BIRDS)
     batch, prediction = several()
-    with pytest.raises(UserError, match="does not say which classes"):
+    with pytest.raises(UserError, match="does not list them"):
         measured(replace(batch, present=None), prediction)
     with pytest.raises(ValueError, match=r"\(67, 3\), expected \(67, 2\)"):
         measured(batch, prediction, info=replace(THREE, class_names=("a", "b")))

@@ -81,5 +81,5 @@ def test_a_broken_answer_stays_broken() -> None:
 
 
 def test_another_number_of_outputs_is_an_error() -> None:
-    with pytest.raises(ValueError, match="logits have 6 outputs, 'nine' knows 7"):
+    with pytest.raises(ValueError, match="logits have 6 outputs, 'nine' expects 7"):
         class_logits(LOGITS[:, :6], RESTRICTED)

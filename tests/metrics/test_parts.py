@@ -93,9 +93,9 @@ def test_what_is_missing_is_named() -> None:
     batch, prediction = random_set(BIRDS, n=4)
     with pytest.raises(UserError, match="'birds' has no parts; drop it from --metrics"):
         build_metrics(["parts"], replace(BIRDS, part_names=None))
-    with pytest.raises(UserError, match="'parts': this model hands out no part maps; drop it from --metrics"):
+    with pytest.raises(UserError, match="'parts': this model has no part maps; drop it from --metrics"):
         build_metrics(["parts"], BIRDS).update(batch, replace(prediction, maps=None))
     with pytest.raises(UserError, match="'birds' carries no parts"):
         build_metrics(["parts"], BIRDS).update(replace(batch, keypoints=None, part_labels=None), prediction)
-    with pytest.raises(UserError, match="tells 255 parts apart, the model has 256"):
+    with pytest.raises(UserError, match="supports 255 parts, the model has 256"):
         measured(batch, torch.zeros(4, MOST_CHANNELS + 1, 2, 2))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from report.explanations import HEADLINES, ExplainedImage, method_sheet, write_explanation_report
+from report.explanations import ExplainedImage, method_sheet, write_explanation_report
 from report.overlays import heat_overlay
 from report.tables import TableText, latex
 
@@ -60,7 +60,7 @@ def test_no_images_no_sheet(tmp_path: Path) -> None:
 def report(tmp_path: Path, records: Sequence[dict[str, Any]] = RECORDS) -> Path:
     sheet = method_sheet([SHOWN], tmp_path / "out" / "sheet.png")
     details = {"protocol": {"abpc": {"fill": "grey <b>"}}}
-    return write_explanation_report(sheet.parent, "Explanations of x", records, HEADLINES, sheet, details, "a: 1\n")
+    return write_explanation_report(sheet.parent, "Explanations of x", records, sheet, details, "a: 1\n")
 
 
 def test_one_table_in_four_formats(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         ("accuracy_top5", "top-5 accuracy", True),
         ("mask_iou_dataset", "mask IoU (data set)", True),
         ("worst_group_accuracy_paper", "worst group accuracy (paper)", True),
-        ("miou_published", "mIoU (published)", True),
+        ("segmentation/f1_published", "segmentation: F1 (published)", True),
         ("accuracy/group/land on water", "land on water", True),
         ("count/group/land on water", "number of group: land on water", False),
         ("auroc", "AUROC", True),

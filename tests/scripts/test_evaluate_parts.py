@@ -92,7 +92,7 @@ def test_a_plain_vit_has_no_parts(
     assert not named(measure(runs / "plain")) & (KEYS | PIXELS)
     for metric in PARTS[1:]:
         line = fails(["--run", str(runs / "plain"), "--metrics", metric], monkeypatch, capsys)
-        assert f"metric '{metric}': this model hands out no part maps; drop it from --metrics" in line
+        assert f"metric '{metric}': this model has no part maps; drop it from --metrics" in line
 
 
 def test_the_protocol_on_cub(runs: Path, measure: Measure) -> None:

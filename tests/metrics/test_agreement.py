@@ -2,18 +2,19 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from torchmetrics.functional.clustering import adjusted_rand_score as torchmetrics_ari
 from torchmetrics.functional.clustering import normalized_mutual_info_score as torchmetrics_nmi
 
-from metrics.parts.contingency import adjusted_rand_index, normalized_mutual_information
+from metrics.parts.agreement import adjusted_rand_index, normalized_mutual_information
 
 
-def table_of(truth: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """With a row and a column that nobody uses."""
-    table = torch.zeros(int(truth.max()) + 2, int(found.max()) + 2, dtype=torch.int64)
+def table_of(truth: torch.Tensor, found: torch.Tensor) -> np.ndarray:
+    """With an empty row and an empty column."""
+    table = np.zeros((int(truth.max()) + 2, int(found.max()) + 2), dtype=np.int64)
     for t, f in zip(truth.tolist(), found.tolist(), strict=True):
         table[t, f] += 1
     return table
@@ -47,16 +48,16 @@ def test_labellings_of_one_label_and_of_single_points(truth: list[int], found: l
 
 
 def test_nothing_counted() -> None:
-    empty = torch.zeros(3, 4, dtype=torch.int64)
+    empty = np.zeros((3, 4), dtype=np.int64)
     assert math.isnan(normalized_mutual_information(empty)) and math.isnan(adjusted_rand_index(empty))
 
 
 def test_more_pixels_than_squares_fit_into_64_bits() -> None:
-    share = torch.tensor([[7, 1], [2, 5]])
-    table = share * 10**11
-    assert normalized_mutual_information(table) == pytest.approx(normalized_mutual_information(share), abs=1e-12)
-    # The limit of many points: the share of pairs, without the pairs of a point with itself.
-    joint = share.double() / 15
-    same, truth, found = (float(x.square().sum()) for x in (joint, joint.sum(1), joint.sum(0)))
+    small = np.array([[7, 1], [2, 5]])
+    table = small * 10**11
+    assert normalized_mutual_information(table) == pytest.approx(normalized_mutual_information(small), abs=1e-12)
+    # The limit of many points: fractions of pairs, without the pairs of a point with itself.
+    joint = small / 15
+    same, truth, found = (float((x**2).sum()) for x in (joint, joint.sum(1), joint.sum(0)))
     expected = (same - truth * found) / ((truth + found) / 2 - truth * found)
     assert adjusted_rand_index(table) == pytest.approx(expected, abs=1e-9)
