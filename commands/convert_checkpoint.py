@@ -29,7 +29,7 @@ from models.published import PublishedModel, load_published, to_published
 from models.registry import MODELS
 from models.two_stage import TwoStageModel
 from models.weights.checkpoints import read_state
-from models.weights.published_layout import FORMS, Form
+from models.weights.published_layout import FORMATS, Format
 
 
 def parse_args(args: list[str] | None = None) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse_args(args: list[str] | None = None) -> argparse.Namespace:
     reading.add_argument(
         "--data-config", type=Path, metavar="YAML", help="config of the run (data.* and others; model.* is overwritten)"
     )
-    parser.add_argument("--export", choices=FORMS, help="format to write; ifam-hf: iFAM with Hugging Face backbones")
+    parser.add_argument("--export", choices=FORMATS, help="format to write; ifam-hf: iFAM with Hugging Face backbones")
     options = parser.parse_args(args)
     if options.export and (options.backbone or options.image_size or options.data_config):
         parser.error("--export does not take --backbone, --image-size or --data-config")
@@ -81,7 +81,7 @@ def _run_config(config: RunConfig, out: Path, model: PublishedModel) -> RunConfi
     return replace(config, out=str(out), model=model.model_config, data=data)
 
 
-def export_checkpoint(source: Path, form: Form, out: Path) -> None:
+def export_checkpoint(source: Path, form: Format, out: Path) -> None:
     """Write our model in a published format: a .safetensors file, or else a torch file with `model_state`."""
     if out.exists():
         raise UserError(f"--to: {out} already exists; choose another file")

@@ -1,4 +1,4 @@
-"""What computes: backbones, stage 1 (parts), stage 2 (masked ViT), the two together, and the plain ViT."""
+"""Models: backbones, stage 1 (part discovery), stage 2 (masked ViT), the two-stage model, and baselines."""
 
 from models.baseline import PlainViT
 from models.config import ModelConfig, PartsConfig

@@ -1,4 +1,4 @@
-"""Any timm ViT by name, and where its weights come from.
+"""Build timm ViTs by name and load their weights.
 
 Shape legend: B images, N patches (h x w grid), P prefix tokens (class token, registers), D width.
 """
@@ -17,15 +17,17 @@ from models.weights.checkpoints import fit_backbone_state, load_into, read_state
 
 
 def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> VisionTransformer:
-    """Build timm's `name` without weights and without classifier, for inputs of `image_size` (height, width) pixels.
+    """timm's model `name`, randomly initialised and without a classifier, for `image_size` (height, width) in pixels.
 
-    Raises UserError for an unknown name, a model that is not a VisionTransformer, one without a class token, or a size
-    that the patch size does not divide.
+    Raises UserError for an unknown name, a model that is not a VisionTransformer or has no class token, or an image
+    size that is not a multiple of the patch size.
     """
-    known_to_timm(name)
-    try:  # fc_norm off: the final norm stands before the pooling in every model, also in those made for average pooling
+    check_timm_name(name)
+    try:
+        # fc_norm=False: timm applies the final norm after pooling in models made for average pooling, but the part head
+        # and the explanation methods read normalised patch tokens.
         model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path, fc_norm=False)
-    except RuntimeError as error:  # no such tag behind the dot
+    except RuntimeError as error:  # an unknown pretrained tag (the part after the dot)
         raise UserError(f"model.backbone: {' '.join(str(error).split())[:300]}") from None
     except TypeError as error:
         what = " ".join(str(error).split())[:300]
@@ -40,17 +42,17 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     return model
 
 
-def known_to_timm(name: str) -> None:
-    """Raise UserError, with the nearest names, unless timm has a model `name`."""
+def check_timm_name(name: str) -> None:
+    """Raise UserError, with the closest names, unless timm has a model `name`."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
         raise UserError(f"model.backbone: timm has no model {name!r}; nearest: {', '.join(near)}")
 
 
 def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> None:
-    """Fill `vit` from `source`: "none" (leave as is), "hub" (timm's download), or a weights file.
+    """Load weights into `vit` from `source`: "none" (keep as is), "hub" (timm's download), or a weights file.
 
-    The position table is resampled to the grid of `vit`. Raises UserError with the names of missing or unexpected keys.
+    Position embeddings are resampled to the grid of `vit`. Raises UserError naming missing or unexpected keys.
     """
     if source == "none":
         return
@@ -59,10 +61,10 @@ def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> Non
 
 
 def hub_state(name: str) -> dict[str, Tensor]:
-    """timm's downloaded weights of `name`, without its classifier. Raises UserError where they cannot be had."""
+    """timm's pretrained weights of `name`, without its classifier. Raises UserError if they cannot be loaded."""
     try:
         return timm.create_model(name, pretrained=True, num_classes=0).state_dict()
-    except Exception as error:  # timm and the hub raise many kinds: offline, no such weights, bad cache
+    except Exception as error:  # timm and the hub raise many types: offline, no such weights, bad cache
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"model.weights=hub: cannot get the weights of {name!r} ({reason}); give a file or model.weights=none"
@@ -70,18 +72,18 @@ def hub_state(name: str) -> dict[str, Tensor]:
 
 
 def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Tokens that enter the first block: [B, 3, H, W] -> [B, P + N, D], positions added, prefix tokens in front."""
+    """Input tokens of the first block: [B, 3, H, W] -> [B, P + N, D], prefix tokens first, with positions."""
     x = vit._pos_embed(vit.patch_embed(images))
     return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
 
 
-def keeps_patches_apart(vit: VisionTransformer) -> bool:
-    """Whether a token entering the first block comes from its own patch alone; not so behind a convolutional stem."""
+def embeds_patches_separately(vit: VisionTransformer) -> bool:
+    """Whether each input token depends on its own patch alone, unlike with an overlapping convolutional stem."""
     return isinstance(vit.patch_embed, PatchEmbed | MlpPatchEmbed)
 
 
 def grid_of(vit: VisionTransformer) -> tuple[int, int]:
-    """(h, w): the patch grid of the backbone's input size."""
+    """Patch grid (h, w) of the backbone's input."""
     return cast(tuple[int, int], vit.patch_embed.grid_size)
 
 

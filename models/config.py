@@ -1,4 +1,4 @@
-"""What computes: the `model.*` keys of every config, and what a saved model needs to be rebuilt."""
+"""The `model.*` keys of a config; a saved model is rebuilt from them."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,59 +11,60 @@ class PartsConfig:
     """Stage 1's part head (iFAM, section 3.1)."""
 
     num_parts: PositiveInt = 8
-    """K, foreground parts; one background channel comes on top."""
+    """K, the number of foreground parts; one background channel is added."""
     temperature: PositiveFloat = 1.0
-    """tau of softmax((l + g) / tau): it divides the logits l and their Gumbel noise g alike."""
+    """tau in softmax((l + g) / tau): divides both the logits l and their Gumbel noise g."""
     logit_scale: PositiveFloat = 1.0
-    """Ours: l is this times the negative squared distance, which weighs the distances against the noise."""
+    """Not in the papers: l is this times the negative squared distance, so it weighs distances against noise."""
     gumbel: bool = True
-    """Gumbel noise on the logits while training."""
+    """Add Gumbel noise to the logits in training."""
     part_dropout: HalfOpenUnitInterval = 0.3
-    """Probability that a part's vector is dropped from the stage-1 classifier, per image, while training."""
+    """Probability of dropping a part's vector from the stage-1 classifier, per image, in training."""
     mask_dropout: HalfOpenUnitInterval = 0.3
-    """Probability that a part is dropped from the mask, per image, while training."""
+    """Probability of dropping a part from the mask, per image, in training."""
     independent_draws: bool = False
-    """Draw the mask's noise apart from the maps' noise, as published; then maps and mask disagree in training."""
+    """Draw separate noise for the mask and the maps, as published; in training they then disagree."""
     eval_noise: bool = False
-    """Keep the noise in evaluation, as published."""
+    """Keep the Gumbel noise in evaluation, as published."""
     modulation: Literal["layer_norm", "original"] = "layer_norm"
-    """What turns pooled into modulated part vectors: a joint LayerNorm, or a factor for each number
-    (original: PDiscoFormer)."""
+    """How pooled part vectors are modulated: one LayerNorm over all parts, or an elementwise factor (original, of
+    PDiscoFormer)."""
     threshold_form: Literal["distance", "dot_product"] = "distance"
-    """What part-logit thresholds leave standing: the distance logits, or (as published) raw dot products."""
+    """What patches that pass the part thresholds keep: distance logits, or (as published) raw dot products."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One model: which backbone, where its weights come from, and how its stages work."""
+    """A model: its backbone, the source of its weights, and how its stages work."""
 
     name: str = "two_stage"
     """A name in the model registry: two_stage | vit | decoupled | late_masking | pdiscoformer | cnn."""
     backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
-    """Any timm VisionTransformer; of `cnn`, any timm network that pools its features."""
+    """Any timm VisionTransformer; with name=cnn, any timm network that pools its features."""
     weights: str = "hub"
-    """hub (timm's download) | none (random) | a file: timm's, or Hugging Face's DINOv2 / RAD-DINO naming."""
+    """hub (timm's download) | none (random) | a file with timm's or Hugging Face's DINOv2 / RAD-DINO names."""
     init_from: str = ""
-    """Start from all weights of another model of this config: a run's folder (its best) or one of its checkpoints."""
+    """Initialise all weights from another run with this model config: a run folder (its best) or a checkpoint."""
     padding: Literal["zeros", "reflect"] = "zeros"
-    """cnn: what its convolutions see beyond the border; reflect keeps borders out of the maps (ATCON)."""
+    """cnn: padding of its convolutions; reflect avoids border artefacts in the maps (ATCON)."""
     drop_path: HalfOpenUnitInterval = 0.0
+    """Stochastic depth rate of the backbone (stage 2 of a two-stage model)."""
     stage_1_backbone: str = ""
-    """Stage 1's backbone where it differs from `backbone`."""
+    """Backbone of stage 1, if other than `backbone`."""
     stage_1_weights: str = ""
-    """Stage 1's weights where they differ from `weights`."""
+    """Weights of stage 1, if other than `weights`."""
     stage_1_drop_path: HalfOpenUnitInterval = 0.0
     parts: PartsConfig = field(default_factory=PartsConfig)
     mask_kind: Literal["hard", "soft"] = "hard"
-    """soft: the ablation in which stage 2 attends with the part probabilities; not faithful."""
+    """soft: ablation in which part probabilities bias stage 2's attention; not faithful."""
     mask_gradient: Literal["detached", "straight_through"] = "detached"
-    """Whether stage 2's loss reaches stage 1: no (as published, prunes) or through a straight-through mask."""
+    """Whether stage 2's loss reaches stage 1: no (as published; hidden patches are dropped), or by straight-through."""
     empty_mask: Literal["best_token", "prefix_only"] = "best_token"
-    """What stage 2 sees where stage 1 kept nothing: its best-scoring patch, or (as published) no patch at all."""
+    """What stage 2 sees if stage 1 keeps no patch: the best-scoring patch, or (as published) no patch."""
     stage_2_path: Literal["auto", "dense", "gathered", "packed"] = "auto"
-    """How hidden patches are left out: masked (dense), or dropped (gathered, packed). Same numbers."""
+    """How hidden patches are removed: masked (dense) or dropped (gathered, packed), with the same results."""
     pooling: Literal["cls", "avg", "gap_cls", "ep", "aim"] = "cls"
-    """Plain ViT only: class token, average, both side by side, or attentive pooling (efficient probing, AIM)."""
+    """Plain ViT: class token, average, both concatenated, or attentive pooling (efficient probing, AIM)."""
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Models that are told where to look: the mask comes with the images, not from a first stage (iFAM's baselines).
+"""Models that take a mask as input instead of predicting one (iFAM's baselines).
 
 Shape legend: B images, N patches (h x w grid), D width, C classes.
 """
@@ -20,41 +20,42 @@ from models.selection import Selection, keep_best_token
 
 
 def select_given(mask: Tensor, grid: tuple[int, int], empty_mask: str) -> Selection:
-    """The patches that a pixel mask [B, H, W] bool shows: the pixel nearest to each patch's centre decides.
+    """The patches whose centre pixel (nearest) lies in a pixel mask [B, H, W] bool.
 
-    With `empty_mask` best_token, an object too small to hold any such pixel keeps the patch that it covers most. An
-    image without any object pixel keeps nothing in either case; `Selection.empty` counts both (before the fallback).
+    With `empty_mask="best_token"`, an object that covers no centre keeps the patch it covers most. An image without
+    object pixels keeps no patch. `Selection.empty` marks both cases (before the fallback).
     """
     pixels = mask[:, None].float()
     kept_BN = F.interpolate(pixels, size=grid, mode="nearest-exact").flatten(1) > 0
     empty = ~kept_BN.any(1)
     if empty_mask == "best_token":
+        # Covered fraction of each patch; -inf keeps a patch without object pixels from being chosen.
         cover_BN = F.adaptive_avg_pool2d(pixels, grid).flatten(1)
         kept_BN = keep_best_token(kept_BN, cover_BN.masked_fill(cover_BN == 0, -torch.inf))
     return Selection(kept_BN.unflatten(1, grid), empty=empty)
 
 
 class GivenMaskModel(ImageClassifier):
-    """A classifier called as `model(images, mask)`, with a pixel mask [B, H, W] bool of each image's object."""
+    """A classifier called as `model(images, mask)`, where `mask` [B, H, W] bool marks the pixels of each object."""
 
     reads_selection = True
     needs_mask = True
     not_explainable = "its predictions depend on a given mask"
 
     def forward(self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
-        """Images [B, 3, H, W], mask [B, H, W] bool -> ClassifierOutput. `generator` is unused: nothing is drawn."""
+        """Images [B, 3, H, W], mask [B, H, W] bool -> ClassifierOutput. `generator` is unused: there is no noise."""
         selection = select_given(mask, self.patch_grid, self.model_config.empty_mask)
         return ClassifierOutput(self.predict(images, selection), selection.mask, selection.empty)
 
 
 class DecoupledViT(GivenMaskModel):
-    """Stage 2 alone, trained on given masks: hidden patches have no influence. Linear head without bias, no new norm.
+    """Stage 2 alone, trained on given masks: iFAM's "decoupled two-stage" baseline with true or external masks.
 
-    iFAM's "decoupled two-stage" baseline with true or external masks.
+    Hidden patches have no influence. The linear head has no bias, and there is no new norm.
     """
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""
         super().__init__()
         self.model_config = config = model_config
         backbone = create_backbone(config.backbone, image_size, config.drop_path)
@@ -62,7 +63,7 @@ class DecoupledViT(GivenMaskModel):
         check_masked_vit(config, self.stage_2)
 
     def load_pretrained_backbones(self) -> None:
-        """Fill the backbone from `config.weights`. Raises UserError."""
+        """Load `config.weights` into the backbone. Raises UserError."""
         load_backbone_weights(self.stage_2.backbone, self.model_config.backbone, self.model_config.weights)
 
     @property
@@ -76,31 +77,32 @@ class DecoupledViT(GivenMaskModel):
         return (self.stage_2,)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
-        """Class logits [B, C] of images seen through any Selection."""
+        """Class logits [B, C] for any Selection."""
         return cast(Tensor, self.stage_2(images, selection))
 
 
 class LateMaskingViT(GivenMaskModel):
-    """An ordinary ViT that reads the whole image; the mask chooses patch tokens after the final norm (iFAM's ablation).
+    """A plain ViT; the mask selects patch tokens after the final norm (iFAM's ablation).
 
-    Not faithful: every token has seen the whole image. Their sum is divided by all N, not by the visible ones.
+    Not faithful: every token has attended to the whole image. The sum of the selected tokens is divided by N, not by
+    their number.
     """
 
     backbone: VisionTransformer
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""
         super().__init__()
         self.model_config = config = model_config
         self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
         self.head = linear_head(self.backbone.embed_dim, num_classes)
 
     def load_pretrained_backbones(self) -> None:
-        """Fill the backbone from `config.weights`. Raises UserError."""
+        """Load `config.weights` into the backbone. Raises UserError."""
         load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
-        """Class logits [B, C] of images of which the classifier reads the tokens of a Selection."""
+        """Class logits [B, C] from the patch tokens of a Selection."""
         tokens_BND = patch_tokens(self.backbone, images)
         kept_BN1 = selection.mask.flatten(1).unsqueeze(-1).to(tokens_BND)
         return cast(Tensor, self.head((tokens_BND * kept_BN1).mean(1)))

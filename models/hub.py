@@ -1,4 +1,4 @@
-"""How our models are saved to and read from a folder or the Hugging Face hub."""
+"""Save models to a folder or the Hugging Face Hub, and load them from there."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -15,25 +15,25 @@ M = TypeVar("M")
 
 
 class SavedModel(PyTorchModelHubMixin):
-    """`save_pretrained` / `from_pretrained`, where weights that do not fit are a UserError and never left random."""
+    """`save_pretrained` and `from_pretrained`; weights that do not fit raise UserError instead of staying random."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
-        """The model of a folder of `save_pretrained`, or of the hub, in eval mode. Raises UserError naming it."""
+        """Load a model in eval mode from a folder written by `save_pretrained` or from the hub. Raises UserError."""
         source = pretrained_model_name_or_path
         try:
             return super().from_pretrained(source, **kwargs)
-        except Exception as error:  # a config.json of something else fails anywhere in building its model
+        except Exception as error:  # a config.json of another project can fail anywhere in the constructor
             if isinstance(error, UserError) or not Path(source).is_dir():
                 raise
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            raise UserError(f"{source}: its config.json describes no {cls.__name__} ({what})") from None
+            raise UserError(f"{source}: its config.json does not describe a {cls.__name__} ({what})") from None
 
     @classmethod
     def _from_pretrained(cls, **kwargs: Any) -> Any:
         if "model_config" not in kwargs:
-            raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} there")
-        # The mixin rebuilds the outer dataclass alone and leaves `parts` a dict.
+            raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} found")
+        # The mixin rebuilds only the outer dataclass and leaves `parts` as a dict.
         config = model_config_from_dict(asdict(kwargs.pop("model_config")))
         return super()._from_pretrained(model_config=config, **kwargs)
 

@@ -1,12 +1,12 @@
-"""Run timm's ViT blocks so that only visible tokens are ever read. Five ways; the first three give the same numbers.
+"""Run timm's ViT blocks on visible tokens only, in one of five ways. The first three give the same results.
 
-- `dense`: every token stays, hidden keys are masked. Any timm block.
-- `gathered`: visible tokens are gathered, padded to the batch's largest count. Any timm block.
-- `packed`: visible tokens of all images in one row, nothing padded but inside attention. timm's plain `Block`.
-- `straight_through`: the mask is a 0/1 gate that carries a gradient; every token stays. timm's plain `Block`.
-- `soft`: the ablation, attention biased by the logarithm of a gate in [0, 1]. Any timm block.
+- `dense`: all tokens stay, hidden keys are masked. Any timm block.
+- `gathered`: visible tokens are gathered and padded to the largest count in the batch. Any timm block.
+- `packed`: visible tokens of all images in one row, padded at most inside attention. timm's plain `Block`.
+- `straight_through`: all tokens stay; the mask is a 0/1 gate with a gradient. timm's plain `Block`.
+- `soft`: the ablation; the log of a gate in [0, 1] is added to the attention scores. Any timm block.
 
-Shape legend: B images, P prefix tokens, S = P + N tokens, T tokens of all images in one row, H heads, E head width.
+Shape legend: B images, P prefix tokens, S = P + N tokens, T packed tokens, H heads, E head width.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,13 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def key_mask(mask_BN: Tensor, num_prefix: int) -> Tensor:
-    """[B, S] bool: prefix tokens are always visible."""
+    """[B, N] -> [B, S] bool; prefix tokens are always visible."""
     return F.pad(mask_BN, (num_prefix, 0), value=True)
 
 
 def dense(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
-    """Class token after the last block, [B, D]; hidden tokens stay in the sequence and are read by nobody."""
+    """Class token after the last block, [B, D]. Hidden tokens stay in the sequence, but no token attends to them."""
+    # [B, 1, 1, S]: the same keys for every head and query.
     keys = key_mask(mask_BN, vit.num_prefix_tokens)[:, None, None, :]
     for block in vit.blocks:
         x_BSD = block(x_BSD, attn_mask=keys)
@@ -37,24 +38,24 @@ def dense(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
 
 
 def gathered(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
-    """As `dense`, on the visible tokens alone. Images that keep fewer than the largest count get masked fillers.
+    """Like `dense`, on the visible tokens only; shorter images are padded with masked tokens.
 
-    One host sync: the largest count decides the shapes.
+    One host sync: the largest number of visible tokens determines the shapes.
     """
     keys = key_mask(mask_BN, vit.num_prefix_tokens)
     longest = int(keys.sum(1).max())
-    order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in position order
+    order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in order of position
     x_BSD = x_BSD.gather(1, order.unsqueeze(-1).expand(-1, -1, x_BSD.shape[-1]))
-    kept = keys.gather(1, order)[:, None, None, :]
+    valid = keys.gather(1, order)[:, None, None, :]  # False at padding
     for block in vit.blocks:
-        x_BSD = block(x_BSD, attn_mask=kept)
+        x_BSD = block(x_BSD, attn_mask=valid)
     return x_BSD[:, 0]
 
 
 def packed(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
-    """As `dense`, with the visible tokens of all images in one row: the linear layers see no filler at all.
+    """Like `dense`, with the visible tokens of all images in one row, so that linear layers see no padding.
 
-    One host sync: the number of visible tokens decides the shapes.
+    One host sync: the number of visible tokens determines the shapes.
     """
     packing = Packing.of(key_mask(mask_BN, vit.num_prefix_tokens))
     x_1TD = x_BSD.flatten(0, 1).index_select(0, packing.index).unsqueeze(0)
@@ -65,14 +66,15 @@ def packed(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
     *blocks, last = vit.blocks
     for block in blocks:
         x_1TD = run_block(block, x_1TD, attend)
+    # Only the class tokens are read afterwards: the last block's projection and MLP can skip all others.
     return run_block(last, x_1TD, attend, packing.starts)[0]
 
 
 def straight_through(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
-    """Class token, [B, D], with attention sum_j p_ij g_j v_j / sum_j p_ij g_j, p the softmax over ALL keys.
+    """Class token, [B, D], with attention sum_j p_ij g_j v_j / sum_j p_ij g_j, where p is the softmax over ALL keys.
 
-    For a gate of exact zeros and ones this is the masked attention of `dense`, and its derivative at a hidden patch
-    is the effect of making that patch visible.
+    With a gate of exact zeros and ones this equals the masked attention of `dense`. Its derivative at a hidden patch is
+    the effect of making that patch visible.
     """
     gate_BS = F.pad(gate_BN, (vit.num_prefix_tokens, 0), value=1.0)
 
@@ -85,7 +87,8 @@ def straight_through(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> 
 
 
 def soft(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
-    """Class token, [B, D]; the attention scores get log(gate + 1e-10) added (the published soft-mask ablation)."""
+    """Class token, [B, D], with log(gate + 1e-10) added to the attention scores (the published soft-mask ablation)."""
+    # The log is taken in fp32: in fp16, 1e-10 would round to 0 and the bias to -inf.
     bias = (F.pad(gate_BN, (vit.num_prefix_tokens, 0), value=1.0) + 1e-10).log()
     bias = bias.to(x_BSD.dtype)[:, None, None, :]
     for block in vit.blocks:
@@ -94,40 +97,42 @@ def soft(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
 
 
 def ratio_attention(q: Tensor, k: Tensor, v: Tensor, gate_BS: Tensor, scale: float) -> Tensor:
-    """Attention of q, k, v [B, H, S, E] in which key j counts gate_j times, [B, H, S, E].
+    """Attention of q, k, v [B, H, S, E] in which key j is weighted by gate_j: [B, H, S, E].
 
-    One fused call: the gate rides along as one more value channel; q, k and v are zero-padded to a width of a multiple
-    of 8, which fused kernels want, so that all three are equally wide.
+    One fused call gives numerator and denominator: the gate is appended to the values as one more channel.
     """
     width = q.shape[-1]
     gate = gate_BS.to(v)[:, None, :, None].expand(-1, v.shape[1], -1, 1)
+    # Fused kernels need q, k and v of the same width, a multiple of 8. Zero padding of q and k leaves scores unchanged.
     pad = -(width + 1) % 8
     values = F.pad(torch.cat([v * gate, gate], dim=-1), (0, pad))
     q, k = (F.pad(t, (0, values.shape[-1] - width)) for t in (q, k))
     out = F.scaled_dot_product_attention(q, k, values, scale=scale).float()
+    # sum_j p_ij g_j. It is 0 only if p underflows at all visible keys.
     mass = out[..., width : width + 1].clamp_min(torch.finfo(torch.float32).tiny)
     return (out[..., :width] / mass).to(v.dtype)
 
 
 def is_plain(vit: VisionTransformer) -> bool:
-    """Whether every block is timm's plain Block, which `packed` and `straight_through` can take apart."""
+    """Whether every block is timm's plain Block, whose attention `packed` and `straight_through` can replace."""
     return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
 
 
 def run_block(block: Any, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-    """timm's plain Block with its attention replaced by `attend`; tokens [B, S, D] -> [B, S, D].
+    """timm's plain Block with its attention replaced by `attend`: tokens [B, S, D] -> [B, S, D].
 
-    `rows` [R] int64: only these tokens are wanted, [B, R, D]; the others end with the attention, their last reader.
+    `rows` [R] int64: return only these tokens, [B, R, D]; the others are dropped after attention.
     """
     attn = block.attn
     h = block.norm1(x)
+    # [B, S, 3 H E] -> [3, B, H, S, E]
     qkv = attn.qkv(h).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
     q, k, v = qkv.unbind(0)
     out = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale).transpose(1, 2).flatten(2)
     if rows is not None:
         x, h, out = (t.index_select(1, rows) for t in (x, h, out))
     out = attn.norm(out)
-    if attn.gate is not None:
+    if attn.gate is not None:  # timm's optional output gate
         out = out * attn.gate(h).sigmoid()
     x = x + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(out))))
     return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))

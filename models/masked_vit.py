@@ -1,4 +1,4 @@
-"""Stage 2: a ViT that classifies from the patches it is shown, and from nothing else."""
+"""Stage 2: a ViT that classifies from the selected patches alone."""
 
 from typing import Literal, cast
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models import masked_attention
-from models.backbone import embed, keeps_patches_apart
+from models.backbone import embed, embeds_patches_separately
 from models.config import ModelConfig
 from models.selection import Selection
 
@@ -16,14 +16,14 @@ Path = Literal["auto", "dense", "gathered", "packed"]
 
 
 class MaskedViT(nn.Module):
-    """A timm ViT, a new LayerNorm and a bias-free linear head on its class token (iFAM, section 3.2)."""
+    """A timm ViT with a new LayerNorm and a linear head without bias on its class token (iFAM, section 3.2)."""
 
     def __init__(
         self, backbone: VisionTransformer, num_classes: int, path: Path = "auto", new_norm: bool = True
     ) -> None:
-        """`path`: how hidden patches are left out; "auto" takes the cheapest one that applies.
+        """`path`: how hidden patches are removed; "auto" takes the fastest way that applies.
 
-        `new_norm=False` leaves out the new LayerNorm (iFAM's decoupled baseline).
+        `new_norm=False` omits the new LayerNorm (iFAM's decoupled baseline).
         """
         super().__init__()
         self.backbone = backbone
@@ -33,16 +33,16 @@ class MaskedViT(nn.Module):
         self.path: Path = path
 
     def require_plain_blocks(self, why: str) -> None:
-        """Raise UserError unless the backbone's blocks can be taken apart."""
+        """Raise UserError, starting with `why`, unless all blocks are timm's plain Block."""
         if not masked_attention.is_plain(self.backbone):
             kind = type(self.backbone.blocks[0]).__name__
-            raise UserError(f"{why} needs a ViT of timm's plain blocks; this backbone has {kind}")
+            raise UserError(f"{why} needs a ViT with timm's plain blocks; this backbone has {kind}")
 
     def forward(self, images: Tensor, selection: Selection, soft: bool = False) -> Tensor:
-        """Class logits [B, C] of images [B, 3, H, W] seen through `selection`.
+        """Class logits [B, C] of images [B, 3, H, W] given `selection`.
 
-        `soft` reads the gate as the soft-mask ablation. Otherwise a gate (training, straight-through) keeps all tokens
-        in the sequence, and without one the hidden patches are dropped or masked, with the same result.
+        Without a gate, hidden patches are dropped or masked, with the same result. With a gate all tokens stay in the
+        sequence: as the straight-through mask in training or, with `soft`, as the soft-mask ablation.
         """
         x_BSD = embed(self.backbone, images)
         if selection.gate is None:
@@ -51,6 +51,7 @@ class MaskedViT(nn.Module):
             token = masked_attention.soft(self.backbone, x_BSD, selection.gate.flatten(1))
         else:
             token = masked_attention.straight_through(self.backbone, x_BSD, selection.gate.flatten(1))
+        # Both norms act on each token separately, so the class token alone is enough.
         return cast(Tensor, self.head(self.fc_norm(self.backbone.norm(token))))
 
     def _hard(self, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
@@ -58,7 +59,7 @@ class MaskedViT(nn.Module):
         return cast(Tensor, run(self.backbone, x_BSD, mask_BN))
 
     def chosen_path(self) -> Path:
-        """The path a hard mask takes now. Dropout and stochastic depth act per image, which a packed row hides."""
+        """The path for a hard mask. Dropout and stochastic depth act per image, so they cannot run on a packed row."""
         if self.path != "auto":
             return self.path
         random_depth = self.training and any(
@@ -69,8 +70,8 @@ class MaskedViT(nn.Module):
 
 
 def check_masked_vit(config: ModelConfig, vit: MaskedViT) -> None:
-    """Raise UserError where the backbone would let hidden patches through, or cannot run `config.stage_2_path`."""
-    if not keeps_patches_apart(vit.backbone):
+    """Raise UserError if the backbone would leak hidden patches or cannot run `config.stage_2_path`."""
+    if not embeds_patches_separately(vit.backbone):
         raise UserError(f"model.backbone: the stem of {config.backbone!r} mixes patches; stage 2 would see hidden ones")
     if config.stage_2_path == "packed":
         vit.require_plain_blocks("model.stage_2_path=packed")

@@ -1,9 +1,9 @@
-"""Two very small ViTs, registered with timm, for the quick start and tests: seconds on a CPU, no pretrained weights.
+"""Two very small ViTs for the quick start and tests, registered with timm; they have no pretrained weights.
 
-Their patch embedding is an MLP of each patch by itself, so nothing of a hidden neighbour leaks into a visible token.
+Their patch embedding is an MLP on each patch separately, so no hidden pixel leaks into a visible token.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 
 class MlpPatchEmbed(nn.Module):
-    """Each patch, flattened, through a two-layer perceptron: [B, C, H, W] -> [B, N, D]. Replaces timm's PatchEmbed."""
+    """A two-layer MLP on each flattened patch: [B, C, H, W] -> [B, N, D]. Replaces timm's PatchEmbed."""
 
     def __init__(
         self, img_size: int | tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any
     ) -> None:
-        """`img_size` and `patch_size` in pixels; further keywords of timm's PatchEmbed are accepted and unused."""
+        """`img_size` and `patch_size` in pixels; other arguments of timm's PatchEmbed are ignored."""
         super().__init__()
         size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
         self.patch_size = (patch_size, patch_size)
@@ -29,7 +29,7 @@ class MlpPatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, N, D]."""
         patches = self.unfold(images).flatten(2).transpose(1, 2)
-        return self.fc2(nn.functional.gelu(self.fc1(patches)))
+        return cast(Tensor, self.fc2(nn.functional.gelu(self.fc1(patches))))
 
 
 def _nano(
@@ -46,7 +46,7 @@ def _nano(
 
 
 def _init(vit: VisionTransformer) -> None:
-    """Truncated normal of standard deviation 0.7 / sqrt(fan in): wakes a shallow net faster than timm's 0.02."""
+    """Truncated normal with std 0.7 / sqrt(fan in): a shallow network learns faster from it than from timm's 0.02."""
     for module in vit.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.7 / module.in_features**0.5)
@@ -59,11 +59,11 @@ def _init(vit: VisionTransformer) -> None:
 
 @register_model
 def vit_nano_patch8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """3 blocks of width 96 (stage 2 and the plain ViT of the quick start)."""
+    """3 blocks of width 96: stage 2 and the plain ViT of the quick start."""
     return _nano(pretrained, embed_dim=96, depth=3, **kwargs)
 
 
 @register_model
 def vit_pico_patch8(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """2 blocks of width 64 without positions (stage 1 of the quick start): it can only tell places apart by content."""
+    """2 blocks of width 64, stage 1 of the quick start. Without positions, parts depend on content alone."""
     return _nano(pretrained, embed_dim=64, depth=2, pos_embed="none", **kwargs)

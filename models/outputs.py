@@ -1,4 +1,4 @@
-"""What models return for a batch. All outputs answer the same questions (`ModelOutput`); None: does not apply.
+"""What models return for a batch. All outputs have the fields of `ModelOutput`; None: does not apply.
 
 Shape legend: B images, C classes, D width, K parts (the last of K+1 channels is background), h x w patch grid.
 """
@@ -12,7 +12,7 @@ from models.selection import Selection
 
 
 class ModelOutput(Protocol):
-    """What training and evaluation read from any model's output."""
+    """What training and evaluation read from the output of any model."""
 
     @property
     def logits(self) -> Tensor:
@@ -20,11 +20,11 @@ class ModelOutput(Protocol):
 
     @property
     def stage_1_logits(self) -> Tensor | None:
-        """[B, C]: stage 1's own classification, where a second stage follows."""
+        """[B, C]: stage 1's own classification, if there is a second stage."""
 
     @property
     def mask(self) -> Tensor | None:
-        """[B, h, w] bool: the patches that the classifier saw, or (a model of parts alone) that its parts claim."""
+        """[B, h, w] bool: the patches that the classifier saw, or (model with parts only) those assigned to a part."""
 
     @property
     def part_maps(self) -> Tensor | None:
@@ -37,54 +37,54 @@ class ModelOutput(Protocol):
 
 @dataclass(frozen=True)
 class ClassifierOutput:
-    """Output of a classifier that finds no parts."""
+    """Output of a classifier without parts."""
 
     logits: Tensor
     """[B, C]."""
     mask: Tensor | None = None
-    """[B, h, w] bool: the patches of a given mask; None where the model takes none."""
+    """[B, h, w] bool: the patches of a given mask; None if the model takes no mask."""
     empty: Tensor | None = None
-    """[B] bool: the given mask shows no patch (before any fallback)."""
+    """[B] bool: the given mask selects no patch (before any fallback)."""
 
     @property
     def stage_1_logits(self) -> None:
-        """None: there is one stage."""
+        """None: there is only one stage."""
         return None
 
     @property
     def part_maps(self) -> None:
-        """None: the model finds no parts."""
+        """None: the model has no parts."""
         return None
 
 
 @dataclass(frozen=True)
 class StageOneOutput:
-    """Output of stage 1; the whole output of a model that classifies by its parts alone (PDiscoFormer)."""
+    """Output of stage 1, and of a model that consists of stage 1 only (PDiscoFormer)."""
 
     selection: Selection
     part_logits: Tensor
-    """[B, C, K] class scores of each part."""
+    """[B, C, K], class scores of each part."""
     part_features: Tensor
-    """[B, D, K+1] modulated part vectors."""
+    """[B, D, K+1], modulated part vectors."""
 
     @property
     def class_logits(self) -> Tensor:
-        """[B, C]: stage 1's own classification, the mean over parts (dropped parts count as zeros)."""
+        """[B, C]: stage 1's own classification, the mean over parts (dropped parts count as 0)."""
         return self.part_logits.mean(-1)
 
     @property
     def logits(self) -> Tensor:
-        """[B, C]: the same, as the final classification of a model without a second stage."""
+        """[B, C]: the same; the final classification of a model without a second stage."""
         return self.class_logits
 
     @property
     def stage_1_logits(self) -> None:
-        """None: they are the final `logits`."""
+        """None: stage 1's logits are the final `logits`."""
         return None
 
     @property
     def mask(self) -> Tensor:
-        """[B, h, w] bool: the patches that the parts claim."""
+        """[B, h, w] bool: the patches assigned to a part."""
         return self.selection.mask
 
     @property
@@ -94,7 +94,7 @@ class StageOneOutput:
 
     @property
     def empty(self) -> Tensor | None:
-        """[B] bool: the parts claim no patch (before the fallback)."""
+        """[B] bool: no patch is assigned to a part (before the fallback)."""
         return self.selection.empty
 
 
@@ -113,7 +113,7 @@ class TwoStageOutput:
 
     @property
     def part_logits(self) -> Tensor:
-        """[B, C, K], stage-1 class scores per part."""
+        """[B, C, K]: stage-1 class scores of each part."""
         return self.stage_1.part_logits
 
     @property
@@ -123,12 +123,12 @@ class TwoStageOutput:
 
     @property
     def mask(self) -> Tensor:
-        """[B, h, w] bool: what stage 2 saw."""
+        """[B, h, w] bool: the patches that stage 2 saw."""
         return self.stage_1.mask
 
     @property
     def part_features(self) -> Tensor:
-        """[B, D, K+1]."""
+        """[B, D, K+1]: modulated part vectors."""
         return self.stage_1.part_features
 
     @property

@@ -1,10 +1,11 @@
-"""Stage 1: patch tokens -> part maps -> part features -> class scores, and the logits that decide the mask.
+"""Stage 1: patch tokens -> part maps -> part features -> class scores, and the logits of the mask.
 
 Shape legend: B images, N patches, D width, C classes, K foreground parts; channel K (the last of K+1) is background.
-Everything here runs in fp32, also under autocast: a logit is a small difference of numbers in the thousands.
+Everything runs in fp32, also under autocast: a logit is a small difference between numbers in the thousands.
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from timm.layers import trunc_normal_
@@ -17,16 +18,16 @@ from models.selection import foreground_margin, without_parts
 
 @dataclass(frozen=True)
 class PartNoise:
-    """All randomness of one stage-1 pass; None = that noise is off. Given by hand, a pass repeats to the bit."""
+    """All random numbers of one stage-1 pass; None turns that noise off. The same noise gives bitwise the same pass."""
 
     gumbel: Tensor | None = None
-    """[B, N, K+1], added to the logits of the maps (and of the mask, unless `gumbel_mask` is given)."""
+    """[B, N, K+1], added to the logits of the maps, and of the mask unless `gumbel_mask` is given."""
     gumbel_mask: Tensor | None = None
-    """[B, N, K+1], the mask's own draw."""
+    """[B, N, K+1], separate noise of the mask."""
     keep_features: Tensor | None = None
-    """[B, K] bool: parts whose vector reaches the stage-1 classifier."""
+    """[B, K] bool: parts whose vectors the stage-1 classifier sees."""
     keep_in_mask: Tensor | None = None
-    """[B, K] bool: parts that may keep a patch visible."""
+    """[B, K] bool: parts that can make patches visible."""
 
 
 def draw_noise(
@@ -36,22 +37,22 @@ def draw_noise(
     training: bool,
     generator: torch.Generator | None = None,
 ) -> PartNoise:
-    """Draw a PartNoise for `shape` = (B, N) from `generator` (None: torch's global one)."""
+    """Draw the noise for `shape` = (B, N) from `generator` (None: torch's global generator)."""
     batch, patches = shape
     noisy = training or config.eval_noise
 
     def gumbel(count: int) -> Tensor:
         size = (count, patches, config.num_parts + 1)
+        # -log(E) of an exponential variable E follows the standard Gumbel distribution.
         return -torch.empty(size, device=device).exponential_(generator=generator).log()
 
     def keep(dropout: float) -> Tensor | None:
         if not training or dropout == 0:
             return None
-        return (
-            own_rows(lambda count: torch.rand((count, config.num_parts), device=device, generator=generator), batch)
-            >= dropout
-        )
+        size = config.num_parts
+        return own_rows(lambda count: torch.rand((count, size), device=device, generator=generator), batch) >= dropout
 
+    # Every process draws the noise of all processes and takes its own rows: results do not depend on their number.
     return PartNoise(
         gumbel=own_rows(gumbel, batch) if noisy and config.gumbel else None,
         gumbel_mask=own_rows(gumbel, batch) if noisy and config.independent_draws else None,
@@ -62,10 +63,10 @@ def draw_noise(
 
 @dataclass(frozen=True)
 class Intervention:
-    """What a user takes away at test time; ignored while training."""
+    """Changes to the part maps and the mask at test time; ignored in training."""
 
     thresholds: Tensor | None = None
-    """[K]: a part may only claim patches whose dot product with its prototype reaches its threshold."""
+    """[K]: a part only gets patches whose dot product with its prototype reaches its threshold."""
     remove_parts: tuple[int, ...] = ()
     """Patches of these parts (0-based) become background."""
 
@@ -75,26 +76,26 @@ class PartOutput:
     """Everything the part head computes for one batch."""
 
     logits: Tensor
-    """[B, N, K+1] fp32, scaled negative squared distances over the temperature (thresholds applied, no noise)."""
+    """[B, N, K+1] fp32: scaled negative squared distances / temperature, after thresholds, without noise."""
     maps: Tensor
     """[B, N, K+1] fp32, probabilities."""
     noisy_logits: Tensor
-    """[B, N, K+1] fp32, with the mask's noise."""
+    """[B, N, K+1] fp32: logits with the mask's noise."""
     mask_logits: Tensor
-    """[B, N, K+1] fp32, `noisy_logits` after part dropout and removal: what decides the mask."""
+    """[B, N, K+1] fp32: `noisy_logits` after part dropout and removal; the mask is computed from them."""
     fallback_score: Tensor
-    """[B, N] fp32, how much each patch looks like foreground, removed parts at -inf."""
+    """[B, N] fp32: foreground margin of each patch without noise; -inf for patches of removed parts."""
     part_features: Tensor
     """[B, D, K+1] fp32, modulated part vectors."""
     part_logits: Tensor
-    """[B, C, K] fp32, class scores of each part; their mean over K are stage 1's class logits."""
+    """[B, C, K] fp32, class scores of each part; their mean over K gives stage 1's class logits."""
 
 
 class Product(nn.Module):
-    """PDiscoFormer's modulation of kind "original": every number of the part vectors times a learned factor."""
+    """PDiscoFormer's "original" modulation: an elementwise product with learned factors."""
 
     def __init__(self, width: int, channels: int) -> None:
-        """Factors for `channels` vectors of `width` numbers, 1 at the start."""
+        """Factors [1, width, channels], initialised to 1."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1, width, channels))
 
@@ -107,7 +108,7 @@ class PartHead(nn.Module):
     """Prototypes, modulation and the shared classifier of stage 1 (iFAM, section 3.1; PDiscoFormer)."""
 
     def __init__(self, width: int, num_classes: int, config: PartsConfig) -> None:
-        """`width` is the backbone's D."""
+        """`width` is D of the backbone."""
         super().__init__()
         self.config = config
         channels = config.num_parts + 1
@@ -119,25 +120,27 @@ class PartHead(nn.Module):
         trunc_normal_(self.classifier.weight, std=0.02)
 
     def logits(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
-        """(l / tau, d): scaled negative squared distances, and raw dot products; both [B, N, K+1] fp32."""
+        """(l / tau, d): scaled negative squared distances and raw dot products, both [B, N, K+1] fp32."""
+        # -|x - p|^2 = 2 x.p - (|p|^2 + |x|^2): one matrix product and no [B, N, K+1, D] tensor.
         dots = x_BND @ self.prototypes.T
         squares = self.prototypes.square().sum(-1) + x_BND.square().sum(-1, keepdim=True)
         return (2 * dots - squares) * (self.config.logit_scale / self.config.temperature), dots
 
     def part_features(self, x_BND: Tensor, maps_BNK: Tensor) -> Tensor:
-        """Mean over all patches of map times token, modulated: [B, D, K+1]."""
+        """Mean over all N patches of map times token, modulated: [B, D, K+1]."""
+        # Divided by N, not by the sum of the map: a part that covers little of the image has a short vector.
         pooled = torch.einsum("bnk,bnd->bdk", maps_BNK, x_BND) / x_BND.shape[1]
-        return self.modulation(pooled)
+        return cast(Tensor, self.modulation(pooled))
 
     def class_scores(self, features_BDK: Tensor, keep_BK: Tensor | None) -> Tensor:
-        """[B, C, K]: the shared classifier on each foreground vector; dropped vectors are zeros, survivors rescaled."""
+        """[B, C, K]: one classifier for all foreground vectors; dropped vectors are 0, the others are rescaled."""
         z_BKD = features_BDK[..., : self.config.num_parts].transpose(1, 2)
         if keep_BK is not None:
             z_BKD = z_BKD * keep_BK.unsqueeze(-1) / (1 - self.config.part_dropout)
-        return self.classifier(z_BKD).transpose(1, 2)
+        return cast(Tensor, self.classifier(z_BKD).transpose(1, 2))
 
     def forward(self, tokens: Tensor, noise: PartNoise, intervention: Intervention | None = None) -> PartOutput:
-        """Patch tokens [B, N, D] -> PartOutput. `intervention` is ignored while training."""
+        """Patch tokens [B, N, D] -> PartOutput. `intervention` is ignored in training."""
         with torch.autocast(tokens.device.type, enabled=False):
             x_BND = tokens.float()
             raw, dots = self.logits(x_BND)
@@ -146,27 +149,30 @@ class PartHead(nn.Module):
             maps = self._noisy(logits, noise.gumbel).softmax(-1)
             noisy = self._noisy(logits, noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask)
             if intervention.remove_parts and self.config.independent_draws:
-                noisy = self._noisy(logits, noise.gumbel)  # published: removal rebuilds the mask from the maps' draw
+                noisy = self._noisy(logits, noise.gumbel)  # the published code removes parts with the noise of the maps
+            # Removal turns patches into background; their second-best part does not take over.
             removed = _argmax_in(maps, intervention.remove_parts)
-            standing = self._standing(intervention.remove_parts, maps.device)
+            remaining = self._remaining(intervention.remove_parts, maps.device)
             features = self.part_features(x_BND, maps)
             return PartOutput(
                 logits=logits,
                 maps=maps,
                 noisy_logits=noisy,
                 mask_logits=without_parts(noisy, noise.keep_in_mask, removed),
-                fallback_score=foreground_margin(without_parts(raw, standing, removed)),
+                # Without thresholds and noise: the best patch even if no patch passes a threshold.
+                fallback_score=foreground_margin(without_parts(raw, remaining, removed)),
                 part_features=features,
                 part_logits=self.class_scores(features, noise.keep_features),
             )
 
-    def _standing(self, removed: tuple[int, ...], device: torch.device) -> Tensor | None:
-        """[1, K] bool: the parts that were not removed; None for all."""
+    def _remaining(self, removed: tuple[int, ...], device: torch.device) -> Tensor | None:
+        """[1, K] bool: the parts that were not removed; None if no part was."""
         if not removed:
             return None
         return torch.tensor([[part not in removed for part in range(self.config.num_parts)]], device=device)
 
     def _noisy(self, logits: Tensor, gumbel: Tensor | None) -> Tensor:
+        # `logits` are already divided by the temperature.
         return logits if gumbel is None else logits + gumbel / self.config.temperature
 
     def _thresholded(self, logits: Tensor, dots: Tensor, thresholds: Tensor | None) -> Tensor:
@@ -174,12 +180,12 @@ class PartHead(nn.Module):
             return logits
         scale = self.config.logit_scale / self.config.temperature
         base = dots * scale if self.config.threshold_form == "dot_product" else logits
-        limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background is never cut
+        limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background has no threshold
         return base.masked_fill(dots < limits, -torch.inf)
 
 
 def _argmax_in(maps: Tensor, parts: tuple[int, ...]) -> Tensor | None:
-    """[B, N] bool: patches whose part is one of `parts`; None for no parts."""
+    """[B, N] bool: patches whose most probable part is in `parts`; None if `parts` is empty."""
     if not parts:
         return None
     return torch.isin(maps.argmax(-1), torch.tensor(parts, device=maps.device))

@@ -1,4 +1,4 @@
-"""PDiscoFormer: stage 1 alone, whose class logits are the mean over its parts' scores."""
+"""PDiscoFormer: stage 1 alone; its class logits are the mean over the class scores of its parts."""
 
 from typing import Any, cast
 
@@ -13,9 +13,9 @@ from models.two_stage import StageOne, stage_1_view
 
 
 class PDiscoFormer(ImageClassifier, paper_url="https://arxiv.org/abs/2407.04538"):
-    """A ViT that classifies by the parts it discovers (Aniraj et al. 2024). It reads the whole image: none is hidden.
+    """A ViT that classifies by the parts it discovers (Aniraj et al. 2024). It sees the whole image.
 
-    `StageOneOutput.selection.mask` tells which patches its parts claim.
+    `StageOneOutput.selection.mask` contains the patches assigned to a part.
     """
 
     objective = "parts"
@@ -23,25 +23,25 @@ class PDiscoFormer(ImageClassifier, paper_url="https://arxiv.org/abs/2407.04538"
     finds_parts = True
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Random weights; `load_pretrained_backbones` fills the backbone from `model_config.weights`."""
+        """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""
         super().__init__()
         self.model_config = model_config
         self.stage_1 = StageOne(model_config, num_classes, image_size)
 
     def load_pretrained_backbones(self) -> None:
-        """Fill the backbone from `config.stage_1_weights`, or `config.weights`. Raises UserError."""
+        """Load `config.stage_1_weights`, or else `config.weights`, into the backbone. Raises UserError."""
         config = self.model_config
         name, weights = config.stage_1_backbone or config.backbone, config.stage_1_weights or config.weights
         load_backbone_weights(self.stage_1.backbone, name, weights)
 
     def select(self, images: Tensor, **options: Any) -> StageOneOutput:
-        """Images [B, 3, H, W] -> StageOneOutput; options as `StageOne.forward`."""
+        """Images [B, 3, H, W] -> StageOneOutput; same options as `StageOne.forward`."""
         return cast(StageOneOutput, self.stage_1(images, **options))
 
     forward = select
 
     def network_view(self, stage: Stage = 1, selection: Selection | None = None) -> NetworkView:
-        """The one stage."""
+        """The only stage, as a classifier by parts."""
         return stage_1_view(self, self.stage_1)
 
     @property

@@ -1,4 +1,4 @@
-"""Models by name, and how one is built with reproducible fresh layers."""
+"""The models by name, and `build_model`."""
 
 import torch
 
@@ -23,9 +23,9 @@ MODELS.register("cnn")(Cnn)
 def build_model(
     config: ModelConfig, num_classes: int, image_size: tuple[int, int], seed: int = 0, weights: bool = True
 ) -> ImageClassifier:
-    """The model `config` names, new layers drawn from `seed`, backbones filled from `config.weights`.
+    """Build the model `config.name` with new layers drawn from `seed` and backbones loaded from `config.weights`.
 
-    `weights=False` leaves the backbones random: for a model whose checkpoint is loaded next.
+    `weights=False` leaves the backbones random, for a checkpoint to be loaded next. Raises UserError.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The two-stage model: stage 1 finds parts and a foreground mask, stage 2 classifies from that foreground alone."""
+"""The two-stage model: stage 1 discovers parts and a foreground mask, stage 2 classifies from that foreground alone."""
 
 from dataclasses import replace
 from typing import Any, cast
@@ -17,10 +17,10 @@ from models.selection import Selection, foreground_margin, keep_best_token, soft
 
 
 class StageOne(nn.Module):
-    """A ViT with the part head on its patch tokens."""
+    """A ViT with a part head on its patch tokens."""
 
     def __init__(self, config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """`image_size`: (height, width), pixels."""
+        """`image_size`: (height, width) in pixels."""
         super().__init__()
         name = config.stage_1_backbone or config.backbone
         self.backbone = create_backbone(name, image_size, config.stage_1_drop_path)
@@ -44,7 +44,7 @@ class StageOne(nn.Module):
         intervention: Intervention | None = None,
         generator: torch.Generator | None = None,
     ) -> StageOneOutput:
-        """The same from the backbone's patch tokens [B, N, D], which many interventions can share."""
+        """The same from patch tokens [B, N, D], so that several interventions can share one pass of the backbone."""
         if noise is None:
             noise = draw_noise(
                 self.config.parts, (tokens.shape[0], tokens.shape[1]), tokens.device, self.training, generator
@@ -57,12 +57,12 @@ class StageOne(nn.Module):
         margin = foreground_margin(out.mask_logits)
         mask = margin >= 0
         empty = ~mask.any(1)
-        if self.config.empty_mask == "best_token":
+        if self.config.empty_mask == "best_token":  # otherwise stage 2 sees only the prefix tokens
             mask = keep_best_token(mask, out.fallback_score)
         gate = self._gate(out, mask, margin)
 
         def channels_first(t: Tensor) -> Tensor:
-            return t.transpose(1, 2).unflatten(2, grid)
+            return cast(Tensor, t.transpose(1, 2).unflatten(2, grid))  # [B, N, K+1] -> [B, K+1, h, w]
 
         return Selection(
             mask=mask.unflatten(1, grid),
@@ -75,13 +75,17 @@ class StageOne(nn.Module):
     def _gate(self, out: PartOutput, mask: Tensor, margin: Tensor) -> Tensor | None:
         if self.config.mask_kind == "soft":
             return soft_gate(out.mask_logits, out.noisy_logits)
+        # Without gradients the hard mask gives the same logits faster.
         if self.config.mask_gradient == "straight_through" and self.training and torch.is_grad_enabled():
             return straight_through(mask, margin)
         return None
 
 
 class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915"):
-    """Stage 1 selects, stage 2 sees the selection only. `from_pretrained`, `save_pretrained`: a folder or a hub id."""
+    """iFAM: stage 1 selects patches, stage 2 sees only these.
+
+    `from_pretrained` and `save_pretrained` take a folder or a hub id.
+    """
 
     objective = "two_stage"
     parameter_rules = "two_stage"
@@ -89,7 +93,7 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
     reads_selection = True
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Random weights; `load_pretrained_backbones` fills the backbones from `model_config.weights`."""
+        """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbones."""
         super().__init__()
         self.model_config = config = model_config
         self.stage_1 = StageOne(config, num_classes, image_size)
@@ -99,25 +103,25 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         _check(config, self)
 
     def load_pretrained_backbones(self) -> None:
-        """Fill both backbones from `config.weights` (and `config.stage_1_weights`). Raises UserError."""
+        """Load `config.weights` (and `config.stage_1_weights`) into both backbones. Raises UserError."""
         config = self.model_config
         stage_1_name = config.stage_1_backbone or config.backbone
         load_backbone_weights(self.stage_1.backbone, stage_1_name, config.stage_1_weights or config.weights)
         load_backbone_weights(self.stage_2.backbone, config.backbone, config.weights)
 
     def select(self, images: Tensor, **options: Any) -> StageOneOutput:
-        """Stage 1 alone; options as `StageOne.forward`."""
+        """Stage 1 alone; same options as `StageOne.forward`."""
         return cast(StageOneOutput, self.stage_1(images, **options))
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
-        """Stage 2 alone: class logits [B, C] of images seen through any Selection."""
+        """Stage 2 alone: class logits [B, C] for any Selection."""
         return cast(Tensor, self.stage_2(images, selection, soft=self.model_config.mask_kind == "soft"))
 
     def network_view(self, stage: Stage = 2, selection: Selection | None = None) -> NetworkView:
-        """Stage 1 as it scores classes by its parts, or stage 2 shown `selection`."""
+        """Stage 1 as a classifier by parts, or stage 2 with `selection` held fixed."""
         if stage == 1:
             return stage_1_view(self, self.stage_1)
-        assert selection is not None, "stage 2 is explained for a selection"
+        assert selection is not None, "stage 2 is explained for a given selection"
         return NetworkView(self.network, lambda images: self.predict(images, selection), "class_token")
 
     @property
@@ -131,25 +135,25 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         return self.stage_1, self.stage_2
 
     def forward(self, images: Tensor, **options: Any) -> TwoStageOutput:
-        """Both stages: images [B, 3, H, W] -> TwoStageOutput; options as `StageOne.forward`."""
+        """Both stages: images [B, 3, H, W] -> TwoStageOutput; same options as `StageOne.forward`."""
         stage_1 = self.select(images, **options)
         return TwoStageOutput(self.predict(images, stage_1.selection), stage_1)
 
 
 def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
-    """Stage 1 of a model that finds parts, as a classifier of its own."""
+    """Stage 1 of a model with parts, as a classifier of its own."""
     return NetworkView(stage_1.backbone, lambda images: select_parts(model, images).class_logits, "patches")
 
 
 def _check(config: ModelConfig, model: TwoStageModel) -> None:
     grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
     if grids[0] != grids[1]:
-        raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not stage 2's {grids[1]}")
+        raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not that of stage 2, {grids[1]}")
     check_masked_vit(config, model.stage_2)
     if config.mask_gradient == "straight_through" and config.mask_kind == "hard":
         model.stage_2.require_plain_blocks("model.mask_gradient=straight_through")
 
 
 def with_mask(selection: Selection, mask: Tensor) -> Selection:
-    """The same selection with another hard mask [B, h, w] bool in its place, and no gate."""
+    """The selection with another hard mask [B, h, w] bool and without a gate."""
     return replace(selection, mask=mask, gate=None)

@@ -1,6 +1,7 @@
-"""Attention inside each image, for tokens of many images packed in one row.
+"""Attention within each image for the tokens of several images packed in one row.
 
-Shape legend: B images, S tokens an image before packing, T packed tokens, L the longest image, H heads, E head width.
+Shape legend: B images, S tokens per image before packing, T packed tokens, L tokens of the longest image, H heads, E
+head width.
 """
 
 from dataclasses import dataclass
@@ -18,57 +19,60 @@ except ImportError:  # pragma: no cover - depends on the torch build
 
 @dataclass(frozen=True)
 class Packing:
-    """Where each packed token came from, and where it sits when images are padded to a common length."""
+    """Index of packed tokens in the original batch, and in a batch padded to a common length."""
 
     index: Tensor
     """[T] int64: position of each packed token in the flattened [B * S] batch."""
     bounds: Tensor
-    """[B + 1] int32: packed tokens of image b are bounds[b] .. bounds[b + 1]."""
+    """[B + 1] int32: image b has the packed tokens bounds[b] to bounds[b + 1] - 1."""
     starts: Tensor
-    """[B] int64: first packed token of each image, its class token."""
+    """[B] int64: the first packed token of each image, which is its class token."""
     slot: Tensor
     """[T] int64: position of each packed token in a padded [B * L] batch."""
     valid: Tensor
-    """[B, L] bool: the slots that hold a token."""
+    """[B, L] bool: False at padding."""
 
     @staticmethod
     def of(visible_BS: Tensor) -> "Packing":
-        """Pack the tokens where `visible_BS` is True. Its first column must be (the class token is always there)."""
+        """Pack the tokens where `visible_BS` is True. Its first column, the class token, must be True."""
         counts = visible_BS.sum(1)
         ends = counts.cumsum(0)
         starts = ends - counts
         index = visible_BS.flatten().nonzero().squeeze(1)
-        image = index // visible_BS.shape[1]
+        image = index // visible_BS.shape[1]  # [T], the image of each packed token
         longest = int(counts.max())
+        # Row of the image in the padded batch, plus the token's position within its image.
         slot = image * longest + torch.arange(len(index), device=index.device) - starts[image]
         valid = torch.arange(longest, device=index.device) < counts.unsqueeze(1)
         return Packing(index, F.pad(ends, (1, 0)).int(), starts, slot, valid)
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
-    """Attention of q, k, v [1, H, T, E] within each image, [1, H, T, E]."""
-    if varlen_attn is not None and _flash_takes(q):
-        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))
+    """Attention of q, k, v [1, H, T, E] within each image: [1, H, T, E]."""
+    if varlen_attn is not None and _flash_supports(q):
+        q, k, v = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))  # [T, H, E]
         longest = packing.valid.shape[1]
         out = varlen_attn(q, k, v, packing.bounds, packing.bounds, longest, longest, scale=scale)
         return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
     return _padded_attention(q, k, v, scale, packing)
 
 
-def _flash_takes(q: Tensor) -> bool:
-    """Flash attention wants half precision, a head width of a multiple of 8, and an Ampere GPU or a later one."""
+def _flash_supports(q: Tensor) -> bool:
+    """Flash attention needs half precision, a head width divisible by 8, and an Ampere or newer GPU."""
     if not q.is_cuda or q.dtype not in (torch.float16, torch.bfloat16) or q.shape[-1] % 8 or q.shape[-1] > 256:
         return False
     return torch.cuda.get_device_capability(q.device) >= (8, 0)
 
 
 def _padded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
-    """The same on any device and dtype: padded for the attention product alone, the cheap part of a ViT block."""
+    """The same on any device and dtype: tokens are padded for attention only, the cheap part of a ViT block."""
     batch, longest = packing.valid.shape
 
     def pad(t: Tensor) -> Tensor:
+        # [1, H, T, E] -> [B * L, H, E] -> [B, H, L, E]
         rows = t.new_zeros(batch * longest, t.shape[1], t.shape[3])
-        return rows.index_copy(0, packing.slot, t[0].transpose(0, 1)).unflatten(0, (batch, longest)).transpose(1, 2)
+        rows = rows.index_copy(0, packing.slot, t[0].transpose(0, 1))
+        return cast(Tensor, rows.unflatten(0, (batch, longest)).transpose(1, 2))
 
     out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=packing.valid[:, None, None, :], scale=scale)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, packing.slot).transpose(0, 1).unsqueeze(0)

@@ -1,1 +1,1 @@
-"""Reading weights of other projects: naming, layout, positions."""
+"""Read weights of other projects: names, layouts, position embeddings."""

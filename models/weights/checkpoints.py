@@ -1,4 +1,4 @@
-"""Read weights of others into a module: files, backbones in timm's and Hugging Face's naming, positions."""
+"""Read weights files and load them into a module: backbones with timm's or Hugging Face's names, any image size."""
 
 import re
 import warnings
@@ -23,14 +23,14 @@ _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist)\.")
 
 
 def read_state(path: str | Path) -> State:
-    """Read a state dict from a .safetensors or torch file without running code from it.
+    """Read a state dict from a .safetensors or PyTorch file without running code from it.
 
-    Accepts a bare state dict or one under "model_state", "state_dict", "model" or "teacher", of dense tensors that the
-    file holds in full. Raises UserError.
+    The state dict may be nested under "model_state", "state_dict", "model" or "teacher". All tensors must be dense and
+    stored in full. Raises UserError.
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"model.weights: no such file {path}; give hub, none or a weights file")
+        raise UserError(f"model.weights: no such file {path}; use hub, none or a weights file")
     try:
         if path.suffix == ".safetensors":
             check_seal(path)
@@ -38,47 +38,50 @@ def read_state(path: str | Path) -> State:
         content = _read_torch(path)
     except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: not a readable weights file ({_reason(error)})") from None
-    except Exception as error:  # the safe unpickler's refusals have no common public base class
+    except Exception as error:  # the errors of the safe unpickler have no common public base class
         raise UserError(f"{path}: refused by the safe loader ({_reason(error)}); save it as safetensors") from None
     for key in ("model_state", "state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise UserError(f"{path}: holds no state dict (a mapping from names to tensors)")
+        raise UserError(f"{path}: contains no state dict (a mapping from names to tensors)")
     strange = [name for name, t in content.items() if not (isinstance(name, str) and _is_plain(t, path.stat().st_size))]
     if strange:
-        raise UserError(f"{path}: {strange[0]!r} is no dense tensor that the file holds whole; save it as safetensors")
+        raise UserError(f"{path}: {strange[0]!r} is not a dense tensor stored in full; save it as safetensors")
     return content
 
 
 def _read_torch(path: Path) -> Any:
-    """Raises ValueError for an archive that unpacks to more than its file: torch.save packs nothing."""
+    """Raise ValueError for an archive larger than its file once unpacked: torch.save never compresses."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
-                raise ValueError("it is packed; unpack it and save it with torch.save")
+                raise ValueError("it is compressed; unpack it and save it with torch.save")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_plain(tensor: Tensor, size: int) -> bool:
-    """Whether it is what a weight is. A view that repeats one number can claim any shape."""
+    """Whether it is an ordinary dense CPU tensor of at most `size` bytes.
+
+    A stride-0 view can have any shape, so a small file could otherwise fill the memory.
+    """
     ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_complex()
     return ordinary and not tensor.is_quantized and tensor.numel() * tensor.element_size() <= size
 
 
 def _reason(error: Exception) -> str:
-    """One line; of torch's refusals without the advice to load the file unsafely."""
+    """The error in one line, without torch's advice to load the file unsafely."""
     text = str(error).partition("WeightsUnpickler error: ")[2].partition(" Please use")[0] or str(error)
     return " ".join(text.split())[:160] or type(error).__name__
 
 
 def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
-    """Make a backbone's state dict fit `vit`: names to timm's, heads dropped, positions resampled to its grid."""
+    """Convert a backbone's state dict for `vit`: timm's names, no heads, position embeddings resampled to its grid."""
     if any(name.startswith(("embeddings.", "dinov2")) for name in state):
         state = huggingface_dinov2_to_timm(state)
-    if "norm.weight" not in state:  # made for average pooling: its final norm stands behind the pooling
+    if "norm.weight" not in state:  # made for average pooling: its final norm is applied after pooling
         state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
     state = {name: t for name, t in state.items() if not _HEADS.match(name) and name != "mask_token"}
     for pattern, target in _DINOV2_RENAMES:
@@ -87,18 +90,21 @@ def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
 
 
 def fit_positions(state: State, vit: VisionTransformer) -> State:
-    """Resample a square position table bicubically to vit's grid. A table it cannot read stays for `load_into` to name.
+    """Resample a square grid of position embeddings bicubically to that of `vit`.
 
-    The class token's position is added to the class token where `vit` keeps none for it (DINOv2 with registers).
+    If `vit` has no position for the class token (DINOv2 with registers), it is added to the class token. Embeddings of
+    unknown layout are left for `load_into` to report.
     """
     if "pos_embed" not in state or vit.pos_embed is None:
         return state
     table, grid = state["pos_embed"], list(vit.patch_embed.grid_size)
     if table.ndim != 3 or not table.is_floating_point():
         return state
+    # The right length is not enough for a non-square grid: a 2 x 8 one needs resampling from 4 x 4.
     if table.shape[1] == vit.pos_embed.shape[1] and (grid[0] == grid[1] or not _is_square(grid[0] * grid[1])):
         return state
     wanted = 0 if vit.no_embed_class else vit.num_prefix_tokens
+    # Prefix tokens in the table: as many as in `vit`, or the class token alone.
     prefix = next((p for p in (wanted, 1) if _is_square(table.shape[1] - p)), None)
     if prefix == 1 and wanted == 0 and "cls_token" in state and state["cls_token"].shape == table[:, :1].shape:
         state = state | {"cls_token": state["cls_token"] + table[:, :1]}
@@ -116,13 +122,13 @@ def _is_square(count: int) -> bool:
 
 
 def load_into(module: nn.Module, state: State, source: str) -> None:
-    """Load `state` into `module`, all of it or nothing. Raises UserError naming missing, unexpected, misshapen keys."""
+    """Load all of `state` or nothing into `module`. Raises UserError naming missing, unexpected and misshapen keys."""
     check_fit(module.state_dict(), state, source)
     module.load_state_dict(state)
 
 
 def check_fit(own: State, state: State, source: str) -> None:
-    """Raise UserError unless `state`, read from `source`, has the names and the shapes of `own`."""
+    """Raise UserError unless `state`, read from `source`, has the names and shapes of `own`."""
     missing = sorted(own.keys() - state.keys())
     unexpected = sorted(state.keys() - own.keys())
     misshapen = sorted(

@@ -1,4 +1,4 @@
-"""Hugging Face's names of a DINOv2 (RAD-DINO, with registers and gated MLPs too) turned into timm's, and back."""
+"""Convert Hugging Face's names of DINOv2 weights to timm's and back; also RAD-DINO, registers and gated MLPs."""
 
 import re
 
@@ -32,9 +32,9 @@ _QKV = ("query", "key", "value")
 
 
 def huggingface_dinov2_to_timm(state: State) -> State:
-    """Rename a `Dinov2Model` to timm's VisionTransformer; a name it does not know stays as it is.
+    """Rename the weights of a `Dinov2Model` to timm's VisionTransformer; unknown names stay as they are.
 
-    Query, key and value are stacked to timm's qkv; the mask token, which only pre-training uses, is dropped.
+    Query, key and value are stacked into timm's qkv. The mask token is dropped: only pre-training uses it.
     """
     state = {name.removeprefix("dinov2.").removeprefix("dinov2_with_registers."): t for name, t in state.items()}
     renamed: State = {}
@@ -42,6 +42,7 @@ def huggingface_dinov2_to_timm(state: State) -> State:
         if name == "embeddings.mask_token":
             continue
         if match := _HF_QKV.match(name):
+            # All three end up in the same tensor. If one is missing, its names stay and `load_into` reports them.
             parts = [name.replace(f".{match[2]}.", f".{part}.") for part in _QKV]
             if tensor.ndim and all(part in state and state[part].shape == tensor.shape for part in parts):
                 renamed[f"blocks.{match[1]}.attn.qkv.{match[3]}"] = torch.cat([state[part] for part in parts])
@@ -57,31 +58,31 @@ def _to_timm(name: str) -> str:
 
 
 def timm_to_huggingface_dinov2(state: State, num_patches: int) -> State:
-    """Rename a timm ViT's weights to a `Dinov2Model`'s; with registers, to a `Dinov2WithRegistersModel`'s.
+    """Rename a timm ViT's weights to those of a `Dinov2Model`, or with registers a `Dinov2WithRegistersModel`.
 
-    A class token whose position timm keeps in the token itself gets the position zero. The mask token, which timm does
-    not have and only pre-training reads, is written as zeros: what Hugging Face starts it from. Raises UserError naming
-    weights that a Dinov2Model has no place for.
+    If timm has no position for the class token, it is written as zeros. So is the mask token, which timm does not have
+    and only pre-training uses. Raises UserError naming weights that a Dinov2Model has no place for.
     """
-    found: State = {}
+    renamed: State = {}
     for name, tensor in state.items():
         if match := re.match(r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)$", name):
             for part, third in zip(_QKV, tensor.chunk(3), strict=True):
-                found[f"encoder.layer.{match[1]}.attention.attention.{part}.{match[2]}"] = third.clone()
+                renamed[f"encoder.layer.{match[1]}.attention.attention.{part}.{match[2]}"] = third.clone()
         elif name == "pos_embed" and tensor.shape[1] == num_patches:
-            found["embeddings.position_embeddings"] = F.pad(tensor, (0, 0, 1, 0))
+            renamed["embeddings.position_embeddings"] = F.pad(tensor, (0, 0, 1, 0))
         else:
-            found[_to_huggingface(name, state)] = tensor
-    table = found.get("embeddings.position_embeddings")
+            renamed[_to_huggingface(name, state)] = tensor
+    table = renamed.get("embeddings.position_embeddings")
     if table is None or table.shape[1] != num_patches + 1:
-        raise UserError("Hugging Face's DINOv2 needs positions of the class token and of every patch, and no others")
-    return found | {"embeddings.mask_token": torch.zeros_like(table[:, 0])}
+        raise UserError("Hugging Face's DINOv2 needs position embeddings of the class token and of every patch only")
+    return renamed | {"embeddings.mask_token": torch.zeros_like(table[:, 0])}
 
 
 def _to_huggingface(name: str, state: State) -> str:
     outside = {new: old for old, new in _OUTSIDE.items()}
     if match := re.match(r"blocks\.(\d+)\.(.+)$", name):
         inside, outputs = state.get(f"blocks.{match[1]}.mlp.fc1.weight"), state.get(f"blocks.{match[1]}.mlp.fc2.weight")
+        # SwiGLU's first layer has two outputs per hidden unit.
         gated = inside is not None and outputs is not None and inside.shape[0] == 2 * outputs.shape[1]
         block = {new: old for old, new in (_IN_BLOCK | (_GATED if gated else {})).items()}
         new = _renamed(match[2], block)
@@ -94,7 +95,7 @@ def _to_huggingface(name: str, state: State) -> str:
 
 
 def _renamed(name: str, table: dict[str, str]) -> str | None:
-    """`name` with the module or parameter it begins with replaced by the table's; None where the table has none."""
+    """`name` with its leading module or parameter replaced as in `table`; None if it is not in the table."""
     for old, new in table.items():
         if name == old or name.startswith(f"{old}."):
             return new + name[len(old) :]

@@ -1,4 +1,4 @@
-"""What the names and shapes of a checkpoint published with iFAM or PDiscoFormer tell of its model."""
+"""Read the sizes of a model published with iFAM or PDiscoFormer from the names and shapes of its weights."""
 
 from dataclasses import dataclass
 from math import isqrt
@@ -10,9 +10,9 @@ from torch import Tensor
 from common.errors import UserError
 from models.weights.huggingface import State
 
-Form = Literal["ifam", "ifam-hf", "pdiscoformer"]
-"""Two stages with backbones in timm's or in Hugging Face's naming; one stage without a prefix, in timm's naming."""
-FORMS: tuple[Form, ...] = get_args(Form)
+Format = Literal["ifam", "ifam-hf", "pdiscoformer"]
+"""Two stages with timm's or Hugging Face's names of backbones, or one stage with timm's names and no prefix."""
+FORMATS: tuple[Format, ...] = get_args(Format)
 PROTOTYPES = "fc_landmarks.weight"
 CLASSIFIER = "fc_class_landmarks.weight"
 PATCHES, POSITIONS = "patch_embed.proj.weight", "pos_embed"
@@ -27,16 +27,16 @@ _HUGGING_FACE = {
     "layer_scale": "encoder.layer.0.layer_scale1.lambda1",
 }  # fmt: skip
 _DINOV2 = {(384, 12): "small", (768, 12): "base", (1024, 24): "large", (1536, 40): "giant"}
-"""(width, blocks) of the four DINOv2 models."""
+"""(width, blocks) -> DINOv2 model."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of a published model, as its first stage shows them."""
+    """The sizes of a published model, read from its first stage."""
 
-    form: Form
+    format: Format
     num_parts: int
-    """K, without the background."""
+    """K, without background."""
     num_classes: int
     modulation: Literal["layer_norm", "original"]
     width: int
@@ -44,37 +44,37 @@ class Layout:
     patch: tuple[int, int]
     registers: int
     num_patches: int
-    """N, patches of an image."""
+    """N, patches per image."""
     layer_scale: bool
 
     @property
     def image_size(self) -> tuple[int, int] | None:
-        """(height, width) in pixels where the patches form a square; None otherwise."""
+        """(height, width) in pixels if the patch grid is square; None otherwise."""
         side = isqrt(self.num_patches)
         return (side * self.patch[0], side * self.patch[1]) if side**2 == self.num_patches else None
 
     @property
     def backbone(self) -> str | None:
-        """timm's name where the shapes leave one alone: DINOv2, whose numbers of heads follow from their widths."""
+        """timm's name if the shapes determine it: for DINOv2, the number of heads follows from the width."""
         size = _DINOV2.get((self.width, self.depth))
         if size is None or self.patch != (14, 14) or self.registers not in (0, 4) or not self.layer_scale:
             return None
         return f"vit_{size}_patch14_{'reg4_' if self.registers else ''}dinov2"
 
     def __str__(self) -> str:
-        """For people."""
+        """A one-line summary for messages."""
         return (
-            f"{self.form}, {self.num_parts} parts ({self.modulation}), {self.num_classes} classes; ViT of width "
+            f"{self.format}, {self.num_parts} parts ({self.modulation}), {self.num_classes} classes; ViT of width "
             f"{self.width}, {self.depth} blocks, {self.registers} registers, {self.num_patches} patches of "
             f"{self.patch[0]} x {self.patch[1]} pixels"
         )
 
 
 def read_layout(state: State, source: str) -> Layout:
-    """Tell the form and sizes of a published state dict. Raises UserError where it is of no form or lacks a tensor."""
+    """Read format and sizes from a published state dict. Raises UserError for an unknown format or a missing tensor."""
     prefix = "stage_1." if any(name.startswith("stage_1.") for name in state) else ""
     if f"{prefix}{PROTOTYPES}" not in state:
-        raise UserError(f"{source}: no {prefix}{PROTOTYPES} in it, so it is no checkpoint of iFAM or PDiscoFormer")
+        raise UserError(f"{source}: no {prefix}{PROTOTYPES} in it, so it is not a checkpoint of iFAM or PDiscoFormer")
     stage = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     hugging_face = prefix and any(name.startswith("embeddings.") for name in stage)
     names = _HUGGING_FACE if hugging_face else _TIMM
@@ -86,19 +86,19 @@ def read_layout(state: State, source: str) -> Layout:
             raise UserError(f"{source}: {prefix}{name} {what}")
         return tensor.shape
 
-    channels, width = shape(PROTOTYPES, 4)[:2]
+    channels, width = shape(PROTOTYPES, 4)[:2]  # a 1 x 1 convolution: [K+1, D, 1, 1]
     if shape(names["positions"], 3)[2] != width:
         raise UserError(f"{source}: {prefix}{names['positions']} is not as wide as {PROTOTYPES}")
     registers = shape(names["registers"], 3)[1] if names["registers"] in stage else 0
-    height, breadth = shape(names["patches"], 4)[2:]
+    patch_height, patch_width = shape(names["patches"], 4)[2:]
     return Layout(
-        form="ifam-hf" if hugging_face else "ifam" if prefix else "pdiscoformer",
+        format="ifam-hf" if hugging_face else "ifam" if prefix else "pdiscoformer",
         num_parts=channels - 1,
         num_classes=shape(CLASSIFIER, 2)[0],
         modulation="original" if "modulation" in stage else "layer_norm",
         width=width,
         depth=_count(stage, names["blocks"]),
-        patch=(height, breadth),
+        patch=(patch_height, patch_width),
         registers=registers,
         num_patches=_patches(shape(names["positions"], 3)[1], registers, class_token=bool(hugging_face)),
         layer_scale=names["layer_scale"] in stage,
@@ -110,7 +110,10 @@ def _count(stage: dict[str, Tensor], start: str) -> int:
 
 
 def _patches(positions: int, registers: int, class_token: bool) -> int:
-    """Positions less those of prefix tokens: in timm none, the class token's, or the registers' too; else the first."""
+    """Number of patches: position embeddings without those of prefix tokens.
+
+    In timm, none, only the class token, or also the registers have one; the first case with a square grid is taken.
+    """
     candidates = (1,) if class_token else (0, 1, 1 + registers) if registers else (1, 0)
     squares = (positions - p for p in candidates if 0 < isqrt(max(0, positions - p)) ** 2 == positions - p)
     return next(squares, positions - int(class_token))

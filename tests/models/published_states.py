@@ -72,22 +72,22 @@ def part_shapes(s: Sizes, product: bool = False) -> Shapes:
     return shapes | {"fc_landmarks.weight": (channels, d, 1, 1), "fc_class_landmarks.weight": (s.classes, d)}
 
 
-def published_shapes(form: str, s: Sizes, product: bool = False) -> Shapes:
+def published_shapes(format: str, s: Sizes, product: bool = False) -> Shapes:
     """Every name of a published state dict with its shape."""
-    backbone = hugging_face_shapes(s) if form == "ifam-hf" else timm_shapes(s)
+    backbone = hugging_face_shapes(s) if format == "ifam-hf" else timm_shapes(s)
     first = backbone | part_shapes(s, product)
-    if form == "pdiscoformer":
+    if format == "pdiscoformer":
         return first
     second = backbone | {"fc_norm.weight": (s.width,), "fc_norm.bias": (s.width,), "head.weight": (s.classes, s.width)}
     second |= {"prefix_attn_mask": (1, 1 + s.registers)}
     return {f"stage_{n}.{name}": shape for n, stage in ((1, first), (2, second)) for name, shape in stage.items()}
 
 
-def published_state(form: str, s: Sizes | None = None, product: bool = False, seed: int = 0) -> State:
+def published_state(format: str, s: Sizes | None = None, product: bool = False, seed: int = 0) -> State:
     """Random values: attention and part maps far from uniform, norms and scales near one."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in published_shapes(form, s or Sizes(), product).items():
+    for name, shape in published_shapes(format, s or Sizes(), product).items():
         noise = torch.randn(shape, generator=generator)
         if name.endswith("prefix_attn_mask"):
             state[name] = torch.ones(shape)

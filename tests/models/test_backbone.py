@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from models.backbone import create_backbone, embed, grid_of, keeps_patches_apart, load_backbone_weights, patch_tokens
+from models.backbone import (
+    create_backbone,
+    embed,
+    embeds_patches_separately,
+    grid_of,
+    load_backbone_weights,
+    patch_tokens,
+)
 from tests.models.small import FLAT, backbone, images
 
 
@@ -70,7 +77,7 @@ def test_patches_do_not_leak_before_attention(name: str) -> None:
         changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
         moved = (embed(vit, changed)[0, vit.num_prefix_tokens :] != tokens).any(-1)
         assert moved.nonzero().tolist() == [[5 * row + column]], "row-major, and that patch alone"
-    assert keeps_patches_apart(vit)
+    assert embeds_patches_separately(vit)
 
 
 @torch.no_grad()
@@ -79,7 +86,7 @@ def test_a_stem_that_leaks_is_told_apart() -> None:
     changed = x.clone()
     changed[..., :8, :8] += 1
     assert (embed(vit, changed) != embed(vit, x)).any(-1).sum() > 1
-    assert not keeps_patches_apart(vit)
+    assert not embeds_patches_separately(vit)
 
 
 def test_nano_vits_start_from_their_own_distribution_with_nothing_uninitialised() -> None:

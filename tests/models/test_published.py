@@ -18,7 +18,7 @@ from models.pdiscoformer import PDiscoFormer
 from models.published import PublishedModel, load_published, to_published
 from models.two_stage import TwoStageModel
 from models.weights.huggingface import huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
-from models.weights.published_layout import FORMS, Form, read_layout
+from models.weights.published_layout import FORMATS, Format, read_layout
 from tests.models.published_states import (
     Sizes,
     State,
@@ -42,10 +42,10 @@ def load(state: State, registers: bool = True, **options: Any) -> PublishedModel
 
 @pytest.mark.parametrize("product", [False, True], ids=["norm", "product"])
 @pytest.mark.parametrize("registers", [4, 0])
-@pytest.mark.parametrize("form", ["ifam", "pdiscoformer"])
+@pytest.mark.parametrize("format", ["ifam", "pdiscoformer"])
 @torch.no_grad()
-def test_the_formulas_numbers(form: str, registers: int, product: bool) -> None:
-    state = published_state(form, Sizes(registers=registers), product, seed=1)
+def test_the_formulas_numbers(format: str, registers: int, product: bool) -> None:
+    state = published_state(format, Sizes(registers=registers), product, seed=1)
     model, x = load(state, registers > 0), images(3)
     answer, expected = model(x), forward(state, x)
     stage_1 = answer.stage_1 if isinstance(model, TwoStageModel) else answer
@@ -89,7 +89,7 @@ def test_hugging_faces_own_backbone(tmp_path: Path, registers: int, kind: str) -
 
 
 @pytest.mark.parametrize(
-    ("form", "registers", "product"),
+    ("format", "registers", "product"),
     [
         ("ifam", 4, False),
         ("ifam", 0, False),
@@ -98,26 +98,26 @@ def test_hugging_faces_own_backbone(tmp_path: Path, registers: int, kind: str) -
         ("pdiscoformer", 4, True),
     ],
 )
-def test_there_and_back(form: Form, registers: int, product: bool) -> None:
-    state = published_state(form, Sizes(registers=registers), product)
-    back = to_published(load(state, registers > 0), form)
+def test_there_and_back(format: Format, registers: int, product: bool) -> None:
+    state = published_state(format, Sizes(registers=registers), product)
+    back = to_published(load(state, registers > 0), format)
     assert back.keys() == state.keys()
     mask_tokens = {name for name in state if name.endswith("mask_token")}
-    assert len(mask_tokens) == (2 if form == "ifam-hf" else 0) and all(not back[name].any() for name in mask_tokens)
+    assert len(mask_tokens) == (2 if format == "ifam-hf" else 0) and all(not back[name].any() for name in mask_tokens)
     assert [name for name in state if name not in mask_tokens and not torch.equal(back[name], state[name])] == []
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("backbone", ["vit_t_dino", "vit_t_rad"])
 @pytest.mark.parametrize("modulation", ["layer_norm", "original"])
-def test_ours_there_and_back(form: Form, backbone: str, modulation: str) -> None:
-    kind = PDiscoFormer if form == "pdiscoformer" else TwoStageModel
+def test_ours_there_and_back(format: Format, backbone: str, modulation: str) -> None:
+    kind = PDiscoFormer if format == "pdiscoformer" else TwoStageModel
     model = kind(config(backbone=backbone, parts={"modulation": modulation}), 5, (32, 32))
     shaken(model)
-    published = to_published(model, form)
+    published = to_published(model, format)
     sizes = Sizes(registers=4 if backbone == "vit_t_dino" else 0)
     assert {name: tuple(t.shape) for name, t in published.items()} == published_shapes(
-        form, sizes, modulation != "layer_norm"
+        format, sizes, modulation != "layer_norm"
     )
     again = load(published, backbone=backbone).state_dict()
     assert again.keys() == model.state_dict().keys()
@@ -126,9 +126,9 @@ def test_ours_there_and_back(form: Form, backbone: str, modulation: str) -> None
 
 def test_what_the_shapes_tell() -> None:
     sizes = Sizes(registers=4, parts=8, classes=200)
-    for form in FORMS:
-        layout = read_layout(published_state(form, sizes), "file")
-        assert (layout.form, layout.num_parts, layout.num_classes) == (form, 8, 200)
+    for format in FORMATS:
+        layout = read_layout(published_state(format, sizes), "file")
+        assert (layout.format, layout.num_parts, layout.num_classes) == (format, 8, 200)
         assert (layout.width, layout.depth, layout.patch, layout.registers) == (32, 3, (8, 8), 4)
         assert (layout.num_patches, layout.image_size, layout.backbone) == (16, (32, 32), None)
     model = load(published_state("ifam-hf", RAD), registers=False)
@@ -141,11 +141,11 @@ def test_what_the_shapes_tell() -> None:
     ("width", "depth", "size"), [(384, 12, "small"), (768, 12, "base"), (1024, 24, "large"), (1536, 40, "giant")]
 )
 @pytest.mark.parametrize("registers", [0, 4])
-@pytest.mark.parametrize("form", FORMS)
-def test_a_dinov2_is_told_by_its_shapes(form: Form, width: int, depth: int, size: str, registers: int) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_dinov2_is_told_by_its_shapes(format: Format, width: int, depth: int, size: str, registers: int) -> None:
     sizes = dinov2(width, depth, registers)
     with torch.device("meta"):
-        state = {name: torch.empty(shape) for name, shape in published_shapes(form, sizes).items()}
+        state = {name: torch.empty(shape) for name, shape in published_shapes(format, sizes).items()}
     layout = read_layout(state, "file")
     assert layout.backbone == f"vit_{size}_patch14_{'reg4_' if registers else ''}dinov2"
     assert layout.image_size == (518, 518)
@@ -203,9 +203,9 @@ def test_settings_that_weights_do_not_tell_are_kept() -> None:
     assert (kept.parts.num_parts, kept.backbone) == (3, "vit_t_dino")
 
 
-@pytest.mark.parametrize("form", ["ifam", "ifam-hf"])
-def test_inert_tensors_may_be_absent(form: str) -> None:
-    state = published_state(form, RAD)
+@pytest.mark.parametrize("format", ["ifam", "ifam-hf"])
+def test_inert_tensors_may_be_absent(format: str) -> None:
+    state = published_state(format, RAD)
     bare = {name: t for name, t in state.items() if not name.endswith(("mask_token", "prefix_attn_mask"))}
     with_them, without = load(state, registers=False).state_dict(), load(bare, registers=False).state_dict()
     assert all(torch.equal(without[name], tensor) for name, tensor in with_them.items())
@@ -235,8 +235,8 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_does_not_fit_is_named(damage: str) -> None:
-    form, name, change, message = DAMAGE[damage]
-    state = published_state(form, RAD) | {name: torch.zeros(1, 7, 32)}
+    format, name, change, message = DAMAGE[damage]
+    state = published_state(format, RAD) | {name: torch.zeros(1, 7, 32)}
     if change == "lost":
         del state[name]
     with pytest.raises(UserError, match=rf"cub\.pt.*{re.escape(message)}") as caught:
@@ -255,9 +255,9 @@ def test_what_has_no_published_form_is_refused() -> None:
     def model(**changes: Any) -> TwoStageModel:
         return TwoStageModel(config(**changes), 2, (32, 32))
 
-    with pytest.raises(UserError, match="pdiscoformer is not the form of a TwoStageModel"):
+    with pytest.raises(UserError, match="pdiscoformer is not a format for a TwoStageModel"):
         to_published(model(), "pdiscoformer")
-    with pytest.raises(UserError, match="ifam is not the form of a PDiscoFormer"):
+    with pytest.raises(UserError, match="ifam is not a format for a PDiscoFormer"):
         to_published(PDiscoFormer(config(), 2, (32, 32)), "ifam")
     with pytest.raises(UserError, match=r"no model\.parts\.logit_scale"):
         to_published(model(parts={"logit_scale": 0.5}), "ifam")

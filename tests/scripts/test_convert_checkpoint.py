@@ -16,7 +16,7 @@ from commands import convert_checkpoint
 from engine.run.command_line import load_config
 from models.pdiscoformer import PDiscoFormer
 from models.two_stage import TwoStageModel
-from models.weights.published_layout import FORMS
+from models.weights.published_layout import FORMATS
 from tests.bomb import Bomb
 from tests.models.published_states import Sizes, State, forward, published_state
 from tests.models.small import images
@@ -46,7 +46,7 @@ def fails(words: list[str | Path], capsys: pytest.CaptureFixture[str]) -> str:
     return error
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMATS)
 @torch.no_grad()
 def test_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     registers = 0 if form == "ifam-hf" else 4
@@ -145,7 +145,7 @@ def test_nothing_is_overwritten_and_only_published_kinds_are_exported(
     assert "already contains a run; choose another folder" in fails([file, "--to", run], capsys)
     assert "file.pt already exists" in fails([run, "--export", "ifam", "--to", file], capsys)
     assert "is neither a run folder nor one" in fails([tmp_path, "--export", "ifam", "--to", tmp_path / "x"], capsys)
-    assert "pdiscoformer is not the form of a TwoStageModel" in fails(
+    assert "pdiscoformer is not a format for a TwoStageModel" in fails(
         [run, "--export", "pdiscoformer", "--to", tmp_path / "x"], capsys
     )
     config = run / "best" / "config.json"
