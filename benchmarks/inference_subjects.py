@@ -15,7 +15,8 @@ from engine.evaluation.loading import load_run_model, read_split
 from engine.run.folder import run_config
 from models import build_model
 from models.config import ModelConfig
-from models.registry import MODELS, ImageClassifier
+from models.interface import ImageClassifier
+from models.registry import MODELS
 
 
 @dataclass(frozen=True)
