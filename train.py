@@ -1,10 +1,10 @@
-"""Train one model from one resolved config.
+"""Train a model from a config.
 
     python train.py --config configs/quickstart.yaml --out runs/mine --model.parts.num_parts 8
 
 Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (for
-`from_pretrained`), results.json. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true` goes on exactly
-there. Several processes: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
+`from_pretrained`), results.json. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true` continues
+exactly there. Several GPUs: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
 """
 
 import shlex
@@ -44,7 +44,7 @@ from report.names import pretty
 
 
 def train(config: RunConfig) -> MetricsRow:
-    """Train as `config` says, evaluate the best checkpoint on the test split, and return what results.json holds."""
+    """Train with `config`, evaluate the best checkpoint on the test split, and return the content of results.json."""
     # 1. machine and data
     config, first = resolve_resume(config), processes().is_main
     resumes = config.resume is True
@@ -53,7 +53,7 @@ def train(config: RunConfig) -> MetricsRow:
     info = splits["train"].info
     if info.multi_label and config.train.best_metric == "accuracy":
         raise UserError(
-            f"train.best_metric=accuracy: images of {info.name} show several classes; "
+            f"train.best_metric=accuracy: {info.name} is multi-label; "
             "set it to mean_average_precision, macro_f1 or micro_f1"
         )
 
@@ -69,10 +69,10 @@ def train(config: RunConfig) -> MetricsRow:
         objective = ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
     rules = PARAM_GROUP_RULES[model.parameter_rules](config.optim)
 
-    # 3. trainer and, once everything is known to fit, the run folder
+    # 3. trainer and, after all checks, the run folder
     trainer = Trainer(config, model, objective, rules, splits, device, training_sampler(config, splits))
     if resumes:
-        trainer.load(print if first else lambda line: None)
+        trainer.load(print if first else lambda message: None)
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
@@ -91,19 +91,19 @@ def train(config: RunConfig) -> MetricsRow:
 
     trainer.run(tracker, after_epoch if first else lambda row: None)
 
-    # 5. the best checkpoint on the test split
+    # 5. evaluate the best checkpoint on the test split
     results = final_results(trainer, config)
     if first:
         write_atomic(out / RESULTS, json_text(results))
-    figure = config.train.best_metric if info.multi_label else "accuracy"
-    share = f"{results[f'test/{figure}']:.1%}"
-    tracker.message(f"test {pretty(figure)} {share} (best epoch {results['best_epoch']}); results in {out}")
+    metric = config.train.best_metric if info.multi_label else "accuracy"
+    value = f"{results[f'test/{metric}']:.1%}"
+    tracker.message(f"test {pretty(metric)} {value} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
 
 
 def load_splits(config: RunConfig) -> dict[str, Split]:
-    """The three splits, training augmented; where some images lose their labels, also "unlabelled"."""
+    """The three splits, "train" with augmentation; in semi-supervised training also "unlabelled"."""
     seed, semi = config.train.seed, config.data.semi
     splits = {name: load_split(config.data, name, train=name == "train", seed=seed) for name in SPLITS}
     if semi.mode != "supervised" or semi.images_per_class:
@@ -113,7 +113,7 @@ def load_splits(config: RunConfig) -> dict[str, Split]:
 
 
 def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSampler | None:
-    """What training steps read, where it is not the training split once an epoch."""
+    """The sampler of training batches; None: the whole training split once per epoch."""
     semi = config.data.semi
     if semi.mode == "supervised":
         return None
@@ -121,9 +121,9 @@ def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSample
 
 
 def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
-    """Metrics of the best checkpoint on test and validation, with what they cost and where they came from."""
+    """Validation and test metrics of the best checkpoint, with training time and provenance."""
     path = Path(config.out) / BEST / "model.safetensors"
-    barrier()  # until the first process has written it
+    barrier()  # wait for the first process to write it
     load_weights(trainer.evaluated_model(), read_best(path), path)
     progress = trainer.progress
     return {
@@ -149,14 +149,14 @@ def read_best(path: Path) -> dict[str, torch.Tensor]:
 @exit_on_user_error
 @distributed_main
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     config = parse_config(description=__doc__)
     try:
         train(config)
     except RunStopped as stopped:
         command = f"python train.py --config {shlex.quote(str(Path(config.out) / CONFIG_FILE))} --resume=true"
         if processes().is_main:
-            print(f"stopped by {stopped}; everything is saved in {config.out}; go on with: {command}", file=sys.stderr)
+            print(f"stopped by {stopped}; all is saved in {config.out}; continue with: {command}", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
 
 

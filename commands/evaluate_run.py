@@ -11,7 +11,7 @@ from common.processes import processes
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import read_fit_split, read_split
 from engine.evaluation.loop import evaluate, split_loader
-from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, Recorder
+from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, RecordCollector
 from engine.run.folder import METRICS_FILE
 from engine.run.tracking import read_rows
 from metrics.registry import build_metrics, default_metrics
@@ -35,14 +35,14 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
 
     # 3. measure
-    recorder, predictions, started = Recorder(), PredictionTable(split.info), time.perf_counter()
+    recorder, predictions, started = RecordCollector(), PredictionTable(split.info), time.perf_counter()
     fit_split = read_fit_split(run.config, args.limit, metrics.to_fit) if metrics.to_fit else None
     results = evaluate(
         model, split_loader(split, run.config.data), metrics, run.device, run.precision,
         observers=[recorder, predictions], options=options,
         training=split_loader(fit_split, run.config.data) if fit_split else (),
     )  # fmt: skip
-    records, table = recorder.everyone(), predictions.csv()  # gathered: every process must take part
+    records, table = recorder.gathered(), predictions.csv()  # gathered: every process must take part
     if not processes().is_main:
         return
 

@@ -1,4 +1,4 @@
-"""The sets of ImageNet-9: accuracy on each, the BG-gap, and the backgrounds challenge (Xiao et al. 2021)."""
+"""ImageNet-9: accuracy on each variant, the BG-gap, and the backgrounds challenge (Xiao et al. 2021)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -25,14 +25,14 @@ from models.interface import gives_mask
 
 SAME, RANDOM = "mixed_same", "mixed_rand"
 FOREGROUNDS, BACKGROUNDS = "original", "only_bg_t"
-"""What the challenge is composed of."""
+"""The variants that the challenge combines."""
 Advance = Callable[[int], None]
 
 
 def read_sets(config: RunConfig, limit: int | None, challenge: bool) -> dict[str, Split]:
-    """The sets that data.root holds, by name. Raises UserError where one is missing that is needed.
+    """The variants in data.root, by name. Raises UserError if a required one is missing.
 
-    `limit`: a sample of so many images of each.
+    `limit`: number of images to sample from each variant.
     """
     root = Path(config.data.root).expanduser()
     needed = {SAME, RANDOM} | ({FOREGROUNDS, BACKGROUNDS} if challenge else set())
@@ -42,18 +42,18 @@ def read_sets(config: RunConfig, limit: int | None, challenge: bool) -> dict[str
         for name in names
     }
     if challenge and sets[FOREGROUNDS][0].mask is None:
-        raise UserError(f"--challenge: {root / 'fg_mask'} has no masks of the objects; unpack them there")
+        raise UserError(f"--challenge: {root / 'fg_mask'} contains no object masks; unpack them there")
     return sets
 
 
 def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch.device) -> dict[str, float]:
-    """The default metrics of one set."""
+    """The default metrics of one variant."""
     metrics = build_metrics(default_metrics(split.info, has_mask=gives_mask(model)), split.info)
     return evaluate(model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision])
 
 
 def background_gaps(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """BG-gap = accuracy on mixed_same - accuracy on mixed_rand, of both stages. `results`: set to its metrics."""
+    """BG-gap of each stage: accuracy on mixed_same - accuracy on mixed_rand. `results`: variant -> its metrics."""
     same, random = results[SAME], results[RANDOM]
     keys = [key for key in ("accuracy", "stage_1/accuracy") if key in same]
     return {key.replace("accuracy", "bg_gap"): same[key] - random[key] for key in keys}
@@ -62,47 +62,48 @@ def background_gaps(results: Mapping[str, Mapping[str, float]]) -> dict[str, flo
 def run_challenge(
     model: nn.Module, sets: Mapping[str, Split], config: RunConfig, device: torch.device, advance: Advance
 ) -> dict[str, float]:
-    """`challenge_accuracy`: share of the objects that are classified rightly before every background of only_bg_t.
+    """`challenge_accuracy`: fraction of objects classified correctly on every background of only_bg_t, also per class.
 
-    Also by class. The more backgrounds, the lower. Holds the backgrounds on the device: 12 H W bytes each; of several
-    processes each brings other objects and has all backgrounds.
+    More backgrounds give a lower value. All backgrounds are kept on the device, 12 H W bytes each. With several
+    processes, each evaluates its own objects on all backgrounds.
     """
     info, precision = sets[FOREGROUNDS].info, PRECISIONS[config.train.precision]
     loader = eval_loader(sets[BACKGROUNDS], batch_size=config.data.eval_batch_size, workers=config.data.workers)
     backgrounds = torch.cat([batch.image.to(device) for batch in loader])
-    pieces = list(backgrounds.split(config.data.eval_batch_size))
-    total, safe = [0] * info.num_classes, [0] * info.num_classes
+    chunks = list(backgrounds.split(config.data.eval_batch_size))
+    total, correct = [0] * info.num_classes, [0] * info.num_classes
     with evaluation_mode(model, device, seed=0):
         for batch in split_loader(sets[FOREGROUNDS], config.data):
             batch = batch.to(device)
             for i, label in enumerate(batch.label.tolist()):
                 advance(1)
                 total[label] += 1
-                safe[label] += withstands(model, batch, i, pieces, info, precision)
-    total, safe = totals(*total), totals(*safe)
+                correct[label] += correct_on_all(model, batch, i, chunks, info, precision)
+    total, correct = totals(*total), totals(*correct)
     by_class = {
-        f"challenge_accuracy/class/{name}": ratio(safe[label], total[label])
+        f"challenge_accuracy/class/{name}": ratio(correct[label], total[label])
         for label, name in enumerate(info.class_names) if total[label]
     }  # fmt: skip
     counts = {"count/foregrounds": float(sum(total)), "count/backgrounds": float(len(backgrounds))}
-    return {"challenge_accuracy": ratio(sum(safe), sum(total)), **by_class, **counts}
+    return {"challenge_accuracy": ratio(sum(correct), sum(total)), **by_class, **counts}
 
 
-def withstands(
+def correct_on_all(
     model: nn.Module, batch: Batch, i: int, backgrounds: list[Tensor], info: DatasetInfo, precision: torch.dtype
 ) -> bool:
-    """Whether the object of the batch's image i is classified rightly before all backgrounds, n x [b, 3, H, W].
+    """Whether the object of image i of the batch is classified correctly on all backgrounds, a list of [b, 3, H, W].
 
-    Stops at the first background that fools the model, and moves its piece to the front: it may fool it again.
+    Stops at the first chunk of backgrounds with an error and moves it to the front of the list, since it is likely to
+    cause one for the next object too.
     """
     assert batch.mask is not None
     mask, label = batch.mask[i], batch.label[i]
-    for position, piece in enumerate(backgrounds):
-        count = len(piece)
-        images = torch.where(mask, batch.image[i], piece)
-        shown = Batch(images, label.expand(count), batch.paths[i : i + 1] * count, mask=mask.expand(count, -1, -1))
-        answer = to_dataset_classes(predict(model, shown, precision), info)
-        if not bool(is_correct(answer.logits, shown.label).all()):
+    for position, chunk in enumerate(backgrounds):
+        count = len(chunk)
+        images = torch.where(mask, batch.image[i], chunk)  # [H, W] and [3, H, W] broadcast to [b, 3, H, W]
+        composed = Batch(images, label.expand(count), batch.paths[i : i + 1] * count, mask=mask.expand(count, -1, -1))
+        prediction = to_dataset_classes(predict(model, composed, precision), info)
+        if not bool(is_correct(prediction.logits, composed.label).all()):
             backgrounds.insert(0, backgrounds.pop(position))
             return False
     return True

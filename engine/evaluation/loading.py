@@ -1,4 +1,4 @@
-"""What a finished run is measured with: its model, with the weights of a checkpoint, and a split."""
+"""Load the model of a run with the weights of a checkpoint, and a split of its data set."""
 
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +19,10 @@ from models.interface import ImageClassifier
 
 
 def load_run_model(run: Path, config: RunConfig, checkpoint: str, num_outputs: int) -> ImageClassifier:
-    """The run's model with its best or last weights (last: the moving average where the run kept one)."""
+    """The run's model with its best or last weights (last: the moving average, if the run has one).
+
+    Raises UserError if the weights are missing or do not fit.
+    """
     model = build_model(config.model, num_outputs, config.data.size_hw, weights=False)
     if checkpoint == "best":
         path = run / BEST / "model.safetensors"
@@ -31,30 +34,30 @@ def load_run_model(run: Path, config: RunConfig, checkpoint: str, num_outputs: i
 
 
 def warm_start(model: nn.Module, source: str) -> None:
-    """Fill the model with all weights of `source`: a run's folder (its best weights) or a checkpoint of a run.
+    """Load all weights of the model from `source`: a run folder (its best weights) or a checkpoint.
 
-    Of a checkpoint the moving average where there is one. Raises UserError where they do not fit.
+    Of a checkpoint, the moving average is used if there is one. Raises UserError if the weights do not fit.
     """
     path = Path(source).expanduser()
     path = path / BEST / "model.safetensors" if path.is_dir() else path
     if not path.is_file():
-        raise UserError(f"model.init_from: no file {path}; give the folder of a run of train.py, or a checkpoint")
+        raise UserError(f"model.init_from: no file {path}; give a run folder or a checkpoint")
     checkpoint = read_checkpoint(path)
     load_weights(model, checkpoint.part("ema") or checkpoint.part("model") or checkpoint.tensors, path)
 
 
 def read_split(config: RunConfig, name: str, limit: int | None) -> Split:
-    """The split in its evaluation transform; `limit`: a sample of so many images. Raises UserError for less than 1."""
+    """The split with the evaluation transform; `limit`: number of images to sample. Raises UserError below 1."""
     if limit is not None and limit < 1:
-        raise UserError(f"--limit: {limit} images cannot be measured; give at least 1")
+        raise UserError(f"--limit: must be at least 1, got {limit}")
     split = load_split(config.data, name, train=False, seed=config.train.seed)
     return split if limit is None else sample_split(split, limit)
 
 
 def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str]) -> Split:
-    """What `metrics` are fitted on: the training split in its evaluation transform, always of the published images.
+    """The split that `metrics` are fitted on: the original training split with the evaluation transform.
 
-    Raises UserError where it cannot be read.
+    `data.image_folder` and `data.mask_folder` only replace evaluated images. Raises UserError if it cannot be read.
     """
     data = replace(config.data, image_folder="", mask_folder="")
     try:
@@ -64,7 +67,7 @@ def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str])
 
 
 def fingerprint(model: nn.Module) -> str:
-    """16 hexadecimal digits that tell a model's weights (names, values) from others."""
+    """A hash of the model's weights (names and values), 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,4 +1,4 @@
-"""Run a model over a split: metrics, and one record per image."""
+"""The evaluation loop: a model over a split, with metrics and observers."""
 
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
@@ -19,8 +19,8 @@ from metrics.registry import MetricSet
 from metrics.types import Prediction
 
 Observer = Callable[[Batch, Prediction], None]
-SMALLER = "measuring takes data.eval_batch_size images at a time: give half as many"
-"""What to change where a batch does not fit into memory."""
+OUT_OF_MEMORY = "evaluation takes data.eval_batch_size images at a time: halve it"
+"""Advice for a batch that does not fit into memory."""
 
 
 def evaluate(
@@ -34,35 +34,35 @@ def evaluate(
     options: Mapping[str, Any] = MappingProxyType({}),
     training: Iterable[Batch] = (),
 ) -> dict[str, float]:
-    """The metrics over all batches; `observers` see every batch with its prediction; `options` go to the model.
+    """Compute metrics over all batches; `observers` get every batch with its prediction; `options` go to the model.
 
-    Both see the data set's classes, which need not be the model's outputs (`metrics.class_mapping`).
+    Metrics and observers get logits of the data set's classes, which may differ from the model's outputs
+    (`metrics.class_mapping`). `training`: the training split with the evaluation transform, read only if a metric must
+    be fitted (`MetricSet.to_fit`).
 
-    `training`: the training split in its evaluation transform, read where a metric asks for it (`MetricSet.to_fit`).
+    With several processes, each passes its own images (`split_loader`), and all get the metrics of all images.
 
-    Of several processes each brings other images (`split_loader`); all get the metrics of all of them.
-
-    Deterministic: noise that a published quirk keeps in evaluation is drawn from `seed`, and global generators are left
-    as they were. The model's mode is restored.
+    Deterministic: noise that `compat=reference` keeps in evaluation is drawn from `seed`. Global random generators and
+    the model's mode are restored afterwards.
     """
     metrics.reset()
 
-    def show(some: Iterable[Batch], observe: Iterable[Observer]) -> None:
-        with machine_errors(SMALLER, device), evaluation_mode(model, device, seed):
-            for batch in some:
+    def predict_all(source: Iterable[Batch], consumers: Iterable[Observer]) -> None:
+        with machine_errors(OUT_OF_MEMORY, device), evaluation_mode(model, device, seed):
+            for batch in source:
                 batch = batch.to(device)
                 prediction = to_dataset_classes(predict(model, batch, precision, **options), metrics.info)
-                for look in observe:
-                    look(batch, prediction)
+                for consume in consumers:
+                    consume(batch, prediction)
 
     if metrics.to_fit:
-        show(training, (metrics.fit,))
-    show(batches, (metrics.update, *observers))
+        predict_all(training, (metrics.fit,))
+    predict_all(batches, (metrics.update, *observers))
     return metrics.compute()
 
 
 def split_loader(split: Split, data: DataConfig) -> BatchLoader:
-    """This process's images of a split, in the evaluation's batches: no image twice, none left out."""
+    """Evaluation batches of this process's part of the split; over all processes, each image occurs exactly once."""
     here = processes()
     return eval_loader(
         split, batch_size=data.eval_batch_size, workers=data.workers, rank=here.rank, world_size=here.world_size

@@ -1,4 +1,4 @@
-"""A model's predictions for one batch."""
+"""Predictions of a model for a batch."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -16,14 +16,14 @@ from models.outputs import ModelOutput
 
 
 def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
-    """The model's answer, in its own outputs, for one batch on its device."""
+    """The model's prediction for a batch on its device; logits [B, outputs of the model]."""
     with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
         return prediction_of(model(batch.image, **given_mask(model, batch), **options))
 
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module, device: torch.device, seed: int) -> Iterator[None]:
-    """No gradients, eval mode, seeded generators; everything restored after."""
+    """Eval mode without gradients and with seeded random generators; everything is restored afterwards."""
     was_training = model.training
     model.eval()
     devices = [device] if device.type == "cuda" else []
@@ -36,29 +36,29 @@ def evaluation_mode(model: nn.Module, device: torch.device, seed: int) -> Iterat
 
 
 def given_mask(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """What to call `model` with beside the images: the masks of the data set, where it classifies through them.
+    """Further arguments of `model`: the masks of the batch, if the model needs them.
 
-    Raises UserError where the data set has none.
+    Raises UserError if the batch has none.
     """
     if not needs_mask(model):
         return {}
     if batch.mask is None:
         raise UserError(
-            f"model.name={model.model_config.name} needs a mask for every image, and {batch.paths[0]} comes without; "
-            "give data.mask_folder, and not data.augmentation=timm, which drops masks"
+            f"model.name={model.model_config.name} needs a mask for every image, but {batch.paths[0]} has none; "
+            "set data.mask_folder, and do not use data.augmentation=timm, which drops masks"
         )
     return {"mask": batch.mask}
 
 
 def check_masks(model: nn.Module, splits: Iterable[Split]) -> None:
-    """Raise UserError before any work where a split's first image has no mask and the model needs one."""
+    """Raise UserError if the model needs masks and the first image of a split has none."""
     if needs_mask(model):
         for split in splits:
             given_mask(model, collate([split[0]]))
 
 
 def prediction_of(output: ModelOutput) -> Prediction:
-    """What metrics see of a model's output, detached; logits in float32."""
+    """The model's output for metrics: detached, logits in float32."""
 
     def detached(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.detach()

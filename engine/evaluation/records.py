@@ -1,4 +1,4 @@
-"""One record per image: what the model predicted for it."""
+"""Predictions per image: records for reports, and the table predictions.csv."""
 
 from dataclasses import dataclass
 
@@ -14,39 +14,39 @@ from metrics.types import Prediction
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """How one image was answered."""
+    """The prediction for one image."""
 
     path: str
     label: int
-    """The true class; where an image shows several, the predicted one if that is among them."""
+    """The true class; of a multi-label image, the predicted class if it is one of its labels."""
     predicted: int
     group: int | None
     wrong_confidence: float
     """Probability of the most likely wrong class."""
     keep_ratio: float | None
-    """Share of patches stage 2 saw."""
+    """Fraction of patches that stage 2 saw."""
 
 
-class Recorder:
-    """An observer that keeps one ImageRecord per image."""
+class RecordCollector:
+    """Evaluation observer that collects one ImageRecord per image."""
 
     def __init__(self) -> None:
         self.records: list[ImageRecord] = []
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
-        """Note every image of the batch."""
+        """Add the images of one batch."""
         probability = prediction.logits.double().softmax(1).cpu()
         predicted = probability.argmax(1)
-        shown = torch.zeros_like(probability, dtype=torch.bool).scatter(1, batch.label.cpu()[:, None], True)
+        true = torch.zeros_like(probability, dtype=torch.bool).scatter(1, batch.label.cpu()[:, None], True)
         if batch.present is not None:
-            shown = batch.present.cpu()
-        wrong = probability.masked_fill(shown, 0.0).amax(1)
+            true = batch.present.cpu()
+        wrong = probability.masked_fill(true, 0.0).amax(1)
         kept = None if prediction.mask is None else prediction.mask.flatten(1).double().mean(1).cpu()
         for i, path in enumerate(batch.paths):
             self.records.append(
                 ImageRecord(
                     path=path,
-                    label=int(predicted[i] if shown[i, predicted[i]] else batch.label[i]),
+                    label=int(predicted[i] if true[i, predicted[i]] else batch.label[i]),
                     predicted=int(predicted[i]),
                     group=None if batch.group is None else int(batch.group[i]),
                     wrong_confidence=float(wrong[i]),
@@ -54,8 +54,8 @@ class Recorder:
                 )
             )
 
-    def everyone(self) -> list[ImageRecord]:
-        """The records of all processes, in the order of the split; every process must ask."""
+    def gathered(self) -> list[ImageRecord]:
+        """The records of all processes, in the order of the split; every process must call this."""
         return gather_blocks(self.records)
 
 
@@ -63,9 +63,9 @@ PREDICTIONS_FILE = "predictions.csv"
 
 
 class PredictionTable:
-    """An observer of an evaluation: one line per image with path, label, predicted class (numbers) and group.
+    """Evaluation observer: one row per image with path, label and predicted class (as numbers), and group.
 
-    Where images show several classes, up to `MAX_NAMED_CLASSES`, also which of them (1 or 0), and their logits.
+    For multi-label data with up to `MAX_NAMED_CLASSES` classes, also the labels (1 or 0) and logits of all classes.
     """
 
     def __init__(self, info: DatasetInfo) -> None:
@@ -73,7 +73,7 @@ class PredictionTable:
         self.frames: list[pd.DataFrame] = []
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
-        """Note every image of the batch."""
+        """Add the images of one batch."""
         frame = pd.DataFrame({"path": batch.paths, "label": batch.label.cpu().numpy()})
         frame["predicted"] = prediction.logits.argmax(1).cpu().numpy()
         frame["group"] = None if batch.group is None else batch.group.cpu().numpy()
@@ -83,6 +83,6 @@ class PredictionTable:
         self.frames.append(frame)
 
     def csv(self) -> str:
-        """The table of all processes, in the order of the split; every process must ask."""
+        """The table of all processes as CSV, in the order of the split; every process must call this."""
         frames = gather_blocks(self.frames)
         return pd.concat(frames).to_csv(index=False, float_format="%.9g")

@@ -1,1 +1,1 @@
-"""Evaluation of explanation methods: their maps, the metrics of maps, stored maps."""
+"""Evaluation of explanation methods: maps, map metrics, stored maps."""

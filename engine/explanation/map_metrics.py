@@ -1,4 +1,4 @@
-"""Which map metrics a user gets, with which options."""
+"""The choice of map metrics and their options."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ NEEDS = {
     "localization": "masks or boxes", "pointing": "masks or boxes", "segmentation": "masks", OF_THE_MODEL: "masks",
     "detection": "boxes",
 }  # fmt: skip
-"""Metric to what the data set must have: true masks, boxes, or either."""
+"""Metric -> what the data set must have: object masks, boxes, or either."""
 
 
 @dataclass(frozen=True)
 class MetricSelection:
-    """What is measured of every method, and what besides."""
+    """The metrics to compute: of every method's maps, and of the model."""
 
     maps: tuple[str, ...]
     """Names in `MAP_METRICS`."""
@@ -32,45 +32,47 @@ class MetricSelection:
 
 
 def wanted_metrics(names: Sequence[str] | None, sample: Batch, has_stage_2: bool) -> MetricSelection:
-    """The metrics named, or all that the data set and the models can serve.
+    """The metrics `names`, or the default ones that data set and models support.
 
-    `sample`: any batch of the data. `has_stage_2`: a two-stage model is at hand to be shown maps as masks. Raises
-    UserError for an unknown name, or a metric that the data set or the models cannot serve.
+    `sample`: any batch of the data. `has_stage_2`: whether there is a two-stage model to classify with maps as masks.
+    Raises UserError for a metric that is unknown or that data set or models do not support.
     """
-    there = {"masks": sample.mask is not None, "boxes": sample.boxes is not None}
-    there["masks or boxes"] = any(there.values())
-    can = {name: there[NEEDS[name]] if name in NEEDS else True for name in KNOWN}
-    can[OF_STAGE_2] = has_stage_2
+    available = {"masks": sample.mask is not None, "boxes": sample.boxes is not None}
+    available["masks or boxes"] = any(available.values())
+    supported = {name: available[NEEDS[name]] if name in NEEDS else True for name in KNOWN}
+    supported[OF_STAGE_2] = has_stage_2
     for name in names or ():
-        if name not in can:
-            raise UserError(f"unknown metric (--metrics) {name!r} of maps; known: {', '.join(KNOWN)}")
-        if not can[name]:
-            lacks = "a two-stage run (--run or --masks-for)" if name == OF_STAGE_2 else f"a data set with {NEEDS[name]}"
-            raise UserError(f"--metrics: {name} needs {lacks}")
-    chosen = names or [name for name in (*DEFAULT, OF_STAGE_2, OF_THE_MODEL) if can[name]]
+        if name not in supported:
+            raise UserError(f"unknown map metric (--metrics) {name!r}; known: {', '.join(KNOWN)}")
+        if not supported[name]:
+            missing = (
+                "a two-stage run (--run or --masks-for)" if name == OF_STAGE_2 else f"a data set with {NEEDS[name]}"
+            )
+            raise UserError(f"--metrics: {name} needs {missing}")
+    chosen = names or [name for name in (*DEFAULT, OF_STAGE_2, OF_THE_MODEL) if supported[name]]
     return MetricSelection(tuple(n for n in chosen if n in MAP_METRICS), OF_STAGE_2 in chosen, OF_THE_MODEL in chosen)
 
 
 @dataclass(frozen=True)
 class MapMetricOptions:
-    """Options of the metrics that a user can set; the metrics' protocol states them."""
+    """Options of the map metrics that a user can set. They are part of the reported protocol."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    """What the images were normalised by."""
+    """The normalisation of the images."""
     patch: int
-    """Side of a patch, pixels."""
+    """Side of a patch in pixels."""
     threshold: float | None = 0.5
-    """localization: what counts as found; None = the mean of each map."""
+    """localization: threshold of the map; None: the mean of each map."""
     edges: str = "exact"
     steps: int = 10
     """abpc, perturbation, insertion_deletion: steps from the whole image to none of it."""
     fill: str | None = None
-    """What covers pixels there; None = each metric's published one."""
+    """The same metrics: fill of removed pixels; None: the published one of each metric."""
     cell: int = 1
-    """Side of what is covered at a time there, pixels."""
+    """The same metrics: side in pixels of the squares that are removed."""
     tolerance: float = 0.0
-    """pointing: pixels around the object that count as hit."""
+    """pointing: distance to the object in pixels that still counts as a hit."""
     keep_ratio: float | Callable[[Tensor], Tensor] = 0.25
     """certificate: fraction of patches to keep, or a function images [B, 3, H, W] -> fractions [B]."""
 
@@ -89,5 +91,5 @@ class MapMetricOptions:
 
 
 def build_map_metrics(names: Sequence[str], info: DatasetInfo, options: MapMetricOptions) -> dict[str, MapMetric]:
-    """The named metrics with their options. Raises UserError for a value that does not fit."""
+    """The metrics `names` with their options. Raises UserError for an invalid value."""
     return {name: MAP_METRICS[name](info, **options.options(name)) for name in names}

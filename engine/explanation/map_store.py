@@ -1,8 +1,8 @@
-"""Heat maps on disk: written once, read by as many evaluations as one likes.
+"""Explanation maps on disk: written once, then read by any number of evaluations.
 
-One HDF5 file, one group per method, in the order of the split: `maps/predicted` and `maps/label` [n, h, w] float16 in
-compressed chunks, each map divided by its largest magnitude, which stands in `scale/...` [n] float32. Float16 rounds
-what a map says of a pixel to three digits; a map at patch resolution takes about half a kilobyte.
+An HDF5 file with one group per method, in the order of the split: `maps/predicted` and `maps/label` [n, h, w] float16,
+compressed. Each map is divided by its largest magnitude, which is stored in `scale/...` [n] float32. Float16 keeps
+three digits of each value. A map at patch resolution takes about half a kilobyte.
 """
 
 import contextlib
@@ -26,29 +26,29 @@ from engine.run.renamed_keys import converted_value
 Target = Literal["predicted", "label"]
 FORMAT = "faithful-vit maps 1"
 LARGEST = 2**22
-"""Values of a map."""
+"""Limit of values per map in files that are read."""
 LARGEST_CHUNK = 2**27
-"""Bytes, unpacked."""
+"""Limit of bytes per uncompressed chunk in files that are read."""
 CHUNK = 2**18
-"""Values of a chunk, about: a part of HDF5's cache, so that appending a batch does not pack a chunk again and again."""
+"""Approximate values per chunk. It must fit into HDF5's cache, or each appended batch compresses the chunk again."""
 
 
 @dataclass(frozen=True)
 class MapProvenance:
-    """What maps were made of: to be met again when they are read. All of it must have a JSON form."""
+    """What maps were computed from; must be the same when they are read. All values must be JSON serialisable."""
 
-    map_provenance: Mapping[str, Any]
-    """Weights, stage, split, how its images are made."""
+    inputs: Mapping[str, Any]
+    """Weights, stage, split, preprocessing of its images."""
     methods: Mapping[str, Mapping[str, Any]]
-    """Method to its options."""
+    """Method -> its options."""
 
 
 class MapWriter:
-    """Writes to a temporary file beside `path`, renamed when the context ends without an error."""
+    """Writes to a temporary file, which is renamed to `path` if the context ends without an error."""
 
-    def __init__(self, path: Path, source: MapProvenance) -> None:
+    def __init__(self, path: Path, provenance: MapProvenance) -> None:
         self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.source = source
+        self.provenance = provenance
         self.paths: list[str] = []
 
     def __enter__(self) -> "MapWriter":
@@ -60,9 +60,10 @@ class MapWriter:
         return self
 
     def add(self, method: str, target: Target, maps: Tensor) -> None:
-        """Append maps [B, h, w] of one batch."""
+        """Append the maps [B, h, w] of a batch."""
         values = maps.detach().float().cpu()
         scale = values.abs().flatten(1).amax(1)
+        # Scaled to [-1, 1]: float16 could overflow or underflow otherwise.
         unit = values / scale.where(scale > 0, torch.ones_like(scale))[:, None, None]
         self._append(f"{method}/maps/{target}", unit.half().numpy())
         self._append(f"{method}/scale/{target}", scale.numpy())
@@ -99,7 +100,7 @@ class MapWriter:
     def _finish(self) -> None:
         with self._as_user_error():
             self.file.create_dataset("paths", data=self.paths, dtype=h5py.string_dtype())
-            stored = {"map_provenance": self.source.map_provenance, "methods": self.source.methods}
+            stored = {"map_provenance": self.provenance.inputs, "methods": self.provenance.methods}
             self.file.attrs.update(format=FORMAT, **{key: json.dumps(value) for key, value in stored.items()})
             self.file.close()
             self.temporary.replace(self.path)
@@ -113,10 +114,10 @@ class MapWriter:
 
 
 class MapReader:
-    """Maps of a file that `MapWriter` wrote, checked against what is evaluated now."""
+    """Reads maps written by `MapWriter` and checks that they belong to the current evaluation."""
 
-    def __init__(self, path: Path, source: MapProvenance) -> None:
-        """Raises UserError where the file is none of ours, or its maps were not made of `source`."""
+    def __init__(self, path: Path, provenance: MapProvenance) -> None:
+        """Raises UserError if `MapWriter` did not write the file, or its maps have another provenance."""
         self.path = path
         with self._as_user_error():
             self.file = h5py.File(path, "r")
@@ -126,24 +127,24 @@ class MapReader:
             map_provenance = {key: converted_value(key, value) for key, value in dict(json.loads(made_of)).items()}
             methods = dict(json.loads(self.file.attrs["methods"]))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
-        for key, wanted in _plain(source.map_provenance).items():
+        for key, wanted in _plain(provenance.inputs).items():
             if map_provenance.get(key) != wanted:
                 raise UserError(f"--maps: {path} was made with the {key} {map_provenance.get(key)}, not {wanted}")
-        for name, options in _plain(source.methods).items():
+        for name, options in _plain(provenance.methods).items():
             if name not in methods:
                 raise UserError(f"--maps: {path} holds {', '.join(methods)}, not {name}")
             if methods[name] != options:
                 raise UserError(f"--maps: {path} holds {name} with the options {methods[name]}, not {options}")
 
     def check(self, start: int, paths: Sequence[str], predicted: Tensor) -> None:
-        """Raise UserError unless the images from `start` on are these, predicted as the maps were made for."""
+        """Raise UserError unless the images from `start` on have these paths and predicted classes [B]."""
         stop = start + len(paths)
         if self.paths[start:stop] != list(paths):
-            raise UserError(f"--maps: {self.path} was made of other images; {paths[0]} should be number {start + 1}")
+            raise UserError(f"--maps: {self.path} was made with other images; image {start + 1} should be {paths[0]}")
         with self._as_user_error():
             stored = self._dataset("predicted", 1, np.int32)[start:stop]
         if not np.array_equal(stored, predicted.cpu().numpy()):
-            raise UserError(f"--maps: {self.path} was made for other predicted classes; make it anew on this device")
+            raise UserError(f"--maps: {self.path} was made for other predicted classes; write it again on this device")
 
     def read(self, method: str, target: Target, start: int, count: int) -> Tensor:
         """Maps [count, h, w] float32 of the images from `start` on."""
@@ -156,13 +157,13 @@ class MapReader:
         return torch.from_numpy(unit.astype(np.float32)) * torch.from_numpy(scale)[:, None, None]
 
     def _dataset(self, name: str, dimensions: int, dtype: Any) -> h5py.Dataset:
-        """Raises ValueError for what reading would take more memory for than was written."""
-        found = self.file[name]
-        chunk = prod(found.chunks or ()) * found.dtype.itemsize
-        sizes = len(found) <= self.path.stat().st_size, prod(found.shape[1:]) <= LARGEST, chunk <= LARGEST_CHUNK
-        if found.ndim != dimensions or found.dtype != dtype or not all(sizes):
-            raise ValueError(f"{name} is not as it was written")
-        return found
+        """Raise ValueError for a data set of unexpected type or size, so that a small file cannot fill the memory."""
+        dataset = self.file[name]
+        chunk = prod(dataset.chunks or ()) * dataset.dtype.itemsize
+        sizes = len(dataset) <= self.path.stat().st_size, prod(dataset.shape[1:]) <= LARGEST, chunk <= LARGEST_CHUNK
+        if dataset.ndim != dimensions or dataset.dtype != dtype or not all(sizes):
+            raise ValueError(f"{name} has another type or size than written")
+        return dataset
 
     @contextlib.contextmanager
     def _as_user_error(self) -> Iterator[None]:
@@ -170,12 +171,12 @@ class MapReader:
             yield
         except UserError:
             raise
-        except Exception as error:  # no such file, not HDF5, cut short, damaged in any way
+        except Exception as error:  # no such file, not HDF5, truncated, or damaged in any other way
             raise UserError(f"--maps: cannot read {self.path} ({_line(error)})") from None
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON gives it back."""
+    """Values as they are after a round trip through JSON."""
     return json.loads(json.dumps(values))
 
 

@@ -13,23 +13,23 @@ from models.selection import Selection
 
 @dataclass(frozen=True)
 class MaskedClassifier:
-    """A two-stage model in eval mode, shown the images of an evaluation that may be another model's."""
+    """A two-stage model in eval mode on images that may be normalised for another model."""
 
     model: ImageClassifier
     shown: DataConfig
-    """How the images it is handed are normalised."""
+    """Data config of the images passed in."""
     own: DataConfig
-    """How it was trained to see them."""
-    halving: AutoBatchSize
+    """Data config that the model was trained with."""
+    auto_batch: AutoBatchSize
 
     @torch.no_grad()
     def select(self, images: Tensor) -> Selection:
-        """What its stage 1 keeps of images [B, 3, H, W]; with the gate of a soft-mask model."""
+        """The patches that stage 1 selects in images [B, 3, H, W]; with the gate of a soft-mask model."""
 
-        def chosen(piece: slice) -> Selection:
+        def select(piece: slice) -> Selection:
             return select_parts(self.model, self._renormalised(images[piece])).selection
 
-        pieces = self.halving.pieces(chosen, len(images))
+        pieces = self.auto_batch.pieces(select, len(images))
         gates = [piece.gate for piece in pieces if piece.gate is not None]
         return Selection(torch.cat([piece.mask for piece in pieces]), gate=torch.cat(gates) if gates else None)
 
@@ -45,7 +45,7 @@ class MaskedClassifier:
             gate = None if selection.gate is None else selection.gate[piece]
             return self.model.predict(self._renormalised(images[piece]), Selection(selection.mask[piece], gate=gate))
 
-        return self.halving(logits, len(images))
+        return self.auto_batch(logits, len(images))
 
     def _renormalised(self, images: Tensor) -> Tensor:
         """The images in the normalisation that the model was trained with."""

@@ -1,4 +1,4 @@
-"""What is measured of a model beside the metrics of each method's own maps."""
+"""Metrics of a model itself, and of methods compared by a two-stage model."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ OWN_MASK, TRUE_MASK = "(its own mask)", "(true mask)"
 PROTOCOLS: dict[str, dict[str, object]] = {
     OF_STAGE_2: {
         "maps_of": "predicted class",
-        "mask": "the largest patches of a map, as many as the two-stage model keeps of that image itself",
+        "mask": "the largest patches of a map, as many as the two-stage model keeps of that image",
         "true_mask": "the patches that the object covers at least half",
         "nan_maps": "counted, show nothing",
     },
@@ -34,12 +34,12 @@ PROTOCOLS: dict[str, dict[str, object]] = {
         "images": "those with an object",
     },
 }
-"""Of the metrics that are not fed with one method's maps."""
+"""Protocols of the metrics that do not belong to a single method."""
 
 
 @dataclass
 class ModelChecks:
-    """What is measured beside the methods' own metrics; an observer of `ExplanationEvaluator.run`."""
+    """Observer of `ExplanationEvaluator.run` for the metrics that do not belong to a single method."""
 
     split: Split
     wanted: MetricSelection
@@ -67,14 +67,14 @@ class ModelChecks:
         return Prediction(logits, mask=self.own.select(images).mask if self.own else None)
 
     def start_after(self, previous: Batch) -> None:
-        """Be told the image before the first one, where another process measures it."""
+        """Pass the image before the first one, if another process evaluates it."""
         if self.wanted.background_swap:
             self.swap.start_after(previous)
         if self.certificate:
             self.certificate.start_after(previous)
 
     def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
-        """Count one batch."""
+        """Update all metrics with one batch."""
         self.right += is_correct(logits, batch.label).tolist()
         if self.wanted.background_swap:
             self.swap.update(batch, self._answer(batch.image, logits))
@@ -90,7 +90,7 @@ class ModelChecks:
             self.comparison.update(batch, self.masked_classifier.select(batch.image).mask, maps)
 
     def model_results(self) -> dict[str, float]:
-        """Of the model, whatever the method; every process must ask, also for `rows`."""
+        """Metrics of the model, independent of the methods. Every process must call this, and `rows` too."""
         right = np.array(gather_blocks(self.right), float)
 
         def results(weight: np.ndarray) -> dict[str, float]:
@@ -100,16 +100,16 @@ class ModelChecks:
         return accuracy | (self.swap.compute() if self.wanted.background_swap else {})
 
     def protocols(self) -> dict[str, dict[str, object]]:
-        """How the metrics were measured that no method's own metrics tell of."""
-        wanted = {OF_STAGE_2: self.comparison is not None, OF_THE_MODEL: self.wanted.background_swap}
-        told = {name: PROTOCOLS[name] for name in PROTOCOLS if wanted[name]}
+        """Protocols of the metrics computed here."""
+        computed = {OF_STAGE_2: self.comparison is not None, OF_THE_MODEL: self.wanted.background_swap}
+        protocols = {name: PROTOCOLS[name] for name in PROTOCOLS if computed[name]}
         if self.certificate:
             fixed = {"kept": "the model's own mask, held fixed"}
-            told[f"certificate {OWN_MASK}"] = self.certificate.protocol() | fixed
-        return told
+            protocols[f"certificate {OWN_MASK}"] = self.certificate.protocol() | fixed
+        return protocols
 
     def rows(self) -> dict[str, dict[str, float]]:
-        """Metrics by row of the table: methods, and the masks that no method made."""
+        """Row of the table -> metrics. Rows are methods, the model's own mask, and the true mask."""
         rows: dict[str, dict[str, float]] = {}
         if self.comparison:
             names = {"learned": OWN_MASK, "truth": TRUE_MASK}

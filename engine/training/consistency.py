@@ -1,4 +1,4 @@
-"""Agreement of two explanations as a loss and as a figure (ATCON): methods, classes and matching put together."""
+"""Agreement of two explanation methods, as a training loss and as a metric (ATCON)."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,29 +25,29 @@ METHOD_OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "integrated_gradients": ("integrated_gradients", {"steps": 6, "absolute": True}),
     "foreground": ("inherent", {"what": "foreground"}),
 }
-"""Names of the config whose method has another name or other options than its own."""
+"""Method name in the config -> registered method and the options that differ from its defaults."""
 
 
 @dataclass(frozen=True)
 class Consistency:
-    """`consistency(model, images)`: a number per image, lower where both explanations of its top class agree more.
+    """`consistency(model, images)`: loss per image, lower if both explanations of its predicted class agree better.
 
-    Differentiable in every trainable weight where gradients are on; without them the same numbers, at a fraction of the
-    memory. The model works in eval mode, in full precision, whatever its mode and autocast are.
+    With gradients enabled it is differentiable in all trainable weights; without, it gives the same values with much
+    less memory. The model always runs in eval mode and full precision.
     """
 
     config: ConsistencyConfig
 
     def __call__(self, model: nn.Module, images: Tensor) -> Tensor:
-        """images [B, 3, H, W], normalised -> [B]. Raises UserError for a method that cannot explain the model."""
+        """Normalised images [B, 3, H, W] -> [B]. Raises UserError for a method that cannot explain the model."""
         return self._loss(*self._maps(model, predicted_classes(model, images)), images)
 
     def measured(self, model: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
-        """(agreement, loss) of each image for its class, [B] each; maps that both need are computed once.
+        """(agreement, loss) of each image for the given class [B], [B] each. Each map is computed once.
 
-        Agreement is Pearson's correlation of the two maps themselves, at the coarser one's resolution: in [-1, 1].
+        Agreement is the Pearson correlation of the two maps, in [-1, 1], at the lower of their resolutions.
         """
-        first, second = (computed_once(maps_of, images) for maps_of in self._maps(model, classes))
+        first, second = (cached(maps_of, images) for maps_of in self._maps(model, classes))
         pair = same_size(first(images), second(images), smaller=True)
         return pearson(*(standardise(maps) for maps in pair)), self._loss(first, second, images)
 
@@ -70,68 +70,68 @@ class Consistency:
         return build_method(method, **options, **({"module": self.config.layer} if name == "gradcam" else {}))
 
 
-def computed_once(maps_of: MapsOf, images: Tensor) -> MapsOf:
-    """The same function, with the maps of this very tensor of images at hand."""
+def cached(maps_of: MapsOf, images: Tensor) -> MapsOf:
+    """The same function with the maps of this `images` tensor precomputed."""
     maps = maps_of(images)
     return lambda others: maps if others is images else maps_of(others)
 
 
 class ConsistencyObjective:
-    """Another objective on the images with labels, and consistency on those without."""
+    """Another objective on labelled images plus consistency on unlabelled ones."""
 
     def __init__(self, objective: Objective, config: ConsistencyConfig, everywhere: bool) -> None:
-        """`everywhere`: consistency on every image, with label or without (data.semi.mode=supervised)."""
+        """`everywhere`: consistency on all images, labelled or not (data.semi.mode=supervised)."""
         self.objective, self.weight, self.everywhere = objective, config.weight, everywhere
         self.consistency = Consistency(config)
 
     def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
-        """Loss of one batch; epochs of stage 1 alone, whose stage 2 has nothing to explain, go without consistency."""
-        labelled = len(batch) - batch.unlabelled
-        outcome = self.objective(model, batch.with_labels(), stage_1_only) if labelled else None
+        """Loss of one batch; without consistency if `stage_1_only`, because it explains stage 2."""
+        labelled = len(batch) - batch.unlabelled  # labelled images come first
+        output = self.objective(model, batch.with_labels(), stage_1_only) if labelled else None
         images = batch.image if self.everywhere else batch.image[labelled:]
-        if outcome is not None and (stage_1_only or not len(images)):
-            return outcome
+        if output is not None and (stage_1_only or not len(images)):
+            return output
         value = self.consistency(model, images).mean()
         terms = {"consistency": value.detach()}
-        if outcome is None:
+        if output is None:
             return ObjectiveOutput(self.weight * value, terms, None)
-        prediction = None if batch.unlabelled else outcome.prediction
-        return replace(
-            outcome, loss=outcome.loss + self.weight * value, terms=outcome.terms | terms, prediction=prediction
-        )
+        # Accuracy is counted over whole batches, and this prediction covers the labelled images only.
+        prediction = None if batch.unlabelled else output.prediction
+        loss = output.loss + self.weight * value
+        return replace(output, loss=loss, terms=output.terms | terms, prediction=prediction)
 
 
 class Agreement:
-    """An observer of an evaluation: how far the two explanations of a model agree, over all images.
+    """Evaluation observer: agreement of two explanations of a model, averaged over images.
 
-    `agreement`: mean correlation of the two maps, in [-1, 1] (`Consistency.measured`); `consistency`: mean loss, as it
-    is trained on. Both with `/low` and `/high`, their 95 % bootstrap interval over images. `report_fraction` chooses
-    images by their paths alone, so by neither batches nor the number of processes.
+    `agreement`: mean correlation of the two maps, in [-1, 1] (`Consistency.measured`). `consistency`: mean training
+    loss. Both come with `/low` and `/high`, a 95 % bootstrap interval over images. `report_fraction` selects images by
+    hashes of their paths, so neither batch size nor the number of processes matters.
     """
 
     def __init__(self, model: nn.Module, config: ConsistencyConfig) -> None:
         self.model, self.consistency = model, Consistency(config)
         self.wanted = config.report or config.weight > 0
-        """Whether the config asks for these metrics."""
+        """Whether the config requests these metrics."""
         self.columns: dict[str, list[float]] = {"agreement": [], "consistency": []}
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
-        """Explain what the model answered for one batch."""
-        below = self.consistency.config.report_fraction * 2**32
-        chosen = [i for i, path in enumerate(batch.paths) if stable_seed("agreement", path) < below]
+        """Explain the predicted classes of one batch."""
+        limit = self.consistency.config.report_fraction * 2**32  # seeds are uniform in [0, 2^32)
+        chosen = [i for i, path in enumerate(batch.paths) if stable_seed("agreement", path) < limit]
         values = torch.full((2, len(batch)), torch.nan, dtype=torch.float64)
         if chosen:
             classes = prediction.logits[chosen].argmax(1)
             measured = self.consistency.measured(self.model, batch.image[chosen], classes)
             values[:, chosen] = torch.stack(measured).double().cpu()
-        for column, of_images in zip(self.columns.values(), values.tolist(), strict=True):
-            column += of_images  # a nan for every image left out: processes are put together image by image
+        for column, new in zip(self.columns.values(), values.tolist(), strict=True):
+            column += new  # nan for images left out: `gather_blocks` needs one value per image
 
     def results(self) -> dict[str, float]:
-        """The metrics named in the class docstring; none where nothing was measured."""
+        """The metrics named in the class docstring; empty if nothing was measured."""
         columns = {name: np.array(gather_blocks(values)) for name, values in self.columns.items()}
-        there = ~np.isnan(columns["agreement"])
-        columns = {name: values[there] for name, values in columns.items()}
+        measured = ~np.isnan(columns["agreement"])
+        columns = {name: values[measured] for name, values in columns.items()}
 
         def means(weight: np.ndarray) -> dict[str, float]:
             return {name: weighted_mean(values, weight) for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""What is minimised: `(model, batch) -> loss, terms, prediction`. The trainer knows nothing of loss terms."""
+"""Training objectives: `(model, batch) -> loss, terms, prediction`. The trainer knows no loss terms."""
 
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, cast
@@ -20,24 +20,24 @@ from models.outputs import StageOneOutput, TwoStageOutput
 
 @dataclass(frozen=True)
 class ObjectiveOutput:
-    """One batch's loss."""
+    """The loss of one batch."""
 
     loss: Tensor
-    """Scalar, the weighted sum."""
+    """Scalar, the weighted sum of the terms."""
     terms: dict[str, Tensor]
-    """Each term's own value, unweighted and detached."""
+    """The value of each term, unweighted and detached."""
     prediction: Prediction | None
-    """What the model answered; None where it did not see the batch's own labels (mixed images)."""
+    """The prediction for the batch; None if it cannot be compared with the labels (mixed images)."""
 
 
 class Objective(Protocol):
-    """One way to train a model."""
+    """A way to train a model."""
 
     def __call__(self, model: Any, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput: ...
 
 
 class ClassifierObjective:
-    """Classification alone: models of one stage, with or without given masks."""
+    """Classification loss only: models with one stage, with or without given masks."""
 
     def __init__(self, config: LossConfig, num_classes: int, class_counts: list[int]) -> None:
         """`class_counts`: training images per class."""
@@ -45,7 +45,7 @@ class ClassifierObjective:
         self.mixup = Mixup(config.classification, num_classes)
 
     def __call__(self, model: nn.Module, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
-        """Loss of one batch; `stage_1_only` means nothing to a model of one stage."""
+        """Loss of one batch. `stage_1_only` has no effect on a model with one stage."""
         images, targets = self.mixup(batch.image, batch.targets)
         output = model(images, **given_mask(model, batch))
         with _full_precision(images):
@@ -56,7 +56,7 @@ class ClassifierObjective:
 
 
 class TwoStageObjective:
-    """Both stages' classification, and the terms that make parts of stage 1's maps (iFAM, section 3.3)."""
+    """Classification losses of both stages and the part losses of stage 1 (iFAM, section 3.3)."""
 
     def __init__(self, config: LossConfig, num_classes: int, class_counts: list[int]) -> None:
         """`class_counts`: training images per class."""
@@ -65,7 +65,7 @@ class TwoStageObjective:
         self.mixup = Mixup(config.classification, num_classes)
 
     def __call__(self, model: ImageClassifier, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
-        """Loss of one batch. `stage_1_only` leaves stage 2 out of the work and of the loss."""
+        """Loss of one batch. `stage_1_only` skips stage 2 and its loss."""
         images, targets = self.mixup(batch.image, batch.targets)
         stage_1 = model.select(images)
         stage_2 = None if stage_1_only else self._stage_2(model, images, stage_1)
@@ -73,8 +73,9 @@ class TwoStageObjective:
         with _full_precision(images):
             terms = self._terms(stage_1, stage_2, targets)
             if maps_back is not None:
-                maps = stage_1.part_maps[: len(maps_back)]
+                maps = stage_1.part_maps[: len(maps_back)]  # a view may be drawn of the first images only
                 terms["equivariance"] = parts.equivariance(maps, maps_back.float(), valid)
+            # Terms of weight 0 are not in `terms`: they are never computed.
             weights = {field.name: getattr(self.config.weights, field.name) for field in fields(self.config.weights)}
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
         output = stage_1 if stage_2 is None else TwoStageOutput(stage_2, stage_1)
@@ -85,7 +86,7 @@ class TwoStageObjective:
         return cast(Tensor, model.predict(images, stage_1.selection))
 
     def _second_view(self, model: Any, images: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Part maps of a warped view brought back, and where they are valid. Stage 1 alone sees the view."""
+        """Part maps of a warped view, warped back, and where they are valid. Only stage 1 runs on the view."""
         if not self.config.weights.equivariance:
             return None, None
         config = self.config.equivariance
@@ -98,6 +99,7 @@ class TwoStageObjective:
         config, weights = self.config, self.config.weights
         maps, logits = stage_1.part_maps, stage_1.selection.logits
         assert logits is not None
+        # Lambdas, so that only terms with a weight are computed.
         candidates = {
             "stage_2": lambda: None if stage_2 is None else self.classify(stage_2.float(), targets),
             "stage_1": lambda: self.classify(stage_1.class_logits.float(), targets),
@@ -109,12 +111,12 @@ class TwoStageObjective:
             "concentration": lambda: parts.concentration(maps),
             "border": lambda: parts.border(logits, config.border_weight),
         }
-        values = {name: make() for name, make in candidates.items() if getattr(weights, name)}
+        values = {name: term() for name, term in candidates.items() if getattr(weights, name)}
         return {name: value for name, value in values.items() if value is not None}
 
 
 class PartsObjective(TwoStageObjective):
-    """Stage 1 alone (PDiscoFormer): all terms but stage 2's, whatever its weight."""
+    """Stage 1 alone (PDiscoFormer): all terms except that of stage 2, whatever its weight."""
 
     def _stage_2(self, model: Any, images: Tensor, stage_1: StageOneOutput) -> None:
         return None

@@ -1,4 +1,4 @@
-"""Optimiser groups: which parameters learn how fast, which decay, which are frozen."""
+"""Optimiser and parameter groups: learning rate, weight decay and freezing of each parameter."""
 
 import re
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from engine.run.config import OptimConfig
 
 @dataclass(frozen=True)
 class ParamGroupRule:
-    """The first rule whose pattern matches a parameter's name decides for it."""
+    """Settings of the parameters whose names match `pattern`. The first matching rule applies."""
 
     pattern: str
     factor: float
-    """Times the base rate."""
+    """Learning rate = factor * optim.lr."""
     decay: bool | None
-    """True, False, or None: every parameter but vectors."""
+    """Weight decay on or off; None: on, except for vectors (biases, norms)."""
     frozen: bool = False
 
 
@@ -32,7 +32,7 @@ _TOKENS = r"\.(cls_token|reg_token|pos_embed)$"
 
 
 def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
-    """iFAM's table: heads fast, prototypes slower, backbones at the base rate."""
+    """iFAM's groups: separate rates for heads, modulation, prototypes and stage 2."""
     return [
         ParamGroupRule(r"^stage_1\.parts\.classifier\.", config.head_lr_mult, True),
         ParamGroupRule(r"^stage_2\.head\.", config.head_lr_mult, True),
@@ -47,7 +47,7 @@ def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
 
 
 def classifier_rules(config: OptimConfig) -> list[ParamGroupRule]:
-    """The published baselines' simpler table. The backbone is stage 2's counterpart and follows stage 2's freezing."""
+    """The simpler groups of the published baselines. The backbone takes the settings of stage 2, its counterpart."""
     return [
         ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
         ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None),
@@ -63,9 +63,9 @@ PARAM_GROUP_RULES.register("classifier")(classifier_rules)
 def parameter_groups(
     model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig, weight_decay: float
 ) -> list[dict[str, object]]:
-    """Trainable parameters grouped by (rate, decay); frozen ones lose `requires_grad` and appear in no group.
+    """Trainable parameters grouped by learning rate and weight decay. Frozen ones get `requires_grad=False`.
 
-    Each group keeps its own `base_lr`, which the schedule multiplies.
+    Each group has a `base_lr`, which the schedule multiplies.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -80,7 +80,10 @@ def parameter_groups(
 
 
 def normalised_weight_decay(config: OptimConfig, steps_per_epoch: int, epochs: int) -> float:
-    """w * sqrt(1 / (steps per epoch * epochs)), or w itself where that is off."""
+    """Normalised weight decay of AdamW (Loshchilov and Hutter 2019): w * sqrt(1 / (steps per epoch * epochs)).
+
+    Without `normalise_weight_decay`, w itself.
+    """
     if not config.normalise_weight_decay:
         return config.weight_decay
     return float(config.weight_decay * (1 / max(1, steps_per_epoch * epochs)) ** 0.5)
@@ -89,10 +92,13 @@ def normalised_weight_decay(config: OptimConfig, steps_per_epoch: int, epochs: i
 def build_optimizer(
     model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig, weight_decay: float
 ) -> torch.optim.Optimizer:
-    """timm's optimiser of the configured name on the model's groups. Raises UserError for an unknown name."""
+    """timm's optimiser `config.name` with the model's parameter groups.
+
+    Raises UserError for an unknown name, or if all parameters are frozen.
+    """
     groups = parameter_groups(model, rules, config, weight_decay)
     if not groups:
-        raise UserError("optim.freeze_*: every parameter is frozen, there is nothing to train")
+        raise UserError("optim.freeze_*: all parameters are frozen, so there is nothing to train")
     extra = {"momentum": config.betas[0]} if "sgd" in config.name else {"betas": config.betas, "eps": config.eps}
     make: Callable[..., torch.optim.Optimizer] = partial(
         timm.optim.create_optimizer_v2, opt=config.name, weight_decay=0.0, **extra
@@ -101,5 +107,5 @@ def build_optimizer(
         if config.zero and processes().is_distributed:
             return ZeroRedundancyOptimizer(groups, optimizer_class=make, lr=config.lr)  # type: ignore[arg-type]
         return make(groups, lr=config.lr)
-    except (ValueError, TypeError, IndexError) as error:  # IndexError: a name that wants three betas
+    except (ValueError, TypeError, IndexError) as error:  # IndexError: an optimiser with three betas
         raise UserError(f"optim.name={config.name}: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Training on several processes: DDP around the objective, and what depends on the batches of all processes."""
+"""Data-parallel training: DDP around the objective, synchronised BatchNorm and buffers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ Forward = Callable[[Batch, bool], ObjectiveOutput]
 
 
 class _ObjectiveModule(nn.Module):
-    """An objective as a module: DDP wraps a whole forward pass, and the stages of a model are called one by one."""
+    """An objective as a module, because DDP wraps one forward pass but the stages of a model are called separately."""
 
     def __init__(self, model: nn.Module, output: Forward) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class _ObjectiveModule(nn.Module):
 
 
 def data_parallel(model: nn.Module, output: Forward, config: RunConfig) -> DistributedDataParallel | None:
-    """DDP around `output`, which runs `model`; None where there is one process."""
+    """DDP around `output`, which runs `model`; None with a single process."""
     if not processes().is_distributed:
         return None
     unused = has_unused_parameters(model, config)
@@ -38,19 +38,20 @@ def data_parallel(model: nn.Module, output: Forward, config: RunConfig) -> Distr
 
 
 def has_unused_parameters(model: nn.Module, config: RunConfig) -> bool:
-    """Whether some steps give some trainable parameters no gradient, which DDP must know."""
+    """Whether some steps leave trainable parameters without a gradient, which DDP must know in advance."""
     weights = config.loss.weights
+    # A stage without a classification loss, epochs of stage 1 alone, or batches that only use the consistency loss.
     one_stage = is_two_stage(model) and not (weights.stage_1 and weights.stage_2)
     return one_stage or config.optim.stage_1_epochs > 0 or config.data.semi.mode in ("alternating", "unsupervised")
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Copy the first process's buffers to all: BatchNorm's statistics otherwise follow each process's own images."""
+    """Copy the buffers of the first process to all: BatchNorm statistics differ, as each process sees other images."""
     for buffer in model.buffers() if processes().is_distributed else ():
         dist.broadcast(buffer, 0)
 
 
 def sync_batchnorm(model: nn.Module, device: torch.device) -> Any:
-    """The model with BatchNorm over the batches of all processes; PyTorch has that for GPUs only."""
+    """The model with BatchNorm over the batches of all processes, which PyTorch supports on GPUs only."""
     on_gpus = processes().is_distributed and device.type == "cuda"
     return nn.SyncBatchNorm.convert_sync_batchnorm(model) if on_gpus else model

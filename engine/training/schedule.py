@@ -1,4 +1,4 @@
-"""Learning-rate factors as pure functions of how far a run has come: nothing to save, nothing to resume."""
+"""The learning-rate schedule, a pure function of the number of epochs done: there is no state to save."""
 
 import math
 
@@ -6,7 +6,7 @@ from engine.run.config import OptimConfig
 
 
 def lr_factor(config: OptimConfig, epochs: int, progress: float) -> float:
-    """What every group's own rate is multiplied by after `progress` epochs (fractional within an epoch).
+    """The factor of all learning rates after `progress` epochs (fractional within an epoch).
 
     Epochs of stage 1 alone and joint epochs are two phases, each with its own warm-up and schedule.
     """
@@ -17,16 +17,17 @@ def lr_factor(config: OptimConfig, epochs: int, progress: float) -> float:
 
 
 def _phase_factor(config: OptimConfig, epochs: int, progress: float) -> float:
+    # 1e-9: sums of fractional epochs may end just below a whole number.
     position = math.floor(progress + 1e-9) if config.schedule_unit == "epoch" else progress
     warmup = min(config.warmup_epochs, epochs)
     if progress < warmup:
-        # The cosine is not shifted: it takes over at its own value when the warm-up ends.
+        # The schedule itself also counts from epoch 0: after the warm-up, the factor jumps to its value there.
         return max(progress, 1e-3 * warmup) / warmup
-    share = min(position / epochs, 1.0)
+    done = min(position / epochs, 1.0)
     if config.schedule == "cosine":
-        return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * share))
+        return config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "linear":
-        return 1 - 0.99 * share
+        return 1 - 0.99 * done
     if config.schedule == "step":
         return config.step_decay ** math.floor(position / config.step_epochs)
     return 1.0

@@ -1,4 +1,4 @@
-"""What a run is made of at one point in time, and how that gets into a checkpoint and back."""
+"""The state of a training run, and how it is written to a checkpoint and read back."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,38 +20,41 @@ from engine.training.epoch_means import EpochMeans, Sums, merged
 
 @dataclass
 class Progress:
-    """Where a run is; everything here goes into checkpoints as JSON."""
+    """Progress of a run; stored in checkpoints as JSON."""
 
     epoch: int = 0
     """Finished epochs."""
     batch: int = 0
-    """Finished batches of the running epoch."""
+    """Finished batches of the current epoch."""
     step: int = 0
     """Optimiser steps taken."""
     best: float | None = None
+    """Best value of `train.best_metric` so far."""
     best_epoch: float = 0
     train_seconds: float = 0.0
-    """Spent in training steps, over all sessions of the run."""
+    """Time in training steps, over all sessions of the run."""
     wall_seconds: float = 0.0
-    """The same with validation, images and checkpoints."""
+    """The same including validation, sheets and checkpoints."""
     epoch_seconds: float = 0.0
+    """Time in training steps of the current epoch."""
     sums: list[Sums] = field(default_factory=list)
-    """Of the running epoch, for each process: of the loss, each term, ... a sum and over how many images it is."""
+    """For each process, the running sums of the current epoch (`EpochMeans.state`)."""
     images: int = 0
-    """Trained on in the running epoch, by all processes."""
+    """Images of the current epoch so far, over all processes."""
     skipped: int = 0
-    """Unreadable images left out so far, by all processes."""
+    """Unreadable images left out so far, over all processes."""
     scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler; empty unless precision is fp16."""
     wandb_id: str | None = None
     world_size: int = 1
-    """Processes that trained the run."""
+    """Number of processes of the run."""
     batch_images: int = 0
-    """Images of a batch of all of them together."""
+    """Images per batch, over all processes."""
 
 
 @dataclass
 class RunState:
-    """Everything that training changes."""
+    """Everything that changes during training."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -61,12 +64,12 @@ class RunState:
     means: EpochMeans
 
     def save(self, path: Path) -> None:
-        """Write all of it; every process must come here, the first one writes."""
+        """Write the state to `path`. Every process must call this; the first one writes."""
         self.progress.sums = gather(self.means.state())
         self.progress.scaler = self.scaler.state_dict()
         self.progress.world_size = processes().world_size
         if isinstance(self.optimizer, ZeroRedundancyOptimizer):
-            self.optimizer.consolidate_state_dict()  # in the first process
+            self.optimizer.consolidate_state_dict()  # to the first process
         if not processes().is_main:
             return
         tensors = checkpointing.prefixed("model", self.model.state_dict())
@@ -76,12 +79,12 @@ class RunState:
         checkpointing.write_checkpoint(path, tensors, asdict(self.progress))
 
     def load(self, path: Path, log: Callable[[str], None], allow_change: bool = False) -> None:
-        """Put back what `save` wrote, or, after a line to `log`, the checkpoint before it where that is damaged.
+        """Restore what `save` wrote; if the file is damaged, log a message and restore the previous checkpoint.
 
-        Raises UserError when there is nothing or it does not fit.
+        Raises UserError if there is no checkpoint or it does not fit.
         """
         if not checkpointing.checkpoint_exists(path):
-            raise UserError(f"--resume: no checkpoint at {path}; leave --resume out to start")
+            raise UserError(f"--resume: no checkpoint at {path}; omit --resume to start")
         checkpoint = checkpointing.read_newest(path, log)
         checkpointing.load_weights(self.model, checkpoint.part("model"), path)
         checkpointing.load_optimizer(self.optimizer, checkpoint.part("optimizer"))
@@ -90,18 +93,19 @@ class RunState:
         try:
             self.progress = Progress(**checkpoint.progress)
         except TypeError:
-            raise UserError(f"{path} was written by another version of this code; start the run afresh") from None
-        if not isinstance(self.progress.sums, list):  # as they were before there were several processes
+            raise UserError(f"{path} was written by another version of this code; start a new run") from None
+        if not isinstance(self.progress.sums, list):  # written by a version without multi-process training
             self.progress.sums = [self.progress.sums]
         self.progress.sums = [converted_metrics(sums) for sums in self.progress.sums]
-        if len(set(gather(self.progress.step))) > 1:  # one found a file damaged or missing that others could read
+        # A process may have found a file damaged or missing that others could read.
+        if len(set(gather(self.progress.step))) > 1:
             raise UserError(f"--resume: not all processes read the same checkpoint in {path.parent}; is it shared?")
         check_processes(self.progress.world_size, processes().world_size, allow_change)
         if self.progress.scaler:
             self.scaler.load_state_dict(self.progress.scaler)
 
     def own_sums(self) -> Sums:
-        """This process's part of the running epoch's sums; all of them fall to the first where their number changed."""
+        """This process's sums of the current epoch. If the number of processes changed, the first one gets all sums."""
         here, parts = processes(), self.progress.sums
         if len(parts) == here.world_size:
             return parts[here.rank]

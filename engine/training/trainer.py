@@ -1,6 +1,6 @@
-"""The one trainer: epochs, steps, precision, averaging, checkpoints, exact resume; in one process or in several.
+"""The trainer: epochs, validation, the best model, checkpoints, and exact resume, on one or several processes.
 
-All randomness of a step follows from (seed, epoch, batch), so a resumed run needs no generator state.
+The random numbers of a step depend on (seed, epoch, batch) alone, so resuming needs no generator state.
 """
 
 import math
@@ -37,19 +37,23 @@ from models.interface import ImageClassifier, gives_mask
 
 
 class Trainer:
-    """Trains one model by one objective, and leaves everything needed to go on in the run folder."""
+    """Trains a model with an objective, and saves everything needed to resume in the run folder."""
 
     def __init__(
         self, config: RunConfig, model: ImageClassifier, objective: Objective, rules: list[ParamGroupRule],
-        splits: dict[str, Split], device: torch.device, feed: BatchSampler | None = None,
+        splits: dict[str, Split], device: torch.device, sampler: BatchSampler | None = None,
     ) -> None:  # fmt: skip
-        """`splits`: "train", "val" and, where watched, "test". `rules`: the optimiser's groups. `feed`: what every step
-        reads; None: the whole training split once an epoch. Every process builds the same trainer."""
+        """`rules`: parameter groups. `splits`: "train", "val" and, for `train.log_test`, "test".
+
+        `sampler`: the images of each step; None: the training split once per epoch. Every process builds the same
+        trainer.
+        """
         self.config, self.splits, self.device = config, splits, device
         self.out = Path(config.out)
         self.model = model = sync_batchnorm(model.to(device), device)
-        self.feed = feed or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
-        self.steps = self.feed.steps
+        self.sampler = sampler or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
+        self.steps = self.sampler.steps
+        """Micro-batches per epoch."""
         decay = normalised_weight_decay(config.optim, self.steps, config.train.epochs)
         ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
         self.precision = PRECISIONS[config.train.precision]
@@ -64,6 +68,7 @@ class Trainer:
         self._lap_started = time.perf_counter()
         info = splits["train"].info
         sample = splits["val"][0] if model.finds_parts else None
+        # Agreement comes with confidence intervals; so should the metrics it is compared with.
         explained = Agreement(model, config.loss.consistency).wanted
         intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
         self.metrics = build_metrics((*default_metrics(info, gives_mask(model), sample), *intervals), info)
@@ -73,17 +78,17 @@ class Trainer:
 
     @property
     def progress(self) -> Progress:
-        """Where the run is."""
+        """Progress of the run."""
         return self.state.progress
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The one optimiser."""
+        """The optimiser."""
         return self.state.optimizer
 
     @property
     def objective(self) -> Objective:
-        """What is minimised."""
+        """The training objective."""
         return self.step.objective
 
     @objective.setter
@@ -93,10 +98,13 @@ class Trainer:
     # --- the run -------------------------------------------------------------------------------------------------
 
     def run(self, tracker: Tracker, after_epoch: Callable[[MetricsRow], None] = lambda row: None) -> None:
-        """Train to the last epoch. Raises RunStopped, with everything saved, when a signal asked for it."""
+        """Train to the last epoch. After a stop signal, save everything and raise RunStopped.
+
+        `after_epoch` is called with the row of every epoch.
+        """
         with StopRequest() as stop, machine_errors(self._smaller_steps(), self.device):
             self._lap_started = time.perf_counter()
-            self._keep_copy()  # a process killed after its checkpoint did not come to it
+            self._keep_copy()  # in case the run was killed between checkpoint and copy
             while self.progress.epoch < self.config.train.epochs:
                 self._train_epoch(tracker, stop)
                 row = self._finish_epoch()
@@ -110,23 +118,23 @@ class Trainer:
                     raise RunStopped(number)
 
     def evaluated_model(self) -> nn.Module:
-        """The model that is measured and kept as best: the moving average where there is one."""
+        """The model that is evaluated and saved as best: the moving average if there is one."""
         return self.state.ema.module if self.state.ema else self.model
 
     def evaluate(self, split: str) -> MetricsRow:
-        """Metrics of one split, keys prefixed by its name."""
+        """Metrics of one split, with keys prefixed by its name."""
         loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
         broadcast_buffers(model)
-        watch = Agreement(model, self.config.loss.consistency)
-        observers = [watch] if watch.wanted else []
-        results = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | watch.results()
+        agreement = Agreement(model, self.config.loss.consistency)
+        observers = [agreement] if agreement.wanted else []
+        results = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | agreement.results()
         return {f"{split}/{key}": value for key, value in results.items()}
 
     # --- one epoch -----------------------------------------------------------------------------------------------
 
     def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
         config, progress = self.config, self.progress
-        loader = self.feed.loader(progress.epoch, progress.batch, config.data.workers)
+        loader = self.sampler.loader(progress.epoch, progress.batch, config.data.workers)
         self.model.train()
         self.state.means = EpochMeans(self.device, self.state.own_sums())
         started = time.perf_counter()
@@ -138,6 +146,7 @@ class Trainer:
                     self._clock(started)
                     tracker.log(self._measured({"epoch": self.position, "step": progress.step}))
                     started = time.perf_counter()
+                # Saves and stops wait for the end of a step: accumulated gradients are not saved.
                 number = stop.agreed() if ends_step else None
                 if ends_step and (number or self._due()) and progress.batch < self.steps:
                     self._clock(started)
@@ -149,7 +158,7 @@ class Trainer:
 
     @property
     def position(self) -> float:
-        """Epochs done, the running one in part."""
+        """Epochs done, as a fraction."""
         return self.progress.epoch + self.progress.batch / self.steps
 
     def _measures_now(self) -> bool:
@@ -171,10 +180,12 @@ class Trainer:
         return bool(every) and self.progress.step % every == 0
 
     def _train_batch(self, batch: Batch) -> bool:
-        """One micro-batch; True when it ended with an optimiser step."""
+        """Train on one micro-batch; True if an optimiser step followed."""
         config, progress = self.config.optim, self.progress
+        # The last step of an epoch may have fewer micro-batches.
         ends_step = (progress.batch + 1) % config.grad_accum_steps == 0 or progress.batch + 1 == self.steps
         factor = lr_factor(config, self.config.train.epochs, self.position) if ends_step else None
+        # DDP averages over processes with equal weights; `_count` corrects for unequal numbers of images.
         weight = self._count(batch) / config.grad_accum_steps
         batch = batch.to(self.device)
         output = self.step(batch, weight, factor)
@@ -183,14 +194,14 @@ class Trainer:
         return ends_step
 
     def _count(self, batch: Batch) -> float:
-        """Count the images of all processes; this one's share of them, 1 where all have as many."""
+        """Count the images of all processes; returns this process's number of images relative to their mean."""
         images, skipped = totals(len(batch), len(batch.skipped))
         self.progress.images += images
         self.progress.skipped += skipped
         return len(batch) * processes().world_size / images
 
     def _finish_epoch(self) -> MetricsRow:
-        """Close the epoch: its row of metrics, validated where due."""
+        """Close the epoch and return its row of metrics, with validation metrics if due."""
         config, progress = self.config, self.progress
         images, seconds = max(1, progress.images), progress.epoch_seconds
         row: MetricsRow = {"epoch": progress.epoch + 1, "step": progress.step}
@@ -206,7 +217,7 @@ class Trainer:
         return self._measured(row) if progress.epoch % config.train.eval_every == 0 or last else row
 
     def _measured(self, row: MetricsRow) -> MetricsRow:
-        """The row with the metrics of now; the model is kept where it is the best so far."""
+        """The row with current validation metrics; saves the model if it is the best so far."""
         row |= self.evaluate("val")
         if self.config.train.log_test and "test" in self.splits:
             row |= self.evaluate("test")
@@ -216,8 +227,9 @@ class Trainer:
     def _keep_if_best(self, row: MetricsRow) -> None:
         value = best_value(row, self.config.train.best_metric)
         if row["epoch"] <= self.config.optim.stage_1_epochs:
-            return  # stage 2 has learnt nothing yet
+            return  # stage 2 is not trained yet
         best = self.progress.best
+        # >=: of equal models, the later one. A nan is replaced by any value.
         if best is None or math.isnan(best) or value >= best:
             self.progress.best, self.progress.best_epoch = value, row["epoch"]
             if processes().is_main:
@@ -233,21 +245,21 @@ class Trainer:
 
     @property
     def last(self) -> Path:
-        """The checkpoint a run resumes from."""
+        """Path of the checkpoint that a run resumes from."""
         return self.out / LAST
 
     def save(self, tracker: Tracker) -> None:
-        """Write the whole state of the run."""
+        """Write a checkpoint with the whole state of the run."""
         self._lap()
         self.progress.wandb_id = tracker.run_id
         self.progress.batch_images = self._batch_images()
         self.state.save(self.last)
 
     def load(self, log: Callable[[str], None] = print) -> None:
-        """Continue from the last checkpoint. Raises UserError when there is none or it does not fit."""
+        """Continue from the last checkpoint. Raises UserError if there is none or it does not fit."""
         self.state.load(self.last, log, self.config.allow_change)
         before, now = self.progress.batch_images, self._batch_images()
-        if before and before != now:  # as far into the epoch, in batches of another size
+        if before and before != now:  # the same number of images into the epoch, in batches of another size
             self.progress.batch = self.progress.batch * before // now
 
     def _batch_images(self) -> int:
@@ -260,7 +272,7 @@ class Trainer:
             link_or_copy(self.last, self.last.with_name(f"epoch_{epoch:03d}.safetensors"))
 
     def _smaller_steps(self) -> str:
-        """What to change where a step does not fit into memory."""
+        """Advice for a step that does not fit into memory."""
         data, accumulation = self.config.data, self.config.optim.grad_accum_steps
         height, width = data.size_hw
         halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.grad_accum_steps={2 * accumulation}"
@@ -271,6 +283,6 @@ class Trainer:
 
 
 def _compile(model: ImageClassifier) -> None:
-    """Compile the heavy parts in place; names of weights stay as they are."""
-    for part in model.stages or (model,):
-        part.compile()
+    """Compile the heavy modules in place; names of weights do not change."""
+    for module in model.stages or (model,):
+        module.compile()

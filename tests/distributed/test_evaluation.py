@@ -24,7 +24,7 @@ from datasets.subset import Subset
 from engine.evaluation.backgrounds import measure_set, read_sets, run_challenge
 from engine.evaluation.loop import evaluate as measure
 from engine.evaluation.loop import split_loader
-from engine.evaluation.records import Recorder
+from engine.evaluation.records import RecordCollector
 from engine.run.config import RunConfig
 from engine.training.consistency import Agreement
 from losses.config import ConsistencyConfig
@@ -59,11 +59,11 @@ def of_all_sizes() -> list[Found]:
 
 def figures_and_records(model: nn.Module, test: Split, training: Split, data: DataConfig) -> Found:
     names = ("accuracy", "groups", "auroc", "mask", "foreground", "parts", "keypoints", "f1")
-    recorder, metrics = Recorder(), build_metrics(names, test.info)
+    recorder, metrics = RecordCollector(), build_metrics(names, test.info)
     agreement = Agreement(model, ConsistencyConfig(first="foreground", second="gradcam", report_fraction=0.6))
     loaders = split_loader(test, data), split_loader(training, data)
     values = measure(model, loaders[0], metrics, CPU, observers=[recorder, agreement], training=loaders[1])
-    return values | agreement.results(), [asdict(record) for record in recorder.everyone()]
+    return values | agreement.results(), [asdict(record) for record in recorder.gathered()]
 
 
 def first_of(split: Split, count: int) -> Split:

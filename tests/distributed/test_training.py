@@ -116,8 +116,8 @@ def trained_with_few_labels(out: str, mode: str) -> None:
     splits["train"], rest = split_labels(splits["train"], config.data.semi, 0)
     session = Session(config, splits)
     session.trainer.objective = ConsistencyObjective(session.trainer.objective, config.loss.consistency, False)
-    session.trainer.feed = SemiSupervisedSampler(splits["train"], rest, batch_size, config.data.semi, 0)
-    session.trainer.steps = session.trainer.feed.steps
+    session.trainer.sampler = SemiSupervisedSampler(splits["train"], rest, batch_size, config.data.semi, 0)
+    session.trainer.steps = session.trainer.sampler.steps
     session.go()
 
 
@@ -137,13 +137,13 @@ def trained_without_an_image(out: str, lost: str) -> None:
     keys = {"model.name": "vit", "optim.name": "sgd", "optim.lr": 0.1, "optim.clip": 0.0}
     config = tiny_config(Path(out), {**keys, "data.batch_size": 8 // processes().world_size})
     session = Session(config)
-    loader = session.trainer.feed.loader
+    loader = session.trainer.sampler.loader
 
     def without(*place: Any) -> Any:
         for batch in loader(*place):
             yield leave_out(batch, lost)
 
-    session.trainer.feed.loader = without  # type: ignore[method-assign, assignment]
+    session.trainer.sampler.loader = without  # type: ignore[method-assign, assignment]
     session.go()
 
 

@@ -183,11 +183,11 @@ def test_truncated_files(tmp_path: Path, suffix: str, keep: int) -> None:
 
 
 def test_missing_files_and_files_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no such file .*absent\.pth; give hub, none or a weights file"):
+    with pytest.raises(UserError, match=r"no such file .*absent\.pth; use hub, none or a weights file"):
         read_state(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="no such file"):
         read_state(tmp_path)
     for content in ([torch.zeros(1)], {"model": {"a": 1}}, torch.zeros(2), {"epoch": 3}):
         torch.save(content, tmp_path / "other.pth")
-        with pytest.raises(UserError, match="holds no state dict"):
+        with pytest.raises(UserError, match="contains no state dict"):
             read_state(tmp_path / "other.pth")

@@ -189,7 +189,7 @@ def test_another_image_size_resamples_both_position_tables() -> None:
 
 def test_a_grid_that_is_no_square_needs_its_size() -> None:
     state = published_state("ifam-hf", Sizes(patches=24))
-    with pytest.raises(UserError, match="--image-size: cub.pt has 24 patches, no square; give height and width"):
+    with pytest.raises(UserError, match="--image-size: cub.pt has 24 patches, not a square; give height and width"):
         load(state)
     model = load(state, image_size=(32, 48))
     table = state["stage_1.embeddings.position_embeddings"][:, 1:]
@@ -245,7 +245,7 @@ def test_what_does_not_fit_is_named(damage: str) -> None:
 
 
 def test_a_backbone_that_shapes_do_not_tell_is_asked_for() -> None:
-    with pytest.raises(UserError, match="--backbone: timm's name .* cub.pt holds ifam, 3 parts .*width 32, 3 blocks"):
+    with pytest.raises(UserError, match="--backbone: give timm's name .* cub.pt holds ifam, 3 parts .*32, 3 blocks"):
         load_published(published_state("ifam"), "cub.pt", ModelConfig())
     with pytest.raises(UserError, match=r"cub.pt does not fit the model; .*wrong shape"):
         load(published_state("ifam"), backbone="vit_t_plain16", image_size=(32, 32))
@@ -265,5 +265,5 @@ def test_what_has_no_published_form_is_refused() -> None:
         to_published(model(backbone="vit_nano_patch8"), "ifam")
     with pytest.raises(UserError, match=r"no place for the weight (norm_pre|blocks\.0\.attn\.q_norm)"):
         to_published(model(backbone="vit_t_qknorm"), "ifam-hf")
-    with pytest.raises(UserError, match="needs positions of the class token and of every patch"):
+    with pytest.raises(UserError, match="needs position embeddings of the class token and of every patch"):
         timm_to_huggingface_dinov2({"pos_embed": torch.zeros(1, 21, 32)}, 16)

@@ -226,7 +226,7 @@ def test_stage_1_may_have_a_backbone_of_its_own() -> None:
     [
         (
             {"stage_1_backbone": "vit_t_plain16"},
-            r"model\.stage_1_backbone: its patch grid \(2, 3\) is not stage 2's \(4, 6\)",
+            r"model\.stage_1_backbone: its patch grid \(2, 3\) is not that of stage 2, \(4, 6\)",
         ),
         ({"backbone": "vit_t_parallel", "mask_gradient": "straight_through"}, "mask_gradient.*ParallelScalingBlock"),
         ({"backbone": "vit_t_parallel", "stage_2_path": "packed"}, "stage_2_path=packed.*ParallelScalingBlock"),

@@ -89,7 +89,7 @@ def interrupted(folder: Path, keys: dict[str, Any], number: signal.Signals, grou
 def resume(folder: Path, error: str, number: signal.Signals) -> None:
     """Run the command that the message prints."""
     assert error.count("\n") == 1 and number.name in error and "Traceback" not in error
-    words = shlex.split(error.split("go on with: ")[1])
+    words = shlex.split(error.split("continue with: ")[1])
     assert words[:2] == ["python", "train.py"]
     assert not (folder / "run" / "results.json").exists()
     done = run_script(folder, *words[1:])
@@ -120,5 +120,5 @@ def test_a_signal_to_the_loading_processes_too(number: signal.Signals, tmp_path:
 def test_a_folder_with_a_space_can_be_resumed_by_the_printed_command(tmp_path: Path) -> None:
     returned, error = interrupted(tmp_path, {**LONG, "out": "a run", "train.epochs": 1}, signal.SIGTERM)
     assert returned == 143, error
-    words = shlex.split(error.split("go on with: ")[1])
+    words = shlex.split(error.split("continue with: ")[1])
     assert words[words.index("--config") + 1] == "a run/config.yaml"

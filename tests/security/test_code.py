@@ -206,5 +206,5 @@ def test_weights_packed_to_expand(tmp_path: Path) -> None:
         for name in whole.namelist():
             small.writestr(name, whole.read(name))
     assert (tmp_path / "p.pth").stat().st_size < 2**16
-    with pytest.raises(UserError, match="p.pth: not a readable weights file .it is packed"):
+    with pytest.raises(UserError, match="p.pth: not a readable weights file .it is compressed"):
         read_state(tmp_path / "p.pth")

@@ -112,5 +112,5 @@ def test_what_is_missing(tmp_path: Path, config: RunConfig) -> None:
     with pytest.raises(UserError, match="only_bg_t/val is missing"):
         read_sets(config, None, challenge=True)
     (tmp_path / "only_bg_t").rename(root / "only_bg_t")
-    with pytest.raises(UserError, match=r"--challenge: .*fg_mask has no masks of the objects"):
+    with pytest.raises(UserError, match=r"--challenge: .*fg_mask contains no object masks"):
         read_sets(config, None, challenge=True)

@@ -13,7 +13,7 @@ from common.errors import UserError
 from datasets import Batch, Split, eval_loader
 from engine.evaluation.loop import evaluate
 from engine.evaluation.predict import predict
-from engine.evaluation.records import ImageRecord, Recorder
+from engine.evaluation.records import ImageRecord, RecordCollector
 from engine.run.config import RunConfig
 from metrics.registry import MetricSet, build_metrics, default_metrics
 from metrics.types import Prediction
@@ -146,7 +146,7 @@ def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
 
 
 def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split) -> None:
-    model, recorder = lively_model(config), Recorder()
+    model, recorder = lively_model(config), RecordCollector()
     loader = eval_loader(split, batch_size=5, workers=0)
     values = evaluate(model, loader, metrics_of(split, model), CPU, observers=[recorder])
     assert [record.path for record in recorder.records] == [f"synthetic/test/{i:05d}" for i in range(37)]
@@ -165,7 +165,7 @@ def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split
 def test_a_record_of_known_logits() -> None:
     batch = Batch(torch.zeros(2, 3, 8, 8), torch.tensor([1, 0]), ("a", "b"))
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
-    recorder = Recorder()
+    recorder = RecordCollector()
     recorder(batch, Prediction(logits, mask=torch.tensor([[[True, False]], [[True, True]]])))
     share = logits[0].double().softmax(0).tolist()
     assert recorder.records == [
@@ -188,7 +188,7 @@ def test_where_a_image_shows_several_classes_one_of_them_is_right() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
     present = torch.tensor([[True, False, True], [True, True, False]])
     batch = Batch(torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.int64), ("a", "b"), present=present)
-    recorder = Recorder()
+    recorder = RecordCollector()
     recorder(batch, Prediction(logits=logits))
     probability = logits[0].double().softmax(0).tolist()
     assert [(record.label, record.predicted) for record in recorder.records] == [(2, 2), (0, 2)]

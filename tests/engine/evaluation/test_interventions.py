@@ -43,12 +43,12 @@ BAD: dict[str, tuple[Any, str]] = {
     "too many": ({**GOOD, "3": 1.0}, r"\(3 parts\).* it has 4 keys"),
     "too few": ({"0": 1.0}, "it has 1 keys"),
     "other keys": ({"1": 1.0, "2": 1.0, "3": 1.0}, r'"0"\.\."2"'),
-    "a list": ([1.0, 2.0, 3.0], "something else"),
+    "a list": ([1.0, 2.0, 3.0], "no mapping"),
     "words": ({**GOOD, "1": "high"}, "to a number"),
     "null": ({**GOOD, "1": None}, "to a number"),
     "nan": ('{"0": 1, "1": NaN, "2": 3}', "to a number"),
-    "no JSON": ("0.5 0.5", "is no JSON"),
-    "empty": ("", "is no JSON"),
+    "no JSON": ("0.5 0.5", "is not JSON"),
+    "empty": ("", "is not JSON"),
 }
 
 

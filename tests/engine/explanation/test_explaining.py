@@ -102,7 +102,7 @@ def test_the_label_is_explained_anew_only_where_the_prediction_is_wrong(size: in
     assert torch.equal(keepers["noted"]["predicted"].seen[:, 0, 0], PREDICTED.float())
     assert torch.equal(keepers["noted"]["label"].seen[:, 0, 0], LABELS.float())
     explained = [target for call in method.calls for target in call]
-    assert len(explained) == 10 + len(WRONG) == run.clocks["noted"].maps
+    assert len(explained) == 10 + len(WRONG) == run.timings["noted"].maps
     assert sorted(explained) == sorted([*PREDICTED.tolist(), *LABELS[list(WRONG)].tolist()])
 
 
@@ -155,8 +155,8 @@ def test_real_methods_are_run_as_explain_runs_them() -> None:
     for name in names:
         for target, classes in (("predicted", PREDICTED), ("label", LABELS)):
             torch.testing.assert_close(keepers[name][target].seen, explain(MODEL, IMAGES, name, classes))
-        assert run.clocks[name].maps == 10 + (0 if name == "rollout" else len(WRONG))
-        assert run.clocks[name].seconds_per_map > 0
+        assert run.timings[name].maps == 10 + (0 if name == "rollout" else len(WRONG))
+        assert run.timings[name].seconds_per_map > 0
 
 
 def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest
     monkeypatch.setattr(MODEL, "forward", small)
     said: list[str] = []
     run, halved = bench(build_methods(["agcam"], {}), ("label",))
-    run.halving.log = said.append
+    run.auto_batch.log = said.append
     run.run(batches(10), CPU)
     torch.testing.assert_close(halved["agcam"]["label"].seen, keepers["agcam"]["label"].seen)
     assert said == [
@@ -199,7 +199,7 @@ def test_maps_from_a_file_are_those_computed(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("engine.explanation.evaluator.run_method", lambda *_: pytest.fail("a method ran"))
     run.run(batches(3), CPU)
     monkeypatch.undo()
-    assert run.clocks == {}
+    assert run.timings == {}
     computed, keepers = bench(build_methods(names, {}), ("predicted", "label"))
     computed.run(batches(3), CPU)
     for name in names:

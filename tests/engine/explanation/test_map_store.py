@@ -113,13 +113,13 @@ def full_disk(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     ("source", "named"),
     [
-        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "weights": "def"}), "weights abc, not def"),
-        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "stage": 1}), "stage 2, not 1"),
+        (replace(SOURCE, inputs={**SOURCE.inputs, "weights": "def"}), "weights abc, not def"),
+        (replace(SOURCE, inputs={**SOURCE.inputs, "stage": 1}), "stage 2, not 1"),
         (
-            replace(SOURCE, map_provenance={**SOURCE.map_provenance, "image size": (32, 32)}),
+            replace(SOURCE, inputs={**SOURCE.inputs, "image size": (32, 32)}),
             r"image size \[32, 48\], not \[32, 32\]",
         ),
-        (replace(SOURCE, map_provenance={**SOURCE.map_provenance, "split": "val"}), "split None, not val"),
+        (replace(SOURCE, inputs={**SOURCE.inputs, "split": "val"}), "split None, not val"),
         (replace(SOURCE, methods={"lrp": {}}), "holds rollout, agcam, not lrp"),
         (replace(SOURCE, methods={"rollout": {"ratio": 0.5}}), "rollout with the options .*0.9.* not .*0.5"),
     ],

@@ -127,8 +127,8 @@ def test_nothing_hangs_on_the_generators_of_python_numpy_and_torch(case: str, tm
                 yield batch
 
         session = Session(tiny_config(out, CASES[case]), before_batch=scramble)
-        loader = session.trainer.feed.loader
-        session.trainer.feed.loader = lambda *where: scrambled(loader(*where))
+        loader = session.trainer.sampler.loader
+        session.trainer.sampler.loader = lambda *where: scrambled(loader(*where))
         session.go()
 
     run(tmp_path / "a", 1)

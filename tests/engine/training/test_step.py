@@ -82,7 +82,7 @@ def train_with_a_deadly_image(out: str) -> None:
         return read(index)
 
     session = Session(config, splits)
-    order = [path for batch in session.trainer.feed.loader(0, 0, 0) for path in batch.paths]
+    order = [path for batch in session.trainer.sampler.loader(0, 0, 0) for path in batch.paths]
     assert "synthetic/train/00033" in order
     splits["train"].raw.read = deadly  # type: ignore[method-assign]
     with pytest.raises(UserError) as caught:
