@@ -104,5 +104,6 @@ class LateMaskingViT(GivenMaskModel):
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Class logits [B, C] from the patch tokens of a Selection."""
         tokens_BND = patch_tokens(self.backbone, images)
+        # Multiplied rather than indexed: the mean stays one over all N tokens, as published.
         kept_BN1 = selection.mask.flatten(1).unsqueeze(-1).to(tokens_BND)
         return cast(Tensor, self.head((tokens_BND * kept_BN1).mean(1)))

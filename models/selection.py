@@ -38,7 +38,7 @@ def without_parts(logits: Tensor, keep_BK: Tensor | None, hidden_BN: Tensor | No
     """Logits [B, N, K+1] with -inf for parts that `keep_BK` drops, and for all parts at patches in `hidden_BN`."""
     drop = torch.zeros_like(logits, dtype=torch.bool)
     if keep_BK is not None:
-        drop[..., :-1] |= ~keep_BK.unsqueeze(1)
+        drop[..., :-1] |= ~keep_BK.unsqueeze(1)  # never the background, so that every patch keeps a winner
     if hidden_BN is not None:
         drop[..., :-1] |= hidden_BN.unsqueeze(-1)
     return logits.masked_fill(drop, -torch.inf)

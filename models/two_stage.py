@@ -55,7 +55,7 @@ class StageOne(nn.Module):
     def _selection(self, out: PartOutput) -> Selection:
         grid = grid_of(self.backbone)
         margin = foreground_margin(out.mask_logits)
-        mask = margin >= 0
+        mask = margin >= 0  # as published, a tie with the background counts as foreground
         empty = ~mask.any(1)
         if self.config.empty_mask == "best_token":  # otherwise stage 2 sees only the prefix tokens
             mask = keep_best_token(mask, out.fallback_score)
@@ -122,6 +122,7 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         if stage == 1:
             return stage_1_view(self, self.stage_1)
         assert selection is not None, "stage 2 is explained for a given selection"
+        # The selection is fixed: a map explains the classification of these patches, not their choice.
         return NetworkView(self.network, lambda images: self.predict(images, selection), "class_token")
 
     @property
@@ -147,7 +148,7 @@ def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
 
 def _check(config: ModelConfig, model: TwoStageModel) -> None:
     grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
-    if grids[0] != grids[1]:
+    if grids[0] != grids[1]:  # one mask entry per patch of stage 2
         raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not that of stage 2, {grids[1]}")
     check_masked_vit(config, model.stage_2)
     if config.mask_gradient == "straight_through" and config.mask_kind == "hard":

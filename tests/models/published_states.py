@@ -1,4 +1,4 @@
-"""Tiny random state dicts under the published names, written down from their description, and their forward pass.
+"""Tiny random state dicts with the published names and shapes, and their forward pass from the formulas.
 
 Shape legend: B images, N patches, P prefix tokens, S = P + N tokens, D width, K parts and a background.
 """
@@ -101,8 +101,8 @@ def published_state(format: str, s: Sizes | None = None, product: bool = False, 
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the formulas give for a batch."""
+class Expected:
+    """Outputs of the formulas for a batch."""
 
     maps: Tensor
     """[B, K+1, N]."""
@@ -118,15 +118,15 @@ def stage(state: State, prefix: str) -> State:
     return {name.removeprefix(prefix): t.double() for name, t in state.items() if name.startswith(prefix)}
 
 
-def forward(state: State, images: Tensor, heads: int = 2) -> Answer:
-    """Both stages (or PDiscoFormer's one) from the published names in timm's naming, evaluation without noise."""
+def forward(state: State, images: Tensor, heads: int = 2) -> Expected:
+    """Evaluation without noise of both stages (or the single one of PDiscoFormer); backbones with timm's names."""
     two_stages = any(name.startswith("stage_1.") for name in state)
     first = stage(state, "stage_1." if two_stages else "")
     images = images.double()
     x_BND = patch_tokens(first, images, heads)
     maps_BNK, mask_BN, scores = parts(first, x_BND)
     logits = second_stage(stage(state, "stage_2."), images, mask_BN, heads) if two_stages else None
-    return Answer(maps_BNK.transpose(1, 2), mask_BN, scores, logits)
+    return Expected(maps_BNK.transpose(1, 2), mask_BN, scores, logits)
 
 
 def patch_tokens(s: State, images: Tensor, heads: int) -> Tensor:
@@ -160,7 +160,7 @@ def second_stage(s: State, images: Tensor, mask_BN: Tensor, heads: int) -> Tenso
 
 
 def embedded(s: State, images: Tensor) -> Tensor:
-    """[B, 3, H, W] -> [B, S, D]: class token, registers, patches; positions of the patches, or of the class too."""
+    """[B, 3, H, W] -> [B, S, D]: class token, registers, patches; with registers, only patches have positions."""
     weight, bias = s["patch_embed.proj.weight"], s["patch_embed.proj.bias"]
     x = torch.stack([(weight * patch[:, None]).sum((2, 3, 4)) + bias for patch in patches(images, weight.shape[-1])], 1)
     cls, registers = s["cls_token"].expand(len(x), -1, -1), s.get("reg_token")
@@ -177,7 +177,7 @@ def patches(images: Tensor, side: int) -> Iterator[Tensor]:
 
 
 def blocks(s: State, x: Tensor, keys_BS: Tensor, heads: int) -> Tensor:
-    """All blocks; nobody reads the tokens outside `keys_BS` (bool)."""
+    """All blocks; no token attends to those outside `keys_BS` (bool)."""
     for i in range(len({name.split(".")[1] for name in s if name.startswith("blocks.")})):
         block = stage(s, f"blocks.{i}.")
         h = normalised(x, block["norm1.weight"], block["norm1.bias"], 1e-6)

@@ -1,4 +1,4 @@
-"""Small timm ViTs for the model tests, each with something the published backbones have, and random weights."""
+"""Small timm ViTs for the model tests, each with a feature of the published backbones, and random weights."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from models.backbone import create_backbone
 from models.config import ModelConfig, PartsConfig
 
 FLAT = ("vit_nano_patch8", "vit_t_dino", "vit_t_noembed", "vit_t_regs", "vit_t_qknorm")
-"""Backbones of timm's plain Block, which every path can run."""
+"""Backbones with timm's plain Block, which every path supports."""
 
 
 def _vit(**settings: Any) -> VisionTransformer:
@@ -24,13 +24,13 @@ def _vit(**settings: Any) -> VisionTransformer:
 
 @register_model
 def vit_t_dino(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """As DINOv2 with registers: LayerScale, positions of patches alone."""
+    """Like DINOv2 with registers: LayerScale, positions of patches only."""
     return _vit(reg_tokens=4, init_values=0.5, no_embed_class=True, **kwargs)
 
 
 @register_model
 def vit_t_rad(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """As DINOv2 without registers, RAD-DINO: LayerScale, a class token with a position of its own."""
+    """Like DINOv2 without registers and RAD-DINO: LayerScale, a position of the class token."""
     return _vit(init_values=0.5, **kwargs)
 
 
@@ -41,7 +41,7 @@ def vit_t_noembed(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 @register_model
 def vit_t_regs(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Registers with positions of their own, a norm before the blocks."""
+    """Registers with positions, a norm before the blocks."""
     return _vit(reg_tokens=2, pre_norm=True, **kwargs)
 
 
@@ -52,7 +52,7 @@ def vit_t_qknorm(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 @register_model
 def vit_t_parallel(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
-    """Blocks that do attention and MLP side by side: they cannot be taken apart."""
+    """Blocks with parallel attention and MLP, whose attention cannot be replaced."""
     return _vit(block_fn=ParallelScalingBlock, **kwargs)
 
 
@@ -67,7 +67,7 @@ def vit_t_plain16(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 
 class LeakyEmbed(nn.Module):
-    """A convolutional stem: every token sees its neighbours' pixels."""
+    """A convolutional stem: each token sees pixels of neighbouring patches."""
 
     def __init__(self, img_size: tuple[int, int], patch_size: int, in_chans: int, embed_dim: int, **_: Any) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def vit_t_leaky(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
 
 
 def shaken(module: nn.Module, seed: int = 0, gain: float = 1.5) -> nn.Module:
-    """Random weights; at this gain attention is far from uniform. Norms and scales stay near one."""
+    """Randomise all weights. With this gain attention is far from uniform; norms and scales stay near 1."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():

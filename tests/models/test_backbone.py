@@ -1,4 +1,4 @@
-"""Backbones by name: what is refused and how, where weights come from, and that tokens keep to their patch."""
+"""Backbones: invalid names, sources of weights, and tokens that depend on their own patch only."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ from tests.models.small import FLAT, backbone, images
         ("vit_t_dino", (33, 32), r"data\.image_size: \(33, 32\) is not a multiple"),
     ],
 )
-def test_what_cannot_be_a_backbone_is_one_clear_line(name: str, size: tuple[int, int], words: str) -> None:
+def test_invalid_backbones_are_one_line_errors(name: str, size: tuple[int, int], words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         create_backbone(name, size)
     assert "\n" not in str(caught.value)
@@ -49,8 +49,8 @@ def test_size_and_drop_path_reach_timm() -> None:
     assert [getattr(block.drop_path1, "drop_prob", 0) for block in vit.blocks] == pytest.approx([0, 0.1, 0.2])
 
 
-def test_the_final_norm_stands_before_the_pooling_in_every_model() -> None:
-    """timm moves it behind the average in models like this one, which would leave patch tokens unnormalised."""
+def test_final_norm_is_applied_before_pooling() -> None:
+    """With average pooling, timm applies the norm after pooling, which would leave patch tokens unnormalised."""
     assert isinstance(timm.create_model("vit_t_dino", global_pool="avg").norm, nn.Identity)
     vit = create_backbone("vit_t_dino", (32, 32))
     assert isinstance(vit.norm, nn.LayerNorm) and isinstance(vit.fc_norm, nn.Identity)
@@ -76,12 +76,12 @@ def test_patches_do_not_leak_before_attention(name: str) -> None:
         changed = x.clone()
         changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
         moved = (embed(vit, changed)[0, vit.num_prefix_tokens :] != tokens).any(-1)
-        assert moved.nonzero().tolist() == [[5 * row + column]], "row-major, and that patch alone"
+        assert moved.nonzero().tolist() == [[5 * row + column]], "row-major, and only that patch"
     assert embeds_patches_separately(vit)
 
 
 @torch.no_grad()
-def test_a_stem_that_leaks_is_told_apart() -> None:
+def test_overlapping_stem_is_detected() -> None:
     vit, x = backbone("vit_t_leaky"), images(1)
     changed = x.clone()
     changed[..., :8, :8] += 1
@@ -89,10 +89,10 @@ def test_a_stem_that_leaks_is_told_apart() -> None:
     assert not embeds_patches_separately(vit)
 
 
-def test_nano_vits_start_from_their_own_distribution_with_nothing_uninitialised() -> None:
+def test_initialisation_of_nano_vits() -> None:
     torch.manual_seed(0)
     vit = timm.create_model("vit_nano_patch8", reg_tokens=4)
-    assert abs(vit.blocks[0].attn.qkv.weight.std() - 0.7 / 96**0.5 * 0.88) < 0.01  # cut at two deviations of one
+    assert abs(vit.blocks[0].attn.qkv.weight.std() - 0.7 / 96**0.5 * 0.88) < 0.01  # truncated at +-2
     assert 0.01 < vit.reg_token.std() < 0.03 and 0.01 < vit.pos_embed.std() < 0.03
     pico = create_backbone("vit_pico_patch8", (32, 32))
     assert pico.pos_embed is None and pico.embed_dim == 64 and len(pico.blocks) == 2
@@ -106,13 +106,13 @@ def test_weights_none_leaves_the_model_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8"])
-def test_hub_weights_that_do_not_exist_are_never_random_ones(name: str) -> None:
+def test_missing_hub_weights_are_an_error(name: str) -> None:
     vit = backbone("vit_t_dino")
     with pytest.raises(UserError, match=rf"model\.weights=hub: cannot get the weights of '{name}' .*no pretrained"):
         load_backbone_weights(vit, name, "hub")
 
 
-def test_hub_weights_take_the_grid_of_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_weights_are_resampled_to_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     source, vit = backbone("vit_t_regs", (64, 64), seed=5), backbone("vit_t_regs", (32, 48))
     monkeypatch.setattr("models.backbone.timm.create_model", lambda name, pretrained, num_classes: source)
     load_backbone_weights(vit, "vit_t_regs", "hub")
@@ -120,7 +120,7 @@ def test_hub_weights_take_the_grid_of_the_backbone(monkeypatch: pytest.MonkeyPat
     assert torch.equal(vit.pos_embed[:, :3], source.pos_embed[:, :3])
 
 
-def test_hub_without_a_network_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_hub_without_network_is_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     name = "vit_tiny_patch16_224.augreg_in21k"

@@ -1,4 +1,4 @@
-"""The plain ViT: each pooling against its formula, and what its classifier is."""
+"""The plain ViT: each pooling against its formula, the classifier, and its weights."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def model_of(pooling: str, name: str = "vit_t_dino") -> PlainViT:
 
 
 def slow_ep(x: Tensor, pool: EfficientProbing) -> Tensor:
-    """x [N, D]: row m of the attention weighs chunk m of the values, keys are the tokens themselves."""
+    """x [N, D]: row m of the attention weights chunk m of the values; the keys are the tokens."""
     width, queries = x.shape[1], len(pool.queries)
     values, chunks = x @ pool.values.weight.T, []
     for m in range(queries):
@@ -62,7 +62,7 @@ def test_poolings_follow_their_formulas(pooling: str, name: str) -> None:
     assert (pooled[0] - pooled[1]).abs().max() > 0.05
 
 
-def test_what_the_poolings_are_made_of() -> None:
+def test_parameters_of_the_poolings() -> None:
     ep, aim = EfficientProbing(768), AimPooling(768)
     assert ep.queries.shape == (32, 768) and abs(ep.queries.std() - 0.02) < 1e-3 and ep.values.bias is None
     assert aim.heads == 12 and aim.norm.eps == 1e-6 and not aim.norm.affine
@@ -80,7 +80,7 @@ def test_aim_normalises_by_the_batch_while_training() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["cls", "avg", "gap_cls", "ep", "aim"])
-def test_everything_that_is_read_gets_a_gradient_also_under_autocast(pooling: str) -> None:
+def test_every_weight_gets_a_gradient_under_autocast(pooling: str) -> None:
     model, x = model_of(pooling).train(), images(3, SIZE)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(x).logits

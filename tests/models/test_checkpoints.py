@@ -1,4 +1,4 @@
-"""Weights of others: the Hugging Face models give the same numbers in timm, and what does not fit is named."""
+"""Weights of other projects: Hugging Face models give the same outputs in timm; misfits are named."""
 
 import pickle
 import re
@@ -35,7 +35,7 @@ def published(folder: Path, registers: int, swiglu: bool) -> tuple[nn.Module, Pa
 
 
 def ours(registers: int = 0, swiglu: bool = False, size: tuple[int, int] = (28, 28)) -> VisionTransformer:
-    """The timm counterpart, as vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2 are made."""
+    """The timm counterpart, with the options of vit_*_patch14_dinov2 and vit_*_patch14_reg4_dinov2."""
     gated: dict[str, Any] = (
         dict(mlp_ratio=3, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU) if swiglu else dict(mlp_ratio=2)
     )
@@ -107,7 +107,7 @@ def test_positions_are_resampled_to_the_grid(name: str, prefix: int, grid: tuple
 
 @pytest.mark.parametrize("size", [(32, 32), (24, 40), (16, 40)])
 @pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_t_dino", "vit_t_regs"])
-def test_a_models_own_weights_go_back_in_untouched(name: str, size: tuple[int, int], tmp_path: Path) -> None:
+def test_own_weights_are_loaded_unchanged(name: str, size: tuple[int, int], tmp_path: Path) -> None:
     vit, again = backbone(name, size), create_backbone(name, size)
     save_file(vit.state_dict(), tmp_path / "vit.safetensors")
     load_backbone_weights(again, name, str(tmp_path / "vit.safetensors"))
@@ -126,7 +126,7 @@ def test_final_norm_of_models_made_for_average_pooling() -> None:
     assert fit_backbone_state(both, vit).keys() == vit.state_dict().keys()
 
 
-def test_every_misfit_is_named_in_one_line() -> None:
+def test_all_missing_and_unexpected_keys_are_named_in_one_line() -> None:
     vit = backbone("vit_t_dino")
     state = vit.state_dict()
     del state["norm.bias"], state["blocks.0.ls1.gamma"]
@@ -182,7 +182,7 @@ def test_truncated_files(tmp_path: Path, suffix: str, keep: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_missing_files_and_files_of_something_else(tmp_path: Path) -> None:
+def test_missing_and_invalid_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no such file .*absent\.pth; use hub, none or a weights file"):
         read_state(tmp_path / "absent.pth")
     with pytest.raises(UserError, match="no such file"):

@@ -1,4 +1,4 @@
-"""Convolutional baselines: timm's pooled features under a new head, and where their weights come from."""
+"""Convolutional baselines: timm's pooled features with a new head, and loading of weights."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def model_of(name: str = "resnet10t", **changes: str) -> Cnn:
 
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
 @torch.no_grad()
-def test_a_linear_head_with_bias_on_timm_s_pooled_features(name: str) -> None:
+def test_linear_head_with_bias_on_timms_pooled_features(name: str) -> None:
     model, x = model_of(name), images(2, SIZE)
     pooled = model.backbone.forward_head(model.backbone.forward_features(x), pre_logits=True)
     assert pooled.ndim == 2 and abs(model.head.weight.std() - 0.02) < 2e-3
@@ -49,6 +49,6 @@ def test_saved_and_read_back(tmp_path: Path) -> None:
     ("name", "words"),
     [("resnet9999", "timm has no model 'resnet9999'"), ("vit_nano_patch8", "for a ViT use model.name=vit")],
 )
-def test_what_is_no_cnn_is_refused(name: str, words: str) -> None:
+def test_models_other_than_cnns_are_refused(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         model_of(name)

@@ -1,4 +1,4 @@
-"""Decoupled and late-masking ViTs: from pixels to patches, the published formulas, and what hidden pixels can do."""
+"""Decoupled and late-masking ViTs: masks of patches, published formulas, influence of hidden pixels."""
 
 from pathlib import Path
 
@@ -33,26 +33,26 @@ def pixel_masks(batch: int = 3) -> Tensor:
 
 
 def slow_patches(mask: Tensor) -> Tensor:
-    """[B, 4, 6] bool: the pixel below the centre of every 8 x 8 patch (nearest-exact)."""
+    """[B, 4, 6] bool: the pixel below and right of the centre of every 8 x 8 patch (nearest-exact)."""
     rows = [[[bool(m[8 * i + 4, 8 * j + 4]) for j in range(GRID[1])] for i in range(GRID[0])] for m in mask]
     return torch.tensor(rows)
 
 
-def test_pixels_become_patches_by_the_nearest_pixel() -> None:
+def test_patches_take_the_value_of_their_centre_pixel() -> None:
     mask = pixel_masks()
     selection = select_given(mask, GRID, "best_token")
     assert torch.equal(selection.mask, slow_patches(mask))
     assert 0.1 < selection.mask.float().mean() < 0.9 and not selection.empty.any()
 
 
-def test_an_object_between_the_pixels_keeps_the_patch_it_covers_most() -> None:
+def test_object_without_a_centre_pixel_keeps_the_patch_it_covers_most() -> None:
     mask = torch.zeros(3, *SIZE, dtype=torch.bool)
     mask[0, 6:8, 9:12] = True  # in patch (0, 1), six pixels
     mask[0, 8, 9] = True  # one pixel in the patch below
     mask[2, 4, 4] = True
     kept = select_given(mask, GRID, "best_token")
     assert kept.mask[0].nonzero().tolist() == [[0, 1]]
-    assert not kept.mask[1].any(), "no object at all: nothing to keep"
+    assert not kept.mask[1].any(), "no object, so no patch is kept"
     assert kept.mask[2].nonzero().tolist() == [[0, 0]]
     assert kept.empty.tolist() == [True, True, False]
     published = select_given(mask, GRID, "prefix_only")
@@ -89,7 +89,7 @@ def test_late_masking_averages_the_kept_tokens_over_all_patches() -> None:
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @torch.no_grad()
-def test_hidden_pixels_have_no_influence_on_decoupled_and_some_on_late_masking(training: bool) -> None:
+def test_hidden_pixels_affect_late_masking_but_not_decoupled(training: bool) -> None:
     x, mask = images(3, SIZE), pixel_masks()
     hidden = ~slow_patches(mask).repeat_interleave(8, 1).repeat_interleave(8, 2)[:, None]
     changed = torch.where(hidden, images(3, SIZE, seed=9), x)
@@ -100,7 +100,7 @@ def test_hidden_pixels_have_no_influence_on_decoupled_and_some_on_late_masking(t
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_weight_learns(name: str) -> None:
+def test_every_weight_gets_a_gradient(name: str) -> None:
     model = model_of(name).train()
     model(images(3, SIZE), pixel_masks()).logits.square().sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
@@ -108,7 +108,7 @@ def test_every_weight_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_any_selection_may_be_shown(name: str) -> None:
+def test_predict_takes_any_selection(name: str) -> None:
     model, x, mask = model_of(name), images(3, SIZE), pixel_masks()
     shown = model.predict(x, Selection(slow_patches(mask)))
     assert torch.equal(shown, model(x, mask).logits)
@@ -143,6 +143,6 @@ def test_pretrained_weights_fill_the_backbone(name: str, tmp_path: Path) -> None
         ({"drop_path": 0.1, "stage_2_path": "packed"}, "cannot apply model.drop_path"),
     ],
 )
-def test_what_decoupled_cannot_promise_is_refused(changes: dict, words: str) -> None:
+def test_decoupled_refuses_unfaithful_backbones(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_model(config(name="decoupled", **changes), CLASSES, SIZE)

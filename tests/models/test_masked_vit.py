@@ -1,4 +1,4 @@
-"""Stage 2: three ways to leave hidden patches out that give one answer, what a gate's gradient means, empty masks."""
+"""Stage 2: three equivalent ways to remove hidden patches, the gradient of gates, empty masks."""
 
 import copy
 
@@ -53,7 +53,7 @@ def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
 @pytest.mark.parametrize("name", FLAT)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("square", [True, False], ids=["square", "wide"])
-def test_three_paths_one_answer_and_one_gradient(name: str, training: bool, square: bool) -> None:
+def test_three_paths_give_the_same_logits_and_gradients(name: str, training: bool, square: bool) -> None:
     size = (32, 32) if square else SIZES.get(name, (16, 40))
     model, x, mask = model_of(name, size).train(training), images(4, size), grid_mask(size, 4)
     counts = mask.flatten(1).sum(1)
@@ -65,7 +65,7 @@ def test_three_paths_one_answer_and_one_gradient(name: str, training: bool, squa
 
 
 @pytest.mark.parametrize("path", ["dense", "gathered"])
-def test_blocks_that_cannot_be_taken_apart_run_as_they_are(path: str) -> None:
+def test_blocks_other_than_timms_plain_block_run_unchanged(path: str) -> None:
     model, x, mask = model_of("vit_t_parallel"), images(), grid_mask((32, 32))
     assert not masked_attention.is_plain(model.backbone)
     expected = embed(model.backbone, x)
@@ -104,7 +104,7 @@ def test_soft_mask_is_a_logarithmic_bias() -> None:
 @pytest.mark.parametrize("name", FLAT)
 @pytest.mark.parametrize("path", PATHS)
 @torch.no_grad()
-def test_hidden_pixels_leave_the_logits_bitwise_alone(name: str, path: str) -> None:
+def test_hidden_pixels_do_not_change_logits_bitwise(name: str, path: str) -> None:
     model, x, mask = model_of(name, path=path), images(), grid_mask((32, 32))
     before = model(x, Selection(mask))
     pixels = mask.repeat_interleave(8, 1).repeat_interleave(8, 2).unsqueeze(1)
@@ -131,7 +131,7 @@ def gate_losses(model: MaskedViT, x: Tensor, gates_FN: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_t_dino"])
 def test_gate_gradient_predicts_switching_each_token(name: str) -> None:
-    """For hidden tokens too: the derivative at 0 says what making the patch visible would do."""
+    """Also for hidden tokens: the derivative at 0 predicts the effect of making the patch visible."""
     model, x = shaken(model_of(name, (64, 64)), gain=0.7), images(1, (64, 64))
     mask = random_mask(2, 64, seed=3)[1:].float().requires_grad_()
     (slope,) = torch.autograd.grad(gate_losses(model, x, mask).sum(), mask)
@@ -141,7 +141,7 @@ def test_gate_gradient_predicts_switching_each_token(name: str) -> None:
         predicted = (slope * (1 - 2 * mask))[0]
         for tokens in (mask[0] == 1, mask[0] == 0):
             assert torch.corrcoef(torch.stack([true[tokens], predicted[tokens]]))[0, 1] > 0.98
-            assert (true - predicted)[tokens].norm() < 0.25 * true[tokens].norm(), "the size is right too"
+            assert (true - predicted)[tokens].norm() < 0.25 * true[tokens].norm(), "the size matches too"
 
 
 @torch.no_grad()
@@ -155,13 +155,13 @@ def test_ratio_attention_at_head_widths_that_need_padding() -> None:
 
 
 @pytest.mark.parametrize("path", [*PATHS, "gate"])
-def test_empty_masks_show_the_prefix_alone(path: str) -> None:
-    """Finite and the same constant for every image, alone in the batch or beside an image that shows something."""
+def test_empty_mask_leaves_only_prefix_tokens(path: str) -> None:
+    """Finite and the same for all images, also next to an image with visible patches."""
     model, x, mask = model_of(path="auto" if path == "gate" else path), images(), torch.zeros(3, 4, 4).bool()
     gate = mask.float() if path == "gate" else None
     outputs = logits_and_gradients(model, x, Selection(mask, gate=gate))
     assert all(value.isfinite().all() for value in outputs.values())
-    assert outputs["input"].abs().max() <= (1e-7 if path == "gate" else 0), "of a gate, a difference that rounds"
+    assert outputs["input"].abs().max() <= (1e-7 if path == "gate" else 0), "with a gate, rounding differences"
     tokens = embed(model.backbone, x)[:, : model.backbone.num_prefix_tokens]
     for block in model.backbone.blocks:
         tokens = block(tokens)
@@ -177,7 +177,7 @@ def test_empty_masks_show_the_prefix_alone(path: str) -> None:
 @pytest.mark.parametrize("name", FLAT)
 @pytest.mark.parametrize("path", PATHS)
 @torch.no_grad()
-def test_everything_visible_is_the_plain_vit(name: str, path: str) -> None:
+def test_all_visible_equals_the_plain_vit(name: str, path: str) -> None:
     model, x = model_of(name, path=path), images()
     plain = model.head(model.fc_norm(model.backbone.forward_features(x)[:, 0]))
     torch.testing.assert_close(model(x, Selection(torch.ones(3, 4, 4).bool())), plain, atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Stage 1 against its formulas written out in loops, with every kind of noise and intervention injected."""
+"""Stage 1 against its formulas in plain loops, with every kind of noise and intervention."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_one_part() -> None:
         assert_textbook(head(x, noise), [stage_one(x, head, noise, b) for b in range(B)])
 
 
-def test_class_logits_are_the_mean_over_parts_dropped_ones_included() -> None:
+def test_class_logits_are_the_mean_over_parts_including_dropped_ones() -> None:
     stage = stage_of()
     keep = torch.tensor([[True, False, False]] * B)
     out = stage(images(B), PartNoise(keep_features=keep))
@@ -87,7 +87,7 @@ def test_class_logits_are_the_mean_over_parts_dropped_ones_included() -> None:
 
 
 @pytest.mark.parametrize("kind", ["none", "all"])
-def test_gradient_of_the_gate_is_that_of_what_was_thresholded(kind: str) -> None:
+def test_gradient_of_the_gate_is_that_of_the_thresholded_probability(kind: str) -> None:
     head, noise = head_of(), noise_of(kind)
     x = tokens_of().requires_grad_()
     weight = torch.randn(B, N, generator=torch.Generator().manual_seed(1))
@@ -119,7 +119,7 @@ def test_thresholds(form: str, temperature: float) -> None:
     assert not torch.equal(out.maps, head(x, PartNoise()).maps)
 
 
-def test_thresholds_that_never_fire_change_nothing_in_the_distance_form_alone() -> None:
+def test_thresholds_never_reached_only_keep_maps_in_the_distance_form() -> None:
     never = Intervention(torch.full((K,), -1e6))
     for form, same in (("distance", True), ("dot_product", False)):
         head, x = head_of(threshold_form=form), tokens_of()
@@ -128,7 +128,7 @@ def test_thresholds_that_never_fire_change_nothing_in_the_distance_form_alone() 
         assert torch.equal(plain.mask_logits, cut.mask_logits) == same
 
 
-def test_interventions_are_ignored_while_training() -> None:
+def test_interventions_are_ignored_in_training() -> None:
     head, x = head_of().train(), tokens_of()
     cut = head(x, PartNoise(), Intervention(torch.full((K,), 1e6), remove_parts=(0, 1, 2)))
     assert torch.equal(cut.mask_logits, head(x, PartNoise()).mask_logits)
@@ -136,7 +136,7 @@ def test_interventions_are_ignored_while_training() -> None:
 
 @pytest.mark.parametrize("removed", [(0,), (1, 2), (0, 1, 2)])
 @pytest.mark.parametrize("kind", ["none", "gumbel", "independent"])
-def test_removed_parts_become_background_and_the_maps_stay(removed: tuple[int, ...], kind: str) -> None:
+def test_removed_parts_become_background_but_stay_in_the_maps(removed: tuple[int, ...], kind: str) -> None:
     head, x = head_of(independent_draws=kind == "independent"), tokens_of()
     before, after = head(x, noise_of(kind)), head(x, noise_of(kind), Intervention(remove_parts=removed))
     assert torch.equal(before.maps, after.maps) and after.maps.isfinite().all()
@@ -148,7 +148,7 @@ def test_removed_parts_become_background_and_the_maps_stay(removed: tuple[int, .
     assert torch.equal(after.part_logits, before.part_logits)
 
 
-def test_the_only_part_removed_leaves_no_patch_to_fall_back_on() -> None:
+def test_no_fallback_if_the_only_part_is_removed() -> None:
     head, x = head_of(parts=1, seed=3), tokens_of(3)
     out = head(x, PartNoise(), Intervention(remove_parts=(0,)))
     mask = foreground_margin(out.mask_logits) >= 0
@@ -157,7 +157,7 @@ def test_the_only_part_removed_leaves_no_patch_to_fall_back_on() -> None:
     assert soft_gate(out.mask_logits, out.noisy_logits).isfinite().all()
 
 
-def test_the_fallback_never_shows_a_patch_for_the_sake_of_a_removed_part() -> None:
+def test_fallback_ignores_removed_parts() -> None:
     head, x = head_of(), tokens_of()
     out = head(x, PartNoise(), Intervention(remove_parts=(0, 2)))
     logits, winner = head(x, PartNoise()).logits, head(x, PartNoise()).maps.argmax(-1)
@@ -165,7 +165,7 @@ def test_the_fallback_never_shows_a_patch_for_the_sake_of_a_removed_part() -> No
     torch.testing.assert_close(out.fallback_score, expected)
 
 
-def test_best_part_must_beat_background_not_the_parts_together() -> None:
+def test_best_part_is_compared_with_background_not_the_sum_of_parts() -> None:
     logits = torch.tensor([[[0.3, 0.3, 0.4], [0.5, 0.0, 0.5], [0.41, 0.19, 0.4]]]).log()
     assert (foreground_margin(logits) >= 0).tolist() == [[False, True, True]]
 
@@ -180,7 +180,7 @@ def test_a_dropped_part_cannot_win_even_where_the_background_underflows() -> Non
     assert torch.equal(gate, torch.zeros(1, 2))
 
 
-def test_best_token_fills_empty_rows_alone() -> None:
+def test_best_token_fills_only_empty_rows() -> None:
     mask = torch.tensor([[False, False, False], [True, False, False], [False, False, False]])
     score = torch.tensor([[-3.0, -1.0, -2.0], [-3.0, -1.0, -2.0], [-torch.inf] * 3])
     expected = [[False, True, False], [True, False, False], [False, False, False]]
@@ -188,7 +188,7 @@ def test_best_token_fills_empty_rows_alone() -> None:
 
 
 def test_fp32_under_autocast() -> None:
-    """Tokens of norm 40: a bf16 dot product alone would be off by whole units."""
+    """Tokens of norm 40: a bf16 dot product would be wrong by whole units."""
     head, x = head_of(), tokens_of() * 40 / D**0.5
     plain = head(x, PartNoise())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -218,10 +218,10 @@ def test_eval_noise_is_seeded_by_the_generator(independent: bool) -> None:
     assert torch.equal(a.maps, b.maps) and torch.equal(a.mask, b.mask)
     assert not torch.equal(a.maps, c.maps)
     agree = (a.mask == (a.maps.argmax(1) != 3)).all()
-    assert agree != independent, "one draw for both agrees, two draws do not"
+    assert agree != independent, "maps and mask agree only if they share their noise"
 
 
-def test_what_is_drawn() -> None:
+def test_noise_that_is_drawn() -> None:
     def drawn(training: bool, **changes: object) -> list[bool]:
         noise = draw_noise(PartsConfig(num_parts=K, **changes), (B, N), CPU, training)
         return [t is not None for t in (noise.gumbel, noise.gumbel_mask, noise.keep_features, noise.keep_in_mask)]

@@ -1,4 +1,4 @@
-"""PDiscoFormer: stage 1 alone, by the textbook, with both kinds of modulation."""
+"""PDiscoFormer: stage 1 alone against its formulas, with both kinds of modulation."""
 
 from pathlib import Path
 
@@ -51,13 +51,13 @@ def test_modulation_original_multiplies_every_number_by_its_factor() -> None:
             assert out.part_features[b, d, k].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
-def test_modulation_original_starts_as_no_change() -> None:
+def test_modulation_original_starts_as_the_identity() -> None:
     fresh = build_model(config(name="pdiscoformer", parts={"modulation": "original"}), CLASSES, SIZE)
     assert torch.equal(fresh.stage_1.parts.modulation.weight, torch.ones(1, 32, 4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_weight_learns(kind: str) -> None:
+def test_every_weight_gets_a_gradient(kind: str) -> None:
     model = model_of(kind).train()
     out = model(images(3, SIZE))
     (out.class_logits.square().sum() + out.part_features.square().sum()).backward()
@@ -74,7 +74,7 @@ def test_saved_and_read_back(kind: str, tmp_path: Path) -> None:
 
 
 def test_it_is_stage_1_of_the_two_stage_model() -> None:
-    """Same names, same shapes: a stage 1 moves from one to the other."""
+    """Same names and shapes, so the weights of stage 1 can be exchanged."""
     two = build_model(config(), CLASSES, SIZE)
     stage_1 = {name: t for name, t in two.state_dict().items() if name.startswith("stage_1.")}
     model = model_of(seed=3)

@@ -1,4 +1,4 @@
-"""Checkpoints under the published names: the same numbers as their formulas, there and back to the bit."""
+"""Published checkpoints: outputs match the formulas, and conversion to our models and back is bitwise exact."""
 
 import re
 from pathlib import Path
@@ -44,11 +44,11 @@ def load(state: State, registers: bool = True, **options: Any) -> PublishedModel
 @pytest.mark.parametrize("registers", [4, 0])
 @pytest.mark.parametrize("format", ["ifam", "pdiscoformer"])
 @torch.no_grad()
-def test_the_formulas_numbers(format: str, registers: int, product: bool) -> None:
+def test_outputs_match_the_formulas(format: str, registers: int, product: bool) -> None:
     state = published_state(format, Sizes(registers=registers), product, seed=1)
     model, x = load(state, registers > 0), images(3)
-    answer, expected = model(x), forward(state, x)
-    stage_1 = answer.stage_1 if isinstance(model, TwoStageModel) else answer
+    output, expected = model(x), forward(state, x)
+    stage_1 = output.stage_1 if isinstance(model, TwoStageModel) else output
     close = {"atol": 2e-4, "rtol": 2e-4}
     torch.testing.assert_close(stage_1.selection.maps.flatten(2), expected.maps.float(), **close)
     torch.testing.assert_close(stage_1.part_logits, expected.part_logits.float(), **close)
@@ -56,7 +56,7 @@ def test_the_formulas_numbers(format: str, registers: int, product: bool) -> Non
     assert 0 < expected.mask.double().mean() < 1 and expected.mask.any(1).all()
     if isinstance(model, TwoStageModel):
         assert expected.logits is not None and expected.logits.std() > 0.1
-        torch.testing.assert_close(answer.logits, expected.logits.float(), **close)
+        torch.testing.assert_close(output.logits, expected.logits.float(), **close)
 
 
 @pytest.mark.parametrize(("registers", "kind"), [(0, "Dinov2"), (4, "Dinov2WithRegisters")])
@@ -68,7 +68,7 @@ def test_hugging_faces_own_backbone(tmp_path: Path, registers: int, kind: str) -
     state, x, tokens = published_state("ifam-hf", Sizes(registers=registers)), images(2), []
     for number in (1, 2):
         theirs = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**settings)).eval()
-        shaken(theirs, seed=number).save_pretrained(tmp_path)  # which writes the published names
+        shaken(theirs, seed=number).save_pretrained(tmp_path)  # this writes the published names
         own = {f"stage_{number}.{name}": t for name, t in load_file(tmp_path / "model.safetensors").items()}
         assert own.keys() <= state.keys()
         state |= own
@@ -98,7 +98,7 @@ def test_hugging_faces_own_backbone(tmp_path: Path, registers: int, kind: str) -
         ("pdiscoformer", 4, True),
     ],
 )
-def test_there_and_back(format: Format, registers: int, product: bool) -> None:
+def test_published_states_survive_a_round_trip(format: Format, registers: int, product: bool) -> None:
     state = published_state(format, Sizes(registers=registers), product)
     back = to_published(load(state, registers > 0), format)
     assert back.keys() == state.keys()
@@ -110,7 +110,7 @@ def test_there_and_back(format: Format, registers: int, product: bool) -> None:
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("backbone", ["vit_t_dino", "vit_t_rad"])
 @pytest.mark.parametrize("modulation", ["layer_norm", "original"])
-def test_ours_there_and_back(format: Format, backbone: str, modulation: str) -> None:
+def test_our_models_survive_a_round_trip(format: Format, backbone: str, modulation: str) -> None:
     kind = PDiscoFormer if format == "pdiscoformer" else TwoStageModel
     model = kind(config(backbone=backbone, parts={"modulation": modulation}), 5, (32, 32))
     shaken(model)
@@ -124,7 +124,7 @@ def test_ours_there_and_back(format: Format, backbone: str, modulation: str) -> 
     assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_what_the_shapes_tell() -> None:
+def test_layout_from_shapes() -> None:
     sizes = Sizes(registers=4, parts=8, classes=200)
     for format in FORMATS:
         layout = read_layout(published_state(format, sizes), "file")
@@ -142,7 +142,7 @@ def test_what_the_shapes_tell() -> None:
 )
 @pytest.mark.parametrize("registers", [0, 4])
 @pytest.mark.parametrize("format", FORMATS)
-def test_a_dinov2_is_told_by_its_shapes(format: Format, width: int, depth: int, size: str, registers: int) -> None:
+def test_dinov2_is_recognised_by_its_shapes(format: Format, width: int, depth: int, size: str, registers: int) -> None:
     sizes = dinov2(width, depth, registers)
     with torch.device("meta"):
         state = {name: torch.empty(shape) for name, shape in published_shapes(format, sizes).items()}
@@ -164,7 +164,7 @@ def test_the_named_backbone_has_these_shapes(name: str, width: int, registers: i
     assert {key: tuple(t.shape) for key, t in vit.state_dict().items()} == timm_shapes(sizes)
 
 
-def test_gated_perceptrons_have_hugging_faces_names() -> None:
+def test_gated_mlps_have_hugging_faces_names() -> None:
     sizes = Sizes(registers=4, gated=True)
     settings: dict[str, Any] = dict(patch_size=8, embed_dim=32, depth=3, num_heads=2, reg_tokens=4, init_values=1e-5)
     settings |= dict(mlp_ratio=4, mlp_layer=SwiGLUPacked, act_layer=nn.SiLU, no_embed_class=True)
@@ -173,7 +173,7 @@ def test_gated_perceptrons_have_hugging_faces_names() -> None:
     assert {name: tuple(t.shape) for name, t in theirs.items()} == hugging_face_shapes(sizes)
     back = huggingface_dinov2_to_timm(theirs)
     same = [name for name, tensor in vit.state_dict().items() if torch.equal(back[name], tensor)]
-    assert vit.state_dict().keys() - same == {"pos_embed"}, "the class token's position is new"
+    assert vit.state_dict().keys() - same == {"pos_embed"}, "only the class token's position is added"
 
 
 @torch.no_grad()
@@ -187,7 +187,7 @@ def test_another_image_size_resamples_both_position_tables() -> None:
         torch.testing.assert_close(table.mean(1), state[f"stage_{number}.pos_embed"].mean(1), atol=0.1, rtol=0)
 
 
-def test_a_grid_that_is_no_square_needs_its_size() -> None:
+def test_non_square_grid_needs_an_image_size() -> None:
     state = published_state("ifam-hf", Sizes(patches=24))
     with pytest.raises(UserError, match="--image-size: cub.pt has 24 patches, not a square; give height and width"):
         load(state)
@@ -196,7 +196,7 @@ def test_a_grid_that_is_no_square_needs_its_size() -> None:
     assert torch.equal(model.stage_1.backbone.pos_embed, table), "25 positions are no 5 x 5 grid"
 
 
-def test_settings_that_weights_do_not_tell_are_kept() -> None:
+def test_settings_not_in_the_weights_are_kept() -> None:
     wanted = ModelConfig(empty_mask="prefix_only", stage_1_backbone="vit_other", parts=PartsConfig(temperature=2.0))
     kept = load(published_state("ifam"), config=wanted).model_config
     assert (kept.empty_mask, kept.parts.temperature, kept.stage_1_backbone) == ("prefix_only", 2.0, "")
@@ -204,7 +204,7 @@ def test_settings_that_weights_do_not_tell_are_kept() -> None:
 
 
 @pytest.mark.parametrize("format", ["ifam", "ifam-hf"])
-def test_inert_tensors_may_be_absent(format: str) -> None:
+def test_tensors_without_effect_may_be_missing(format: str) -> None:
     state = published_state(format, RAD)
     bare = {name: t for name, t in state.items() if not name.endswith(("mask_token", "prefix_attn_mask"))}
     with_them, without = load(state, registers=False).state_dict(), load(bare, registers=False).state_dict()
@@ -234,7 +234,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_does_not_fit_is_named(damage: str) -> None:
+def test_tensors_that_do_not_fit_are_named(damage: str) -> None:
     format, name, change, message = DAMAGE[damage]
     state = published_state(format, RAD) | {name: torch.zeros(1, 7, 32)}
     if change == "lost":
@@ -244,14 +244,14 @@ def test_what_does_not_fit_is_named(damage: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_backbone_that_shapes_do_not_tell_is_asked_for() -> None:
+def test_backbone_must_be_given_if_shapes_do_not_determine_it() -> None:
     with pytest.raises(UserError, match="--backbone: give timm's name .* cub.pt holds ifam, 3 parts .*32, 3 blocks"):
         load_published(published_state("ifam"), "cub.pt", ModelConfig())
     with pytest.raises(UserError, match=r"cub.pt does not fit the model; .*wrong shape"):
         load(published_state("ifam"), backbone="vit_t_plain16", image_size=(32, 32))
 
 
-def test_what_has_no_published_form_is_refused() -> None:
+def test_models_without_a_published_format_are_refused() -> None:
     def model(**changes: Any) -> TwoStageModel:
         return TwoStageModel(config(**changes), 2, (32, 32))
 

@@ -1,4 +1,4 @@
-"""Both stages together: who gets which gradient, empty masks, saving and rebuilding, what cannot be combined."""
+"""Both stages together: gradients, empty masks, saving and loading, invalid combinations."""
 
 import json
 from dataclasses import replace
@@ -28,8 +28,8 @@ def model_of(seed: int = 0, **changes) -> TwoStageModel:
     return model.eval()
 
 
-def blind(model: TwoStageModel) -> TwoStageModel:
-    """The same model with a background prototype that wins everywhere."""
+def all_background(model: TwoStageModel) -> TwoStageModel:
+    """The same model with all foreground prototypes far away, so that every patch is background."""
     with torch.no_grad():
         model.stage_1.parts.prototypes[:-1] = 100.0
     return model
@@ -40,7 +40,7 @@ def gradients(module: nn.Module) -> dict[str, Tensor | None]:
 
 
 @pytest.mark.parametrize("path", ["dense", "gathered", "packed"])
-def test_detached_stage_2_loss_reaches_nothing_of_stage_1(path: str) -> None:
+def test_detached_stage_2_loss_does_not_reach_stage_1(path: str) -> None:
     model = model_of(stage_2_path=path).train()
     model(images(4, SIZE)).logits.square().sum().backward()
     assert all(gradient is None for gradient in gradients(model.stage_1).values())
@@ -48,7 +48,7 @@ def test_detached_stage_2_loss_reaches_nothing_of_stage_1(path: str) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"mask_gradient": "straight_through"}, {"mask_kind": "soft"}], ids=["st", "soft"])
-def test_a_gate_carries_the_stage_2_loss_to_the_prototypes_and_the_backbone(changes: dict) -> None:
+def test_stage_2_loss_reaches_prototypes_and_backbone_through_a_gate(changes: dict) -> None:
     model = model_of(**changes).train()
     model(images(4, SIZE)).logits.square().sum().backward()
     reached = {name for name, gradient in gradients(model.stage_1).items() if gradient is not None and gradient.any()}
@@ -57,14 +57,14 @@ def test_a_gate_carries_the_stage_2_loss_to_the_prototypes_and_the_backbone(chan
     assert all(gradient.isfinite().all() for gradient in gradients(model).values() if gradient is not None)
 
 
-def test_stage_1_loss_reaches_stage_1_alone() -> None:
+def test_stage_1_loss_only_reaches_stage_1() -> None:
     model = model_of().train()
     model(images(4, SIZE)).stage_1.class_logits.square().sum().backward()
     assert all(gradient is None for gradient in gradients(model.stage_2).values())
     assert all(gradient is not None for gradient in gradients(model.stage_1).values())
 
 
-def test_straight_through_in_eval_and_without_gradients_takes_the_cheap_hard_path() -> None:
+def test_straight_through_has_no_gate_in_eval_or_without_gradients() -> None:
     model = model_of(mask_gradient="straight_through")
     assert model(images(2, SIZE)).stage_1.selection.gate is None
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_gradient_modes_share_the_forward() -> None:
 
 
 def test_shapes_and_single_images() -> None:
-    """What a batch says of an image is what the image alone gets."""
+    """The output for an image does not depend on the rest of the batch."""
     model, x = model_of(), images(4, SIZE)
     out = model(x)
     assert out.logits.shape == (4, 5) and out.part_logits.shape == (4, 5, 3) and out.mask.shape == (4, 4, 6)
@@ -97,7 +97,7 @@ def test_shapes_and_single_images() -> None:
 
 
 @torch.no_grad()
-def test_hidden_pixels_do_not_matter_to_stage_2_given_the_selection() -> None:
+def test_hidden_pixels_do_not_affect_stage_2_given_the_selection() -> None:
     model, x = model_of(), images(3, SIZE)
     selection = model.select(x).selection
     assert selection.mask.any() and not selection.mask.all()
@@ -119,7 +119,7 @@ def test_soft_masks_use_the_gate() -> None:
 
 
 @torch.no_grad()
-def test_with_mask_replaces_what_stage_2_sees() -> None:
+def test_with_mask_replaces_the_mask_of_stage_2() -> None:
     model, x = model_of(), images(2, SIZE)
     stage_1 = model.select(x)
     other = with_mask(stage_1.selection, ~stage_1.selection.mask)
@@ -132,7 +132,7 @@ def test_with_mask_replaces_what_stage_2_sees() -> None:
 def test_empty_masks_are_counted_and_finite(training: bool, gradient: str) -> None:
     x = images(3, SIZE)
     for policy, kept in (("best_token", 1), ("prefix_only", 0)):
-        model = blind(model_of(empty_mask=policy, mask_gradient=gradient)).train(training)
+        model = all_background(model_of(empty_mask=policy, mask_gradient=gradient)).train(training)
         out = model(x)
         selection = out.stage_1.selection
         assert selection.empty.tolist() == [True] * 3
@@ -144,14 +144,14 @@ def test_empty_masks_are_counted_and_finite(training: bool, gradient: str) -> No
         assert spread > 1e-3 if policy == "best_token" else spread <= 1e-6
 
 
-def test_best_token_is_the_patch_nearest_to_the_foreground() -> None:
-    selection = blind(model_of())(images(3, SIZE)).stage_1.selection
+def test_best_token_is_the_patch_with_the_largest_margin() -> None:
+    selection = all_background(model_of())(images(3, SIZE)).stage_1.selection
     margin = (selection.logits[:, :-1].amax(1) - selection.logits[:, -1]).flatten(1)
     assert torch.equal(selection.mask.flatten(1).int().argmax(1), margin.argmax(1))
     assert not model_of()(images(3, SIZE)).stage_1.selection.empty.any()
 
 
-def test_removing_every_part_leaves_the_prefix_whatever_the_policy() -> None:
+def test_removing_all_parts_leaves_only_prefix_tokens_with_either_policy() -> None:
     for policy in ("best_token", "prefix_only"):
         model = model_of(empty_mask=policy, parts={"num_parts": 1})
         out = model(images(2, SIZE), intervention=Intervention(remove_parts=(0,)))
@@ -159,7 +159,7 @@ def test_removing_every_part_leaves_the_prefix_whatever_the_policy() -> None:
         torch.testing.assert_close(out.logits[0], out.logits[1], atol=1e-6, rtol=0)
 
 
-def test_eval_repeats_itself_and_training_follows_the_generator() -> None:
+def test_eval_is_deterministic_and_training_follows_the_generator() -> None:
     model, x = model_of(), images(3, SIZE)
     assert torch.equal(model(x).logits, model(x).logits)
     model.train()
@@ -169,7 +169,7 @@ def test_eval_repeats_itself_and_training_follows_the_generator() -> None:
 
 
 @pytest.mark.parametrize("name", ["two_stage", "vit"])
-def test_saved_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
+def test_saved_models_are_restored(name: str, tmp_path: Path) -> None:
     changes = {"parts": {"num_parts": 2, "temperature": 3.0}, "stage_1_backbone": "vit_nano_patch8"}
     wanted = config(name=name, pooling="ep", empty_mask="prefix_only", **changes)
     model = shaken(build_model(wanted, CLASSES, SIZE)).eval()
@@ -180,8 +180,8 @@ def test_saved_models_come_back_as_they_were(name: str, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "config.json").read_text())["model_config"]["parts"]["temperature"] == 3.0
 
 
-def test_saved_weights_with_a_gap_are_refused(tmp_path: Path) -> None:
-    """The hub's mixin would leave what is missing random and say nothing."""
+def test_incomplete_saved_weights_are_refused(tmp_path: Path) -> None:
+    """The hub's mixin would silently leave missing weights random."""
     model_of().save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     state = load_file(file)
@@ -207,7 +207,7 @@ def test_build_model_is_seeded_and_leaves_the_global_generator_alone() -> None:
     assert not torch.equal(a["stage_1.backbone.pos_embed"], a["stage_2.backbone.pos_embed"])
 
 
-def test_build_model_knows_its_names() -> None:
+def test_build_model_names() -> None:
     assert isinstance(build_model(config(name="vit"), CLASSES, SIZE), PlainViT)
     assert set(MODELS) == {"two_stage", "vit", "cnn", "decoupled", "late_masking", "pdiscoformer"}
     with pytest.raises(UserError, match="did you mean 'two_stage'"):
@@ -234,13 +234,13 @@ def test_stage_1_may_have_a_backbone_of_its_own() -> None:
         ({"backbone": "vit_t_leaky"}, "stem of 'vit_t_leaky' mixes patches"),
     ],
 )
-def test_what_cannot_be_combined_is_one_clear_line(changes: dict, words: str) -> None:
+def test_invalid_combinations_are_one_line_errors(changes: dict, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         build_model(config(**changes), CLASSES, SIZE)
     assert "\n" not in str(caught.value)
 
 
-def test_blocks_that_cannot_be_taken_apart_are_gathered() -> None:
+def test_blocks_other_than_timms_plain_block_are_gathered() -> None:
     model = model_of(backbone="vit_t_parallel").train()
     assert model.stage_2.chosen_path() == "gathered"
     model(images(2, SIZE)).logits.sum().backward()
@@ -250,7 +250,7 @@ def test_blocks_that_cannot_be_taken_apart_are_gathered() -> None:
 
 
 def test_straight_through_gradient_at_hidden_patches_is_limited() -> None:
-    """A hidden key that would win all attention has a derivative of exp(its score): it may not drown the others."""
+    """A hidden key that would win all attention has a huge derivative, which must not dominate the others."""
     mask = torch.tensor([[True, True, False, False], [False, False, False, False]])
     margin = torch.tensor([[0.5, 0.1, -0.1, -0.2], [-1.0, -1.0, -1.0, -1.0]], requires_grad=True)
     gate = straight_through(mask, margin)

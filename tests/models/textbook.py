@@ -1,4 +1,4 @@
-"""Stage 1 and masked attention written out in Python loops over single numbers, from their formulas."""
+"""Stage 1 and masked attention as Python loops over scalars, from their formulas."""
 
 import math
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ def dot(a: list[float], b: list[float]) -> float:
 
 
 def part_logits(x: Rows, head: PartHead, thresholds: list[float] | None = None) -> Rows:
-    """Scaled minus squared distances over tau; with thresholds, in the form the head's config asks for."""
+    """Scaled negative squared distances / tau; with thresholds, in the form set in the head's config."""
     prototypes, tau = head.prototypes.tolist(), head.config.temperature
     rows = []
     for token in x:
@@ -69,7 +69,7 @@ def modulated(x: Rows, maps: Rows, head: PartHead) -> Rows:
 
 
 def class_scores(features: Rows, head: PartHead, keep: list[bool] | None) -> Rows:
-    """[C][K]: dropped vectors are zeros, survivors divided by the keep probability."""
+    """[C][K]: dropped vectors are 0, the others are divided by the keep probability."""
     dropout = head.config.part_dropout
     scores = []
     for weight in head.classifier.weight.tolist():
@@ -82,7 +82,7 @@ def class_scores(features: Rows, head: PartHead, keep: list[bool] | None) -> Row
 
 
 def stage_one(x: Tensor, head: PartHead, noise: PartNoise, b: int, thresholds: list[float] | None = None) -> Slow:
-    """Image `b` of tokens [B, N, D] through the textbook form of stage 1."""
+    """Stage 1 for image `b` of tokens [B, N, D]."""
     out, parts = Slow(), head.config.num_parts
     zeros = torch.zeros(x.shape[1], parts + 1).tolist()
     tau = head.config.temperature
@@ -107,7 +107,7 @@ def stage_one(x: Tensor, head: PartHead, noise: PartNoise, b: int, thresholds: l
 
 
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias_BS: Tensor, scale: float) -> Tensor:
-    """Attention of q, k, v [B, H, S, E], number by number; `bias` is added to the scores of each key."""
+    """Attention of q, k, v [B, H, S, E], scalar by scalar; `bias` is added to the scores of each key."""
     out = torch.zeros_like(v)
     for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in q.shape[:3])).tolist():
         scores = [

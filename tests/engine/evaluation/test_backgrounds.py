@@ -1,4 +1,4 @@
-"""ImageNet-9's gap and challenge against plain loops over composed images."""
+"""BG-gap and challenge of ImageNet-9 against plain loops over composed images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +17,11 @@ from tests.tiny import CPU, tiny_config
 from tests.trees import imagenet9_tree
 
 OUTPUTS = (217, 10, 817, 33, 340, 300, 402, 370, 1)
-"""One for each of the nine."""
+"""One output for each of the nine classes."""
 
 
-class Swayed(nn.Module):
-    """Knows the objects by the colour of their first pixel, but bright backgrounds speak louder for some of them."""
+class BackgroundBiased(nn.Module):
+    """Classifies by the colour of the first pixel, but bright backgrounds override some objects."""
 
     def __init__(self, sets: dict[str, Split], strength: float = 0.6) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Swayed(nn.Module):
         label = (images[:, None, :, 0, 0] - self.colours).abs().sum(2).argmin(1)
         logits = torch.zeros(len(images), 1000)
         logits[range(len(images)), torch.tensor(OUTPUTS)[label]] = 1 + 0.2 * label
-        logits[:, 5] = self.strength * images[:, 0, 0, -1]  # an output of none of the nine
+        logits[:, 5] = self.strength * images[:, 0, 0, -1]  # an output that belongs to no class
         logits[:, 9] = self.strength * images[:, 1, 0, -1]  # a bird
         return ClassifierOutput(logits)
 
@@ -50,13 +50,13 @@ def sets(config: RunConfig) -> dict[str, Split]:
     return read_sets(config, None, challenge=True)
 
 
-def test_all_sets_are_measured_and_the_gap_is_their_difference(config: RunConfig, sets: dict[str, Split]) -> None:
-    model = Swayed(sets)
+def test_background_gap_is_the_difference_of_two_variants(config: RunConfig, sets: dict[str, Split]) -> None:
+    model = BackgroundBiased(sets)
     assert len(sets) == 8 and all(len(split) == 9 for split in sets.values())
     results = {name: measure_set(model, split, config, CPU) for name, split in sets.items()}
     for name, split in sets.items():
-        answers = [class_logits(model(split[i].image[None]).logits, split.info).argmax().item() for i in range(9)]
-        assert results[name]["accuracy"] == sum(answer == label for label, answer in enumerate(answers)) / 9
+        predicted = [class_logits(model(split[i].image[None]).logits, split.info).argmax().item() for i in range(9)]
+        assert results[name]["accuracy"] == sum(p == label for label, p in enumerate(predicted)) / 9
     gap = results["mixed_same"]["accuracy"] - results["mixed_rand"]["accuracy"]
     assert gap != 0
     assert background_gaps(results) == {"bg_gap": gap}
@@ -71,29 +71,29 @@ def test_both_stages_have_a_gap() -> None:
 
 
 @pytest.mark.parametrize("rule", ["argmax", "restricted"])
-def test_the_challenge_is_every_object_before_every_background(config: RunConfig, rule: str) -> None:
+def test_challenge_combines_every_object_with_every_background(config: RunConfig, rule: str) -> None:
     config = replace(config, data=replace(config.data, output_rule=rule))  # type: ignore[arg-type]
     sets = read_sets(config, None, challenge=True)
-    model, calls = Swayed(sets), []
+    model, calls = BackgroundBiased(sets), []
     found = run_challenge(model, sets, config, CPU, calls.append)
-    safe = []
+    correct = []
     for i in range(9):
         sample = sets["original"][i]
         assert sample.mask is not None
         shown = [torch.where(sample.mask, sample.image, sets["only_bg_t"][j].image)[None] for j in range(9)]
-        safe.append(all(class_logits(model(x).logits, sets["original"].info).argmax() == i for x in shown))
-    assert found["challenge_accuracy"] == sum(safe) / 9 and 0 < sum(safe) < 9
+        correct.append(all(class_logits(model(x).logits, sets["original"].info).argmax() == i for x in shown))
+    assert found["challenge_accuracy"] == sum(correct) / 9 and 0 < sum(correct) < 9
     names = sets["original"].info.class_names
-    assert {i: found[f"challenge_accuracy/class/{names[i]}"] for i in range(9)} == dict(enumerate(map(float, safe)))
+    assert {i: found[f"challenge_accuracy/class/{names[i]}"] for i in range(9)} == dict(enumerate(map(float, correct)))
     assert found["count/foregrounds"] == found["count/backgrounds"] == len(calls) == 9
 
 
-def test_a_model_that_sees_objects_alone_withstands_all(config: RunConfig, sets: dict[str, Split]) -> None:
-    found = run_challenge(Swayed(sets, strength=0.0), sets, config, CPU, lambda count: None)
+def test_model_that_ignores_backgrounds_is_always_correct(config: RunConfig, sets: dict[str, Split]) -> None:
+    found = run_challenge(BackgroundBiased(sets, strength=0.0), sets, config, CPU, lambda count: None)
     assert {value for key, value in found.items() if key.startswith("challenge")} == {1.0}
 
 
-def test_what_is_missing(tmp_path: Path, config: RunConfig) -> None:
+def test_missing_folders(tmp_path: Path, config: RunConfig) -> None:
     root = imagenet9_tree(tmp_path / "tree")
     config = replace(config, data=replace(config.data, root=str(root)))
     for folder in ("only_bg_t", "no_fg", "fg_mask", "mixed_rand"):

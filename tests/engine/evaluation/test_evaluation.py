@@ -1,4 +1,4 @@
-"""Evaluation: the same metrics whatever the batches, the same bits twice, and nothing left changed behind it."""
+"""Evaluation: independent of batch size, deterministic, and without side effects."""
 
 import random
 from dataclasses import replace
@@ -35,7 +35,7 @@ def split(config: RunConfig) -> Split:
 
 
 def lively_model(config: RunConfig) -> ImageClassifier:
-    """Random weights whose answers differ from image to image."""
+    """Random weights with predictions that vary between images."""
     model = tiny_model(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -57,7 +57,7 @@ def measured(model: nn.Module, split: Split, size: int = 16, **options: Any) -> 
 
 
 @pytest.mark.parametrize("name", ["two_stage", "vit"])
-def test_batch_size_changes_no_figure(name: str, config: RunConfig, split: Split) -> None:
+def test_batch_size_does_not_change_metrics(name: str, config: RunConfig, split: Split) -> None:
     model = lively_model(replace(config, model=replace(config.model, name=name)))
     results = {size: measured(model, split, size)[0] for size in (1, 3, 64)}
     assert results[1]["count/images"] == 37
@@ -69,8 +69,8 @@ def test_batch_size_changes_no_figure(name: str, config: RunConfig, split: Split
 
 
 @pytest.mark.parametrize("noise", [False, True])
-def test_two_evaluations_are_equal_to_the_last_bit(noise: bool, config: RunConfig, split: Split) -> None:
-    """Also with the published noise: it is drawn from a seed of its own."""
+def test_evaluation_is_deterministic(noise: bool, config: RunConfig, split: Split) -> None:
+    """Also with the published noise, which is drawn from a fixed seed."""
     parts = replace(config.model.parts, eval_noise=noise, independent_draws=noise)
     model = lively_model(replace(config, model=replace(config.model, parts=parts)))
     torch.manual_seed(1)
@@ -82,7 +82,7 @@ def test_two_evaluations_are_equal_to_the_last_bit(noise: bool, config: RunConfi
     assert torch.equal(logits, other) != noise
 
 
-def test_global_generators_are_left_as_they_were(config: RunConfig, split: Split) -> None:
+def test_global_generators_do_not_change(config: RunConfig, split: Split) -> None:
     parts = replace(config.model.parts, eval_noise=True)
     model = tiny_model(replace(config, model=replace(config.model, parts=parts)))
     before = torch.get_rng_state(), repr(random.getstate()), np.random.get_state()[1].tolist()
@@ -113,7 +113,7 @@ def test_mode_and_generators_are_restored_after_an_error(config: RunConfig, spli
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_a_metric_set_starts_afresh(config: RunConfig, split: Split) -> None:
+def test_evaluate_resets_the_metrics(config: RunConfig, split: Split) -> None:
     model = tiny_model(config)
     metrics, loader = metrics_of(split, model), eval_loader(split, batch_size=16, workers=0)
     first = evaluate(model, loader, metrics, CPU)
@@ -121,7 +121,7 @@ def test_a_metric_set_starts_afresh(config: RunConfig, split: Split) -> None:
 
 
 def test_a_metric_is_fitted_on_the_training_split_first(config: RunConfig, split: Split) -> None:
-    """In a pass of its own: metrics of the others are those without it, also with the published noise."""
+    """In a separate pass: the other metrics do not change, also with the published noise."""
     noisy = replace(config, model=replace(config.model, parts=replace(config.model.parts, eval_noise=True)))
     model, training = lively_model(noisy), eval_loader(tiny_splits(config)["val"], batch_size=4, workers=0)
 
@@ -145,7 +145,7 @@ def test_options_reach_the_model(config: RunConfig, split: Split) -> None:
     assert without["keep_ratio"] < values["keep_ratio"]
 
 
-def test_the_recorder_keeps_every_image_in_order(config: RunConfig, split: Split) -> None:
+def test_record_collector_keeps_the_order_of_the_split(config: RunConfig, split: Split) -> None:
     model, recorder = lively_model(config), RecordCollector()
     loader = eval_loader(split, batch_size=5, workers=0)
     values = evaluate(model, loader, metrics_of(split, model), CPU, observers=[recorder])
@@ -167,14 +167,14 @@ def test_a_record_of_known_logits() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0]])
     recorder = RecordCollector()
     recorder(batch, Prediction(logits, mask=torch.tensor([[[True, False]], [[True, True]]])))
-    share = logits[0].double().softmax(0).tolist()
+    probability = logits[0].double().softmax(0).tolist()
     assert recorder.records == [
-        ImageRecord("a", 1, 0, None, pytest.approx(share[0]), 0.5),
-        ImageRecord("b", 0, 0, None, pytest.approx(share[1]), 1.0),
+        ImageRecord("a", 1, 0, None, pytest.approx(probability[0]), 0.5),
+        ImageRecord("b", 0, 0, None, pytest.approx(probability[1]), 1.0),
     ]
 
 
-def test_half_precision_answers_in_full_precision(config: RunConfig, split: Split) -> None:
+def test_half_precision_predictions_are_fp32(config: RunConfig, split: Split) -> None:
     model = lively_model(config).eval()
     batch = next(iter(eval_loader(split, batch_size=8, workers=0)))
     with torch.no_grad():
@@ -183,8 +183,8 @@ def test_half_precision_answers_in_full_precision(config: RunConfig, split: Spli
     assert not torch.equal(half.logits, exact.logits)
 
 
-def test_where_a_image_shows_several_classes_one_of_them_is_right() -> None:
-    """Class 2 is the answer: right where it is present, though the label is 0; else the best absent class is noted."""
+def test_record_of_a_multi_label_image() -> None:
+    """Class 2 is predicted: correct where present, though the label is 0. Absent classes are wrong."""
     logits = torch.tensor([[0.0, 1.0, 2.0]]).repeat(2, 1)
     present = torch.tensor([[True, False, True], [True, True, False]])
     batch = Batch(torch.zeros(2, 3, 1, 1), torch.zeros(2, dtype=torch.int64), ("a", "b"), present=present)

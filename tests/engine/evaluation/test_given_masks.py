@@ -1,4 +1,4 @@
-"""Baselines through the one trainer: which masks they see, what they minimise, what is refused before any work."""
+"""Training and evaluation of baselines: masks, losses, and errors before any work."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
 
 GIVEN = ("decoupled", "late_masking")
 WEIGHTS = LossWeights(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.1)
-"""Every term on, no two alike."""
+"""All terms on, with different weights."""
 
 
 def keys(name: str, **more: Any) -> dict[str, Any]:
@@ -39,16 +39,14 @@ def a_batch(split: Split, count: int = 7) -> Batch:
 
 
 @pytest.mark.parametrize("name", ["cnn", *GIVEN])
-def test_the_loss_is_the_cross_entropy_of_what_the_model_says_of_image_and_mask(
-    name: str, tmp_path: Path, split: Split
-) -> None:
+def test_loss_is_the_cross_entropy_of_the_logits(name: str, tmp_path: Path, split: Split) -> None:
     config, batch = tiny_config(tmp_path, keys(name)), a_batch(split)
     model = tiny_model(config).eval()
-    outcome = OBJECTIVES[model.objective](config.loss, 2, [17, 17])(model, batch)
+    output = OBJECTIVES[model.objective](config.loss, 2, [17, 17])(model, batch)
     logits = (model(batch.image, batch.mask) if name in GIVEN else model(batch.image)).logits
-    torch.testing.assert_close(outcome.loss, F.cross_entropy(logits, batch.label))
-    assert torch.equal(outcome.prediction.logits, logits.detach())
-    assert (outcome.prediction.mask is not None) == (name in GIVEN) == gives_mask(model)
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, batch.label))
+    assert torch.equal(output.prediction.logits, logits.detach())
+    assert (output.prediction.mask is not None) == (name in GIVEN) == gives_mask(model)
 
 
 def test_pdiscoformer_minimises_the_two_stage_terms_without_stage_2(tmp_path: Path, split: Split) -> None:
@@ -59,17 +57,17 @@ def test_pdiscoformer_minimises_the_two_stage_terms_without_stage_2(tmp_path: Pa
     assert isinstance(two, TwoStageModel)
     two.stage_1.load_state_dict(model.stage_1.state_dict())
     torch.manual_seed(3)
-    outcome = OBJECTIVES[model.objective](loss, 2, [17, 17])(model, batch)
+    output = OBJECTIVES[model.objective](loss, 2, [17, 17])(model, batch)
     torch.manual_seed(3)
     full = OBJECTIVES[two.objective](loss, 2, [17, 17])(two, batch)
-    assert outcome.terms == {term: value for term, value in full.terms.items() if term != "stage_2"}
-    torch.testing.assert_close(outcome.loss, full.loss.detach() - 1.1 * full.terms["stage_2"])
-    assert torch.equal(outcome.prediction.logits, full.prediction.stage_1_logits)
-    assert outcome.prediction.stage_1_logits is None and torch.equal(outcome.prediction.mask, full.prediction.mask)
+    assert output.terms == {term: value for term, value in full.terms.items() if term != "stage_2"}
+    torch.testing.assert_close(output.loss, full.loss.detach() - 1.1 * full.terms["stage_2"])
+    assert torch.equal(output.prediction.logits, full.prediction.stage_1_logits)
+    assert output.prediction.stage_1_logits is None and torch.equal(output.prediction.mask, full.prediction.mask)
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_evaluation_shows_the_data_set_s_masks(name: str, tmp_path: Path, split: Split) -> None:
+def test_evaluation_uses_the_masks_of_the_data_set(name: str, tmp_path: Path, split: Split) -> None:
     model = tiny_model(tiny_config(tmp_path, keys(name)))
     names = default_metrics(split.info, has_mask=gives_mask(model))
     assert "mask" in names
@@ -84,7 +82,7 @@ def test_evaluation_shows_the_data_set_s_masks(name: str, tmp_path: Path, split:
 
 
 @pytest.mark.parametrize("name", GIVEN)
-def test_missing_masks_end_in_one_line(name: str, tmp_path: Path) -> None:
+def test_missing_masks_are_a_one_line_error(name: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path, keys(name, **{"data.augmentation": "timm"}))
     splits, model = tiny_splits(config), tiny_model(config)
     check_masks(model, [splits["val"], splits["test"]])
@@ -102,7 +100,7 @@ def test_mixed_images_have_no_mask(name: str, kind: str, tmp_path: Path) -> None
         tiny_config(tmp_path, keys(name, **{f"loss.classification.{kind}": 0.4}))
 
 
-def test_stage_1_s_answer_as_a_prediction(tmp_path: Path, split: Split) -> None:
+def test_prediction_of_stage_1(tmp_path: Path, split: Split) -> None:
     model = tiny_model(tiny_config(tmp_path, keys("pdiscoformer"))).eval()
     out = model(a_batch(split).image)
     found = prediction_of(out)

@@ -1,4 +1,4 @@
-"""Reading what to take away: every mistake is one line that names the file or flag."""
+"""Reading interventions: every mistake is a one-line error that names the file or flag."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_thresholds_of_other_weights(model: ImageClassifier, tmp_path: Path) -> 
         read_thresholds(path, model)
 
 
-def test_parts_that_there_are_not(model: ImageClassifier) -> None:
+def test_unknown_parts(model: ImageClassifier) -> None:
     for parts in ([3], [0, -1]):
         with pytest.raises(UserError, match="--remove-parts: parts are numbered 0 to 2"):
             read_intervention(None, parts, model)

@@ -1,4 +1,4 @@
-"""Leaving parts out, all settings in one pass, against one evaluation for each."""
+"""Removing parts: all settings in one pass, against one evaluation per setting."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ THRESHOLDS = torch.tensor([0.5, -1.0, 2.0])
 
 
 def model_of(config: RunConfig, **parts: object) -> TwoStageModel:
-    """Random weights whose answers hang on what is seen."""
+    """Random weights with predictions that depend on the visible patches."""
     model = tiny_model(replace(config, model=replace(config.model, parts=replace(config.model.parts, **parts))))
     assert isinstance(model, TwoStageModel)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def test_rows_of_the_table() -> None:
 def test_equals_one_evaluation_for_each_row(
     published: bool, thresholds: torch.Tensor | None, config: RunConfig, split: Split
 ) -> None:
-    """To the last bit; with published noise too, which every row draws alike."""
+    """Bitwise, also with published noise, which is the same for every row."""
     model = model_of(config, eval_noise=published, independent_draws=published)
     settings = removal_settings(3, [1], thresholds)
     names = default_metrics(split.info, has_mask=True)
@@ -62,25 +62,25 @@ def test_equals_one_evaluation_for_each_row(
         alone = evaluate(model, loader, build_metrics(names, split.info), CPU, options={"intervention": taken})
         assert repr(metrics[row].compute()) == repr(alone)
         kept.add(alone["keep_ratio"])
-    assert len(kept) == len(settings), "every row takes something else away"
+    assert len(kept) == len(settings), "every row removes other patches"
     bare = evaluate(model, loader, build_metrics(names, split.info), CPU)
     assert repr(metrics[UNMODIFIED].compute()) == repr(bare)
 
 
-def test_answers_changed(config: RunConfig, split: Split) -> None:
+def test_number_of_changed_predictions(config: RunConfig, split: Split) -> None:
     model = model_of(config)
     settings = removal_settings(3, [], THRESHOLDS)
     metrics = {row: build_metrics(["accuracy"], split.info) for row in settings}
     changed = measure(model, eval_loader(split, batch_size=5, workers=0), settings, metrics, CPU)
 
-    def answers(taken: Intervention) -> list[int]:
+    def predictions(taken: Intervention) -> list[int]:
         with evaluation_mode(model, CPU, seed=0):
             batches = eval_loader(split, batch_size=1, workers=0)
             return [int(predict(model, batch, intervention=taken).logits.argmax()) for batch in batches]
 
-    before = answers(Intervention())
+    before = predictions(Intervention())
     expected = {
-        row: sum(a != b for a, b in zip(before, answers(taken), strict=True)) for row, taken in settings.items()
+        row: sum(a != b for a, b in zip(before, predictions(taken), strict=True)) for row, taken in settings.items()
     }
     assert changed == expected and changed[UNMODIFIED] == 0 and max(changed.values()) > 0
 

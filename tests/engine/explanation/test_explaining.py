@@ -1,4 +1,4 @@
-"""One pass over the images: each method's maps to each metric, no map computed twice, or read instead."""
+"""ExplanationEvaluator: every method with every metric, no map computed twice, maps read from a file."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ def batches(size: int) -> list[Batch]:
 
 
 class Keeper(MapMetric):
-    """Keeps what it was fed with."""
+    """Keeps its inputs."""
 
     columns = ("mean",)
 
@@ -68,8 +68,8 @@ class Keeper(MapMetric):
 
 
 @dataclass(frozen=True)
-class Noted(Explainer):
-    """A map of the target's number; notes every call."""
+class Recorded(Explainer):
+    """A constant map with the target's number; records every call."""
 
     class_specific: ClassVar[bool] = True
     calls: list[list[int]] = field(default_factory=list)
@@ -80,7 +80,7 @@ class Noted(Explainer):
         return targets[:, None, None].expand(-1, 4, 4).float()
 
 
-class Agnostic(Noted):
+class Agnostic(Recorded):
     class_specific: ClassVar[bool] = False
 
 
@@ -95,29 +95,29 @@ def bench(
 
 
 @pytest.mark.parametrize("size", [1, 4, 10])
-def test_the_label_is_explained_anew_only_where_the_prediction_is_wrong(size: int) -> None:
-    method = Noted()
-    run, keepers = bench({"noted": method}, ("predicted", "label"))
+def test_label_is_explained_only_for_wrong_predictions(size: int) -> None:
+    method = Recorded()
+    run, keepers = bench({"recorded": method}, ("predicted", "label"))
     run.run(batches(size), CPU)
-    assert torch.equal(keepers["noted"]["predicted"].seen[:, 0, 0], PREDICTED.float())
-    assert torch.equal(keepers["noted"]["label"].seen[:, 0, 0], LABELS.float())
+    assert torch.equal(keepers["recorded"]["predicted"].seen[:, 0, 0], PREDICTED.float())
+    assert torch.equal(keepers["recorded"]["label"].seen[:, 0, 0], LABELS.float())
     explained = [target for call in method.calls for target in call]
-    assert len(explained) == 10 + len(WRONG) == run.timings["noted"].maps
+    assert len(explained) == 10 + len(WRONG) == run.timings["recorded"].maps
     assert sorted(explained) == sorted([*PREDICTED.tolist(), *LABELS[list(WRONG)].tolist()])
 
 
-def test_of_many_outputs_the_best_of_a_class_is_explained() -> None:
-    """Outputs 1 and 4 are class 0, outputs 0 and 2 class 1, output 3 none. Metrics see the classes."""
+def test_highest_output_of_a_class_is_explained() -> None:
+    """Outputs 1 and 4 are class 0, outputs 0 and 2 class 1, output 3 none. Metrics get classes."""
     info = DatasetInfo("other", ("a", "b"), class_of_output=(1, 0, 1, -1, 0))
     with torch.no_grad():
         outputs = MODEL(IMAGES)
     scores = torch.stack([outputs[:, [1, 4]].amax(1), outputs[:, [0, 2]].amax(1)], 1)
     predicted, labels = scores.argmax(1), torch.arange(10) % 2
     best = torch.stack([outputs[:, [1, 4]].argmax(1) * 3 + 1, outputs[:, [0, 2]].argmax(1) * 2], 1)
-    method = Noted()
-    run, keepers = bench({"noted": method}, ("predicted", "label"), info=info)
+    method = Recorded()
+    run, keepers = bench({"recorded": method}, ("predicted", "label"), info=info)
     run.run([Batch(IMAGES, labels, tuple("0123456789"))], CPU)
-    kept = keepers["noted"]
+    kept = keepers["recorded"]
     assert torch.allclose(torch.cat(kept["label"].logits), scores) and kept["label"].asked[0].shape == (10, 2)
     assert torch.equal(kept["predicted"].seen[:, 0, 0], best.gather(1, predicted[:, None])[:, 0].float())
     assert torch.equal(kept["label"].seen[:, 0, 0], best.gather(1, labels[:, None])[:, 0].float())
@@ -126,20 +126,20 @@ def test_of_many_outputs_the_best_of_a_class_is_explained() -> None:
 
 @pytest.mark.parametrize(
     ("method", "targets"),
-    [(Agnostic(), ("predicted", "label")), (Noted(), ("predicted",))],
+    [(Agnostic(), ("predicted", "label")), (Recorded(), ("predicted",))],
     ids=["agnostic", "unasked"],
 )
-def test_one_map_an_image_where_one_will_do(method: Noted, targets: Any) -> None:
-    """Of a method that knows no classes, or where no metric asks for the label's map."""
-    run, keepers = bench({"noted": method}, targets)
+def test_one_map_per_image_if_the_second_is_not_needed(method: Recorded, targets: Any) -> None:
+    """For a method that ignores classes, or if no metric needs the map of the label."""
+    run, keepers = bench({"recorded": method}, targets)
     run.run(batches(4), CPU)
     assert sum(map(len, method.calls)) == 10
-    for keeper in keepers["noted"].values():
+    for keeper in keepers["recorded"].values():
         assert torch.equal(keeper.seen[:, 0, 0], PREDICTED.float())
 
 
 def test_observers_see_the_predicted_classes_maps_of_every_method() -> None:
-    run, _ = bench({"a": Noted(), "b": Agnostic()}, ("label",))
+    run, _ = bench({"a": Recorded(), "b": Agnostic()}, ("label",))
     seen: list[tuple[Batch, Tensor, Any]] = []
     run.run(batches(4), CPU, [lambda *what: seen.append(what)])
     assert [len(batch) for batch, _, _ in seen] == [4, 4, 2]
@@ -148,7 +148,7 @@ def test_observers_see_the_predicted_classes_maps_of_every_method() -> None:
     assert torch.equal(torch.cat([logits.argmax(1) for _, logits, _ in seen]), PREDICTED)
 
 
-def test_real_methods_are_run_as_explain_runs_them() -> None:
+def test_real_methods_give_the_maps_of_explain() -> None:
     names = ["agcam", "rollout", "input_x_gradient"]
     run, keepers = bench(build_methods(names, {}), ("predicted", "label"), limit=3)
     run.run(batches(5), CPU)
@@ -159,7 +159,7 @@ def test_real_methods_are_run_as_explain_runs_them() -> None:
         assert run.timings[name].seconds_per_map > 0
 
 
-def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_out_of_memory_only_changes_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, keepers = bench(build_methods(["agcam"], {}), ("label",))
     whole.run(batches(10), CPU)
     forward = MODEL.forward
@@ -170,19 +170,19 @@ def test_running_out_of_memory_changes_nothing_but_the_batch(monkeypatch: pytest
         return forward(images)
 
     monkeypatch.setattr(MODEL, "forward", small)
-    said: list[str] = []
+    logged: list[str] = []
     run, halved = bench(build_methods(["agcam"], {}), ("label",))
-    run.auto_batch.log = said.append
+    run.auto_batch.log = logged.append
     run.run(batches(10), CPU)
     torch.testing.assert_close(halved["agcam"]["label"].seen, keepers["agcam"]["label"].seen)
-    assert said == [
+    assert logged == [
         "out of memory; continuing with 5 images at a time",
         "out of memory; continuing with 2 images at a time",
     ]
 
 
 def saved(path: Path, names: list[str]) -> tuple[MapProvenance, dict[str, dict[str, Keeper]]]:
-    """Maps of the methods in a file, and what the metrics saw when it was made: the predicted classes' maps alone."""
+    """A file with the maps of the methods, and the metrics' inputs then: maps of the predicted classes only."""
     methods = build_methods(names, {})
     source = MapProvenance({"weights": "these"}, options_of(methods))
     run, keepers = bench(methods, ("predicted",))
@@ -192,7 +192,7 @@ def saved(path: Path, names: list[str]) -> tuple[MapProvenance, dict[str, dict[s
 
 
 def test_maps_from_a_file_are_those_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In other batches, by other metrics, and without running a method."""
+    """With other batches and metrics, and without running a method."""
     names = ["agcam", "rollout", "guided_backprop"]
     source, _ = saved(tmp_path / "maps.h5", names)
     run, read = bench(build_methods(names, {}), ("predicted", "label"), reader=MapReader(tmp_path / "maps.h5", source))
@@ -211,8 +211,8 @@ def test_maps_from_a_file_are_those_computed(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_stage_that_is_explained_is_the_one_asked(stage: Literal[1, 2]) -> None:
-    """Logits, predicted class and perturbed images' answers are those of the classifier under explanation."""
+def test_metrics_use_the_explained_stage(stage: Literal[1, 2]) -> None:
+    """Logits, predicted classes and predictions for perturbed images come from the explained stage."""
     case = Case(two_stage, stage=stage)
     model, images = case.model(), case.images(6)
     assert isinstance(model, TwoStageModel)
@@ -228,7 +228,7 @@ def test_the_stage_that_is_explained_is_the_one_asked(stage: Literal[1, 2]) -> N
     torch.testing.assert_close(kept.seen, explain(model, images, "agcam", logits[stage].argmax(1), stage=stage))
 
 
-def test_published_noise_is_the_same_in_every_pass_and_leaves_the_generator() -> None:
+def test_published_noise_repeats_and_does_not_change_the_generator() -> None:
     model = Case(lambda: two_stage(parts={"eval_noise": True, "temperature": 20.0})).model()
     run, _ = bench({}, ())
     run.model = model
@@ -240,13 +240,13 @@ def test_published_noise_is_the_same_in_every_pass_and_leaves_the_generator() ->
     assert torch.equal(run.predict(images), first)
 
 
-def test_all_leaves_out_what_cannot_explain_the_model_and_says_so() -> None:
-    said: list[str] = []
-    able = chosen_methods(["all"], {}, MODEL, IMAGES[:1], 2, said.append)
+def test_all_leaves_out_and_logs_methods_that_cannot_explain_the_model() -> None:
+    logged: list[str] = []
+    able = chosen_methods(["all"], {}, MODEL, IMAGES[:1], 2, logged.append)
     assert set(METHODS) - set(able) == {"inherent"}
-    assert len(said) == 1 and said[0].startswith("inherent is left out: ")
+    assert len(logged) == 1 and logged[0].startswith("inherent is left out: ")
     with pytest.raises(UserError, match="two-stage"):
-        chosen_methods(["rollout", "inherent"], {}, MODEL, IMAGES[:1], 2, said.append)
+        chosen_methods(["rollout", "inherent"], {}, MODEL, IMAGES[:1], 2, logged.append)
 
 
 def test_options_reach_the_methods_that_have_them() -> None:

@@ -1,4 +1,4 @@
-"""Which metrics a user gets: all that data and models can serve, or those named, or one line on why not."""
+"""The choice of map metrics: all supported ones, the named ones, or a one-line error."""
 
 from dataclasses import replace
 from typing import Any
@@ -15,28 +15,28 @@ from tests.metrics.map_cases import INFO
 BARE = Batch(torch.zeros(1, 3, 8, 8), torch.zeros(1, dtype=torch.int64), ("a",))
 BOXED = replace(BARE, boxes=(torch.zeros(1, 4),))
 MASKED = replace(BARE, mask=torch.zeros(1, 8, 8, dtype=torch.bool))
-ASK_THE_MODEL = ("abpc", "perturbation", "insertion_deletion", "certificate")
+WITHOUT_ANNOTATIONS = ("abpc", "perturbation", "insertion_deletion", "certificate")
 PROTOCOL = MapMetricOptions(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2), patch=8)
 
 
 @pytest.mark.parametrize(
     ("sample", "two_stage", "maps", "others"),
     [
-        (BARE, False, ASK_THE_MODEL, (False, False)),
-        (BOXED, False, ("localization", "pointing", *ASK_THE_MODEL), (False, False)),
+        (BARE, False, WITHOUT_ANNOTATIONS, (False, False)),
+        (BOXED, False, ("localization", "pointing", *WITHOUT_ANNOTATIONS), (False, False)),
         (MASKED, False, DEFAULT, (False, True)),
         (MASKED, True, DEFAULT, (True, True)),
-        (BARE, True, ASK_THE_MODEL, (True, False)),
+        (BARE, True, WITHOUT_ANNOTATIONS, (True, False)),
     ],
 )
-def test_by_default_all_that_can_be_served(
+def test_default_is_every_supported_metric(
     sample: Batch, two_stage: bool, maps: tuple[str, ...], others: tuple[bool, bool]
 ) -> None:
     wanted = wanted_metrics(None, sample, two_stage)
     assert (wanted.maps, (wanted.as_masks, wanted.background_swap)) == (maps, others)
 
 
-def test_those_named_and_no_others() -> None:
+def test_only_the_named_metrics() -> None:
     wanted = wanted_metrics(["abpc", "perturbation_label", "as_masks"], MASKED, True)
     assert wanted.maps == ("abpc", "perturbation_label") and wanted.as_masks and not wanted.background_swap
 
@@ -54,19 +54,19 @@ def test_those_named_and_no_others() -> None:
         ("as_masks", MASKED, "as_masks needs a two-stage run .*--masks-for"),
     ],
 )
-def test_what_cannot_be_measured(name: str, sample: Batch, says: str) -> None:
+def test_unsupported_metrics(name: str, sample: Batch, says: str) -> None:
     with pytest.raises(UserError, match=f"--metrics.*{says}") as error:
         wanted_metrics(["abpc", name], sample, False)
     assert "\n" not in str(error.value)
 
 
-def test_every_map_metric_is_offered_and_built() -> None:
+def test_every_map_metric_can_be_built() -> None:
     assert set(MAP_METRICS) <= set(KNOWN) and set(DEFAULT) <= set(MAP_METRICS)
     built = build_map_metrics(tuple(MAP_METRICS), INFO, PROTOCOL)
     assert all(metric.protocol()["maps_of"] for metric in built.values())
 
 
-DIALS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
+OPTIONS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
     "threshold": ({"threshold": 0.3}, "localization", "threshold", 0.3),
     "mean threshold": ({"threshold": None}, "localization", "threshold", "mean of each map"),
     "edges": ({"edges": "inclusive"}, "localization", "edges", "inclusive"),
@@ -83,7 +83,7 @@ DIALS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
 }
 
 
-@pytest.mark.parametrize(("options", "metric", "key", "value"), DIALS.values(), ids=DIALS.keys())
-def test_every_dial_reaches_its_metric(options: dict[str, Any], metric: str, key: str, value: Any) -> None:
+@pytest.mark.parametrize(("options", "metric", "key", "value"), OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_option_reaches_its_metric(options: dict[str, Any], metric: str, key: str, value: Any) -> None:
     protocol = replace(PROTOCOL, **options)
     assert build_map_metrics([metric], INFO, protocol)[metric].protocol()[key] == value

@@ -1,4 +1,4 @@
-"""Maps on disk: what is read is what was written, to float16; nothing half-written stays; nothing foreign is read."""
+"""Maps on disk: exact to float16, no partial files, no foreign files."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,7 +36,7 @@ def write(path: Path, batch: int = 3, source: MapProvenance = SOURCE, make: Call
 
 
 @pytest.mark.parametrize("batch", [1, 3, 7])
-def test_what_is_read_is_what_was_written(batch: int, tmp_path: Path) -> None:
+def test_maps_survive_a_round_trip(batch: int, tmp_path: Path) -> None:
     reader = MapReader(write(tmp_path / "new" / "folder" / "maps.h5", batch), SOURCE)
     for name, target in EACH:
         maps, scale = maps_of(name, target), maps_of(name, target).abs().amax((1, 2))[:, None, None]
@@ -58,14 +58,14 @@ def test_maps_at_pixels_and_of_other_types(tmp_path: Path) -> None:
         assert ((reader.read(name, target, 0, 7) - make(name, target)).abs() / scale).max() <= 2**-11
 
 
-def test_a_map_takes_half_a_kilobyte(tmp_path: Path) -> None:
+def test_size_of_a_map_on_disk(tmp_path: Path) -> None:
     with MapWriter(tmp_path / "maps.h5", SOURCE) as writer:
         for start in range(0, 2000, 50):
             writer.add("rollout", "predicted", torch.rand(50, 14, 14, generator=torch.Generator().manual_seed(start)))
     assert (tmp_path / "maps.h5").stat().st_size < 2000 * 500
 
 
-def test_nan_constant_and_zero_maps_stay_what_they_are(tmp_path: Path) -> None:
+def test_nan_constant_and_zero_maps_are_kept(tmp_path: Path) -> None:
     odd = torch.rand(7, 4, 6)
     odd[0, 1, 2], odd[1], odd[2], odd[3], odd[4, 0, 0] = torch.nan, 0.3, 0.0, -1e-30, torch.inf
     reader = MapReader(write(tmp_path / "maps.h5", make=lambda *_: odd), SOURCE)
@@ -77,7 +77,7 @@ def test_nan_constant_and_zero_maps_stay_what_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [ValueError("a metric failed"), KeyboardInterrupt(), SystemExit(143)])
 @pytest.mark.parametrize("old", [None, b"an older file"])
-def test_a_failure_leaves_only_what_was_there(stop: BaseException, old: bytes | None, tmp_path: Path) -> None:
+def test_failed_writer_leaves_only_existing_files(stop: BaseException, old: bytes | None, tmp_path: Path) -> None:
     path = tmp_path / "maps.h5"
     if old:
         path.write_bytes(old)
@@ -92,7 +92,7 @@ def test_a_new_file_replaces_an_old_one(tmp_path: Path) -> None:
     MapReader(write(tmp_path / "maps.h5"), SOURCE).check(0, PATHS, PREDICTED)
 
 
-def test_what_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for path, why in ((tmp_path / "file" / "maps.h5", "cannot write"), (tmp_path, "is a folder")):
         with pytest.raises(UserError, match=f"--save-maps: .*{why}"), MapWriter(path, SOURCE):
@@ -124,12 +124,12 @@ def full_disk(*_: object, **__: object) -> None:
         (replace(SOURCE, methods={"rollout": {"ratio": 0.5}}), "rollout with the options .*0.9.* not .*0.5"),
     ],
 )
-def test_maps_of_something_else_are_refused(source: MapProvenance, named: str, tmp_path: Path) -> None:
+def test_maps_with_another_provenance_are_refused(source: MapProvenance, named: str, tmp_path: Path) -> None:
     path = write(tmp_path / "maps.h5")
     with pytest.raises(UserError, match=named) as refused:
         MapReader(path, source)
     assert str(refused.value).startswith(f"--maps: {path}") and "\n" not in str(refused.value)
-    MapReader(path, replace(SOURCE, methods={"agcam": {}}))  # some of its methods will do
+    MapReader(path, replace(SOURCE, methods={"agcam": {}}))  # a subset of its methods is enough
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def cut_short(path: Path) -> None:
     ],
     ids=["missing", "folder", "text", "empty", "foreign", "cut short"],
 )
-def test_files_that_are_none(make: Callable[[Path], object], named: str, tmp_path: Path) -> None:
+def test_invalid_files(make: Callable[[Path], object], named: str, tmp_path: Path) -> None:
     make(tmp_path / "maps.h5")
     with pytest.raises(UserError, match=f"--maps: .*{named}") as refused:
         MapReader(tmp_path / "maps.h5", SOURCE)
     assert "\n" not in str(refused.value)
 
 
-def test_damage_inside_is_found_when_read(tmp_path: Path) -> None:
+def test_damaged_chunks_are_detected(tmp_path: Path) -> None:
     path = write(tmp_path / "maps.h5")
     with h5py.File(path) as file:
         chunk = file["agcam/maps/label"].id.get_chunk_info(0)

@@ -1,4 +1,4 @@
-"""The consistency loss against its textbook form: one image at a time, modules replaced by hand, plain loops."""
+"""The consistency loss against its formulas in plain loops, one image at a time."""
 
 import copy
 import math
@@ -36,7 +36,7 @@ def cnn(backbone: str = "test_resnet") -> Cnn:
     return model.train()
 
 
-def pictures(batch: int = 2, side: int = 64) -> Tensor:
+def random_images(batch: int = 2, side: int = 64) -> Tensor:
     return torch.randn(batch, 3, side, side, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -58,7 +58,7 @@ class GuidedReLU(nn.Module):
 
 
 def guided(model: nn.Module) -> nn.Module:
-    """A second model with the same weights (the very same parameters) and every ReLU replaced."""
+    """A second model that shares the parameters, with every ReLU replaced."""
     parameters = {id(p): p for p in model.parameters()}
     twin = copy.deepcopy(model, memo=dict(parameters))
     for part in twin.modules():
@@ -131,8 +131,8 @@ def loss(u: Tensor, v: Tensor, similarity: str) -> Tensor:
 
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("match", MATCHES)
-def test_values_and_weight_gradients_are_the_textbooks(match: Any, similarity: Any) -> None:
-    model, images = cnn(), pictures()
+def test_values_and_weight_gradients_match_the_textbook(match: Any, similarity: Any) -> None:
+    model, images = cnn(), random_images()
     config = ConsistencyConfig(resolution_match=match, similarity=similarity, mask_intensity=8, layer=LAYER)
     found = Consistency(config)(model, images)
     model.eval()
@@ -149,7 +149,7 @@ def test_values_and_weight_gradients_are_the_textbooks(match: Any, similarity: A
 
 
 def test_smoothgrad_is_the_enlarged_pair_with_a_mean_over_noise() -> None:
-    model, images = cnn(), pictures()
+    model, images = cnn(), random_images()
     torch.manual_seed(3)
     found = Consistency(ConsistencyConfig(resolution_match="smoothgrad", layer=LAYER))(model, images)
     model.eval()
@@ -174,11 +174,11 @@ PAIRS: dict[str, tuple[str, Any, Any]] = {
 
 
 @pytest.mark.parametrize(("case", "match"), [*((c, m) for c in PAIRS for m in MATCHES), ("vit", "smoothgrad")])
-def test_every_pair_learns(case: str, match: Any) -> None:
-    """A step down the gradient makes the loss smaller; a batch is its images alone."""
+def test_every_pair_of_methods_can_be_trained(case: str, match: Any) -> None:
+    """A gradient step lowers the loss; the loss of an image does not depend on its batch."""
     name, first, second = PAIRS[case]
     model = cnn("test_convnext").float() if name == "cnn" else CASES[name].model().train()
-    images = pictures(3).float() if name == "cnn" else CASES[name].images()
+    images = random_images(3).float() if name == "cnn" else CASES[name].images()
     term = Consistency(ConsistencyConfig(first=first, second=second, resolution_match=match))
 
     def value() -> Tensor:
@@ -211,13 +211,13 @@ def test_both_stages_learn_from_the_natural_pair() -> None:
     assert reached == {"stage_1", "stage_2"}
 
 
-def test_a_mask_of_ones_is_full_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_ones_mask_gives_full_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matching, "soft_mask", lambda maps, intensity: torch.ones_like(maps))
-    assert Consistency(ConsistencyConfig(layer=LAYER))(cnn(), pictures()).tolist() == [-1, -1]
+    assert Consistency(ConsistencyConfig(layer=LAYER))(cnn(), random_images()).tolist() == [-1, -1]
 
 
 def test_agreement_is_pearson_of_the_maps() -> None:
-    model, images = cnn(), pictures()
+    model, images = cnn(), random_images()
     with torch.no_grad():
         classes = model.eval()(images).logits.argmax(1)
         found, _ = Consistency(ConsistencyConfig(layer=LAYER)).measured(model, images, classes)
@@ -228,9 +228,9 @@ def test_agreement_is_pearson_of_the_maps() -> None:
 
 
 @pytest.mark.parametrize("match", get_args(ResolutionMatch))
-def test_what_is_measured_is_what_is_trained(match: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Maps that agreement and loss share are made once, and neither changes by a bit."""
-    model, images = cnn().eval(), pictures()
+def test_measured_loss_is_the_trained_loss(match: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Maps that agreement and loss share are computed once, and both values stay bitwise the same."""
+    model, images = cnn().eval(), random_images()
     term, called = Consistency(ConsistencyConfig(resolution_match=match, layer=LAYER)), []
 
     def counting(*args: Any, **kwargs: Any) -> Tensor:
@@ -249,21 +249,21 @@ def test_what_is_measured_is_what_is_trained(match: Any, monkeypatch: pytest.Mon
 
 
 def test_full_precision_under_autocast() -> None:
-    model, images = cnn().float(), pictures().float()
+    model, images = cnn().float(), random_images().float()
     expected = Consistency(ConsistencyConfig(layer=LAYER))(model, images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(Consistency(ConsistencyConfig(layer=LAYER))(model, images), expected)
 
 
-def test_a_pair_that_the_model_has_not() -> None:
+def test_methods_that_cannot_explain_the_model() -> None:
     images = CASES["class_token"].images()
     with pytest.raises(UserError, match="inherent needs a two-stage model"):
         Consistency(ConsistencyConfig(first="foreground"))(CASES["class_token"].model(), images)
     with pytest.raises(UserError, match="a ResNet has no attention"):
-        Consistency(ConsistencyConfig(first="agcam"))(cnn(), pictures())
+        Consistency(ConsistencyConfig(first="agcam"))(cnn(), random_images())
 
 
-def test_every_method_of_the_config_is_one() -> None:
+def test_every_method_in_the_config_exists() -> None:
     assert {engine_consistency.METHOD_OPTIONS.get(name, (name, {}))[0] for name in get_args(ConsistencyMethod)} <= set(
         METHODS
     )

@@ -1,4 +1,4 @@
-"""The course of a run: which checkpoint is kept, when it validates and saves, what trains, which images count."""
+"""A whole run: the best checkpoint, when it validates and saves, phases, unreadable images."""
 
 import math
 from pathlib import Path
@@ -21,7 +21,7 @@ PLAIN = {"model.name": "vit", "train.epochs": 1}
 
 
 def rig(trainer: Trainer, values: list[float]) -> None:
-    """Let validation find these accuracies, epoch after epoch."""
+    """Make validation return these accuracies, one per epoch."""
     found = iter(values)
     trainer.evaluate = lambda split: {"val/accuracy": next(found)} if split == "val" else {}
 
@@ -30,7 +30,7 @@ def rig(trainer: Trainer, values: list[float]) -> None:
     ("values", "chosen"),
     [([0.5, 0.9, 0.7, 0.8], 2), ([0.5, 0.7, 0.7, 0.6], 3), ([0.3, 0.2, 0.1, 0.0], 1), ([math.nan, 0.1, 0.0, 0.1], 4)],
 )
-def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
+def test_best_checkpoint_is_chosen_on_validation_with_ties_to_the_later(
     values: list[float], chosen: int, tmp_path: Path
 ) -> None:
     session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 4, "train.log_test": True}))
@@ -43,8 +43,8 @@ def test_the_best_checkpoint_is_validations_and_on_a_tie_the_later(
     assert session.trainer.progress.best_epoch == chosen
 
 
-def test_an_epoch_of_stage_1_alone_is_never_the_best(tmp_path: Path) -> None:
-    """Stage 2 has learnt nothing in it, however good the value is by chance."""
+def test_epochs_of_stage_1_alone_are_never_the_best(tmp_path: Path) -> None:
+    """Stage 2 is not trained in it, however good the metric is by chance."""
     session = Session(tiny_config(tmp_path, {"train.epochs": 3, "optim.stage_1_epochs": 1}))
     rig(session.trainer, [1.0, 0.2, 0.1])
     session.go()
@@ -52,7 +52,7 @@ def test_an_epoch_of_stage_1_alone_is_never_the_best(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / BEST / "model.safetensors").progress == {"epoch": 2, "val/accuracy": 0.2}
 
 
-def test_test_metrics_choose_nothing(tmp_path: Path) -> None:
+def test_test_metrics_do_not_affect_the_best_model(tmp_path: Path) -> None:
     plain, watched = tmp_path / "plain", tmp_path / "watched"
     Session(tiny_config(plain)).go()
     Session(tiny_config(watched, {"train.log_test": True})).go()
@@ -68,15 +68,15 @@ def test_validation_every_third_epoch_and_after_the_last(tmp_path: Path) -> None
     assert [row["epoch"] for row in session.tracker.rows() if "val/accuracy" in row] == [3, 4]
 
 
-def test_an_unknown_best_metric_lists_the_known(tmp_path: Path) -> None:
+def test_unknown_best_metric_lists_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="best_metric.*accurracy.*accuracy") as caught:
         Session(tiny_config(tmp_path, {"train.best_metric": "accurracy"})).go()
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("keys", [{}, {"model.name": "vit"}, {"loss.consistency.weight": 1.0}])
-def test_figures_that_are_certain_are_there(keys: dict[str, Any], tmp_path: Path) -> None:
-    """So that a best metric among them needs no validation before the run; any other does."""
+def test_certain_metrics_are_always_computed(keys: dict[str, Any], tmp_path: Path) -> None:
+    """So a best metric among them needs no validation before the run; any other does."""
     trainer = tiny_trainer(tiny_config(tmp_path, keys))
     certain = trainer.metrics.certain()
     row = trainer.evaluate("val")
@@ -88,14 +88,14 @@ def test_figures_that_are_certain_are_there(keys: dict[str, Any], tmp_path: Path
         check_best_metric("accurracy", certain, lambda: row)
 
 
-def test_epochs_of_stage_1_alone_leave_stage_2_untouched(tmp_path: Path) -> None:
+def test_epochs_of_stage_1_alone_do_not_change_stage_2(tmp_path: Path) -> None:
     keys = {"optim.stage_1_epochs": 2, "train.epochs": 3, "train.ema_decay": 0.9}
     session = Session(tiny_config(tmp_path, keys))
     trainer, calls, after = session.trainer, [], []
     trainer.model.stage_2.register_forward_hook(lambda module, *_: calls.append(module.training))
     start = copied(trainer.model.state_dict())
     trainer.run(session.tracker, lambda row: after.append((len(calls), copied(trainer.model.state_dict()))))
-    assert not any(calls[: after[1][0]])  # validation alone ran stage 2
+    assert not any(calls[: after[1][0]])  # stage 2 only ran in validation
     assert any(calls[after[1][0] :])
     for _, weights in after[:2]:
         assert all(torch.equal(weights[name], start[name]) for name in start if name.startswith("stage_2."))
@@ -103,11 +103,11 @@ def test_epochs_of_stage_1_alone_leave_stage_2_untouched(tmp_path: Path) -> None
     assert not torch.equal(after[2][1]["stage_2.head.weight"], start["stage_2.head.weight"])
     rows = session.tracker.rows()
     assert "train/stage_2" not in rows[0] and "train/stage_2" in rows[2]
-    assert trainer.progress.best_epoch == 3  # stage 2 had learnt nothing before
+    assert trainer.progress.best_epoch == 3  # stage 2 was not trained before
 
 
-class Scratched:
-    """A raw data set some of whose images cannot be read."""
+class PartlyUnreadable:
+    """A raw data set with some unreadable images."""
 
     def __init__(self, raw: Any, broken: set[int]) -> None:
         self.raw, self.broken = raw, broken
@@ -124,14 +124,14 @@ class Scratched:
         return self.raw.read(index)
 
 
-def scratched(splits: dict[str, Split], name: str, broken: set[int]) -> dict[str, Split]:
+def with_unreadable(splits: dict[str, Split], name: str, broken: set[int]) -> dict[str, Split]:
     old = splits[name]
-    return {**splits, name: Split(Scratched(old.raw, broken), old.transform, train=old.train, seed=old.seed)}
+    return {**splits, name: Split(PartlyUnreadable(old.raw, broken), old.transform, train=old.train, seed=old.seed)}
 
 
 def test_broken_images_are_left_out_of_training_and_counted(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    splits = scratched(tiny_splits(config), "train", {3, 17})
+    splits = with_unreadable(tiny_splits(config), "train", {3, 17})
     seen = [
         sum(len(batch.skipped) for batch in train_loader(splits["train"], batch_size=8, seed=0, epoch=epoch, workers=0))
         for epoch in range(2)
@@ -142,10 +142,10 @@ def test_broken_images_are_left_out_of_training_and_counted(tmp_path: Path) -> N
     assert session.trainer.progress.skipped == sum(seen)
 
 
-def test_a_broken_image_in_validation_is_an_error(tmp_path: Path) -> None:
+def test_broken_validation_image_is_an_error(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, {"train.epochs": 1})
     with pytest.raises(UserError, match=r"birds/5\.jpg"):
-        Session(config, splits=scratched(tiny_splits(config), "val", {5})).go()
+        Session(config, splits=with_unreadable(tiny_splits(config), "val", {5})).go()
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0, [4, 8]), (1, [1, 2, 3, 4, 5, 6, 7, 8]), (3, [3, 4, 6, 8])])
@@ -163,7 +163,7 @@ def test_save_every_steps(every: int, expected: list[int], tmp_path: Path) -> No
     assert timeless(read_checkpoint(tmp_path / LAST).progress)["epoch"] == 2
 
 
-def test_the_published_way_trains(tmp_path: Path) -> None:
+def test_compat_reference_trains(tmp_path: Path) -> None:
     keys = {"compat": "reference", "train.epochs": 1, "model.parts.num_parts": 8, "optim.freeze_stage_1": True}
     session = Session(tiny_config(tmp_path, keys)).go()
     assert session.trainer.model.model_config.parts.eval_noise

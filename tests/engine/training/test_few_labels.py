@@ -1,4 +1,4 @@
-"""Training with few labels through the one trainer: steps, terms, exact resume, validation within an epoch."""
+"""Training with few labels: steps, terms, exact resume, validation within an epoch."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def test_every_mode_trains(mode: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alternating", "combining"])
 def test_resume_is_exact(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped after three batches, within an epoch, and gone on: the same run to the last bit."""
+    """Stopped after three batches, within an epoch, and resumed: bitwise the same run."""
     keys = KEYS | {"data.semi.mode": mode, "train.eval_every_steps": 1 if mode == "combining" else 2}
     train(tiny_config(tmp_path / "whole", keys))
     config = tiny_config(tmp_path / "parts", keys)
@@ -80,7 +80,7 @@ def test_resume_is_exact(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_validation_within_epochs_and_kept_checkpoints(tmp_path: Path) -> None:
     keys = {"train.eval_every_steps": 3, "train.keep_every": 1, "data.semi.mode": "alternating"}
     results = train(tiny_config(tmp_path / "run", KEYS | keys))
-    table = rows(tmp_path / "run")  # 9 steps an epoch
+    table = rows(tmp_path / "run")  # 9 steps per epoch
     assert [row["step"] for row in table] == [3, 6, 9, 12, 15, 18]
     assert [row["epoch"] for row in table] == pytest.approx([3 / 9, 6 / 9, 1, 12 / 9, 15 / 9, 2])
     best = max(row["val/accuracy"] for row in table)
@@ -93,13 +93,13 @@ def test_validation_within_epochs_and_kept_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_warm_start(tmp_path: Path) -> None:
-    """All weights of the other run's best, or of its checkpoint; a wrong path or another model is said in one line."""
+    """All weights of the best model or a checkpoint of another run; misfits are one-line errors."""
     first = tiny_config(tmp_path / "first", KEYS | {"data.semi.mode": "supervised", "train.keep_every": 1})
     train(first)
     weights = read_checkpoint(tmp_path / "first" / BEST / "model.safetensors").tensors
 
     def start(source: Path, **keys: Any) -> dict[str, torch.Tensor]:
-        """What a run that learns next to nothing ends with."""
+        """Final weights of a run with a negligible learning rate."""
         out = tmp_path / "second"
         train(tiny_config(out, KEYS | {"model.init_from": str(source), "optim.lr": 1e-30, "overwrite": True} | keys))
         return read_checkpoint(out / BEST / "model.safetensors").tensors
@@ -115,7 +115,7 @@ def test_a_warm_start(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["alternating", "combining"])
-def test_several_classes_in_a_image(mode: str, tmp_path: Path) -> None:
+def test_multi_label_images(mode: str, tmp_path: Path) -> None:
     keys = {
         "data.name": "voc2012", "data.root": str(write_voc(tmp_path)), "data.semi.mode": mode,
         "data.semi.images_per_class": 2, "data.semi.fully_balanced": False, "data.batch_size": 2,
@@ -127,7 +127,7 @@ def test_several_classes_in_a_image(mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_natural_pair_of_a_two_stage_model_trains(tmp_path: Path) -> None:
+def test_foreground_and_gradcam_of_a_two_stage_model_train(tmp_path: Path) -> None:
     pair = {"loss.consistency.first": "foreground", "loss.consistency.second": "gradcam"}
     keys = KEYS | pair | {"model.name": "two_stage", "loss.consistency.resolution_match": "enlarge"}
     train(tiny_config(tmp_path / "run", keys | {"optim.stage_1_epochs": 1}))
@@ -152,20 +152,20 @@ def plain() -> Any:
 
 
 @pytest.mark.parametrize(("labelled", "unlabelled", "everywhere"), [(2, 3, False), (2, 0, True), (0, 3, False)])
-def test_the_loss_is_both_terms(labelled: int, unlabelled: int, everywhere: bool) -> None:
+def test_loss_is_the_sum_of_both_terms(labelled: int, unlabelled: int, everywhere: bool) -> None:
     both, inner = objective(everywhere)
     model, whole = plain(), batch(labelled, unlabelled)
-    outcome = both(model, whole)
+    output = both(model, whole)
     explained = whole.image if everywhere else whole.image[labelled:]
     expected = 0.5 * Consistency(ConsistencyConfig())(model, explained).mean()
     if labelled:
         expected = expected + inner(model, whole.with_labels()).loss
-    torch.testing.assert_close(outcome.loss, expected)
-    assert (outcome.prediction is not None) == (unlabelled == 0)
-    assert ("classification" in outcome.terms) == (labelled > 0)
+    torch.testing.assert_close(output.loss, expected)
+    assert (output.prediction is not None) == (unlabelled == 0)
+    assert ("classification" in output.terms) == (labelled > 0)
 
 
-def test_a_labelled_batch_of_another_mode_is_as_without() -> None:
+def test_labelled_batch_without_everywhere_has_no_consistency() -> None:
     both, inner = objective()
     model, known = plain(), batch(3, 0)
     assert torch.equal(both(model, known).loss, inner(model, known).loss)
@@ -174,13 +174,13 @@ def test_a_labelled_batch_of_another_mode_is_as_without() -> None:
 def test_agreement_of_all_images_whatever_the_batch() -> None:
     model, images = plain().eval(), batch(0, 5).image
 
-    def values(sizes: list[int], share: float = 1.0) -> dict[str, float]:
-        watch = Agreement(model, ConsistencyConfig(weight=1, report_fraction=share))
+    def values(sizes: list[int], fraction: float = 1.0) -> dict[str, float]:
+        agreement = Agreement(model, ConsistencyConfig(weight=1, report_fraction=fraction))
         with torch.no_grad():
             for part in torch.arange(5).split(sizes):
                 names = tuple(f"{i}.png" for i in part.tolist())
-                watch(Batch(images[part], torch.zeros(len(part)), names), prediction_of(model(images[part])))
-        return watch.results()
+                agreement(Batch(images[part], torch.zeros(len(part)), names), prediction_of(model(images[part])))
+        return agreement.results()
 
     with torch.no_grad():
         term = Consistency(ConsistencyConfig(weight=1))
@@ -196,7 +196,7 @@ def test_agreement_of_all_images_whatever_the_batch() -> None:
     assert not Agreement(model, ConsistencyConfig()).wanted and Agreement(model, ConsistencyConfig(report=True)).wanted
 
 
-def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
+def test_supervised_training_on_few_images_has_no_unlabelled_split(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, KEYS | {"loss.consistency.weight": 0})
     splits = load_splits(config)
     assert len(splits["train"]) == 10 and "unlabelled" not in splits and training_sampler(config, splits) is None
@@ -221,12 +221,12 @@ def test_supervised_on_few_images_needs_no_others(tmp_path: Path) -> None:
         ({"train.keep_every": -1}, "train.keep_every: must be an integer of at least 0"),
     ],
 )
-def test_keys_that_mean_nothing(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_invalid_keys(keys: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         tiny_config(tmp_path, KEYS | keys)
 
 
-def test_reflect_padding_is_of_every_convolution(tmp_path: Path) -> None:
+def test_reflect_padding_applies_to_every_convolution(tmp_path: Path) -> None:
     keys = {"model.name": "cnn", "model.backbone": "test_resnet", "model.padding": "reflect"}
     model = build_model(tiny_config(tmp_path, keys).model, 2, (64, 64)).eval()
     zeros = build_model(tiny_config(tmp_path, keys | {"model.padding": "zeros"}).model, 2, (64, 64)).eval()
@@ -237,4 +237,4 @@ def test_reflect_padding_is_of_every_convolution(tmp_path: Path) -> None:
         part.register_forward_hook(lambda _, __, out: kept.append(out))  # type: ignore[union-attr]
     model(images), zeros(images)
     spread = [float((maps - maps[..., 8:9, 8:9]).detach().abs().max()) for maps in kept]
-    assert spread[0] < 1e-5 < spread[1]  # a constant image has no border any more
+    assert spread[0] < 1e-5 < spread[1]  # with reflection, a constant image has no border effects

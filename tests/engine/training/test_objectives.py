@@ -1,4 +1,4 @@
-"""Objectives against sums written out by hand from what the model answers; what they leave out; what they count."""
+"""Objectives against sums computed by hand from the model's outputs; skipped terms; predictions."""
 
 from collections import Counter
 from dataclasses import asdict, replace
@@ -22,7 +22,7 @@ from models.two_stage import TwoStageModel
 from tests.tiny import tiny_config, tiny_model, tiny_splits
 
 WEIGHTS = LossWeights(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9, 2.1)
-"""Every term on, no two alike."""
+"""All terms on, with different weights."""
 OFF = LossWeights(*[0.0] * len(asdict(WEIGHTS)))
 FUNCTIONS = {
     "presence": "presence", "enforced_presence": "enforced_presence", "total_variation": "total_variation",
@@ -92,14 +92,14 @@ def test_the_loss_is_the_weighted_sum_of_terms_computed_by_hand(
     changes: dict[str, Any], tmp_path: Path, batch: Batch
 ) -> None:
     model, goal = two_stage(tmp_path), objective(**changes)
-    outcome = seeded(goal, model, batch)
+    output = seeded(goal, model, batch)
     expected = by_hand(model, batch, goal.config)
-    assert outcome.terms.keys() == expected.keys() == asdict(WEIGHTS).keys()
+    assert output.terms.keys() == expected.keys() == asdict(WEIGHTS).keys()
     for name, value in expected.items():
-        torch.testing.assert_close(outcome.terms[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(output.terms[name], value.detach(), rtol=1e-5, atol=1e-6, msg=name)
     total = sum(asdict(WEIGHTS)[name] * value.item() for name, value in expected.items())
-    assert outcome.loss.item() == pytest.approx(total, rel=1e-5)
-    assert not any(term.requires_grad for term in outcome.terms.values()) and outcome.loss.requires_grad
+    assert output.loss.item() == pytest.approx(total, rel=1e-5)
+    assert not any(term.requires_grad for term in output.terms.values()) and output.loss.requires_grad
 
 
 def test_gradients_are_those_of_the_sum(tmp_path: Path, batch: Batch) -> None:
@@ -123,12 +123,12 @@ def test_weight_zero_skips_the_term(name: str, tmp_path: Path, batch: Batch, mon
         monkeypatch.setattr(parts, FUNCTIONS[name], never)
         with pytest.raises(AssertionError):
             seeded(objective(), two_stage(tmp_path), batch)
-    outcome = seeded(objective(replace(WEIGHTS, **{name: 0.0})), two_stage(tmp_path), batch)
-    assert set(outcome.terms) == set(asdict(WEIGHTS)) - {name}
+    output = seeded(objective(replace(WEIGHTS, **{name: 0.0})), two_stage(tmp_path), batch)
+    assert set(output.terms) == set(asdict(WEIGHTS)) - {name}
 
 
 def calls(model: TwoStageModel) -> Counter[str]:
-    """Counts images through each stage from here on."""
+    """A running count of the images through each stage."""
     found: Counter[str] = Counter()
     model.stage_1.register_forward_hook(lambda module, args, output: found.update({"stage_1": len(args[0])}))
     model.stage_2.register_forward_hook(lambda module, args, output: found.update({"stage_2": len(args[0])}))
@@ -138,32 +138,32 @@ def calls(model: TwoStageModel) -> Counter[str]:
 @pytest.mark.parametrize(
     ("weights", "images", "alone", "expected"),
     [
-        (WEIGHTS, 0, False, {"stage_1": 14, "stage_2": 7}),  # the second view is stage 1's alone
+        (WEIGHTS, 0, False, {"stage_1": 14, "stage_2": 7}),  # only stage 1 sees the second view
         (WEIGHTS, 3, False, {"stage_1": 10, "stage_2": 7}),
         (replace(WEIGHTS, equivariance=0.0), 0, False, {"stage_1": 7, "stage_2": 7}),
         (WEIGHTS, 0, True, {"stage_1": 14}),
     ],
 )
-def test_each_stage_sees_what_it_must(
+def test_number_of_images_through_each_stage(
     weights: LossWeights, images: int, alone: bool, expected: dict[str, int], tmp_path: Path, batch: Batch
 ) -> None:
     model = two_stage(tmp_path)
     found = calls(model)
     goal = objective(weights, equivariance=EquivarianceConfig(images=images))
-    outcome = seeded(goal, model, batch, stage_1_only=alone)
+    output = seeded(goal, model, batch, stage_1_only=alone)
     assert found == expected
-    assert ("stage_2" in outcome.terms) != alone and (outcome.prediction is None) == alone
+    assert ("stage_2" in output.terms) != alone and (output.prediction is None) == alone
 
 
-def test_stage_1_alone_gives_stage_2_no_gradient_and_keeps_the_other_terms(tmp_path: Path, batch: Batch) -> None:
+def test_stage_1_only_gives_stage_2_no_gradient_and_keeps_the_other_terms(tmp_path: Path, batch: Batch) -> None:
     model = two_stage(tmp_path)
-    outcome = seeded(objective(), model, batch, stage_1_only=True)
+    output = seeded(objective(), model, batch, stage_1_only=True)
     both = seeded(objective(), model, batch)
-    outcome.loss.backward()
+    output.loss.backward()
     assert all(p.grad is None for p in model.stage_2.parameters())
     assert model.stage_1.parts.prototypes.grad.abs().max() > 0
-    assert set(both.terms) - set(outcome.terms) == {"stage_2"}
-    assert all(torch.equal(value, both.terms[name]) for name, value in outcome.terms.items())
+    assert set(both.terms) - set(output.terms) == {"stage_2"}
+    assert all(torch.equal(value, both.terms[name]) for name, value in output.terms.items())
 
 
 @pytest.mark.parametrize("gradient", ["detached", "straight_through"])
@@ -177,48 +177,48 @@ def test_stage_2s_loss_reaches_stage_1_only_straight_through(gradient: str, tmp_
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_batches(kind: str, tmp_path: Path, batch: Batch) -> None:
-    """Both stages learn the mixture's shares; nobody counts answers to a question that was not asked."""
+    """Both stages are trained on the soft targets of mixed images, and there is no prediction to count."""
     config = ClassificationConfig(**{kind: 0.8})
     model, goal = two_stage(tmp_path), objective(classification=config)
     before = batch.image.clone()
-    outcome = seeded(goal, model, batch)
-    assert outcome.prediction is None and torch.equal(batch.image, before)
+    output = seeded(goal, model, batch)
+    assert output.prediction is None and torch.equal(batch.image, before)
     torch.manual_seed(3)
-    images, shares = goal.mixup(batch.image, batch.label)
-    assert not torch.equal(images, before) and shares.shape == (7, 2)
-    torch.testing.assert_close(shares.sum(1), torch.ones(7))
+    images, targets = goal.mixup(batch.image, batch.label)
+    assert not torch.equal(images, before) and targets.shape == (7, 2)
+    torch.testing.assert_close(targets.sum(1), torch.ones(7))
     first = model.select(images)
-    expected = -(shares * first.class_logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(outcome.terms["stage_1"], expected.detach())
-    expected = -(shares * model.predict(images, first.selection).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(outcome.terms["stage_2"], expected.detach())
+    expected = -(targets * first.class_logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.terms["stage_1"], expected.detach())
+    expected = -(targets * model.predict(images, first.selection).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.terms["stage_2"], expected.detach())
 
 
-def test_the_plain_vit_learns_to_classify_and_nothing_else(tmp_path: Path, batch: Batch) -> None:
+def test_plain_vit_has_only_the_classification_loss(tmp_path: Path, batch: Batch) -> None:
     model = plain(tmp_path)
     goal = ClassifierObjective(LossConfig(weights=WEIGHTS), 2, [17, 17])
-    outcome = goal(model, batch)
+    output = goal(model, batch)
     logits = model(batch.image).logits
-    assert set(outcome.terms) == {"classification"}
-    torch.testing.assert_close(outcome.loss, F.cross_entropy(logits, batch.label))
-    torch.testing.assert_close(outcome.prediction.logits, logits.detach())
-    assert outcome.prediction.mask is None and not outcome.prediction.logits.requires_grad
+    assert set(output.terms) == {"classification"}
+    torch.testing.assert_close(output.loss, F.cross_entropy(logits, batch.label))
+    torch.testing.assert_close(output.prediction.logits, logits.detach())
+    assert output.prediction.mask is None and not output.prediction.logits.requires_grad
     alone = goal(model, batch, stage_1_only=True)
-    assert torch.equal(alone.loss, outcome.loss)
+    assert torch.equal(alone.loss, output.loss)
 
 
 def test_the_plain_vit_on_mixed_batches(tmp_path: Path, batch: Batch) -> None:
     model, config = plain(tmp_path), LossConfig(classification=ClassificationConfig(mixup=0.8, label_smoothing=0.1))
     goal = ClassifierObjective(config, 2, [17, 17])
-    outcome = seeded(goal, model, batch)
+    output = seeded(goal, model, batch)
     torch.manual_seed(3)
-    images, shares = goal.mixup(batch.image, batch.label)
-    expected = -(shares * model(images).logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(outcome.loss, expected)
-    assert outcome.prediction is None
+    images, targets = goal.mixup(batch.image, batch.label)
+    expected = -(targets * model(images).logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(output.loss, expected)
+    assert output.prediction is None
 
 
-def test_a_prediction_is_what_the_model_said_detached(tmp_path: Path, batch: Batch) -> None:
+def test_prediction_is_the_detached_output(tmp_path: Path, batch: Batch) -> None:
     output = two_stage(tmp_path)(batch.image)
     found, stage_1 = prediction_of(output), output.stage_1
     assert isinstance(stage_1, StageOneOutput)
@@ -238,22 +238,22 @@ def test_there_is_an_objective_for_every_model() -> None:
 def test_losses_stay_in_full_precision_under_autocast(tmp_path: Path, batch: Batch) -> None:
     model = two_stage(tmp_path)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outcome = seeded(objective(), model, batch)
-    assert outcome.loss.dtype == torch.float32
-    assert {term.dtype for term in outcome.terms.values()} == {torch.float32}
+        output = seeded(objective(), model, batch)
+    assert output.loss.dtype == torch.float32
+    assert {term.dtype for term in output.terms.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", ["vit", "two_stage"])
-def test_images_of_several_classes(name: str, tmp_path: Path, batch: Batch) -> None:
-    """Every classification term is binary cross-entropy against the classes present; labels play no part."""
+def test_multi_label_images(name: str, tmp_path: Path, batch: Batch) -> None:
+    """Every classification term is binary cross-entropy with the classes present; labels are ignored."""
     model = plain(tmp_path) if name == "vit" else two_stage(tmp_path)
     several = replace(batch, present=torch.rand(7, 2, generator=torch.Generator().manual_seed(2)) > 0.4)
     goal = OBJECTIVES[model.objective](LossConfig(), 2, [17, 17])
-    outcome = seeded(goal, model, several)
+    output = seeded(goal, model, several)
     relabelled = seeded(goal, model, replace(several, label=1 - batch.label))
-    assert torch.equal(outcome.loss, relabelled.loss)
-    assert outcome.prediction is not None
-    term = outcome.terms["classification" if name == "vit" else "stage_2"]
-    logits = outcome.prediction.logits.double()
+    assert torch.equal(output.loss, relabelled.loss)
+    assert output.prediction is not None
+    term = output.terms["classification" if name == "vit" else "stage_2"]
+    logits = output.prediction.logits.double()
     expected = -torch.where(several.present, logits.sigmoid(), (-logits).sigmoid()).log().mean()
     assert term.item() == pytest.approx(expected.item(), rel=1e-5)

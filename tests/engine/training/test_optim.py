@@ -1,4 +1,4 @@
-"""Every parameter by name: its rate, its decay, what freezes it; weight decay by run length."""
+"""Learning rate, weight decay and freezing of every parameter; weight decay normalised by run length."""
 
 from dataclasses import replace
 from itertools import product
@@ -36,28 +36,29 @@ BLOCK = {
     "blocks.0.mlp.fc2.weight": True, "blocks.0.mlp.fc2.bias": False,
     "blocks.0.ls2.gamma": False, "norm.weight": False, "norm.bias": False,
 }  # fmt: skip
-"""A one-block DINOv2's parameters but for its tokens: does it decay?"""
+"""Parameter of a one-block DINOv2, without tokens -> whether it has weight decay."""
+Groups = dict[str, tuple[float, bool] | None]
 TOKENS = ("cls_token", "reg_token", "pos_embed")
 
 
-class Fate(NamedTuple):
+class Setting(NamedTuple):
     factor: float
     decays: bool
     frozen_by: str | None
 
 
 TABLE = {
-    "stage_1.parts.classifier.weight": Fate(1e4, True, None),
-    "stage_2.head.weight": Fate(1e4, True, None),
-    "stage_2.fc_norm.weight": Fate(1e4, False, None),
-    "stage_2.fc_norm.bias": Fate(1e4, False, None),
-    "stage_1.parts.modulation.weight": Fate(2e4, False, None),
-    "stage_1.parts.modulation.bias": Fate(2e4, False, None),
-    "stage_1.parts.prototypes": Fate(1e3, False, None),
-    **{f"stage_1.backbone.{name}": Fate(1.0, False, "freeze_stage_1_tokens") for name in TOKENS},
-    **{f"stage_2.backbone.{name}": Fate(3.0, False, "freeze_stage_2_tokens") for name in TOKENS},
-    **{f"stage_1.backbone.{name}": Fate(1.0, decays, "freeze_stage_1") for name, decays in BLOCK.items()},
-    **{f"stage_2.backbone.{name}": Fate(3.0, decays, "freeze_stage_2") for name, decays in BLOCK.items()},
+    "stage_1.parts.classifier.weight": Setting(1e4, True, None),
+    "stage_2.head.weight": Setting(1e4, True, None),
+    "stage_2.fc_norm.weight": Setting(1e4, False, None),
+    "stage_2.fc_norm.bias": Setting(1e4, False, None),
+    "stage_1.parts.modulation.weight": Setting(2e4, False, None),
+    "stage_1.parts.modulation.bias": Setting(2e4, False, None),
+    "stage_1.parts.prototypes": Setting(1e3, False, None),
+    **{f"stage_1.backbone.{name}": Setting(1.0, False, "freeze_stage_1_tokens") for name in TOKENS},
+    **{f"stage_2.backbone.{name}": Setting(3.0, False, "freeze_stage_2_tokens") for name in TOKENS},
+    **{f"stage_1.backbone.{name}": Setting(1.0, decays, "freeze_stage_1") for name, decays in BLOCK.items()},
+    **{f"stage_2.backbone.{name}": Setting(3.0, decays, "freeze_stage_2") for name, decays in BLOCK.items()},
 }
 MODEL = ModelConfig(backbone="vit_test_reg4", weights="none", parts=PartsConfig(num_parts=3))
 
@@ -67,8 +68,8 @@ def two_stage() -> nn.Module:
     return build_model(MODEL, 2, (32, 32))
 
 
-def fates(model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig) -> dict[str, tuple[float, bool] | None]:
-    """Parameter name -> (rate over base rate, decays?), None where it is frozen; every claim checked on the way."""
+def groups_of(model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig) -> Groups:
+    """Parameter name -> (rate / base rate, whether it decays), or None if frozen. Checks the groups on the way."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: dict[str, tuple[float, bool] | None] = dict.fromkeys(names.values())
     for group in parameter_groups(model, rules, config, DECAY):
@@ -79,7 +80,7 @@ def fates(model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig) ->
             assert found[name] is None, f"{name} is in two groups"
             found[name] = (pytest.approx(group["lr"] / config.lr), group["weight_decay"] == DECAY)
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trainable == {name for name, fate in found.items() if fate}
+    assert trainable == {name for name, setting in found.items() if setting}
     return found
 
 
@@ -87,13 +88,13 @@ def fates(model: nn.Module, rules: list[ParamGroupRule], config: OptimConfig) ->
 def test_two_stage_table(two_stage: nn.Module, frozen: tuple[bool, ...]) -> None:
     config = replace(BASE, **dict(zip(FREEZES, frozen, strict=True)))
     expected = {
-        name: None if fate.frozen_by and getattr(config, fate.frozen_by) else (fate.factor, fate.decays)
-        for name, fate in TABLE.items()
+        name: None if setting.frozen_by and getattr(config, setting.frozen_by) else (setting.factor, setting.decays)
+        for name, setting in TABLE.items()
     }
-    assert fates(two_stage, two_stage_rules(config), config) == expected
+    assert groups_of(two_stage, two_stage_rules(config), config) == expected
 
 
-def test_the_table_speaks_of_two_dimensional_modulation_and_three_dimensional_tokens(two_stage: nn.Module) -> None:
+def test_dimensions_of_modulation_and_tokens(two_stage: nn.Module) -> None:
     shapes = {name: parameter.ndim for name, parameter in two_stage.named_parameters()}
     assert shapes["stage_1.parts.modulation.weight"] == 2
     assert shapes["stage_1.backbone.pos_embed"] == shapes["stage_2.backbone.reg_token"] == 3
@@ -101,8 +102,8 @@ def test_the_table_speaks_of_two_dimensional_modulation_and_three_dimensional_to
 
 def test_published_defaults_train_tokens_and_head_of_stage_1_and_all_of_stage_2(two_stage: nn.Module) -> None:
     config = OptimConfig()
-    found = fates(two_stage, two_stage_rules(config), config)
-    assert {name for name, fate in found.items() if fate is None} == {f"stage_1.backbone.{name}" for name in BLOCK}
+    found = groups_of(two_stage, two_stage_rules(config), config)
+    assert {name for name, group in found.items() if group is None} == {f"stage_1.backbone.{name}" for name in BLOCK}
     assert (config.head_lr_mult, config.modulation_lr_mult, config.prototype_lr_mult) == (1e4, 1e4, 1e3)
     assert (config.stage_2_lr_mult, config.betas, config.eps, config.clip) == (1.0, (0.9, 0.999), 1e-8, 2.0)
 
@@ -125,7 +126,7 @@ def test_plain_vit_table(pooling: str, frozen: bool) -> None:
     bias = {} if pooling == "aim" else {"head.bias": False}
     expected = {f"backbone.{name}": None if frozen else (3.0, decays) for name, decays in backbone.items()}
     expected |= {name: (1e4, decays) for name, decays in ({"head.weight": True} | bias | POOLS[pooling]).items()}
-    assert fates(model, classifier_rules(config), config) == expected
+    assert groups_of(model, classifier_rules(config), config) == expected
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -137,19 +138,19 @@ def test_given_mask_table(name: str, frozen: bool) -> None:
     backbone = BLOCK | dict.fromkeys(TOKENS, True)
     expected = {f"{prefix}backbone.{key}": None if frozen else (3.0, decays) for key, decays in backbone.items()}
     expected |= {f"{prefix}head.weight": (1e4, True)} | ({} if prefix else {"head.bias": (1e4, False)})
-    assert fates(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
+    assert groups_of(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
 
 
 @pytest.mark.parametrize("kind", ["layer_norm", "original"])
-def test_pdiscoformer_table_is_stage_1_s(kind: str) -> None:
+def test_pdiscoformer_table_is_that_of_stage_1(kind: str) -> None:
     model = build_model(replace(MODEL, name="pdiscoformer", parts=PartsConfig(3, modulation=kind)), 2, (32, 32))
     config = replace(BASE, freeze_stage_1=True)
     expected = {
-        name: None if fate.frozen_by == "freeze_stage_1" else (fate.factor, fate.decays)
-        for name, fate in TABLE.items()
+        name: None if setting.frozen_by == "freeze_stage_1" else (setting.factor, setting.decays)
+        for name, setting in TABLE.items()
         if name.startswith("stage_1.") and not (kind == "original" and name.endswith("modulation.bias"))
     }
-    assert fates(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
+    assert groups_of(model, PARAM_GROUP_RULES[model.parameter_rules](config), config) == expected
 
 
 def test_normalised_weight_decay_of_the_published_cub_run() -> None:
@@ -160,13 +161,13 @@ def test_normalised_weight_decay_of_the_published_cub_run() -> None:
 
 def test_the_trainer_normalises_by_whole_batches_and_epochs(tmp_path) -> None:
     keys = {"optim.normalise_weight_decay": True, "optim.weight_decay": 0.05, "train.epochs": 3}
-    trainer = tiny_trainer(tiny_config(tmp_path, keys))  # 34 images, 8 a batch
+    trainer = tiny_trainer(tiny_config(tmp_path, keys))  # 34 images, 8 per batch
     decays = {group["weight_decay"] for group in trainer.optimizer.param_groups}
     assert sorted(decays) == pytest.approx([0.0, 0.05 / (4 * 3) ** 0.5])
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "nadam", "lars", "lamb", "lion"])
-def test_an_optimiser_of_the_spec_takes_a_step_at_the_groups_own_rates(name: str) -> None:
+def test_optimisers_step_with_the_settings_of_each_group(name: str) -> None:
     model = nn.Linear(3, 2)
     config = OptimConfig(name=name, lr=0.1, betas=(0.8, 0.9))
     rules = [ParamGroupRule("weight", 2.0, True), ParamGroupRule("", 1.0, False)]
@@ -184,7 +185,7 @@ def test_an_optimiser_of_the_spec_takes_a_step_at_the_groups_own_rates(name: str
 
 
 @pytest.mark.parametrize("name", ["adamsandler", "", "adan"])  # adan: needs three betas
-def test_an_optimiser_that_cannot_be_made_is_one_line(name: str) -> None:
+def test_invalid_optimiser_is_a_one_line_error(name: str) -> None:
     with pytest.raises(UserError, match=f"optim.name={name}") as caught:
         build_optimizer(nn.Linear(2, 2), [ParamGroupRule("", 1.0, None)], OptimConfig(name=name), 0.0)
     assert "\n" not in str(caught.value)

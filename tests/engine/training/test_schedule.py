@@ -1,4 +1,4 @@
-"""Rates over a run: the published schedules, and the phase in which stage 1 trains alone."""
+"""Learning rates over a run: the published schedules, and the phase of stage 1 alone."""
 
 import math
 
@@ -10,7 +10,7 @@ from tests.tiny import Session, tiny_config
 
 
 def factors(config: OptimConfig, epochs: int, steps: int = 1) -> list[float]:
-    """The factor at every step of a run, and at its end."""
+    """The factor at every step and at the end of a run."""
     return [lr_factor(config, epochs, i / steps) for i in range(epochs * steps + 1)]
 
 
@@ -22,13 +22,13 @@ def test_published_cosine_moves_after_each_epoch() -> None:
     assert found[-1] == pytest.approx(0.0, abs=1e-12)
 
 
-def test_cosine_ends_at_the_smallest_rate() -> None:
+def test_cosine_ends_at_the_minimum_rate() -> None:
     found = factors(OptimConfig(min_lr_ratio=0.1), epochs=8)
     assert found[0] == 1.0 and found[4] == pytest.approx(0.55) and found[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in zip(found, found[1:], strict=False))
 
 
-def test_an_epoch_of_many_steps_does_not_move_early_by_rounding() -> None:
+def test_rounding_does_not_move_the_schedule_within_an_epoch() -> None:
     config, steps = OptimConfig(), 49
     for epoch in range(90):
         within = {lr_factor(config, 90, epoch + batch / steps) for batch in range(steps)}
@@ -63,7 +63,7 @@ def test_step_schedule() -> None:
     assert pdiscoformer[27] == pytest.approx(0.5**6)
 
 
-def test_linear_goes_down_to_one_percent() -> None:
+def test_linear_schedule_ends_at_one_percent() -> None:
     found = factors(OptimConfig(schedule="linear"), epochs=10)
     assert found == pytest.approx([1 - 0.099 * epoch for epoch in range(11)])
     assert found[-1] == pytest.approx(0.01)
@@ -79,7 +79,7 @@ def test_stage_1_epochs_are_a_phase_of_their_own() -> None:
     alone = factors(OptimConfig(schedule_unit="step", warmup_epochs=1.0), epochs=4, steps=5)
     joint = factors(OptimConfig(schedule_unit="step", warmup_epochs=1.0), epochs=6, steps=5)
     assert found[:20] == pytest.approx([2 * factor for factor in alone[:20]])
-    assert found[20:] == pytest.approx(joint)  # starts over at its own warm-up, ends at its own end
+    assert found[20:] == pytest.approx(joint)  # a warm-up and a schedule of its own
 
 
 def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:

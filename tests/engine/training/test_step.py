@@ -1,4 +1,4 @@
-"""The training step: its seeds and its guard. Failures of the machine in one line: memory, loading processes."""
+"""The training step: seeds and the finite check; one-line errors for out of memory and killed workers."""
 
 import os
 import re
@@ -24,8 +24,8 @@ from metrics.types import Prediction
 from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, tiny_splits, tiny_trainer
 
 
-def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
-    """Asked for in the third step for real: the run ends with the numbers, its checkpoint of the second stays."""
+def test_cpu_out_of_memory(tmp_path: Path) -> None:
+    """A real allocation in the third step: the error has the sizes, and the checkpoint of the second step stays."""
     session = Session(tiny_config(tmp_path, {"train.save_every_steps": 1, "optim.grad_accum_steps": 1}))
 
     def greedy(count: int) -> None:
@@ -43,7 +43,7 @@ def test_memory_that_the_cpu_does_not_have(tmp_path: Path) -> None:
     assert_same_tensors(kept.part("model"), copied(session.trainer.model.state_dict()))
 
 
-def test_memory_that_an_evaluation_does_not_have(tmp_path: Path) -> None:
+def test_evaluation_out_of_memory(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, {"model.name": "vit"})
     trainer, splits = tiny_trainer(config), tiny_splits(config)
     metrics = build_metrics(("accuracy",), splits["val"].info)
@@ -55,11 +55,11 @@ def test_memory_that_an_evaluation_does_not_have(tmp_path: Path) -> None:
         evaluate(trainer.model, split_loader(splits["val"], config.data), metrics, CPU, observers=[greedy])
 
 
-def test_memory_that_a_gpu_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 80 * 2**30))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 75 * 2**30)
-    told = r"cuda:0 \(asked for 2\.00 GiB\): 80\.0 GiB, 1\.0 free, .*peak 75\.0; less"
-    with pytest.raises(UserError, match=told), machine_errors("less", torch.device("cuda:0")):
+    message = r"cuda:0 \(asked for 2\.00 GiB\): 80\.0 GiB, 1\.0 free, .*peak 75\.0; less"
+    with pytest.raises(UserError, match=message), machine_errors("less", torch.device("cuda:0")):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total ...")
 
 
@@ -71,7 +71,7 @@ def test_other_errors_pass(error: Exception) -> None:
 
 
 def train_with_a_deadly_image(out: str) -> None:
-    """Reading it ends the loading process, as the kernel does where memory runs out."""
+    """Reading it kills the worker, as the kernel does when memory runs out."""
     config = tiny_config(Path(out), {"data.workers": 1})
     splits = tiny_splits(config)
     read = splits["train"].raw.read
@@ -91,8 +91,8 @@ def train_with_a_deadly_image(out: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_loading_process_that_is_killed(tmp_path: Path) -> None:
-    """In a Python of its own: torch raises at any later moment too that one of its loading processes has died."""
+def test_killed_loader_worker(tmp_path: Path) -> None:
+    """In a separate process, because torch may report the dead worker again at any later time."""
     code = f"from tests.engine.training.test_step import *; train_with_a_deadly_image({str(tmp_path)!r})"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
@@ -100,19 +100,19 @@ def test_a_loading_process_that_is_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("clip", [0.0, 2.0])
-def test_a_gradient_that_is_no_number_stops_before_the_step(clip: float, tmp_path: Path) -> None:
+def test_non_finite_gradient_stops_before_the_step(clip: float, tmp_path: Path) -> None:
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "optim.clip": clip}))
     trainer, objective = session.trainer, session.trainer.objective
     before: list[dict[str, torch.Tensor]] = []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
-        outcome = objective(model, batch, **options)
+        output = objective(model, batch, **options)
         if trainer.progress.batch < 2:
-            return outcome
+            return output
         before.append(copied(model.state_dict()))
         weight = model.get_parameter("head.weight")
         weight.register_hook(lambda gradient: gradient / 0)
-        return outcome
+        return output
 
     trainer.objective = spoilt
     with pytest.raises(UserError, match=r"the gradient is not finite at epoch 1, batch 3 \(head\.weight\)") as caught:
@@ -121,8 +121,8 @@ def test_a_gradient_that_is_no_number_stops_before_the_step(clip: float, tmp_pat
     assert_same_tensors(copied(trainer.model.state_dict()), before[0])
 
 
-def test_under_fp16_an_overflowing_gradient_is_left_to_the_scaler(tmp_path: Path) -> None:
-    """The guard does not look at the norm: the step is skipped, the scale halved, and training goes on."""
+def test_fp16_scaler_skips_overflowing_gradients(tmp_path: Path) -> None:
+    """The norm is not checked: the step is skipped, the scale is halved, and training continues."""
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.precision": "fp16", "train.epochs": 1}))
     trainer, objective = session.trainer, session.trainer.objective
     weights: list[dict[str, torch.Tensor]] = []
@@ -143,8 +143,8 @@ def test_under_fp16_an_overflowing_gradient_is_left_to_the_scaler(tmp_path: Path
     assert not torch.equal(weights[1]["head.weight"], weights[0]["head.weight"])
 
 
-def test_every_micro_batch_has_a_seed_of_its_own(tmp_path: Path) -> None:
-    """It follows from the run's seed, the epoch and the batch."""
+def test_every_micro_batch_has_its_own_seed(tmp_path: Path) -> None:
+    """It depends on the run's seed, the epoch and the batch."""
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.epochs": 2}))
     trainer, objective = session.trainer, session.trainer.objective
     seeds: dict[tuple[int, int], int] = {}

@@ -1,4 +1,4 @@
-"""One step: what it does to the weights, at which precision, and what stops it."""
+"""Single steps of the trainer: accumulation, clipping, averaging, precision, and what stops them."""
 
 import math
 from dataclasses import replace
@@ -47,8 +47,8 @@ def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkey
     assert max(gradient.abs().max() for gradient in expected.values()) > 1e-3
 
 
-def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tmp_path: Path) -> None:
-    """Four batches in windows of three: two steps, the last from one batch whose loss is divided by three too."""
+def test_last_accumulation_window_is_divided_like_the_others(tmp_path: Path) -> None:
+    """Four batches in windows of three: two steps; the loss of the last, single batch is divided by three too."""
     session = Session(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     trainer, norms = session.trainer, []
     update = trainer.step._update
@@ -61,7 +61,7 @@ def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tm
     session.go()
     assert trainer.progress.step == 2
     alone = tiny_trainer(tiny_config(tmp_path, PLAIN))
-    # The same weights as before the last step are those after the first, so replay it.
+    # Replay the first step to get the weights before the last one.
     replay = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.grad_accum_steps": 3, "optim.clip": 0}))
     batches = first_batches(replay, 4, 8)
     for batch in batches[:3]:
@@ -74,7 +74,7 @@ def test_a_last_window_of_accumulation_is_stepped_and_divided_like_the_others(tm
 
 @pytest.mark.parametrize(("clip", "precision"), [(0.0, "fp32"), (0.01, "fp32"), (1e6, "fp32"), (1e6, "fp16")])
 def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: Path) -> None:
-    """Under fp16 the gradients are scaled; what is clipped and stepped with are the gradients themselves."""
+    """Under fp16 gradients are scaled, but clipping and the step use unscaled ones."""
     trainer = tiny_trainer(tiny_config(tmp_path, PLAIN | {"optim.clip": clip, "train.precision": precision}))
     seen: list[float] = []
     step = trainer.state.scaler.step
@@ -92,7 +92,7 @@ def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: 
     assert seen[0] == pytest.approx(0.01 if clip == 0.01 else free, rel=1e-3 if precision == "fp32" else 0.1)
 
 
-def test_averaging_follows_the_published_decay(tmp_path: Path) -> None:
+def test_weight_average_follows_the_published_decay(tmp_path: Path) -> None:
     session = Session(tiny_config(tmp_path, PLAIN | {"train.ema_decay": 0.6}))
     trainer = session.trainer
     assert trainer.state.ema is not None
@@ -117,7 +117,7 @@ def test_averaging_follows_the_published_decay(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_loss_that_is_no_number_stops_before_the_step(
+def test_non_finite_loss_stops_before_the_step(
     accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(tiny_config(tmp_path, {"optim.grad_accum_steps": accumulation, "train.save_every_steps": 1}))
@@ -125,12 +125,12 @@ def test_a_loss_that_is_no_number_stops_before_the_step(
     seen: list[tuple[str, ...]] = []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
-        outcome = objective(model, batch, **options)
+        output = objective(model, batch, **options)
         seen.append(batch.paths)
         if len(seen) < 3:
-            return outcome
-        terms = {**outcome.terms, "presence": torch.tensor(math.inf)}
-        return replace(outcome, loss=outcome.loss * math.nan, terms=terms)
+            return output
+        terms = {**output.terms, "presence": torch.tensor(math.inf)}
+        return replace(output, loss=output.loss * math.nan, terms=terms)
 
     trainer.objective = spoilt
     with pytest.raises(UserError) as caught:
@@ -148,10 +148,10 @@ def test_rows_are_means_over_the_epochs_images(tmp_path: Path) -> None:
     objective, seen = session.trainer.objective, []
 
     def watched(model: nn.Module, batch: Batch, **options: Any) -> Any:
-        outcome = objective(model, batch, **options)
-        right = (outcome.prediction.logits.argmax(1) == batch.label).float().mean().item()
-        seen.append((outcome.loss.item(), outcome.terms["entropy"].item(), right))
-        return outcome
+        output = objective(model, batch, **options)
+        right = (output.prediction.logits.argmax(1) == batch.label).float().mean().item()
+        seen.append((output.loss.item(), output.terms["entropy"].item(), right))
+        return output
 
     session.trainer.objective = watched
     row = session.go().tracker.rows()[0]

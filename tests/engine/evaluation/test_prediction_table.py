@@ -1,4 +1,4 @@
-"""The table of a model's predictions."""
+"""The table predictions.csv."""
 
 import io
 
@@ -24,7 +24,7 @@ def table(predictions: PredictionTable, **annotations: torch.Tensor) -> pd.DataF
     return pd.read_csv(io.StringIO(predictions.csv()), index_col="path")
 
 
-def test_one_class_in_a_image() -> None:
+def test_table_of_single_label_images() -> None:
     found = table(PredictionTable(DatasetInfo("two", ("x", "y"))), group=torch.tensor([0, 3, 3]))
     assert list(found.index) == ["a", "b", "c"] and list(found) == ["label", "predicted", "group"]
     assert found["predicted"].tolist() == [0, 1, 0] and found["group"].tolist() == [0, 3, 3]
@@ -32,7 +32,7 @@ def test_one_class_in_a_image() -> None:
     assert results["accuracy"] == 1 / 3 and results["worst_group_accuracy"] == 0
 
 
-def test_several_classes_in_a_image() -> None:
+def test_multi_label_images() -> None:
     present = torch.tensor([[True, False], [False, True], [True, True]])
     info = DatasetInfo("two", ("x", "y"), multi_label=True)
     found = table(PredictionTable(info), present=present)
@@ -41,4 +41,4 @@ def test_several_classes_in_a_image() -> None:
     assert found["group"].isna().all()
     assert prediction_metrics(found)(torch.ones(3).numpy())["micro_f1"] == 6 / 8
     many = DatasetInfo("many", tuple(map(str, range(21))), multi_label=True)
-    assert list(table(PredictionTable(many), present=present)) == ["label", "predicted", "group"], "too many to name"
+    assert list(table(PredictionTable(many), present=present)) == ["label", "predicted", "group"], "too many classes"
