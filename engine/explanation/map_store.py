@@ -123,13 +123,13 @@ class MapReader:
             self.file = h5py.File(path, "r")
             if str(self.file.attrs.get("format")) != FORMAT:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
-            made_of = self.file.attrs.get("map_provenance") or self.file.attrs["made_of"]  # its name in older files
-            map_provenance = {key: converted_value(key, value) for key, value in dict(json.loads(made_of)).items()}
+            stored = self.file.attrs.get("map_provenance") or self.file.attrs["made_of"]  # the key in older files
+            inputs = {key: converted_value(key, value) for key, value in dict(json.loads(stored)).items()}
             methods = dict(json.loads(self.file.attrs["methods"]))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
         for key, wanted in _plain(provenance.inputs).items():
-            if map_provenance.get(key) != wanted:
-                raise UserError(f"--maps: {path} was made with the {key} {map_provenance.get(key)}, not {wanted}")
+            if inputs.get(key) != wanted:
+                raise UserError(f"--maps: {path} was made with the {key} {inputs.get(key)}, not {wanted}")
         for name, options in _plain(provenance.methods).items():
             if name not in methods:
                 raise UserError(f"--maps: {path} holds {', '.join(methods)}, not {name}")
