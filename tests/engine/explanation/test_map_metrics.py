@@ -78,7 +78,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str, str, Any]] = {
     "published fill of perturbation": ({}, "perturbation", "fill", "black"),
     "published fill of deletion": ({}, "insertion_deletion", "fill", "mean"),
     "normalisation": ({}, "abpc", "normalised_by", {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2)}),
-    "kept": ({"kept": 0.5}, "certificate", "kept", 0.5),
+    "keep_ratio": ({"keep_ratio": 0.5}, "certificate", "kept", 0.5),
     "patch": ({"patch": 14}, "certificate", "patch_pixels", 14),
 }
 
