@@ -24,7 +24,7 @@ lint: $(READY) ## Check style and formatting (ruff) and types (mypy)
 	@$(PY) -m mypy
 
 bench: $(READY) ## Measure a training step: speed and memory
-	@PYTHONPATH=. $(PY) benchmarks/train_step.py
+	@$(PY) -m benchmarks.train_step
 
 clean: ## Remove caches and build leftovers; keeps .venv, data, weights and runs
 	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,6 @@
 """The benchmark of inference: FLOPs are those of the formulas, counts those of the masks; it runs and writes."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,14 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-import inference
-import inference_measure
-import inference_report
-import inference_subjects
-from inference_measure import Case
-
+from benchmarks import harness, inference
 from engine.run.checkpointing import write_safetensors
 from engine.run.folder import BEST, open_run
 from models.masked_vit import MaskedViT
@@ -32,8 +24,8 @@ WIDTH, HIDDEN, DEPTH, PATCH, PATCHES, PREFIX, CLASSES = 32, 64, 3, 8, 16, 5, 200
 """vit_t_dino at 32 pixels."""
 
 
-def subject(name: str, keep: float = 0.5, spread: float = 0.5) -> inference_subjects.Subject:
-    found = inference_subjects.random_subject(name, 6, 32, keep, spread)
+def random_model(name: str, keep: float = 0.5, spread: float = 0.5) -> inference.MeasuredModel:
+    found = inference.random_model(name, inference.parse([name, *TINY, f"--keep={keep}", f"--spread={spread}"]))
     found.model.eval()
     return found
 
@@ -60,7 +52,7 @@ def stage_1(parts: int = 8) -> int:
 @torch.no_grad()
 def test_flops_are_those_of_the_formulas(path: str) -> None:
     counts = [3, 3, 9, 16]
-    found = inference_measure.flops(subject("two_stage/vit_t_dino"), path, counts, CPU)
+    found = inference.flops(random_model("two_stage/vit_t_dino"), path, counts, CPU)
     mean = sum(stage_2(path, count) for count in counts) / 4
     assert found == {"stage_1": stage_1(), "stage_2": mean}
 
@@ -68,35 +60,33 @@ def test_flops_are_those_of_the_formulas(path: str) -> None:
 @torch.no_grad()
 def test_flops_of_models_of_one_stage_and_of_soft_masks() -> None:
     plain = 2 * PATCHES * 3 * PATCH**2 * WIDTH + DEPTH * block(21, 21) + 2 * WIDTH * CLASSES
-    assert inference_measure.flops(subject("vit/vit_t_dino"), "whole", [], CPU) == {"model": plain}
-    assert inference_measure.flops(subject("pdiscoformer/vit_t_dino"), "whole", [], CPU) == {"model": stage_1()}
-    decoupled = inference_measure.flops(subject("decoupled/vit_t_dino"), "packed", [4], CPU)
+    assert inference.flops(random_model("vit/vit_t_dino"), "whole", [], CPU) == {"model": plain}
+    assert inference.flops(random_model("pdiscoformer/vit_t_dino"), "whole", [], CPU) == {"model": stage_1()}
+    decoupled = inference.flops(random_model("decoupled/vit_t_dino"), "packed", [4], CPU)
     assert decoupled == {"stage_2": stage_2("packed", 4)}
-    soft = inference_measure.flops(subject("two_stage/vit_t_dino"), "soft", [], CPU)
+    soft = inference.flops(random_model("two_stage/vit_t_dino"), "soft", [], CPU)
     assert soft == {"stage_1": stage_1(), "stage_2": stage_2("dense", 0)}
 
 
 @torch.no_grad()
 def test_what_is_kept_and_which_images_come_in_a_batch() -> None:
-    found = subject("two_stage/vit_t_dino", keep=0.5, spread=1.0)
+    found = random_model("two_stage/vit_t_dino", keep=0.5, spread=1.0)
     assert found.patch_masks is not None
     expected = found.patch_masks.flatten(1).sum(1).tolist()
     assert sorted(expected) == [1, 3, 6, 10, 13, 16]
-    assert inference_measure.kept_counts(found, 4, CPU) == expected
+    assert inference.kept_counts(found, 4, CPU) == expected
     batch = found.batch(1, 4, CPU)
     assert torch.equal(batch.image, found.images[[4, 5, 0, 1]])
     assert torch.equal(found.model(batch.image).mask, found.patch_masks[[4, 5, 0, 1]])
-    assert inference_measure.kept_counts(subject("vit/vit_t_dino"), 4, CPU) == []
+    assert inference.kept_counts(random_model("vit/vit_t_dino"), 4, CPU) == []
 
 
 @pytest.mark.parametrize("backbone", [FLAT[1], "vit_t_parallel"])
 @torch.no_grad()
 def test_paths_have_the_name_of_what_is_run(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = subject(f"two_stage/{backbone}").model
+    model = random_model(f"two_stage/{backbone}")
     pruned = "gathered" if backbone == "vit_t_parallel" else "packed"
-    assert inference_measure.paths_of(model, ["dense", "auto", "gathered"]) == list(
-        dict.fromkeys(["dense", pruned, "gathered"])
-    )
+    assert model.paths(["dense", "auto", "gathered"]) == list(dict.fromkeys(["dense", pruned, "gathered"]))
     seen = []
     hard = MaskedViT._hard
 
@@ -105,26 +95,17 @@ def test_paths_have_the_name_of_what_is_run(backbone: str, monkeypatch: pytest.M
         return hard(self, *args)
 
     monkeypatch.setattr(MaskedViT, "_hard", note)
-    each = subject(f"two_stage/{backbone}")
-    inference_measure.timings(each, ["dense", pruned], [2], 2, torch.float32, CPU)
-    assert seen == ["dense"] * 3 + [pruned] * 3 + ["dense", pruned] * 2
+    table = inference.cases(random_model(f"two_stage/{backbone}"), ["dense", pruned], [2], torch.float32, CPU)
+    harness.measure(table, 2, CPU)
+    assert seen == ["dense", pruned] + ["dense", pruned] * 2
 
 
 @torch.no_grad()
-def test_a_path_that_answers_otherwise_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    each = subject("two_stage/vit_t_dino")
-    assert inference_measure.difference(each, ["dense", "packed", "gathered"], 4, CPU) < 1e-5
+def test_a_path_with_other_logits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = random_model("two_stage/vit_t_dino")
+    assert inference.difference(each, ["dense", "packed", "gathered"], 4, CPU) < 1e-5
     monkeypatch.setattr(MaskedViT, "_hard", lambda self, x, mask: x[:, 0] + float(self.path == "packed"))
-    assert inference_measure.difference(each, ["dense", "packed"], 4, CPU) > 1e-3
-
-
-def test_a_rows_figures() -> None:
-    row = inference_report.row(Case("packed", 8, peak_bytes=5, seconds=[4.0, 1.0, 2.0]))
-    assert (row["images_per_second"], row["median_seconds"], row["peak_bytes"]) == (4, 2, 5)
-    assert row["p90_seconds"] == pytest.approx(np.percentile([1, 2, 4], 90))
-    assert row["images_per_second_p90"] == pytest.approx(8 / 3.6)
-    shown = inference_report.quantiles([0, 10, 20])
-    assert (shown["min"], shown["25 %"], shown["median"], shown["max"]) == (0, 5, 10, 20)
+    assert inference.difference(each, ["dense", "packed"], 4, CPU) > 1e-3
 
 
 def run_folder(out: Path, **keys: Any) -> Path:
@@ -142,28 +123,29 @@ def test_runs_and_random_models_in_one_table(tmp_path: Path, capsys: pytest.Capt
     inference.main(words)
     content, page = json.loads((tmp_path / "table.json").read_text()), (tmp_path / "table.md").read_text()
     assert page.strip() in capsys.readouterr().out
-    first, second, third = content["models"]
+    first, second, third = (section["details"] | section for section in content["sections"])
     assert [row["path"] for row in first["rows"]] == ["dense", "packed"] * 2
     assert [row["batch"] for row in first["rows"]] == [1, 1, 4, 4]
-    assert [row["path"] for row in second["rows"]] == ["soft"] * 2 and second["kept"] is None
+    assert [row["path"] for row in second["rows"]] == ["soft"] * 2 and second["kept_patches"] == []
     assert [row["path"] for row in third["rows"]] == ["whole"] * 2 and set(third["parameters"]) == {"model"}
     assert set(first["parameters"]) == {"stage_1", "stage_2"} and first["grid"] == [4, 4]
-    assert len(first["kept"]["counts"]) == 6 and all(1 <= count <= 16 for count in first["kept"]["counts"])
-    assert first["source"] == "6 images of its test split" and first["difference_of_paths"] < 1e-4
+    assert len(first["kept_patches"]) == 6 and all(1 <= count <= 16 for count in first["kept_patches"])
+    assert first["notes"][0] == "measured on 6 images of its test split" and first["difference_of_paths"] < 1e-4
     dense, packed = (first["flops_per_image"][path] for path in ("dense", "packed"))
     assert dense["stage_1"] == packed["stage_1"] and dense["stage_2"] > packed["stage_2"] > 0
-    rows = [row for model in content["models"] for row in model["rows"]]
-    assert all(len(row["seconds"]) == 2 and row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    rows = [row for section in content["sections"] for row in section["rows"]]
+    assert all(len(row["seconds"]) == 2 and row["images_per_second"] > 0 and row["peak_MiB"] > 0 for row in rows)
     assert content["options"]["overrides"] == ["--data.eval_batch_size=5"]
-    assert content["machine"]["packages"]["torch"]
+    counts = np.array(first["kept_patches"])
+    assert f"of 16 patches stage 2 sees: min {counts.min()}, " in page
+    assert f"max {counts.max()}, mean {counts.mean():.1f} ({counts.mean() / 16:.1%})" in page
 
 
 @pytest.mark.slow
-def test_it_runs_as_a_script_from_the_root(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+def test_it_runs_as_a_module_from_the_root(tmp_path: Path) -> None:
     words = ["two_stage/vit_nano_patch8", *TINY, "--precision=bf16", "--threads=1", f"--out={tmp_path / 'table'}"]
-    command = [sys.executable, "benchmarks/inference.py", *words]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "benchmarks.inference", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "| packed | 4 |" in (tmp_path / "table.md").read_text()
 
@@ -171,7 +153,7 @@ def test_it_runs_as_a_script_from_the_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [["--batch=0"], ["--rounds=0"], ["--keep=0"], ["--spread=2"], ["--paths=x"], ["--warp=1"], ["--split=all"]]
 )
-def test_a_senseless_option_is_refused(wrong: list[str]) -> None:
+def test_an_invalid_option_is_refused(wrong: list[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         inference.parse(["vit/vit_t_dino", *wrong])
     assert stopped.value.code == 2
@@ -180,7 +162,7 @@ def test_a_senseless_option_is_refused(wrong: list[str]) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("vit_t_dino", "'vit_t_dino' is neither a run folder nor KIND/BACKBONE with KIND of cnn, decoupled"),
+        ("vit_t_dino", "'vit_t_dino' is neither a run folder nor NAME/BACKBONE with NAME one of cnn, decoupled"),
         ("best/vit_t_dino", "'best/vit_t_dino' is neither"),
         ("vit/vit_nowhere", "timm has no model 'vit_nowhere'"),
         (str(ROOT / "docs"), "is not a run folder: it has no config.yaml"),

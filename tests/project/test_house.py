@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = frozenset(
-    {"common", "models", "losses", "datasets", "explain", "metrics", "engine", "report", "commands", "slurm"}
-)
-ABOVE = frozenset({"engine", "commands", "slurm"})
+ABOVE = frozenset({"engine", "commands", "slurm", "benchmarks"})
+PACKAGES = ABOVE | {"common", "models", "losses", "datasets", "explain", "metrics", "report"}
 NEVER = {
     "common": PACKAGES - {"common"},
     "models": PACKAGES - {"common", "models"},
@@ -21,12 +19,13 @@ NEVER = {
     "metrics": ABOVE | {"report", "models", "explain"},
     "explain": ABOVE,
     "report": PACKAGES - {"common", "report"},
-    "engine": frozenset({"commands", "slurm", "report", "argparse"}),
+    "engine": frozenset({"commands", "slurm", "benchmarks", "report", "argparse"}),
     "engine/run": frozenset({"engine.training", "engine.evaluation", "engine.explanation"}),
     "engine/evaluation": frozenset({"engine.training", "engine.explanation"}),
     "engine/training": frozenset({"engine.explanation"}),
     "engine/explanation": frozenset({"engine.training"}),
-    "commands": frozenset({"slurm"}),
+    "commands": frozenset({"slurm", "benchmarks"}),
+    "benchmarks": frozenset({"slurm", "tests"}),
 }
 """Folder -> packages that no file below it imports. Scripts at the root are for nobody to import but scripts."""
 LONGEST_FILE = 300
