@@ -34,7 +34,7 @@ COMMANDS = sorted(
         for page in (ROOT / "docs").glob("*.md")
         for block in BLOCK.findall(page.read_text())
         for line in block.replace("\\\n", " ").splitlines()
-        if re.match(r"python (?:-m (?:commands|slurm)\.\w+|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ", line)
+        if re.match(r"python (?:-m (?:commands|slurm|benchmarks)\.\w+|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ", line)
     }
 )
 PARSERS = {"evaluate.py": evaluate.parse_args} | {
