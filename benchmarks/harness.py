@@ -101,7 +101,7 @@ def require_equal(differences: dict[str, float], tolerance: float) -> None:
     for name, value in differences.items():
         log(f"check {name}: largest relative difference {value:.1e}, allowed {tolerance:g}")
     if wrong := [name for name, value in differences.items() if not value <= tolerance]:  # a nan is not equal
-        log(f"error: not the published numbers: {', '.join(wrong)}; nothing was timed")
+        log(f"error: not the published numbers: {', '.join(wrong)}; no results written")
         raise SystemExit(1)
 
 

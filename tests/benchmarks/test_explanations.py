@@ -90,7 +90,7 @@ def test_a_method_with_other_numbers_is_not_timed(
         explanations.main([*TINY, f"--out={tmp_path / 'table'}"])
     assert stopped.value.code == 1
     error = capsys.readouterr().err
-    assert "error: not the published numbers: agcam (published); nothing was timed" in error
+    assert "error: not the published numbers: agcam (published); no results written" in error
     assert list(tmp_path.iterdir()) == []
 
 
