@@ -1,4 +1,4 @@
-"""What explains: one verb, one registry of methods.
+"""Explanation methods: heat maps of what a classifier looks at.
 
 from explain import explain
 maps = explain(model, images, "agcam")  # [B, h, w]
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain import (  # noqa: F401  (each registers its methods)
+from explain import (  # noqa: F401  (importing a file registers its methods)
     agcam,
     attention_flow,
     grad_rollout,
     gradcam,
+    gradients,
     guided_backprop,
     inherent,
     input_x_gradient,
@@ -26,7 +27,7 @@ from explain.explained_model import ExplainedModel, explainable, explained_model
 from explain.lrp import method as _lrp  # noqa: F401
 from explain.types import METHODS, Explainer
 
-__all__ = ["METHODS", "Explainer", "explain", "run_method", "explained_model"]
+__all__ = ["METHODS", "Explainer", "build_method", "explain", "explained_model", "run_method"]
 
 
 def explain(
@@ -38,23 +39,22 @@ def explain(
     stage: Literal[1, 2] = 2,
     **options: Any,
 ) -> Tensor:
-    """Heat maps of a batch: [B, h, w] on the patch grid, unnormalised, detached ([B, H, W] for pixel methods).
+    """Heat maps of a batch: [B, h, w] on the patch grid or [B, H, W] at pixels, unnormalised, detached.
 
-    `model`: any timm ViT, a PlainViT or a TwoStageModel (`stage`: which of its two is explained). images [B, 3, H, W],
-    normalised as the model expects. targets: [B] int64 class per image; None = predicted class. `options` are the
-    method's fields. Model, gradients, hooks and flags are left as they were, also after an error. Raises UserError for
-    an unknown method or option, or a model that the method cannot explain.
+    `model`: any timm ViT, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its stages to explain).
+    images [B, 3, H, W], normalised as the model expects. targets [B] int64, a class per image; None: the predicted
+    class. `options`: the method's fields. The model, its gradients, hooks and flags are left unchanged, also after an
+    error. Raises UserError for an unknown method or option, or a model that the method cannot explain.
     """
     explainer = build_method(method, **options) if isinstance(method, str) else method
     return run_method(explainer, explained_model(model, images, stage), images, targets)
 
 
 def build_method(name: str, **options: Any) -> Explainer:
-    """The method `name` with its options. Raises UserError for an unknown one."""
+    """The method `name` with its options. Raises UserError for an unknown method or option."""
     kind = METHODS[name]
-    known = getattr(kind, "__dataclass_fields__", {})
-    unknown = set(options) - set(known)
-    if unknown:
+    known = kind.options()
+    if unknown := options.keys() - known:
         raise UserError(f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}")
     return kind(**options)
 
@@ -62,7 +62,7 @@ def build_method(name: str, **options: Any) -> Explainer:
 def run_method(
     explainer: Explainer, explained: ExplainedModel, images: Tensor, targets: Tensor | None = None
 ) -> Tensor:
-    """`explain` for an explained model that is at hand."""
+    """Like `explain`, for an ExplainedModel that was built with `explained_model`."""
     explainer.check(explained)
     with explainable(explained):
         maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))

@@ -1,48 +1,40 @@
-"""Show what a classifier looks at: one column per image and class, one row per method.
+"""Draw heat maps of what a classifier looks at: one column per image and class, one row per method.
 
     python -m explain photo.jpg --model timm/vit_small_patch16_224
     python -m explain photo.jpg --method agcam rollout --head-fusion max --target "golden retriever" "tabby cat" \\
         --class-names imagenet.txt
     python -m explain *.jpg --run runs/quickstart/two_stage-seed0 --out parts.png
 
-Writes one PNG and prints predicted class, probability and file of each image. A two-stage run also shows its parts,
-what stage 2 sees, and the foreground probability.
+Writes one PNG, and prints the predicted class, its probability and the file of each image. For a two-stage run the PNG
+also shows its parts, what stage 2 sees, and the foreground probability.
 """
 
 import argparse
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from datasets.config import DataConfig
 from datasets.formats.images import read_image
 from datasets.transforms import EvalTransform
 from datasets.types import RawSample
 from explain.loading import Classifier, load_run, load_timm
 from explain.options import add_options, build_methods
-from explain.sheet import Show
+from explain.sheet import ExplanationSheet
 from report.sheets import contact_sheet
 
 MODEL = "timm/vit_small_patch16_224"
 METHODS = ("agcam", "gradcam", "rollout")
-"""What is shown where nothing else is asked for."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Says a mistake in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(message)
+"""The methods shown by default."""
 
 
 def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Command line. Raises UserError."""
+    """Parse the command line. Raises UserError."""
     parser = Parser(
         "python -m explain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -53,11 +45,13 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--run", type=Path, metavar="DIR", help="folder that train.py wrote")
     parser.add_argument("--weights", metavar="FILE", help="for --model: hub (default), none, or a file")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="for --model: input size, pixels")
-    parser.add_argument("--stage", type=int, choices=(1, 2), default=2, help="which stage of a two-stage run")
+    parser.add_argument("--stage", type=int, choices=(1, 2), default=2, help="of a two-stage run; default: 2")
     parser.add_argument("--method", nargs="+", default=METHODS, metavar="NAME", help=f"default: {' '.join(METHODS)}")
-    parser.add_argument("--target", nargs="+", metavar="CLASS", help="numbers or names; default: the predicted class")
-    parser.add_argument("--class-names", type=Path, metavar="FILE", help="text file, one name a line")
-    parser.add_argument("--out", type=Path, default=Path("explained.png"), metavar="FILE.png")
+    parser.add_argument("--target", nargs="+", metavar="CLASS", help="class numbers or names; default: predicted class")
+    parser.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
+    parser.add_argument(
+        "--out", type=Path, default=Path("explained.png"), metavar="FILE", help="default: explained.png"
+    )
     add_options(parser)
     args = parser.parse_args(arguments)
     if args.out.suffix.lower() != ".png":
@@ -66,10 +60,10 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace) -> Classifier:
-    """The model that the flags name. Raises UserError."""
+    """Load the model that the flags name. Raises UserError."""
     if args.run:
         if args.weights or args.size:
-            raise UserError("--weights and --size go with --model; a run has its own")
+            raise UserError("--weights and --size go with --model; a run has its own weights and size")
         return load_run(args.run)
     place, _, name = args.model.partition("/")
     if place != "timm" or not name:
@@ -78,7 +72,7 @@ def load(args: argparse.Namespace) -> Classifier:
 
 
 def read_names(path: Path | None, count: int) -> list[str]:
-    """Names of the classes: those of the file, or their numbers. Raises UserError unless there are `count`."""
+    """The class names in the file, or "class 0", ... without one. Raises UserError unless the file has `count`."""
     if path is None:
         return [f"class {index}" for index in range(count)]
     try:
@@ -91,7 +85,7 @@ def read_names(path: Path | None, count: int) -> list[str]:
 
 
 def class_index(text: str, names: Sequence[str]) -> int:
-    """The class that a user means by its number or its name. Raises UserError with the nearest names."""
+    """The index of a class given by number or name. Raises UserError with the nearest names."""
     if text.isdecimal():
         if int(text) < len(names):
             return int(text)
@@ -105,7 +99,7 @@ def class_index(text: str, names: Sequence[str]) -> int:
 
 
 def read_input(path: Path, classifier: Classifier) -> Tensor:
-    """[3, H, W]: the image as the model takes it in evaluation. Raises UserError where it cannot be read."""
+    """The image with the evaluation transform, [3, H, W]. Raises UserError if it cannot be read."""
     config = DataConfig(image_size=classifier.size, mean=classifier.mean, std=classifier.std)
     return EvalTransform(config)(RawSample(read_image(path), label=0, path=str(path))).image
 
@@ -120,9 +114,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     targets = [class_index(text, names) for text in args.target or []]
     classifier.model.to(device := torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     images = [read_input(path, classifier).to(device) for path in args.images]
-    show = Show(classifier, methods, names, targets, args.stage)
-    columns = [column for path, image in zip(args.images, images, strict=True) for column in show.columns(path, image)]
-    print(f"look at {contact_sheet(columns, show.row_titles(), args.out, legend=show.legend())}")
+    sheet = ExplanationSheet(classifier, methods, names, targets, args.stage)
+    columns = [column for path, image in zip(args.images, images, strict=True) for column in sheet.columns(path, image)]
+    print(f"look at {contact_sheet(columns, sheet.row_titles(), args.out, legend=sheet.legend())}")
 
 
 if __name__ == "__main__":

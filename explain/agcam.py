@@ -1,10 +1,15 @@
-"""Attention-guided CAM (AGCAM, Leem and Seo 2024): the classifier's attention scores, gated by their gradients.
+"""AGCAM: attention-guided class activation maps.
+
+Leem and Seo, "Attention Guided CAM: Visual Explanations of Vision Transformer Guided by Self-Attention", AAAI 2024:
 
     map_j = sum over blocks and heads of max(G_0j, 0) sigmoid(S_0j)
 
-G = dy/dA and S are taken at the class token's row, and no gradient passes through an attention: it flows along the
-residual stream and the MLPs alone. So G_0j = dy/dO_0 . v_j in closed form, no N x N matrix is formed, and no gradient
-reaches another token: the graph is that of a second pass with the class token alone.
+S are the attention scores and G = dy/dA the gradient of the attention weights, both in the row of the class token 0.
+No gradient passes through an attention: it flows along the residual stream and the MLPs only. Hence G_0j = dy/dO_0 v_j
+in closed form, no N x N matrix is formed, and only the class token gets a gradient: the forward pass with a graph can
+be restricted to that token.
+
+Shape suffixes: L blocks, B images, N tokens.
 """
 
 from dataclasses import dataclass
@@ -15,40 +20,41 @@ from torch import Tensor
 
 from explain.attention_capture import AttentionCapture, record, replay
 from explain.explained_model import ExplainedModel
+from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
 @METHODS.register("agcam")
 @dataclass(frozen=True)
 class Agcam(Explainer):
-    """As published for one image; a batch, of which the published code explains the first image only, gets all maps.
+    """As published for a single image (of a batch, the published code explains the first image only).
 
-    Where the classifier reads patches, the mean over their rows, each with its own gradient. Patches that are hidden
-    from stage 2 get 0, since their score is minus infinity.
+    If the classifier reads patches: the mean over their rows. Patches hidden from stage 2 get 0 because their scores
+    are minus infinity.
     """
 
-    class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
         blocks = list(explained.vit.blocks)
         if explained.readout == "class_token" and not explained.graph:
-            with torch.no_grad(), record(blocks) as whole:
+            # A plain forward pass of all tokens, then one with a graph for the class token only: less memory and time.
+            with torch.no_grad(), record(blocks) as all_tokens:
                 explained.logits(images)
-            with replay(blocks, whole, explained.rows()) as capture:
+            with replay(blocks, all_tokens, explained.rows()) as capture:
                 logits = explained.logits(images)
         else:
-            with record(blocks, cut=True, graph=explained.graph) as capture:
+            with record(blocks, stop_gradient=True, graph=explained.graph) as capture:
                 logits = explained.logits(images)
-        capture.gradients(explained.target_score(logits, targets))
-        return self.of_capture(capture, explained, images)
+        capture.compute_gradients(explained.target_score(logits, targets))
+        return self.maps_from(capture, explained, images)
 
-    def of_capture(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
-        """The maps of a forward pass whose gradients are on the capture."""
+    def maps_from(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
+        """Maps from a capture whose gradients are computed."""
         rows = explained.rows()
-        gated_LBN = [
+        gated_LBN = [  # [B, H, R, N]: mean over the rows, sum over the heads
             (attention.weights_gradient(rows).clamp_min(0) * attention.scores(rows).sigmoid()).mean(2).sum(1)
             for attention in capture.attentions
         ]
-        return torch.stack(gated_LBN).sum(0)[:, explained.num_prefix :].unflatten(1, explained.grid(images))
+        return patch_grid(torch.stack(gated_LBN).sum(0), explained, images)

@@ -1,11 +1,12 @@
-"""What a forward pass leaves behind for the explanation methods: every attention's q, k, v and output.
+"""Capture q, k, v and the output of every attention in a forward pass; the attention methods compute from these.
 
-Attention is caught where it happens, at `scaled_dot_product_attention`, so it stays fused, needs no module of a known
-name, and the N x N matrices exist only for the rows that a method asks for. They are rebuilt exactly:
+The calls of `scaled_dot_product_attention` are intercepted, so attention stays fused, no module names are needed, and
+N x N matrices are formed only for the query rows that a method asks for:
 
-    S = q kT scale + mask      A = softmax(S)      G = dy/dA = dy/dO vT      E = dy/dS = A (G - sum_m A G)
+    S = scale q kᵀ + mask      A = softmax(S)      O = A v
+    dy/dA = dy/dO vᵀ           dy/dS = A * (dy/dA - rowsum(A * dy/dA))
 
-Shape legend: B images, H heads, N tokens, R rows asked for, E head width; O [B, H, N, E] is an attention's output.
+Shape suffixes: B images, H heads, N tokens, R query rows (a slice of the N), D head width. q, k, v and O are BHND.
 """
 
 import contextlib
@@ -18,53 +19,70 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from common.errors import UserError
+
 ALL = slice(None)
 
 
 @dataclass
 class Attention:
-    """One attention of one block, as it was computed."""
+    """One call of scaled dot-product attention."""
 
     block: int
-    """Index of the block among those recorded."""
+    """Index of the block it ran in, among the recorded blocks."""
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
     mask: Tensor | None
-    """What was added to the scores, or (bool) where they count; broadcasts to [B, H, N, N]."""
+    """Added to the scores, or (bool) True where a key is visible; broadcasts to [B, H, N, N]."""
     out: Tensor
-    """[B, H, N, E]."""
+    """O [B, H, N, D]."""
     out_gradient: Tensor | None = None
-    """dy/dO, same shape; set by `AttentionCapture.gradients`."""
+    """dy/dO [B, H, N, D]; set by `AttentionCapture.compute_gradients`."""
 
     def scores(self, rows: slice = ALL) -> Tensor:
-        """S [B, H, R, N] fp32 (fp64 for an fp64 model), -inf where masked."""
-        scores = exact_product(self.q[:, :, rows], self.k, self.scale)
-        if self.mask is None:
-            return scores
-        mask = self.mask[..., rows, :] if self.mask.shape[-2] > 1 else self.mask
-        return scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        """S [B, H, R, N] in fp32 (fp64 for an fp64 model), -inf where masked."""
+        scores_BHRN = exact_product(self.q[:, :, rows], self.k, self.scale)
+        mask = self._mask_rows(rows)
+        if mask is None:
+            return scores_BHRN
+        return scores_BHRN.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores_BHRN + mask
 
     def weights(self, rows: slice = ALL) -> Tensor:
         """A [B, H, R, N]."""
         return self.scores(rows).softmax(-1)
 
     def weights_gradient(self, rows: slice = ALL) -> Tensor:
-        """G = dy/dA [B, H, R, N]."""
+        """dy/dA [B, H, R, N]."""
         if self.out_gradient is None:
-            raise RuntimeError("call AttentionCapture.gradients first")
+            raise RuntimeError("call AttentionCapture.compute_gradients first")
         return exact_product(self.out_gradient[:, :, rows], self.v)
 
     def scores_gradient(self, rows: slice = ALL) -> Tensor:
-        """E = dy/dS [B, H, R, N]; every row sums to 0."""
+        """dy/dS [B, H, R, N]; every row sums to 0."""
         weights, gradient = self.weights(rows), self.weights_gradient(rows)
         return weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
 
-    def leaf(self, rows: slice) -> "Attention":
-        """The same for the queries `rows` alone; what they got is a leaf of a graph."""
-        mask = self.mask if self.mask is None or self.mask.shape[-2] == 1 else self.mask[..., rows, :]
-        return replace(self, q=self.q[:, :, rows], mask=mask, out=self.out[:, :, rows].detach().requires_grad_())
+    def select_rows(self, rows: slice) -> "Attention":
+        """The same attention for the query rows `rows` only; its output is a new leaf of the autograd graph."""
+        out = self.out[:, :, rows].detach().requires_grad_()
+        return replace(self, q=self.q[:, :, rows], mask=self._mask_rows(rows), out=out)
+
+    def _mask_rows(self, rows: slice) -> Tensor | None:
+        if self.mask is None or self.mask.shape[-2] == 1:  # one row for all queries
+            return self.mask
+        return self.mask[..., rows, :]
+
+
+def attention_from_call(
+    block: int, out: Tensor, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Attention:  # fmt: skip
+    """The Attention of `out = scaled_dot_product_attention(query, ...)`. Raises UserError if it cannot be rebuilt."""
+    if is_causal or enable_gqa:
+        raise UserError("--method: causal or grouped-query attention is not supported; choose a method at pixels")
+    return Attention(block, query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, out)
 
 
 @dataclass
@@ -73,92 +91,81 @@ class AttentionCapture:
 
     attentions: list[Attention] = field(default_factory=list)
     graph: bool = False
-    """Whether q, k, v and the gradients keep their graph, to be differentiated in turn."""
-    blocked: bool = True
-    """Whether attentions that were cut with their graph kept still let no gradient pass."""
+    """Whether q, k, v and the gradients keep their autograd graph, for maps that are differentiated."""
+    gradient_stopped: bool = True
+    """With `graph` and `stop_gradient`: whether attention outputs still block gradients."""
 
     def by_block(self) -> list[list[Attention]]:
-        """Attentions grouped by block: one each, or several where a block has parallel branches."""
+        """Attentions grouped by block: one each, or several if a block has parallel branches."""
         blocks: dict[int, list[Attention]] = {}
         for attention in self.attentions:
             blocks.setdefault(attention.block, []).append(attention)
         return list(blocks.values())
 
-    def gradients(self, score: Tensor) -> None:
-        """Fill every `out_gradient` with d score / d O. Weights get no gradient, the caller's ones stay as they are."""
+    def compute_gradients(self, score: Tensor) -> None:
+        """Set every `out_gradient` to d score / d O. No `.grad` is touched."""
         outs = [attention.out for attention in self.attentions]
         gradients = torch.autograd.grad(score, outs, materialize_grads=True, create_graph=self.graph)
-        self.blocked = False
+        self.gradient_stopped = False  # a later backward through the maps must reach q, k and v of earlier blocks
         for attention, gradient in zip(self.attentions, gradients, strict=True):
             attention.out_gradient = gradient
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes every fused attention that runs inside a block; `cut` makes its output a leaf of the graph."""
+    """Adds every attention that runs while `block` is set to the capture."""
 
-    def __init__(self, capture: AttentionCapture, cut: bool) -> None:
+    def __init__(self, capture: AttentionCapture, stop_gradient: bool) -> None:
         super().__init__()
-        self.capture, self.cut = capture, cut
+        self.capture, self.stop_gradient = capture, stop_gradient
         self.block: int | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # fmt: skip
-        result = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         if func is not F.scaled_dot_product_attention or self.block is None:
-            return result
-        q, k, v, mask, _, _, scale = _bind(*args, **(kwargs or {}))
-        graph = self.capture.graph and result.requires_grad
-        if graph and self.cut:
-            result.register_hook(lambda gradient: torch.zeros_like(gradient) if self.capture.blocked else None)
-            result = result.view_as(result)
-        elif torch.is_grad_enabled() and (self.cut or not result.requires_grad):
-            result = result.detach().requires_grad_()  # frozen weights: the graph starts here
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        read = (q, k, v) if graph else (q.detach(), k.detach(), v.detach())
-        self.capture.attentions.append(Attention(self.block, *read, scale, mask, result))
-        return result
-
-
-def _bind(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
-    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, float, bool, float | None]:  # fmt: skip
-    return query, key, value, attn_mask, dropout_p, is_causal, scale
+            return out
+        keep_graph = self.capture.graph and out.requires_grad
+        if keep_graph and self.stop_gradient:
+            # detach() would cut the graph for good; this hook can be switched off once dy/dO is known.
+            out.register_hook(lambda gradient: torch.zeros_like(gradient) if self.capture.gradient_stopped else None)
+            out = out.view_as(out)  # dy/dO is taken at this view, which the hook does not affect
+        elif torch.is_grad_enabled() and (self.stop_gradient or not out.requires_grad):
+            out = out.detach().requires_grad_()  # with frozen weights the graph starts here
+        attention = attention_from_call(self.block, out, *args, **kwargs)
+        if not keep_graph:
+            attention.q, attention.k, attention.v = (t.detach() for t in (attention.q, attention.k, attention.v))
+        self.capture.attentions.append(attention)
+        return out
 
 
 @contextlib.contextmanager
-def record(blocks: Iterable[nn.Module], cut: bool = False, graph: bool = False) -> Iterator[AttentionCapture]:
-    """Everything that the attentions of `blocks` (some or all of a ViT's) do inside this context.
+def record(blocks: Iterable[nn.Module], stop_gradient: bool = False, graph: bool = False) -> Iterator[AttentionCapture]:
+    """Capture the attentions of `blocks` (some or all blocks of a ViT) inside this context.
 
-    `cut`: no gradient passes through an attention; each output is a leaf, so that gradients flow along the residual
-    stream and the MLPs alone (AGCAM). `graph`: see `AttentionCapture.graph`. Gradients of what is computed from the
-    capture pass through attentions that were cut. Must be used inside `explainable`, which turns fused attention on. No
-    hook is left, also after an exception.
+    `stop_gradient`: no gradient passes through an attention; it flows along the residual stream and the MLPs only, as
+    AGCAM needs. `graph`: see `AttentionCapture.graph`; maps computed from the capture are then differentiable through
+    the attentions too. Use it inside `explainable`, which turns fused attention on. All hooks are removed, also after
+    an exception.
     """
     capture = AttentionCapture(graph=graph)
-    recorder = _Recorder(capture, cut)
+    recorder = _Recorder(capture, stop_gradient)
 
-    def enter(index: int) -> Callable[..., None]:
-        def note(*_: Any) -> None:
-            recorder.block = index
+    def set_block(index: int | None) -> Callable[..., None]:
+        return lambda *_: setattr(recorder, "block", index)
 
-        return note
-
-    def leave(*_: Any) -> None:
-        recorder.block = None
-
-    with contextlib.ExitStack() as hooks:
+    with contextlib.ExitStack() as stack:
         for index, block in enumerate(blocks):
-            hooks.callback(block.register_forward_pre_hook(enter(index)).remove)
-            hooks.callback(block.register_forward_hook(leave).remove)
-        with recorder:
-            yield capture
+            stack.enter_context(block.register_forward_pre_hook(set_block(index)))
+            stack.enter_context(block.register_forward_hook(set_block(None)))  # pooling attention is not recorded
+        stack.enter_context(recorder)
+        yield capture
 
 
 class _AttentionReplay(TorchFunctionMode):
-    """Answers every fused attention with what the capture has of it, in the capture's order."""
+    """Returns captured outputs, in order, instead of computing attention."""
 
     def __init__(self, capture: AttentionCapture) -> None:
         super().__init__()
@@ -173,20 +180,21 @@ class _AttentionReplay(TorchFunctionMode):
 
 @contextlib.contextmanager
 def replay(blocks: Sequence[nn.Module], capture: AttentionCapture, rows: slice) -> Iterator[AttentionCapture]:
-    """Inside, a forward pass carries the tokens `rows` alone from the first block on; yields the capture of these rows.
+    """Inside, a forward pass computes only the tokens `rows`, from the first block on; yields the capture of these.
 
-    `capture`: all attentions of the model on the same images. Each gives the rows what it gave them then, as a leaf,
-    which is the graph of `record(cut=True)` without the tokens that no gradient reaches. The logits are the same where
-    the classifier reads no other tokens.
+    `capture`: all attentions of the model on the same images. Attention is not recomputed: each returns its captured
+    output for these rows as a leaf, which gives the graph of `record(stop_gradient=True)` restricted to `rows`. The
+    logits are unchanged if the classifier reads no other tokens.
     """
-    of_rows = AttentionCapture([attention.leaf(rows) for attention in capture.attentions])
-    take = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))
-    with take, _AttentionReplay(of_rows):
-        yield of_rows
+    selected = AttentionCapture([attention.select_rows(rows) for attention in capture.attentions])
+    keep_rows = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))
+    with keep_rows, _AttentionReplay(selected):
+        yield selected
 
 
 def exact_product(a: Tensor, b: Tensor, scale: float = 1.0) -> Tensor:
-    """(scale a) bT in fp32 (fp64 for fp64 tensors), also under autocast."""
+    """scale a bᵀ in fp32 (fp64 for fp64 tensors), also under autocast."""
     dtype = torch.promote_types(a.dtype, torch.float32)
     with torch.autocast(a.device.type, enabled=False):
-        return (a.to(dtype) * scale) @ b.to(dtype).transpose(-2, -1)
+        product: Tensor = (a.to(dtype) * scale) @ b.to(dtype).transpose(-2, -1)
+        return product

@@ -1,4 +1,14 @@
-"""Gradient attention rollout (vit-explain): rollout of attention weighted by the gradient of the target's logit."""
+"""Gradient attention rollout: rollout of attention weighted by the gradient of the target's logit.
+
+Gildenblat, "Exploring Explainability for Vision Transformers", 2020 (github.com/jacobgil/vit-explain):
+
+    map = the classifier's row of M_L ... M_1,  M_l = rows of (max(E_h[A_l * dy/dA_l], 0) + I), normalised to sum to 1
+
+E_h is the mean over heads. Similar to the rule of Chefer, Gur and Wolf, "Generic Attention-model Explainability for
+Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, which does not normalise the rows.
+
+Shape suffixes: B images, H heads, N tokens.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -8,26 +18,23 @@ from torch import Tensor
 
 from explain.attention_capture import Attention, AttentionCapture, record
 from explain.explained_model import ExplainedModel
-from explain.rollout import FUSIONS, VIT_EXPLAIN_DISCARD, Fusion, check_ratio, discard, over_maximum, roll_out
+from explain.rollout import FUSIONS, VIT_EXPLAIN_DISCARD, Fusion, check_ratio, discard, divide_by_maximum, roll_out
 from explain.types import METHODS, Explainer
 
 
 @METHODS.register("grad_rollout")
 @dataclass(frozen=True)
 class GradRollout(Explainer):
-    """Rollout with (heads of A * dy/dA fused to one matrix)+ in the place of attention.
-
-    Near Chefer's generic attention rule (2021), but with rows normalised and the identity as residual.
-    """
+    """Rollout with max(fused heads of A * dy/dA, 0) in place of attention."""
 
     head_fusion: Fusion = "mean"
     discard_ratio: float | None = None
-    """Share of each fused matrix's smallest entries that is set to 0. None: 0."""
+    """Fraction of each fused matrix's entries, the smallest, set to 0. None: 0."""
     compat: Literal["", "vit-explain"] = ""
-    """vit-explain: dy/dS in place of dy/dA, and of the blocks in reverse order: A of the first block meets the gradient
-    of the last one; row sums divide columns; divided by the maximum; discards 0.9 where no ratio is given."""
+    """vit-explain: dy/dS in place of dy/dA, with the blocks in reverse order, so that A of the first block is
+    multiplied by the gradient of the last one; columns are divided by row sums, maps by their maximum; discard_ratio
+    defaults to 0.9."""
 
-    class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -39,23 +46,24 @@ class GradRollout(Explainer):
         """See `Explainer.maps`."""
         with record(explained.vit.blocks, graph=explained.graph) as capture:
             logits = explained.logits(images)
-        capture.gradients(explained.target_score(logits, targets))
-        return self.of_capture(capture, explained, images)
+        capture.compute_gradients(explained.target_score(logits, targets))
+        return self.maps_from(capture, explained, images)
 
-    def of_capture(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
-        """The maps of a forward pass whose gradients are on the capture."""
+    def maps_from(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
+        """Maps from a capture whose gradients are computed."""
         published = self.compat == "vit-explain"
-        layers = capture.by_block()
-        pairs = zip(reversed(layers), layers if published else reversed(layers), strict=True)
+        blocks = capture.by_block()
+        pairs = zip(reversed(blocks), blocks if published else reversed(blocks), strict=True)
         maps = roll_out((self._fused(*pair) for pair in pairs), explained, images, by_column=published)
-        return over_maximum(maps) if published else maps
+        return divide_by_maximum(maps) if published else maps
 
-    def _fused(self, attentions: list[Attention], gradients: list[Attention]) -> Tensor:
+    def _fused(self, weights_of: list[Attention], gradients_of: list[Attention]) -> Tensor:
+        """[B, N, N] of one block; the lists hold its parallel branches and are the same unless compat is set."""
         published = self.compat == "vit-explain"
         weighted = [
             attention.weights() * (other.scores_gradient() if published else other.weights_gradient())
-            for attention, other in zip(attentions, gradients, strict=True)
+            for attention, other in zip(weights_of, gradients_of, strict=True)
         ]
-        fused = FUSIONS[self.head_fusion](torch.cat(weighted, dim=1), dim=1).clamp_min(0)
+        fused_BNN = FUSIONS[self.head_fusion](torch.cat(weighted, dim=1), dim=1).clamp_min(0)
         ratio = VIT_EXPLAIN_DISCARD if published else 0.0
-        return discard(fused, ratio if self.discard_ratio is None else self.discard_ratio, keep_first=False)
+        return discard(fused_BNN, ratio if self.discard_ratio is None else self.discard_ratio, keep_first=False)

@@ -1,6 +1,14 @@
-"""Grad-CAM (Selvaraju et al. 2017) on a CNN's features or a ViT's tokens, and on attention (Chefer et al. 2021).
+"""Grad-CAM on the tokens of a ViT, the features of a CNN, or the attention weights of a block.
 
-Shape legend: B images, H heads, P prefix tokens, N patches (or places of a feature map), D width.
+Selvaraju et al., "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", ICCV 2017:
+
+    map = relu(sum_k w_k a_k),  w_k = mean over patches of dy/da_k
+
+With compat=chefer a_k are the class token's attention weights in head k, as in the baseline of Chefer, Gur and Wolf,
+"Transformer Interpretability Beyond Attention Visualization", CVPR 2021.
+
+Shape suffixes: B images, H heads, R rows, P prefix tokens, N patches (h x w of them, or positions of a CNN's feature
+map), D channels.
 """
 
 import contextlib
@@ -17,62 +25,80 @@ from common.errors import UserError
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_attention, require_block
 from explain.gradients import at_least_float
+from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
 @METHODS.register("gradcam")
 @dataclass(frozen=True)
 class GradCAM(Explainer):
-    """relu(sum_k w_k a_k), w_k the mean over patches of dy/da_k. a [N, D] are the patch tokens behind a block's first
-    norm, of a CNN the last features. Hidden patches of a stage 2, which no gradient reaches, are 0."""
+    """Of a ViT, a are the patch tokens after a block's first norm; of a CNN, the last features.
+
+    Patches hidden from stage 2 get 0, because no gradient reaches them.
+    """
 
     layer: int = -1
-    """The block, from 0; negative: from the end. The last by default."""
+    """The block, from 0; negative: from the end."""
     module: str = ""
-    """What gives a, by its name in the backbone, in the place of `layer`: layer4.0, stages.2, blocks.9.norm2, ..."""
+    """Use the output of this module of the backbone instead of `layer`: layer4.0, stages.2, blocks.9.norm2, ..."""
     relu: bool = True
-    """Keep what speaks for the class only."""
+    """Keep only positive values, which support the class."""
     compat: Literal["", "chefer"] = ""
     """chefer: a are the block's attention weights from the class token to the patches, one channel per head."""
 
-    class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError for a block or module that is not there; compat=chefer needs attention."""
+        """Raise UserError for a block or module that does not exist; compat=chefer needs attention."""
         if self.compat:
             require_attention(explained)
         if self.module or not isinstance(explained.network, VisionTransformer):
-            module_named(explained.network, self.module)
+            find_module(explained.network, self.module)
         else:
             require_block(explained, self.layer)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
-        """See `Explainer.maps`; of a CNN, "patches" are the places of its features."""
+        """See `Explainer.maps`; of a CNN, h x w is the size of its features."""
         if self.compat:
-            values, gradient = _attention_row(explained, images, targets, self.layer)
-            maps = (values * gradient.mean(1, keepdim=True)).mean(-1).unflatten(1, explained.grid(images))
+            a_BhwH, gradient_BhwH = self._attention(explained, images, targets)
+            maps = (a_BhwH * gradient_BhwH.mean((1, 2), keepdim=True)).mean(-1)
         else:
-            values, gradient = self._features(explained, images, targets)
-            maps = (values * gradient.mean((1, 2), keepdim=True)).sum(-1)
+            a_BhwD, gradient_BhwD = self._features(explained, images, targets)
+            maps = (a_BhwD * gradient_BhwD.mean((1, 2), keepdim=True)).sum(-1)
         if explained.selection is not None:
             maps = maps.masked_fill(~explained.selection.mask, 0)
         return maps.relu() if self.relu else maps
 
     def _features(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
-        """a [B, h, w, D] and dy/da."""
-        named = bool(self.module) or not isinstance(explained.network, VisionTransformer)
-        place = module_named(explained.network, self.module) if named else explained.vit.blocks[self.layer]
-        with _caught(place, explained.graph, whole=named) as caught:
+        """a and dy/da, [B, h, w, D] each."""
+        if self.module or not isinstance(explained.network, VisionTransformer):
+            source, at_input = find_module(explained.network, self.module), False
+        else:
+            source, at_input = _before_attention(explained.vit.blocks[self.layer])
+        with _capture(source, at_input, explained.graph) as features:
             score = explained.target_score(explained.logits(images), targets)
-        (gradient,) = torch.autograd.grad(score, caught, create_graph=explained.graph)
-        return _on_grid(caught[0], explained, images), _on_grid(gradient, explained, images)
+        (gradient,) = torch.autograd.grad(score, features, create_graph=explained.graph)
+        return _on_grid(features[0], explained, images), _on_grid(gradient, explained, images)
+
+    def _attention(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The classifier's row of the block's A and dy/dA, [B, h, w, H] each."""
+        block = explained.vit.blocks[self.layer]
+        with record([block], stop_gradient=True, graph=explained.graph) as capture:
+            score = explained.target_score(explained.logits(images), targets)
+        capture.compute_gradients(score)
+
+        def row(matrix: Literal["weights", "weights_gradient"]) -> Tensor:
+            heads = [getattr(attention, matrix)(explained.rows()) for attention in capture.attentions]
+            row_BHN = torch.cat(heads, dim=1).mean(2)  # mean over the rows, R
+            return patch_grid(row_BHN.transpose(1, 2), explained, images)
+
+        return row("weights"), row("weights_gradient")
 
 
-def module_named(network: nn.Module, name: str) -> nn.Module:
-    """The module of that name; without a name timm's last stage of features. Raises UserError where there is none."""
+def find_module(network: nn.Module, name: str) -> nn.Module:
+    """The module of this name; "": timm's last feature stage. Raises UserError if there is none."""
     name = name or cast(Any, network).feature_info[-1]["module"]
-    known = dict(network.named_modules())
+    known: dict[str, nn.Module] = dict(network.named_modules())
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0)
@@ -83,48 +109,35 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     """[B, h, w, D] of tokens [B, P + N, D] or features [B, D, h, w]."""
     t = at_least_float(t)
     if t.ndim == 3:
-        return t[:, explained.num_prefix :].unflatten(1, explained.grid(images))
+        return patch_grid(t, explained, images)
     return t if getattr(explained.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
 
 
-def _attention_row(
-    explained: ExplainedModel, images: Tensor, targets: Tensor | None, layer: int
-) -> tuple[Tensor, Tensor]:
-    """The classifier's row of the block's A and G, patches and heads last: [B, N, H] each."""
-    with record([explained.vit.blocks[layer]], cut=True, graph=explained.graph) as capture:
-        score = explained.target_score(explained.logits(images), targets)
-    capture.gradients(score)
+def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
+    """The norm before a block's attention; the block and True, for its input, if there is no single such norm.
 
-    def row(of: str) -> Tensor:
-        heads = torch.cat([getattr(attention, of)(explained.rows()) for attention in capture.attentions], dim=1)
-        return heads.mean(2)[..., explained.num_prefix :].transpose(1, 2)
-
-    return row("weights"), row("weights_gradient")
+    timm's ResPostBlock has its norms after attention and MLP, ParallelThingsBlock one per branch.
+    """
+    norm1 = None if isinstance(block, ResPostBlock) else getattr(block, "norm1", None)
+    norm: nn.Module | None = getattr(block, "in_norm", norm1)  # ParallelScalingBlock has in_norm
+    return (block, True) if norm is None else (norm, False)
 
 
 @contextlib.contextmanager
-def _caught(place: nn.Module, graph: bool, whole: bool) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass leaves the output of a module, or of a block's norm before the attention (not `whole`).
+def _capture(module: nn.Module, at_input: bool, graph: bool) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass appends the output of `module` to the list; with `at_input`, its first input.
 
-    Blocks without one norm there (norms behind, or one per parallel branch) give their input. It is a leaf of the graph
-    unless its own `graph` is kept.
+    It becomes a leaf of the autograd graph, unless `graph` asks to keep its own.
     """
-    caught: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def catch(values: Tensor) -> Tensor:
-        caught.append(values if graph and values.requires_grad else values.detach().requires_grad_())
-        return caught[-1]
+    def capture(values: Tensor) -> Tensor:
+        captured.append(values if graph and values.requires_grad else values.detach().requires_grad_())
+        return captured[-1]
 
-    def at_input(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return catch(args[0]), *args[1:]
-
-    norm = getattr(place, "in_norm", None if isinstance(place, ResPostBlock) else getattr(place, "norm1", None))
-    output = place if whole else norm
-    if output is None:
-        handle = place.register_forward_pre_hook(at_input)
+    if at_input:
+        handle = module.register_forward_pre_hook(lambda _, args: (capture(args[0]), *args[1:]))
     else:
-        handle = output.register_forward_hook(lambda _, __, out: catch(out))
-    try:
-        yield caught
-    finally:
-        handle.remove()
+        handle = module.register_forward_hook(lambda _, __, out: capture(out))
+    with handle:
+        yield captured

@@ -1,4 +1,10 @@
-"""Gradients with respect to the pixels, and what the methods built on them share."""
+"""Gradients with respect to the pixels, and the base class of the methods built on them.
+
+The method `gradient`: Simonyan, Vedaldi and Zisserman, "Deep Inside Convolutional Networks: Visualising Image
+Classification Models and Saliency Maps", ICLR Workshop 2014:
+
+    map = sum over channels of |dy/dx|        (the paper takes the maximum over channels)
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -11,20 +17,19 @@ from explain.types import METHODS, Explainer
 
 
 class PixelExplainer(Explainer):
-    """A method that differentiates with respect to the pixels. It needs no attention, so it explains any classifier."""
+    """A method based on gradients at the pixels. It needs no attention, so it can explain any classifier."""
 
-    class_specific: ClassVar[bool] = True
     keeps_graph: ClassVar[bool] = True
     resolution: ClassVar[Literal["patch", "pixel"]] = "pixel"
 
     def check(self, explained: ExplainedModel) -> None:
-        """Nothing to refuse."""
+        """Accept every model."""
 
 
 @METHODS.register("gradient")
 @dataclass(frozen=True)
 class Gradient(PixelExplainer):
-    """sum over channels of |dy/dx| (Simonyan et al. 2014)."""
+    """The magnitude of the gradient, summed over channels."""
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
@@ -36,13 +41,14 @@ def image_gradient(explained: ExplainedModel, images: Tensor, targets: Tensor | 
 
     images [B, 3, H, W]; targets [B] int64, None: predicted class.
     """
-    own = explained.graph and images.requires_grad  # images that depend on weights keep doing so
-    leaf = images if own else images.detach().requires_grad_()
-    score = explained.target_score(explained.logits(leaf), targets)
-    (gradient,) = torch.autograd.grad(score, leaf, create_graph=explained.graph)
+    # If a graph is wanted, images that depend on something (the weights of stage 1, say) must stay connected to it.
+    connected = explained.graph and images.requires_grad
+    x = images if connected else images.detach().requires_grad_()
+    score = explained.target_score(explained.logits(x), targets)
+    (gradient,) = torch.autograd.grad(score, x, create_graph=explained.graph)
     return at_least_float(gradient)
 
 
 def at_least_float(t: Tensor) -> Tensor:
-    """The tensor in float32, or in float64 if it is that."""
+    """The tensor in float32, or in float64 if it is float64."""
     return t.to(torch.promote_types(t.dtype, torch.float32))

@@ -1,4 +1,12 @@
-"""Guided backpropagation (Springenberg et al. 2015), with the activations of transformers beside ReLU."""
+"""Guided backpropagation.
+
+Springenberg, Dosovitskiy, Brox and Riedmiller, "Striving for Simplicity: The All Convolutional Net", ICLR Workshop
+2015. The backward pass of an activation f with input x and arriving gradient g is
+
+    f'(x) max(g, 0) [x > 0]        map = sum over channels of |dy/dx|
+
+The paper has ReLU only, where f' is 1. GELU and SiLU keep their own derivative.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,45 +24,43 @@ from explain.types import METHODS
 
 FUNCTIONS = (F.gelu, F.relu, F.silu)
 MODULES = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh)
-"""The activations that call one of FUNCTIONS."""
+"""The activation modules that call one of FUNCTIONS."""
 
 
 @METHODS.register("guided_backprop")
 @dataclass(frozen=True)
 class GuidedBackprop(PixelExplainer):
-    """sum over channels of |dy/dx|, where an activation lets a gradient pass only if it and the input are positive.
-
-    What passes is multiplied by the activation's own derivative, which is 1 for ReLU as published.
-    """
+    """Gradients that pass through activations only where they and the activation's input are positive."""
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError naming the first activation of another kind."""
+        """Raise UserError naming the first activation without a guided form."""
         for name, part in explained.network.named_modules():
-            home = type(part).__module__
-            is_activation = home.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
+            module = type(part).__module__
+            is_activation = module.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
+            # torch defines MultiheadAttention among its activations.
             if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)):
-                raise UserError(f"{name}: guided backpropagation has no rule for {type(part).__name__}, choose another")
+                kind = type(part).__name__
+                raise UserError(f"{name}: guided backpropagation has no rule for {kind}; choose another method")
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""
-        with _Guided():
+        with _GuidedActivations():
             return image_gradient(explained, images, targets).abs().sum(1)
 
 
-class _Guided(TorchFunctionMode):
-    """Gates the gradient that arrives at every activation; the gate lives on the graph and goes with it.
+class _GuidedActivations(TorchFunctionMode):
+    """Puts a hook on the output of every activation that filters the arriving gradient.
 
-    It opens on leaving: where a map is differentiated in turn, that gradient is the plain one.
+    The hooks do nothing after the mode is left: a derivative of the map goes back through the plain forward pass.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.closed = True
+        self.active = True
 
     def __exit__(self, *error: Any) -> None:
-        """Leave, and open the gates."""
-        self.closed = False
-        super().__exit__(*error)
+        self.active = False
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
@@ -65,5 +71,5 @@ class _Guided(TorchFunctionMode):
         positive = args[0] > 0  # before the call, which may work in place
         out = func(*args, **(kwargs or {}))
         if out.requires_grad:
-            out.register_hook(lambda gradient: gradient.clamp(min=0) * positive if self.closed else None)
+            out.register_hook(lambda gradient: gradient.clamp(min=0) * positive if self.active else None)
         return out

@@ -1,4 +1,10 @@
-"""What a two-stage model says itself: its mask and its part maps, which decide what stage 2 sees."""
+"""The maps that a two-stage model computes itself: its mask and part maps, which decide what stage 2 sees.
+
+Aniraj, Dantas, Ienco and Marcos, "Inherently Faithful Attention Maps for Vision Transformers", 2025. With part maps
+p_k, the last of which is the background:
+
+    map = mask * sum over parts of p_k
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
@@ -17,16 +23,16 @@ class Inherent(Explainer):
     """The foreground probability of the patches that stage 2 sees, 0 elsewhere; the same for both stages."""
 
     what: Literal["selected", "mask", "foreground", "part"] = "selected"
-    """selected: mask times foreground probability | mask: 0 or 1 | foreground: the probability everywhere | part: the
+    """selected: mask times foreground probability. mask: 0 or 1. foreground: the probability of all patches. part: the
     probability of one part."""
     part: int = 0
-    """Which part, from 0, for what=part."""
+    """The part for what=part, from 0."""
 
     class_specific: ClassVar[bool] = False
     keeps_graph: ClassVar[bool] = True
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError where the model has no parts, or not this one."""
+        """Raise UserError if the model has no parts, or not this one."""
         if not finds_parts(explained.module):
             kind = type(explained.module).__name__
             raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no mask of its own")
@@ -34,7 +40,7 @@ class Inherent(Explainer):
         if not 0 <= self.part < parts:
             raise UserError(f"--part: {self.part}; the model has parts 0 to {parts - 1}")
         if self.what != "mask" and explained.selection is not None and explained.selection.maps is None:
-            raise UserError(f"--what: {self.what} needs part maps, and a mask given from outside has none; use mask")
+            raise UserError(f"--what: {self.what} needs part maps, but the model was given a mask only; use mask")
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
@@ -43,5 +49,5 @@ class Inherent(Explainer):
             return selection.mask.float()
         if self.what == "part":
             return selection.maps[:, self.part]
-        foreground = selection.maps[:, :-1].sum(1)
+        foreground = selection.maps[:, :-1].sum(1)  # [B, K + 1, h, w], background last
         return foreground if self.what == "foreground" else foreground * selection.mask

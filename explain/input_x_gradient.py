@@ -1,4 +1,10 @@
-"""Input x gradient (Shrikumar et al. 2016): the first-order share of every pixel in the target logit."""
+"""Input x gradient: the first-order contribution of every pixel to the target's logit.
+
+Shrikumar, Greenside, Shcherbina and Kundaje, "Not Just a Black Box: Learning Important Features Through Propagating
+Activation Differences", arXiv:1605.01713, 2016:
+
+    map = sum over channels of x dy/dx
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +18,7 @@ from explain.types import METHODS
 @METHODS.register("input_x_gradient")
 @dataclass(frozen=True)
 class InputXGradient(PixelExplainer):
-    """sum over channels of x dy/dx, signed; x is the normalised image, so the mean colour counts nothing."""
+    """Signed. x is the normalised image, so pixels of the mean colour get 0."""
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; [B, H, W]."""

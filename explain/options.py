@@ -1,11 +1,10 @@
-"""Methods and their options from a command line: `--method rollout --head-fusion max --discard-ratio 0.9`.
+"""Methods and their options on a command line: `--method rollout --head-fusion max --discard-ratio 0.9`.
 
-An option is a field of a method's dataclass; on the command line it goes to every chosen method that has it.
+Options are the fields of the methods' dataclasses. A flag applies to every chosen method that has the option.
 """
 
 import argparse
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,36 +14,32 @@ from explain import METHODS, Explainer, build_method
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """One flag for every option of every method. Those that are not given are no attributes of the namespace."""
-    group = parser.add_argument_group("options of methods", "each goes to all chosen methods that have it")
-    owners: dict[str, list[str]] = {}
+    """Add a flag for every option of every method. Flags that are not given do not appear in the namespace."""
+    group = parser.add_argument_group("options of methods", "each applies to all chosen methods that have it")
+    methods_with: dict[str, list[str]] = {}
     for method in METHODS:
-        for option in _types(method):
-            owners.setdefault(option, []).append(method)
-    for option, methods in sorted(owners.items()):
-        values = "; ".join(dict.fromkeys(_wording(_types(method)[option]) for method in methods))
+        for option in METHODS[method].options():
+            methods_with.setdefault(option, []).append(method)
+    for option, methods in sorted(methods_with.items()):
+        values = "; ".join(dict.fromkeys(_describe(METHODS[method].options()[option]) for method in methods))
         text = f"{values} ({', '.join(methods)})"
         group.add_argument(_flag(option), dest=option, metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
 def build_methods(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Explainer]:
-    """The named methods with their options; `given`: the parsed flags, those of `add_options` as text.
+    """The named methods with their options. `given`: the parsed flags; those of `add_options` are still text.
 
-    Raises UserError for an unknown method, a value that does not fit, or an option that none of the methods has.
+    Raises UserError for an unknown method, a value of the wrong type, or an option that no chosen method has.
     """
-    names = list(dict.fromkeys(names))
-    wanted = {method: {option: given[option] for option in _types(method) if option in given} for method in names}
-    every = {option for method in METHODS for option in _types(method)}
-    for option in sorted(every & given.keys() - {option for options in wanted.values() for option in options}):
-        raise UserError(f"{_flag(option)}: none of the chosen methods has this option ({', '.join(names)})")
-    return {method: build_method(method, **_parsed(method, options)) for method, options in wanted.items()}
+    chosen = {name: {option: given[option] for option in METHODS[name].options() if option in given} for name in names}
+    options = {option for name in METHODS for option in METHODS[name].options()}
+    used = {option for texts in chosen.values() for option in texts}
+    for option in sorted((options & given.keys()) - used):
+        raise UserError(f"{_flag(option)}: none of the chosen methods has this option ({', '.join(chosen)})")
+    return {name: build_method(name, **_parse(name, texts)) for name, texts in chosen.items()}
 
 
-def _types(method: str) -> dict[str, Any]:
-    return {field.name: field.type for field in fields(METHODS[method])}  # type: ignore[arg-type]  # all are dataclasses
-
-
-def _parsed(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
+def _parse(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(METHODS[method])
     values = {}
@@ -52,8 +47,8 @@ def _parsed(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
         try:
             values[option] = parser.parse_args([f"--{option}={text}"])[option]
         except ArgumentError:
-            wording = _wording(_types(method)[option])
-            raise UserError(f"{_flag(option)}: {text!r} does not fit; {method} takes {wording}") from None
+            known = _describe(METHODS[method].options()[option])
+            raise UserError(f"{_flag(option)}: {text!r} does not fit; {method} takes {known}") from None
     return values
 
 
@@ -61,11 +56,11 @@ def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
 
 
-def _wording(kind: Any) -> str:
-    """A type as a user writes its values: "mean | max | min", "float"."""
+def _describe(kind: Any) -> str:
+    """The values of a type as a user writes them: "mean | max | min", "float"."""
     if get_origin(kind) is Literal:
         return " | ".join(str(value) for value in get_args(kind) if value != "")
     if kind is bool:
         return "true | false"
     members = [member for member in get_args(kind) if member is not type(None)]
-    return " | ".join(map(_wording, members)) if members else str(kind.__name__)
+    return " | ".join(map(_describe, members)) if members else str(kind.__name__)

@@ -1,4 +1,10 @@
-"""Raw attention: what the classifier's token attends to in one block."""
+"""Raw attention: the attention weights of the class token in one block.
+
+    map_j = A_0j, with the heads fused
+
+The common baseline for ViTs; shown for example in Caron et al., "Emerging Properties in Self-Supervised Vision
+Transformers", ICCV 2021, and compared with in Chefer et al., CVPR 2021. Shape suffixes: B images, R rows, N tokens.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,23 +14,24 @@ from torch import Tensor
 
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_block
-from explain.rollout import Fusion, fused_heads
+from explain.rollout import Fusion, fuse_heads
+from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
 @METHODS.register("raw_attention")
 @dataclass(frozen=True)
 class RawAttention(Explainer):
-    """The classifier's row of one block's attention; the mean over patch rows where the classifier reads patches."""
+    """The class token's row of one block's attention; the mean over patch rows if the classifier reads patches."""
 
     head_fusion: Fusion = "mean"
     layer: int = -1
-    """Which block, from 0, or from the end: -1 is the last."""
+    """The block, from 0; negative: from the end."""
 
     class_specific: ClassVar[bool] = False
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError where attention cannot be read, or there is no such block."""
+        """Raise UserError if attention cannot be read or there is no such block."""
         super().check(explained)
         require_block(explained, self.layer)
 
@@ -32,5 +39,5 @@ class RawAttention(Explainer):
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
         with torch.no_grad(), record([explained.vit.blocks[self.layer]]) as capture:
             explained.logits(images)
-        rows_BRN = fused_heads(capture.attentions, self.head_fusion, explained.rows())
-        return rows_BRN.mean(1)[:, explained.num_prefix :].unflatten(1, explained.grid(images))
+        rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
+        return patch_grid(rows_BRN.mean(1), explained, images)

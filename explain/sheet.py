@@ -1,4 +1,4 @@
-"""What `python -m explain` draws: the columns of one contact sheet. The one file here that needs `report`."""
+"""The contact sheet that `python -m explain` draws. The only file of this package that needs `report`."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -18,41 +18,42 @@ from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, 
 from report.sheets import Column, LegendEntry, part_legend
 
 TILE = 252
-"""Pixels of an image's shorter side on the sheet; a multiple of the usual patch grids 12, 14 and 28."""
+"""Shorter side of an image on the sheet, pixels; a multiple of the usual patch grids 12, 14 and 28."""
 
 
 @dataclass(frozen=True)
-class Show:
-    """One sheet: who is explained, how, and for which classes."""
+class ExplanationSheet:
+    """What one sheet shows: a classifier, the methods that explain it, and the classes to explain."""
 
     classifier: Classifier
     methods: Mapping[str, Explainer]
     names: Sequence[str]
+    """Class names."""
     targets: Sequence[int]
-    """Classes to explain; none: each image's predicted class."""
+    """Classes to explain; empty: each image's predicted class."""
     stage: Literal[1, 2]
 
     def columns(self, path: Path, image: Tensor) -> list[Column]:
-        """One column per target. Prints the prediction for image [3, H, W]."""
-        model, x = self.classifier.model, image[None]
-        explained = explained_model(model, x, self.stage)
+        """One column per target class of the image [3, H, W]. Prints the prediction."""
+        model, images = self.classifier.model, image[None]
+        explained = explained_model(model, images, self.stage)
         for method in self.methods.values():
             method.check(explained)
         with torch.no_grad():
-            probability = explained.logits(x)[0].softmax(0)
+            probability = explained.logits(images)[0].softmax(0)
         predicted = int(probability.argmax())
         print(f"{self.names[predicted]}  {probability[predicted]:.3f}  {path}")
         targets = list(self.targets) or [predicted]
-        pixels = self._image(image)
-        shared = [pixels, *self._parts(pixels, x)]
-        heat = [self._heat(name, pixels, x, targets, path) for name in self.methods]
+        pixels = self._pixels(image)
+        shared = [pixels, *self._parts(pixels, images)]
+        heat = [self._heat(name, pixels, images, targets, path) for name in self.methods]
         return [
             Column([*shared, *(row[i] for row in heat)], path.name, f"{self.names[t]} {float(probability[t]):.1%}")
             for i, t in enumerate(targets)
         ]
 
     def row_titles(self) -> list[str]:
-        """What the tiles of a column are."""
+        """Titles of the tiles in each column."""
         two_stage = is_two_stage(self.classifier.model)
         parts = ["parts", "what stage 2\nsees", "foreground"] if two_stage else []
         methods = [
@@ -67,26 +68,27 @@ class Show:
         parts = model.model_config.parts.num_parts if is_two_stage(model) else 0
         return part_legend(parts)
 
-    def _image(self, image: Tensor) -> np.ndarray:
+    def _pixels(self, image: Tensor) -> np.ndarray:
         height, width = image.shape[-2:]
         scale = TILE / min(height, width)
         pixels = denormalise(image, self.classifier.mean, self.classifier.std)
         return resize(pixels, (round(height * scale), round(width * scale)))
 
-    def _parts(self, pixels: np.ndarray, x: Tensor) -> list[np.ndarray]:
+    def _parts(self, pixels: np.ndarray, images: Tensor) -> list[np.ndarray]:
         if not is_two_stage(self.classifier.model):
             return []
-        selection = select_parts(self.classifier.model, x).selection
+        selection = select_parts(self.classifier.model, images).selection
         assert selection.maps is not None
         maps, mask = selection.maps[0], selection.mask[0]
         return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]
 
-    def _heat(self, name: str, pixels: np.ndarray, x: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:
-        """One overlay per target."""
+    def _heat(self, name: str, pixels: np.ndarray, images: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:
+        """One overlay per target, from one batch of copies of the image [1, 3, H, W]."""
         method = self.methods[name]
-        classes = torch.tensor(targets if method.class_specific else targets[:1], device=x.device)
-        maps = explain(self.classifier.model, x.expand(len(classes), -1, -1, -1), method, classes, stage=self.stage)
-        if method.resolution == "pixel":  # what speaks for the class; the root, as a few pixels outshine all others
+        classes = torch.tensor(targets if method.class_specific else targets[:1], device=images.device)
+        copies = images.expand(len(classes), -1, -1, -1)
+        maps = explain(self.classifier.model, copies, method, classes, stage=self.stage)
+        if method.resolution == "pixel":  # positive evidence only; the square root, as a few pixels dominate
             maps = maps.relu().sqrt()
         unit, flat = minmax(to_pixels(maps, pixels.shape[:2]))
         for target in classes[flat].tolist():

@@ -1,8 +1,8 @@
-"""Relevance through any model: a forward pass whose backward can be asked for gradients or for relevance.
+"""A forward pass whose backward pass computes gradients or relevance, on request, for any model.
 
-Inside `RelevanceMode` every operation on tracked data (what requires a gradient and is no parameter) is computed as
-usual, but its backward is chosen here: operations that only move numbers keep autograd's; the others follow a rule of
-explain/lrp/rules.py where relevance is wanted. An operation without a rule is refused by name.
+Inside `RelevanceMode` every operation on tracked data (tensors that require a gradient; weights are frozen) is computed
+as usual but gets a backward of ours. Operations that only move numbers keep autograd's backward. The others use their
+rule from explain/lrp/rules.py when relevance is requested. An operation without a rule is an error that names it.
 """
 
 import sys
@@ -16,18 +16,18 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
-from explain.lrp.dispatch import MOVES, Operation, Rule, RuleSet, is_tracked, rule_for
+from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
 from models.interface import is_two_stage
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
     *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid),
 )
-"""Leaf modules whose operations have rules. What other modules compute themselves is checked as it runs."""
+"""Leaf modules whose operations all have rules. The operations of other modules are checked when they run."""
 
 
-class _Ruled(torch.autograd.Function):
-    """An operation whose backward is its gradient or its rule, whichever the mode asks for at that time."""
+class _OperationNode(torch.autograd.Function):
+    """The operation as one node of the model's graph; its backward is its gradient or its rule."""
 
     @staticmethod
     def forward(ctx: Any, mode: "RelevanceMode", op: Operation, rule: Rule, *data: Tensor) -> Tensor:
@@ -35,24 +35,24 @@ class _Ruled(torch.autograd.Function):
         return op.out.detach()
 
     @staticmethod
-    def backward(ctx: Any, *outer: Tensor) -> Any:
+    def backward(ctx: Any, *of_out: Tensor) -> Any:
         rule = ctx.rule if ctx.mode.wants_relevance else Operation.gradient
-        return None, None, None, *rule(ctx.op, outer[0])
+        return None, None, None, *rule(ctx.op, of_out[0])  # nothing for mode, op and rule
 
 
 class RelevanceMode(TorchFunctionMode):
-    """See above. Enter it for the forward pass, leave it, then call `relevance` for what came out."""
+    """See above. Run the forward pass inside the mode, leave it, then call `relevance` on a score of its output."""
 
-    def __init__(self, root: nn.Module, rules: RuleSet = "ours", coupled: bool = False) -> None:
-        """`root` names the layers in errors; `coupled`: residual sums over the whole batch, as published."""
+    def __init__(self, root: nn.Module, rules: RuleSet = "ours", whole_batch: bool = False) -> None:
+        """`root`: its layers are named in errors. `whole_batch`: residual sums over the batch, as published."""
         super().__init__()
-        self.root, self.rules, self.coupled = root, rules, coupled
+        self.root, self.rules, self.whole_batch = root, rules, whole_batch
         self.wants_relevance = False
 
     def relevance(self, score: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The relevance of each of `of` for `score`, a sum of outputs of the pass, each of which starts with 1.
+        """The relevance of each tensor in `of` for `score`, a sum of outputs that start with relevance 1 each.
 
-        The graph stays, so that gradients can be asked for after it.
+        The graph is kept, so gradients can be computed afterwards.
         """
         self.wants_relevance = True
         try:
@@ -67,35 +67,39 @@ class RelevanceMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or not any(map(is_tracked, _tensors((*args, *kwargs.values())))):
             return func(*args, **kwargs)
+        # Attributes such as x.mT arrive as the __get__ of a property: its owner has the name.
         name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # type: ignore[attr-defined]
-        if name in MOVES:
+        if name in DATA_MOVEMENT:
             return func(*args, **kwargs)
         rule = rule_for(name, args, kwargs)
         if rule is not None:
-            return self._ruled(func, args, kwargs, rule)
+            return self._apply(func, args, kwargs, rule)
         out = func(*args, **kwargs)
-        if any(x.is_floating_point() for x in _tensors([out])):
-            raise UserError(f"{self._layer()}: lrp has no rule for its {name}; choose another method")
+        if any(x.is_floating_point() for x in _tensors([out])):  # comparisons, shapes and the like carry no relevance
+            raise UserError(f"{self._running_layer()}: lrp has no rule for its {name}; choose another method")
         return out
 
-    def _ruled(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], rule: Rule) -> Any:
-        """The operation on leaves, so that it has a graph of its own, and the node that joins it to the outer one."""
-        leaves, outer = [], []
+    def _apply(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], rule: Rule) -> Any:
+        """Run the operation on leaves, which gives it a graph of its own, and join it to the model's graph as a node.
 
-        def leaf(x: Any) -> Any:
+        The separate graph lets a rule compute the operation's gradient by itself, for any vector.
+        """
+        leaves, data = [], []
+
+        def as_leaf(x: Any) -> Any:
             if not is_tracked(x):
                 return x
-            outer.append(x)
+            data.append(x)
             leaves.append(x.detach().requires_grad_())
             return leaves[-1]
 
-        args, kwargs = tuple(map(leaf, args)), {key: leaf(x) for key, x in kwargs.items()}
+        args, kwargs = tuple(map(as_leaf, args)), {key: as_leaf(x) for key, x in kwargs.items()}
         out = func(*args, **kwargs)
-        operation = Operation(args, kwargs, tuple(leaves), out, self.rules, self.coupled)
-        return _Ruled.apply(self, operation, rule, *outer)
+        operation = Operation(args, kwargs, tuple(leaves), out, self.rules, self.whole_batch)
+        return _OperationNode.apply(self, operation, rule, *data)  # type: ignore[no-untyped-call]
 
-    def _layer(self) -> str:
-        """The module whose forward is running, found on the call stack: "blocks.3.mlp (Mlp)"."""
+    def _running_layer(self) -> str:
+        """The module whose forward is running: "blocks.3.mlp (Mlp)". It is the nearest `self` on the call stack."""
         names = {id(module): name or "the model" for name, module in self.root.named_modules()}
         frame = sys._getframe()
         while id(frame.f_locals.get("self")) not in names and frame.f_back is not None:
@@ -113,23 +117,23 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 
 
 def require_rules(explained: ExplainedModel, pixels: bool) -> None:
-    """Raise UserError naming the first layer that runs and has no rule, or weights in half precision.
+    """Raise UserError naming the first layer that runs and has no rule, or for weights in half precision.
 
-    `pixels`: relevance goes down to the image, so the patch embedding must be one plain convolution.
+    `pixels`: relevance goes down to the image, so the patch embedding must be a plain convolution.
     """
     embed = explained.vit.patch_embed
     for name, layer in explained.module.named_modules():
-        leaf = next(layer.children(), None) is None
-        if leaf and _runs(explained, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):
+        is_leaf = next(layer.children(), None) is None
+        if is_leaf and _runs(explained, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):
             raise UserError(f"{name} ({type(layer).__name__}): lrp has no rule for it; choose another method")
     if pixels and type(embed) is not PatchEmbed:
-        raise UserError(f"patch_embed ({type(embed).__name__}): lrp's full needs one plain convolution of patches")
+        raise UserError(f"patch_embed ({type(embed).__name__}): variant=full of lrp needs a plain patch convolution")
     if next(explained.vit.parameters()).dtype not in (torch.float32, torch.float64):
         raise UserError("lrp divides by numbers near 1e-9: it needs float32 or float64 weights; call model.float()")
 
 
 def _runs(explained: ExplainedModel, name: str) -> bool:
-    """Whether the module `name` belongs to the stage that is explained, or to a model of one stage."""
+    """Whether the module `name` is part of what is explained: of a two-stage model, only one stage is."""
     model = explained.module
     if not is_two_stage(model):
         return True

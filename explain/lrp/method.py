@@ -1,15 +1,19 @@
-"""Layer-wise relevance propagation for ViTs (Chefer, Gur and Wolf 2021, "transformer attribution") and its variants.
+"""LRP: layer-wise relevance propagation for ViTs ("transformer attribution") and its variants.
 
-Relevance starts as 1 at the target logit and goes down by the rules of explain/lrp/rules.py. What reaches a block's
-attention matrix is C; G is the gradient of the target logit there. The classifier's row of a product over blocks is
-carried as a vector, from the last block down, so that no two N x N matrices are multiplied.
+Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualization", CVPR 2021:
 
-Shape legend: B images, H heads, N tokens.
+    map = the classifier's row of M_L ... M_1,  M_l = I + E_h[max(G_l * C_l, 0)]
+
+C_l is the relevance of the attention weights of block l, G_l the gradient of the target's logit there, E_h the mean
+over heads. Relevance starts as 1 at that logit and is propagated by the rules of explain/lrp/rules.py. Only the
+classifier's row of the product is computed, from the last block to the first, without products of N x N matrices.
+
+Shape suffixes: B images, H heads, N tokens.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +24,8 @@ from explain.explained_model import ExplainedModel, require_attention
 from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
-from explain.rollout import readout_row
+from explain.rollout import check_start
+from explain.tokens import patch_grid, readout_row
 from explain.types import METHODS, Explainer
 from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
@@ -29,7 +34,6 @@ from models.two_stage import StageOne
 Variant = Literal[
     "transformer_attribution", "rollout", "last_layer", "last_layer_grad", "second_layer", "last_layer_attn", "full"
 ]
-Compat = Literal["", "chefer"]
 PRODUCTS = ("transformer_attribution", "rollout")
 WITH_GRADIENT = ("transformer_attribution", "last_layer_grad")
 
@@ -37,37 +41,31 @@ WITH_GRADIENT = ("transformer_attribution", "last_layer_grad")
 @METHODS.register("lrp")
 @dataclass(frozen=True)
 class Lrp(Explainer):
-    """E_h is the mean over heads, x⁺ the positive part, C and G those of a block (the last one where none is named)."""
+    """E_h is the mean over heads, x⁺ the positive part of x; C, G and A are those of the last block unless stated."""
 
     variant: Variant = "transformer_attribution"
     """transformer_attribution: product over blocks of I + E_h (G C)⁺. rollout: of I + E_h C⁺. last_layer: E_h C⁺.
     last_layer_grad: E_h (G C)⁺. second_layer: E_h C⁺ of the second block. last_layer_attn: E_h A. full: relevance of
     the pixels, [B, H, W]."""
     rules: RuleSet = "ours"
-    """ours: the paper's. plain: the LRP it compares with, no rescaling of residuals, which can explode."""
+    """ours: the paper's. plain: the LRP it compares with, without rescaled residuals; its values can explode."""
     start_layer: int | None = None
     """First block of the products, from 0. None: 0."""
-    compat: Compat = ""
-    """chefer: starts at block 1 where no start is given; residual sums run over the whole batch."""
-
-    class_specific: ClassVar[bool] = True
+    compat: Literal["", "chefer"] = ""
+    """chefer: start_layer defaults to 1; residual sums run over the whole batch."""
 
     def __post_init__(self) -> None:
         """Raise UserError for an unknown name or a negative start."""
-        for option, names in (("variant", Variant), ("rules", RuleSet), ("compat", Compat)):
-            if getattr(self, option) not in get_args(names):
-                known = ", ".join(filter(None, get_args(names)))
-                raise UserError(f"--{option}: {getattr(self, option)!r}; known: {known}")
-        if self.start_layer is not None and self.start_layer < 0:
-            raise UserError(f"--start-layer: {self.start_layer} is below 0, the number of the first block")
+        super().__post_init__()
+        check_start(self.start_layer)
 
     @property
     def resolution(self) -> Literal["patch", "pixel"]:
-        """Pixels for the variant full, otherwise patches."""
+        """Pixels for variant=full, otherwise patches."""
         return "pixel" if self.variant == "full" else "patch"
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError naming the first layer without a rule, or where there is no block to start from."""
+        """Raise UserError naming the first layer without a rule, or if there is no block to start from."""
         require_attention(explained)
         require_rules(explained, pixels=self.variant == "full")
         if self._first_block() >= len(explained.vit.blocks):
@@ -77,32 +75,33 @@ class Lrp(Explainer):
         """See `Explainer.maps`."""
         with torch.autocast(images.device.type, enabled=False):
             if self.variant == "full":
-                return self._of_pixels(explained, images, targets)
-            row = self._of_tokens(explained, images, targets)
-        return row[:, explained.num_prefix :].unflatten(1, explained.grid(images))
+                return self._pixel_relevance(explained, images, targets)
+            return patch_grid(self._token_relevance(explained, images, targets), explained, images)
 
     def _mode(self, explained: ExplainedModel) -> RelevanceMode:
-        return RelevanceMode(explained.module, self.rules, coupled=self.compat == "chefer")
+        return RelevanceMode(explained.module, self.rules, whole_batch=self.compat == "chefer")
 
-    def _of_pixels(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
+    def _pixel_relevance(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         images = images.detach().requires_grad_()
-        with self._mode(explained) as mode:
-            logits = scores_of(explained)(images)
+        mode = self._mode(explained)
+        with mode:
+            logits = logits_with_fixed_parts(explained)(images)
         (relevance,) = mode.relevance(explained.target_score(logits, targets), [images])
         return relevance.sum(1)
 
-    def _of_tokens(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
-        """[B, N]. Nothing is tracked before the first attention that is read: its output is where the graph starts."""
-        blocks = list(explained.vit.blocks)[self._first_block() :]
-        with self._mode(explained) as mode, record(blocks) as capture:
-            logits = scores_of(explained)(images)
-        layers = capture.by_block() if self.variant in PRODUCTS else capture.by_block()[:1]
+    def _token_relevance(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
+        """[B, N]."""
+        mode = self._mode(explained)
+        # The output of the first recorded attention is where the graph starts: nothing before it is tracked.
+        with mode, record(list(explained.vit.blocks)[self._first_block() :]) as capture:
+            logits = logits_with_fixed_parts(explained)(images)
+        blocks = capture.by_block() if self.variant in PRODUCTS else capture.by_block()[:1]
         score = explained.target_score(logits, targets)
-        relevance = iter(mode.relevance(score, [attention.out for layer in layers for attention in layer]))
+        relevance = iter(mode.relevance(score, [attention.out for block in blocks for attention in block]))
         if self.variant in WITH_GRADIENT:
-            capture.gradients(score)
+            capture.compute_gradients(score)
         with torch.no_grad():
-            return self._row(explained, [[(attention, next(relevance)) for attention in layer] for layer in layers])
+            return self._readout(explained, [[(attention, next(relevance)) for attention in block] for block in blocks])
 
     def _first_block(self) -> int:
         """The first block that the variant reads; -1: the last one."""
@@ -110,36 +109,42 @@ class Lrp(Explainer):
             return int(self.compat == "chefer") if self.start_layer is None else self.start_layer
         return 1 if self.variant == "second_layer" else -1
 
-    def _row(self, explained: ExplainedModel, layers: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
-        """The classifier's row of the product of I + M, or of M alone; parallel attentions count as more heads."""
-        row: Tensor | None = None
-        for layer in reversed(layers):
-            matrix = torch.stack([self._matrix(attention, R_out) for attention, R_out in layer]).mean(0)
-            row = readout_row(explained, matrix) if row is None else row
-            step = (row.unsqueeze(1) @ matrix).squeeze(1)
-            row = row + step if self.variant in PRODUCTS else step
-        assert row is not None  # `check` saw to it
-        return row
+    def _readout(self, explained: ExplainedModel, blocks: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
+        """The classifier's row [B, N] of the product of I + M, or of M alone, M the mean over parallel attentions."""
+        row_BN: Tensor | None = None
+        for block in reversed(blocks):
+            M_BNN = torch.stack([self._head_mean(attention, R_out) for attention, R_out in block]).mean(0)
+            row_BN = readout_row(explained, M_BNN) if row_BN is None else row_BN
+            step_BN = (row_BN.unsqueeze(1) @ M_BNN).squeeze(1)
+            row_BN = row_BN + step_BN if self.variant in PRODUCTS else step_BN
+        assert row_BN is not None  # `check` made sure that there is a block
+        return row_BN
 
-    def _matrix(self, attention: Attention, R_out: Tensor) -> Tensor:
-        """E_h of what the variant reads of an attention whose output has relevance R_out, [B, N, N]."""
-        weights = attention.weights()
+    def _head_mean(self, attention: Attention, R_out: Tensor) -> Tensor:
+        """E_h of the matrix that the variant uses, [B, N, N]. R_out [B, H, N, D]: relevance of the attention output."""
+        A_BHNN = attention.weights()
         if self.variant == "last_layer_attn":
-            return weights.mean(1)
-        C = attention_matrix(R_out, attention.out, weights, attention.v)
-        return (C * attention.weights_gradient() if self.variant in WITH_GRADIENT else C).clamp_(min=0).mean(1)
+            return A_BHNN.mean(1)
+        C_BHNN = attention_matrix(R_out, attention.out, A_BHNN, attention.v)
+        if self.variant in WITH_GRADIENT:
+            C_BHNN = C_BHNN * attention.weights_gradient()
+        return C_BHNN.clamp_(min=0).mean(1)
 
 
-def scores_of(explained: ExplainedModel) -> Callable[[Tensor], Tensor]:
-    """[B, 3, H, W] -> [B, C]. Stage 1 with its part maps as given weights: no relevance goes to where a part is."""
+def logits_with_fixed_parts(explained: ExplainedModel) -> Callable[[Tensor], Tensor]:
+    """The logits [B, 3, H, W] -> [B, C] to propagate relevance from.
+
+    Of stage 1, the part maps are treated as constant weights: no relevance goes to where a part is. Otherwise these are
+    the logits of the explained model.
+    """
     stage_1 = getattr(explained.module, "stage_1", None)
     if not isinstance(stage_1, StageOne) or explained.network is not stage_1.backbone:
         return explained.logits
     parts = stage_1.parts
 
-    def scores(images: Tensor) -> Tensor:
+    def logits(images: Tensor) -> Tensor:
         tokens = patch_tokens(explained.vit, images)
-        generator = torch.Generator(images.device).manual_seed(0)  # as in `explained.select`
+        generator = torch.Generator(images.device).manual_seed(0)  # as in models.interface.select_parts
         noise = draw_noise(
             parts.config, (tokens.shape[0], tokens.shape[1]), images.device, training=False, generator=generator
         )
@@ -147,4 +152,4 @@ def scores_of(explained: ExplainedModel) -> Callable[[Tensor], Tensor]:
             maps = parts(tokens, noise).maps
         return parts.class_scores(parts.part_features(tokens, maps), None).mean(-1)
 
-    return scores
+    return logits

@@ -1,4 +1,4 @@
-"""Small classifiers to explain, in double precision: parity then shows any slip of a formula."""
+"""Small classifiers in double precision, so that parity tests show any error in a formula."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def classifier(**settings: Any) -> VisionTransformer:
 
 
 def two_stage(**changes: Any) -> TwoStageModel:
-    """In single precision, as its part head is. Its mask is neither empty nor full on `images`."""
+    """In single precision, like its part head. Its mask on `images` is neither empty nor full."""
     torch.manual_seed(0)
     model = shaken(TwoStageModel(config(**changes), CLASSES, (32, 32)))
     assert isinstance(model, TwoStageModel)

@@ -1,4 +1,4 @@
-"""Tiny classifiers of every kind that the explanation methods must bear, and images for them."""
+"""Tiny classifiers of every kind that the explanation methods support, and images for them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +83,7 @@ TIMM = tuple(name for name in CASES if "stage" not in name and "plain" not in na
 
 
 def waves() -> VisionTransformer:
-    """A float64 ViT whose weights have a closed form, which no generator of random numbers can change."""
+    """A float64 ViT with weights in closed form, independent of random generators."""
     model = vit(depth=2, reg_tokens=1).double().eval()
     with torch.no_grad():
         for index, (name, p) in enumerate(model.named_parameters()):
@@ -94,5 +94,5 @@ def waves() -> VisionTransformer:
 
 
 def wave_image() -> Tensor:
-    """[1, 3, 32, 32] of closed form, for `waves()`."""
+    """[1, 3, 32, 32] in closed form, for `waves()`."""
     return (torch.arange(3 * 32 * 32).double() * 0.731).sin().view(1, 3, 32, 32)

@@ -1,4 +1,4 @@
-"""AGCAM against autograd through explicit attention, and known answers."""
+"""AGCAM against autograd through explicit attention, and known values."""
 
 import pytest
 import torch
@@ -8,14 +8,14 @@ from explain import explain
 from explain.agcam import Agcam
 from explain.attention_capture import Attention
 from tests.explain.small import CASES, TIMM
-from tests.explain.test_rollout import assert_known, known_subject, known_tape
+from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import explicit_layers, read_out
 
 TARGETS = torch.tensor([4, 1])
 
 
-def test_known_answer() -> None:
-    assert_known(Agcam().of_capture(known_tape(), *known_subject()), 1.295905, 0.610554, 0.159771, 0.272084)
+def test_known_values() -> None:
+    assert_known(Agcam().maps_from(known_capture(), *known_explained()), 1.295905, 0.610554, 0.159771, 0.272084)
 
 
 # ParallelScalingBlock makes q, k, v and the MLP's input in one product: its attention's input cannot be detached alone.

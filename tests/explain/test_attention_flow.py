@@ -8,27 +8,27 @@ import torch
 
 from common.errors import UserError
 from explain import explain
-from explain.attention_flow import SCALE, AttentionFlow, Network
+from explain.attention_flow import SCALE, AttentionFlow, FlowGraph
 from tests.explain.small import CASES
 from tests.explain.textbook import explicit_layers, fuse, max_flow
 
 
-def whole_graph(network: Network, token: int) -> dict[tuple[Any, Any], int]:
-    """Every edge of the network, and the one to the sink below `token`."""
-    depth, tokens, _ = network.blocks.shape
+def whole_graph(graph: FlowGraph, token: int) -> dict[tuple[Any, Any], int]:
+    """Every edge of the graph, and the one to the sink below `token`."""
+    depth, tokens, _ = graph.blocks.shape
     edges: dict[tuple[Any, Any], int] = {
-        ((level, i), (level + 1, j)): int(network.blocks[level, i, j])
+        ((level, i), (level + 1, j)): int(graph.blocks[level, i, j])
         for level in range(depth)
         for i in range(tokens)
         for j in range(tokens)
     }
-    edges |= {("classifier", (0, i)): int(network.entry[i]) for i in range(tokens)}
+    edges |= {("classifier", (0, i)): int(graph.entry[i]) for i in range(tokens)}
     return edges | {((depth, token), "patch"): 2 * SCALE}
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 @pytest.mark.parametrize("class_token", [True, False])
-def test_exact_on_random_networks(depth: int, class_token: bool) -> None:
+def test_exact_on_random_graphs(depth: int, class_token: bool) -> None:
     """Capacities of all sizes, zeros among them, so that minimum cuts lie anywhere."""
     rng = np.random.default_rng(depth)
     inner = 0
@@ -36,10 +36,10 @@ def test_exact_on_random_networks(depth: int, class_token: bool) -> None:
         blocks = (SCALE * rng.random((depth, 5, 5)) ** rng.integers(1, 12)).astype(np.int32)
         blocks[rng.random(blocks.shape) < 0.3] = 0
         entry = np.array([SCALE, 0, 0, 0, 0] if class_token else [SCALE // 5] * 5, dtype=np.int32)
-        network = Network(entry, blocks)
+        graph = FlowGraph(entry, blocks)
         for token in range(5):
-            flow = network.flow_to(token)
-            assert flow == max_flow(whole_graph(network, token), "classifier", "patch")
+            flow = graph.flow_to(token)
+            assert flow == max_flow(whole_graph(graph, token), "classifier", "patch")
             inner += flow < min(entry.sum(), blocks[-1, :, token].sum())
     assert inner or depth == 1, "no minimum cut lay between the ends"
 
@@ -56,24 +56,24 @@ def test_equals_the_textbook(name: str, fusion: str) -> None:
     blocks = torch.stack([M / M.sum(1, keepdim=True) for M in residual]).double()
     entry = torch.zeros(blocks.shape[-1], dtype=torch.float64)
     entry[explained.rows()] = 1 / len(entry[explained.rows()])
-    network = Network(*((t * SCALE).round().numpy().astype(np.int32) for t in (entry, blocks)))
+    graph = FlowGraph(*((t * SCALE).round().numpy().astype(np.int32) for t in (entry, blocks)))
     for patch in range(0, len(found), 3):
-        graph = whole_graph(network, explained.num_prefix + patch)
-        assert found[patch] == pytest.approx(max_flow(graph, "classifier", "patch") / SCALE, abs=1e-5)
+        edges = whole_graph(graph, explained.num_prefix + patch)
+        assert found[patch] == pytest.approx(max_flow(edges, "classifier", "patch") / SCALE, abs=1e-5)
 
 
 def test_a_chain_by_hand() -> None:
     """Two blocks, two tokens: all flow is 1/2 each way, so the second token gets what both paths let through."""
     half, zero, one = SCALE // 2, 0, SCALE
-    network = Network(
+    graph = FlowGraph(
         np.array([one, zero], dtype=np.int32),
         np.array([[[half, half], [zero, one]], [[3 * SCALE // 4, SCALE // 4], [zero, one]]], dtype=np.int32),
     )
-    assert network.flow_to(1) == half + SCALE // 4
-    assert network.flow_to(0) == half
+    assert graph.flow_to(1) == half + SCALE // 4
+    assert graph.flow_to(0) == half
 
 
-def test_flow_is_a_share() -> None:
+def test_flow_is_a_fraction() -> None:
     maps = explain(CASES["class_token"].model(), CASES["class_token"].images(), "attention_flow")
     assert float(maps.min()) > 0 and float(maps.max()) <= 1
 

@@ -30,12 +30,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two birds, one of them lying on its side with an EXIF tag that says so, and a text file."""
     folder = tmp_path_factory.mktemp("photos")
     birds = SyntheticBirds(DataConfig(image_size=64, synthetic=SyntheticConfig(test_images=2)), "test")
-    for index, image in enumerate(birds.images):
-        picture = Image.fromarray(image)
-        picture.save(folder / f"bird{index}.png")
+    for index, pixels in enumerate(birds.images):
+        image = Image.fromarray(pixels)
+        image.save(folder / f"bird{index}.png")
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture.rotate(90).save(folder / "turned.png", exif=exif)
+    image.rotate(90).save(folder / "turned.png", exif=exif)
     (folder / "note.jpg").write_text("no image")
     (folder / "names.txt").write_text("\n".join(["Golden retriever", "tabby cat", "", *map(str, range(3, 1000))]))
     (folder / "few.txt").write_text("one\ntwo")
@@ -55,7 +55,7 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sheet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Runs the command and hands out what was drawn: columns, row titles, legend."""
+    """Runs the command and returns what was drawn: columns, row titles, legend."""
     drawn: list[Any] = []
     real = cli.contact_sheet
 
@@ -72,7 +72,7 @@ def sheet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     yield call
 
 
-def test_a_image_and_a_line_for_each_photo(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
+def test_an_image_and_a_line_for_each_photo(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
     out = tmp_path / "new" / "sheet.png"
     columns, titles, legend = sheet(photos / "bird0.png", photos / "bird1.png", *FAST, "input_x_gradient", "--out", out)
     lines = capsys.readouterr().out.splitlines()
@@ -157,7 +157,7 @@ def test_weights_from_a_file_bring_their_classes_and_fit_the_size(tmp_path: Path
     assert explain(fitted.model, torch.randn(1, 3, 96, 64)).shape == (1, 6, 4)
 
 
-def test_an_empty_map_is_said(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
+def test_an_empty_map_is_reported(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
     sheet(photos / "bird0.png", *FAST, "--discard-ratio", "1", "--target", "4", "--out", tmp_path / "sheet.png")
     assert capsys.readouterr().err == f"note: rollout gives {photos / 'bird0.png'} an empty map for class 4\n"
 
@@ -185,7 +185,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "name without names": (["bird0.png", *FAST, "--target", "cat"], "--class-names"),
     "too few names": (["bird0.png", *FAST, "--class-names=few.txt"], "few.txt has 2 lines; the model has 1000 classes"),
     "no names": (["bird0.png", *FAST, "--class-names=nowhere.txt"], "nowhere.txt"),
-    "option of nobody": (["bird0.png", *FAST, "--steps", "3"], "--steps: none of the chosen methods"),
+    "option of no chosen method": (["bird0.png", *FAST, "--steps", "3"], "--steps: none of the chosen methods"),
     "bad option": (["bird0.png", *FAST, "--head-fusion", "mx"], "--head-fusion: 'mx' does not fit; rollout takes mean"),
     "no number": (["bird0.png", *FAST, "--discard-ratio", "much"], "rollout takes float"),
     "out of range": (["bird0.png", *FAST, "--discard-ratio", "2"], "--discard-ratio: 2"),

@@ -1,4 +1,4 @@
-"""Maps with a graph: the numbers of `explain`, and the derivatives that finite differences of `explain` show."""
+"""Differentiable maps have the values of `explain`, and derivatives that match finite differences of `explain`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain import Explainer, build_method, explain
-from explain.differentiable import DIFFERENTIABLE, differentiable_maps, predicted_classes
+from explain import METHODS, Explainer, build_method, explain
+from explain.differentiable import differentiable_maps, predicted_classes
 from explain.guided_backprop import GuidedBackprop
 from models.cnn import Cnn
 from models.config import ModelConfig
@@ -18,7 +18,7 @@ from tests.explain.classifiers import bare
 from tests.explain.small import CASES, Case
 from tests.models.small import shaken
 
-ON_VITS = tuple(name for name in DIFFERENTIABLE if name != "inherent")
+ON_VITS = tuple(name for name in METHODS if METHODS[name].keeps_graph and name != "inherent")
 ON_CNNS = ("gradcam", "gradient", "guided_backprop", "input_x_gradient", "integrated_gradients")
 OPTIONS: dict[str, dict[str, Any]] = {"gradcam": {"relu": False}, "integrated_gradients": {"steps": 3}}
 TARGETS = torch.tensor([4, 0])
@@ -50,7 +50,7 @@ CASES_HERE = [(model, name) for model in MODELS for name in (ON_CNNS if model ==
 every_case = pytest.mark.parametrize(("model", "name"), CASES_HERE)
 
 
-def pictures(model: str, batch: int = 2) -> Tensor:
+def images_for(model: str, batch: int = 2) -> Tensor:
     case = Case(cnn, (64, 64)) if model == "cnn" else CASES[model]
     return case.images(batch).double()
 
@@ -66,7 +66,7 @@ def step_of(model: str) -> float:
 
 @every_case
 def test_the_numbers_are_those_of_explain(model: str, name: str) -> None:
-    module, x = MODELS[model]().double(), pictures(model)
+    module, x = MODELS[model]().double(), images_for(model)
     maps = differentiable_maps(module, x, method(name), TARGETS)
     assert maps.requires_grad and float(maps.detach().abs().max()) > 0
     expected = explain(module, x, method(name), TARGETS)
@@ -78,11 +78,11 @@ def test_the_numbers_are_those_of_explain(model: str, name: str) -> None:
 @every_case
 def test_derivatives_by_weights_are_finite_differences(model: str, name: str) -> None:
     """Along one random direction in the space of all weights, against `explain`, which has no graph to get wrong."""
-    module, x = MODELS[model]().double(), pictures(model)
+    module, x = MODELS[model]().double(), images_for(model)
     maps = differentiable_maps(module, x, method(name), TARGETS)
-    shares = drawn(maps)
+    weights = drawn(maps)
     parameters = list(module.parameters())
-    gradients = torch.autograd.grad((maps * shares).sum(), parameters, materialize_grads=True)
+    gradients = torch.autograd.grad((maps * weights).sum(), parameters, materialize_grads=True)
     direction = [drawn(p, seed) * p.detach().abs().mean() for seed, p in enumerate(parameters)]
     slope = sum(float((gradient * step).sum()) for gradient, step in zip(gradients, direction, strict=True))
 
@@ -90,7 +90,7 @@ def test_derivatives_by_weights_are_finite_differences(model: str, name: str) ->
         with torch.no_grad():
             for p, step in zip(parameters, direction, strict=True):
                 p.add_(step, alpha=distance)
-        return float((explain(module, x, method(name), TARGETS) * shares).sum())
+        return float((explain(module, x, method(name), TARGETS) * weights).sum())
 
     step = step_of(model)
     there, back = at(step), at(-2 * step)
@@ -100,14 +100,14 @@ def test_derivatives_by_weights_are_finite_differences(model: str, name: str) ->
 
 @every_case
 def test_derivatives_by_pixels_are_finite_differences(model: str, name: str) -> None:
-    module, x = MODELS[model]().double().requires_grad_(False), pictures(model)
+    module, x = MODELS[model]().double().requires_grad_(False), images_for(model)
     direction, seen = drawn(x, 1), x.clone().requires_grad_()
     maps = differentiable_maps(module, seen, method(name), TARGETS)
-    shares = drawn(maps)
-    (gradient,) = torch.autograd.grad((maps * shares).sum(), seen)
+    weights = drawn(maps)
+    (gradient,) = torch.autograd.grad((maps * weights).sum(), seen)
 
     def at(distance: float) -> Tensor:
-        return (explain(module, x + distance * direction, method(name), TARGETS) * shares).sum()
+        return (explain(module, x + distance * direction, method(name), TARGETS) * weights).sum()
 
     step = step_of(model)
     expected = float(at(step) - at(-step)) / (2 * step)
@@ -116,22 +116,22 @@ def test_derivatives_by_pixels_are_finite_differences(model: str, name: str) -> 
 
 @pytest.mark.parametrize("name", ["gradcam", "guided_backprop"])
 def test_gradcheck(name: str) -> None:
-    module, x = MODELS["class_token"]().double(), pictures("class_token", 1).requires_grad_()
+    module, x = MODELS["class_token"]().double(), images_for("class_token", 1).requires_grad_()
     assert torch.autograd.gradcheck(
         lambda images: differentiable_maps(module, images, method(name), TARGETS[:1]), (x,), fast_mode=True
     )
 
 
 def test_nearly_every_weight_of_a_vit_learns_from_gradcam() -> None:
-    """But the head's bias, which no gradient knows, and biases that a mean over keys or classes takes out."""
-    module, x = MODELS["class_token"](), pictures("class_token").float()
+    """All but the head's bias, which has no gradient, and biases that a mean over keys or classes cancels."""
+    module, x = MODELS["class_token"](), images_for("class_token").float()
     differentiable_maps(module, x, method("gradcam"), TARGETS).square().sum().backward()
     without = [name for name, p in module.named_parameters() if p.grad is None]
     assert set(without) <= {"head.bias", "norm.bias"}
 
 
-def test_dropout_and_batch_statistics_have_no_say() -> None:
-    module, x = cnn().train(), pictures("cnn").float()
+def test_dropout_and_batch_statistics_have_no_effect() -> None:
+    module, x = cnn().train(), images_for("cnn").float()
     module.backbone.drop_rate = 0.5  # type: ignore[assignment]
     before = {name: t.clone() for name, t in module.state_dict().items()}
     first, second = (differentiable_maps(module, x, method("gradcam")) for _ in range(2))
@@ -141,7 +141,7 @@ def test_dropout_and_batch_statistics_have_no_say() -> None:
 
 
 def test_fused_attention_is_off_for_the_map_alone() -> None:
-    module, x = MODELS["class_token"](), pictures("class_token").float()
+    module, x = MODELS["class_token"](), images_for("class_token").float()
     with torch.no_grad():  # as in evaluation
         maps = differentiable_maps(module, x, method("gradcam"))
     maps.square().sum().backward()
@@ -151,7 +151,7 @@ def test_fused_attention_is_off_for_the_map_alone() -> None:
 
 @pytest.mark.parametrize("name", ["gradcam", "guided_backprop"])
 def test_full_precision_under_autocast(name: str) -> None:
-    module, x = MODELS["class_token"](), pictures("class_token").float()
+    module, x = MODELS["class_token"](), images_for("class_token").float()
     expected = differentiable_maps(module, x, method(name))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         maps = differentiable_maps(module, x, method(name))
@@ -159,7 +159,7 @@ def test_full_precision_under_autocast(name: str) -> None:
 
 
 def test_a_frozen_start_leaves_the_rest_trainable() -> None:
-    module, x = MODELS["class_token"](), pictures("class_token").float()
+    module, x = MODELS["class_token"](), images_for("class_token").float()
     module.requires_grad_(False)
     head: Any = module.get_submodule("head")
     head.requires_grad_(True)
@@ -168,7 +168,7 @@ def test_a_frozen_start_leaves_the_rest_trainable() -> None:
     assert float(head.weight.grad.abs().max()) > 0
 
 
-def test_gates_of_guided_backprop_are_open_afterwards() -> None:
+def test_guided_backprop_does_not_affect_later_derivatives() -> None:
     """The derivative of the map goes back through the forward pass: through plain activations."""
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.GELU(), nn.Linear(4, 2)).double(), torch.randn(1, 12)
     images = x.double().view(1, 3, 2, 2)
@@ -204,22 +204,22 @@ def test_the_own_map_of_a_two_stage_model_reaches_stage_1(what: str) -> None:
 
 
 def test_predicted_classes_are_the_models() -> None:
-    module, x = MODELS["class_token"]().train(), pictures("class_token", 3).float()
+    module, x = MODELS["class_token"]().train(), images_for("class_token", 3).float()
     classes = predicted_classes(module, x)
     assert torch.equal(classes, module.eval()(x).argmax(1)) and not classes.requires_grad
 
 
 def test_a_method_without_a_graph_is_refused() -> None:
     with pytest.raises(UserError, match="Rollout: its maps cannot be differentiated; those of agcam"):
-        differentiable_maps(MODELS["class_token"](), pictures("class_token"), build_method("rollout"))
+        differentiable_maps(MODELS["class_token"](), images_for("class_token"), build_method("rollout"))
 
 
 def test_a_module_can_be_named() -> None:
-    module, x = cnn(), pictures("cnn").float()
+    module, x = cnn(), images_for("cnn").float()
     assert explain(module, x, "gradcam").shape == (2, 2, 2)
     assert explain(module, x, "gradcam", module="layer2").shape == (2, 8, 8)
     vit = shaken(CASES["class_token"].model())
-    small = pictures("class_token").float()
+    small = images_for("class_token").float()
     torch.testing.assert_close(
         explain(vit, small, "gradcam", module="blocks.1.norm1"), explain(vit, small, "gradcam", layer=1)
     )

@@ -1,4 +1,4 @@
-"""What every explanation method owes: the same promises, for each method on each kind of model."""
+"""Properties that every explanation method has on every kind of model."""
 
 import random
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ TWO_STAGE = ("stage_1", "stage_2")
 REFUSED = {("inherent", name): "needs a two-stage model" for name in CASES if name not in TWO_STAGE}
 """Pairs of method and model that end in a UserError which says this."""
 QUICK = ("class_token", "dino", "gap", *TWO_STAGE)
-"""Models that a plain run takes; all others are for `make test`."""
+"""Models tested by a plain pytest; the others are marked slow."""
 
 
 def pairs(names: Iterable[str]) -> list[Any]:
@@ -50,7 +50,7 @@ def assert_same(found: Tensor, wanted: Tensor, tolerance: float = 1e-5) -> None:
 
 
 @pytest.mark.parametrize(("method", "name"), REFUSED)
-def test_refusals_come_in_one_line(method: str, name: str) -> None:
+def test_refusals_are_one_line(method: str, name: str) -> None:
     case = CASES[name]
     with pytest.raises(UserError, match=REFUSED[method, name]) as error:
         maps(case.model(), case, method, case.images())
@@ -83,7 +83,7 @@ def test_the_target_is_the_predicted_class_by_default(method: str, name: str) ->
 
 
 class Trace:
-    """Everything about a model, and the global generators, that an explanation might change by accident."""
+    """The state of a model and of the global random generators that an explanation must not change."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -114,7 +114,7 @@ def _numpy_state() -> dict[str, Any]:
 
 
 def unusual(model: nn.Module) -> nn.Module:
-    """Every flag in a state that a careless restoring would not hit upon."""
+    """Every flag in an unusual state, so that restoring to a default would be noticed."""
     for index, part in enumerate(model.modules()):
         part.training = index % 3 != 0
     for index, part in enumerate(sdpa_modules(model)):

@@ -1,4 +1,4 @@
-"""Gradient rollout against its slow textbook form, the published quirks and known answers."""
+"""Gradient rollout against its slow textbook form, the published quirks and known values."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from explain import explain
 from explain.attention_capture import AttentionCapture
 from explain.grad_rollout import GradRollout
 from tests.explain.small import CASES, TIMM
-from tests.explain.test_rollout import assert_known, known_subject, known_tape
+from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
 TARGETS = torch.tensor([4, 1])
@@ -21,21 +21,21 @@ TARGETS = torch.tensor([4, 1])
     ("ratio", "numbers"),
     [(0.0, (1, 0.136007, 0.069127, 0.02681)), (0.5, (1, 0.135517, 0.068878, 0.026714))],
 )
-def test_known_answers_with_the_gradients_reversed(ratio: float, numbers: tuple[float, ...]) -> None:
+def test_known_values_with_the_gradients_reversed(ratio: float, numbers: tuple[float, ...]) -> None:
     method = GradRollout(discard_ratio=ratio, compat="vit-explain")
-    assert_known(method.of_capture(known_tape(), *known_subject()), *numbers)
+    assert_known(method.maps_from(known_capture(), *known_explained()), *numbers)
 
 
 @pytest.mark.parametrize(
     ("ratio", "numbers"),
     [(0.0, (1, 0.83972, 0.268175, 0.122378)), (0.5, (1, 0.839226, 0.268017, 0.122306))],
 )
-def test_known_answers_with_the_gradients_in_order(ratio: float, numbers: tuple[float, ...]) -> None:
-    capture: Any = known_tape()
+def test_known_values_with_the_gradients_in_order(ratio: float, numbers: tuple[float, ...]) -> None:
+    capture: Any = known_capture()
     first, last = capture.attentions
     first.gradient, last.gradient = last.gradient, first.gradient
     method = GradRollout(discard_ratio=ratio, compat="vit-explain")
-    assert_known(method.of_capture(AttentionCapture([first, last]), *known_subject()), *numbers)
+    assert_known(method.maps_from(AttentionCapture([first, last]), *known_explained()), *numbers)
 
 
 @pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])

@@ -80,12 +80,12 @@ def mlp(sign: float, activation: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.ReLU(inplace=True), nn.GELU(), nn.SiLU(inplace=True)])
 def test_positive_paths_are_the_plain_gradient(activation: nn.Module) -> None:
     x = images(size=(4, 4)).abs()
-    for sign, share in ((1, 1), (-1, 0)):
+    for sign, fraction in ((1, 1), (-1, 0)):
         model = mlp(sign, activation)
         maps = GuidedBackprop().maps(bare(model), x, torch.tensor([0, 0, 0]))
         plain = gradient(model, x, 0).abs().sum(1)
         assert (plain > 0).all()
-        torch.testing.assert_close(maps, share * plain)
+        torch.testing.assert_close(maps, fraction * plain)
 
 
 def test_only_positive_inputs_pass() -> None:

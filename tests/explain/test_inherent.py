@@ -52,7 +52,7 @@ def test_refused_parts(method: Inherent, message: str) -> None:
         explain(CASES["stage_2"].model(), images(1), method)
 
 
-def test_refused_models_and_answers() -> None:
+def test_refused_models_and_values() -> None:
     with pytest.raises(UserError, match="needs a two-stage model; a VisionTransformer"):
         explain(CASES["class_token"].model(), images(1), "inherent")
     with pytest.raises(UserError, match="--what: 'masks'; known: selected, mask, foreground, part"):

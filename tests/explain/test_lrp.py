@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain import explain, explained_model
 from explain.lrp.autograd_mode import RelevanceMode
-from explain.lrp.method import Lrp, Variant, scores_of
+from explain.lrp.method import Lrp, Variant, logits_with_fixed_parts
 from models.backbone import embed
 from tests.explain import classifiers, textbook_lrp
 from tests.explain.classifiers import images, two_stage
@@ -163,11 +163,11 @@ def test_both_stages(stage: Any) -> None:
 def test_stage_1_scores_with_given_maps_are_its_own() -> None:
     model, x = two_stage(), images(3).float()
     explained = explained_model(model, x, stage=1)
-    torch.testing.assert_close(scores_of(explained)(x), model.select(x).class_logits)
+    torch.testing.assert_close(logits_with_fixed_parts(explained)(x), model.select(x).class_logits)
 
 
 def test_stage_2_gives_nothing_to_what_it_does_not_see() -> None:
-    """Hidden patches hold the identity's share alone, which a class token has none of."""
+    """Hidden patches only have the relevance of the identity, and a class token's row has none of that."""
     model, x = two_stage(), images(3).float()
     maps, mask = explain(model, x, "lrp"), explained_model(model, x).selection.mask
     assert 0 < mask.float().mean() < 1

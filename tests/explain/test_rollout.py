@@ -1,4 +1,4 @@
-"""Attention rollout and raw attention against their slow textbook form and known answers."""
+"""Attention rollout and raw attention against their slow textbook form and known values."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from explain import explain
 from explain.attention_capture import AttentionCapture
 from explain.explained_model import ExplainedModel, explained_model
 from explain.raw_attention import RawAttention
-from explain.rollout import Fusion, Rollout, discard, over_maximum, roll_out
+from explain.rollout import Fusion, Rollout, discard, divide_by_maximum, roll_out
 from tests.explain.small import CASES, TIMM, vit
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
@@ -38,8 +38,8 @@ class Given:
     scores_gradient = weights_gradient
 
 
-def known_tape() -> AttentionCapture:
-    """The inputs of the known answers: two blocks, two heads, a class token and 2 x 2 patches."""
+def known_capture() -> AttentionCapture:
+    """The inputs of the known values: two blocks, two heads, a class token and 2 x 2 patches."""
     l, h, i, j = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in (2, 2, 5, 5)), indexing="ij")  # noqa: E741
     S = 2 * (1 + l + 2 * h + 3 * i + 5 * j).sin()
     gradient = (2 + 3 * l + h + 2 * i + 7 * j).cos()
@@ -47,7 +47,7 @@ def known_tape() -> AttentionCapture:
     return AttentionCapture(attentions)
 
 
-def known_subject() -> tuple[ExplainedModel, Tensor]:
+def known_explained() -> tuple[ExplainedModel, Tensor]:
     images = torch.zeros(1, 3, 4, 4)
     return explained_model(vit(img_size=4, patch_size=2, depth=2), images), images
 
@@ -67,9 +67,9 @@ def assert_known(maps: Tensor, *numbers: float) -> None:
         ("min", 0.5, (1, 0.146414, 0.171039, 0.002581)),
     ],
 )
-def test_known_answers(fusion: Fusion, ratio: float, numbers: tuple[float, ...]) -> None:
+def test_known_values(fusion: Fusion, ratio: float, numbers: tuple[float, ...]) -> None:
     method = Rollout(fusion, ratio, compat="vit-explain")
-    assert_known(method.of_capture(known_tape(), *known_subject()), *numbers)
+    assert_known(method.maps_from(known_capture(), *known_explained()), *numbers)
 
 
 @pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
@@ -122,7 +122,7 @@ def test_all_discarded_leaves_zeros_and_no_nan() -> None:
         CASES["class_token"].model(), CASES["class_token"].images(), "rollout", discard_ratio=1.0, compat="vit-explain"
     )
     assert torch.equal(maps, torch.zeros_like(maps))
-    assert over_maximum(torch.tensor([[[1.0, 2.0]]])).tolist() == [[[0.5, 1.0]]]
+    assert divide_by_maximum(torch.tensor([[[1.0, 2.0]]])).tolist() == [[[0.5, 1.0]]]
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_raw_attention_of_a_block_that_is_not_there() -> None:
 
 
 def test_column_sums_divide_columns_in_the_published_form() -> None:
-    explained, images = known_subject()
+    explained, images = known_explained()
     fused = torch.rand(1, 5, 5, generator=torch.Generator().manual_seed(0))
     wanted = read_out(product([fused[0]], "column"), explained)
     torch.testing.assert_close(roll_out([fused], explained, images, by_column=True).flatten(), wanted)

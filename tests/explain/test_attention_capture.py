@@ -1,10 +1,14 @@
-"""What the capture rebuilds under fused attention is what explicit attention and autograd give."""
+"""Matrices rebuilt from fused attention equal those of explicit attention and autograd."""
+
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
+from explain import explain
 from explain.attention_capture import Attention, AttentionCapture, exact_product, record
 from explain.explained_model import ExplainedModel, explainable
 from tests.explain.small import CASES, TIMM
@@ -13,11 +17,11 @@ from tests.explain.textbook import Layer, explicit_layers
 TARGETS = torch.tensor([3, 0, 3])
 
 
-def taped(explained: ExplainedModel, x: Tensor, cut: bool = False) -> AttentionCapture:
+def captured(explained: ExplainedModel, x: Tensor, stop_gradient: bool = False) -> AttentionCapture:
     with explainable(explained):
-        with record(explained.vit.blocks, cut) as capture:
+        with record(explained.vit.blocks, stop_gradient) as capture:
             logits = explained.logits(x)
-        capture.gradients(explained.target_score(logits, TARGETS[: len(x)]))
+        capture.compute_gradients(explained.target_score(logits, TARGETS[: len(x)]))
     return capture
 
 
@@ -34,7 +38,7 @@ def test_everything_equals_explicit_attention(name: str) -> None:
     case = CASES[name]
     model, x = case.model().double(), case.images().double()
     explained = case.explained(model, x)
-    layers = taped(explained, x).by_block()
+    layers = captured(explained, x).by_block()
     assert len(layers) == len(explained.vit.blocks)
     for image in range(len(x)):
         for layer, wanted in zip(layers, explicit_layers(explained, x[[image]], int(TARGETS[image])), strict=True):
@@ -52,7 +56,7 @@ def assert_same(layer: list[Attention], wanted: Layer, image: int) -> None:
 def test_our_models_in_float32(name: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images()
-    layers = taped(case.explained(model, x), x).by_block()
+    layers = captured(case.explained(model, x), x).by_block()
     for layer, wanted in zip(layers, explicit_layers(case.explained(model, x[[1]]), x[[1]], 0), strict=True):
         close(in_heads(layer, "weights")[1], wanted.A, 1e-5)
         close(in_heads(layer, "weights_gradient")[1], wanted.G, 1e-4)
@@ -61,7 +65,7 @@ def test_our_models_in_float32(name: str) -> None:
 def test_rows_are_rows_of_the_whole() -> None:
     case = CASES["stage_2"]
     x = case.images()
-    attention = taped(case.explained(case.model(), x), x).attentions[1]
+    attention = captured(case.explained(case.model(), x), x).attentions[1]
     for what in ("scores", "weights", "weights_gradient", "scores_gradient"):
         whole = getattr(attention, what)()
         torch.testing.assert_close(getattr(attention, what)(slice(2, 5)), whole[:, :, 2:5])
@@ -82,8 +86,8 @@ def test_cut_lets_no_gradient_through_an_attention(name: str) -> None:
     case = CASES[name]
     model, x = case.model().double(), case.images().double()
     explained = case.explained(model, x)
-    uncut = taped(explained, x).attentions[0].weights_gradient()
-    layers = taped(explained, x, cut=True).by_block()
+    uncut = captured(explained, x).attentions[0].weights_gradient()
+    layers = captured(explained, x, stop_gradient=True).by_block()
     assert not torch.allclose(in_heads(layers[0], "weights_gradient")[:, :2], uncut)
     for layer, wanted in zip(layers, explicit_layers(explained, x[[0]], 3, detach_inputs=True), strict=True):
         close(in_heads(layer, "weights_gradient")[0], wanted.G, 1e-9)
@@ -93,7 +97,7 @@ def test_attention_of_a_pooling_is_not_recorded() -> None:
     for name in ("map", "plain_aim"):
         case = CASES[name]
         x = case.images()
-        assert len(taped(case.explained(case.model(), x), x).attentions) == 3
+        assert len(captured(case.explained(case.model(), x), x).attentions) == 3
 
 
 def test_some_blocks_alone() -> None:
@@ -103,7 +107,7 @@ def test_some_blocks_alone() -> None:
     with torch.no_grad(), record([explained.vit.blocks[1]]) as capture:
         explained.logits(x)
     (attention,) = capture.attentions
-    torch.testing.assert_close(attention.weights(), taped(explained, x).attentions[1].weights())
+    torch.testing.assert_close(attention.weights(), captured(explained, x).attentions[1].weights())
 
 
 def test_the_rebuilding_is_exact_under_autocast() -> None:
@@ -111,6 +115,16 @@ def test_the_rebuilding_is_exact_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(exact_product(a, b), (a.double() @ b.double().T).float())
         assert exact_product(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+def test_causal_attention_is_refused() -> None:
+    """Its mask is not among the captured tensors, so the rebuilt matrix would be wrong."""
+    case = CASES["class_token"]
+    model: Any = case.model()
+    forward = model.blocks[1].attn.forward
+    model.blocks[1].attn.forward = lambda x, **_: forward(x, is_causal=True)
+    with pytest.raises(UserError, match="causal"):
+        explain(model, case.images(), "rollout")
 
 
 def test_gradients_come_first() -> None:

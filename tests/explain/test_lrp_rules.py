@@ -1,4 +1,4 @@
-"""The relevance rules: known answers, their slow textbook forms, and what each of them conserves."""
+"""The relevance rules: known values, slow textbook forms, and what each rule conserves."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_residual_golden() -> None:
 
 def test_matrix_product_golden() -> None:
     U, V, R = t([0.7, 0.3], [0.4, 0.6]), t([1, -2], [3, 0.5]), t([0.1, 0.2], [0.3, 0.4])
-    R_U, R_V = relevance.factors(R, U, V, share=1)
+    R_U, R_V = relevance.factors(R, U, V, fraction=1)
     close(R_U, t([0.26775, 0.03225], [0.694545, 0.005455]))
     close(R_V, t([0.098295, 0.864], [0.301705, -0.264]))
     close(relevance.attention_matrix(R, U @ V, U, V), R_U / 2)
@@ -86,7 +86,7 @@ def test_residual_sums_per_image_unless_coupled() -> None:
     together = textbook.residual(R, a, b, "ours")[0]
     assert not torch.allclose(alone, together)
     close(relevance.residual(R, (a, b))[0], alone, atol=1e-12)
-    close(relevance.residual(R, (a, b), coupled=True)[0], together, atol=1e-12)
+    close(relevance.residual(R, (a, b), whole_batch=True)[0], together, atol=1e-12)
 
 
 def test_patch_pixels_is_the_box_rule_of_each_image() -> None:
