@@ -1,4 +1,4 @@
-"""The notebook is committed without outputs and runs from top to bottom, offline, wherever it is started."""
+"""The notebook is committed without outputs and runs offline, from the repository root or its own folder."""
 
 import json
 import os
@@ -24,9 +24,9 @@ def test_it_is_committed_without_outputs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", [ROOT, NOTEBOOK.parent], ids=["root", "notebooks"])
 def test_it_runs(folder: Path, tmp_path: Path) -> None:
-    results = tmp_path / "metrics"
-    results.mkdir()
-    save = f"\nfor n in plt.get_fignums():\n    plt.figure(n).savefig({str(results)!r} + f'/{{n}}.png')\n"
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    save = f"\nfor n in plt.get_fignums():\n    plt.figure(n).savefig({str(plots)!r} + f'/{{n}}.png')\n"
     script = tmp_path / "notebook.py"
     script.write_text("\n".join("".join(cell["source"]) for cell in code_cells()) + save)  # type: ignore[arg-type]
     environment = os.environ | {"MPLBACKEND": "Agg"}
@@ -34,5 +34,5 @@ def test_it_runs(folder: Path, tmp_path: Path) -> None:
         [sys.executable, str(script)], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert len(list(results.iterdir())) == 4
+    assert len(list(plots.iterdir())) == 4
     assert done.stdout.splitlines()[-1].endswith("largest change of a logit 0")
