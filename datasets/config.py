@@ -1,8 +1,7 @@
 """What is read, and how: the `data.*` keys of every config."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -84,9 +83,10 @@ class DataConfig:
     image_size: int | tuple[int, int] = 224
     """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
     augmentation: Literal[
-        "none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr", "atcon_voc", "atcon_svhn"
-    ] = "cub_original"
-    """Training augmentation."""
+        "auto", "none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr", "atcon_voc",
+        "atcon_svhn",
+    ] = "auto"  # fmt: skip
+    """Training augmentation. auto: the data set's own (docs/data.md)."""
     evaluation: Literal["center_crop", "imagenet", "squash"] = "center_crop"
     """Evaluation transform. center_crop: short side to the image size, centre crop, bilinear. imagenet (published for
     ImageNet): bicubic; short side to 8/7 of the image size and centre crop; from 384 pixels the whole image is
@@ -108,15 +108,3 @@ class DataConfig:
     def size_hw(self) -> tuple[int, int]:
         """(height, width) of the network's input, pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
-
-
-PRESCRIBED: Mapping[str, Mapping[str, Any]] = {
-    "imagenet9": {"evaluation": "center_crop"},  # its images are cropped already
-    "siim_acr": {"augmentation": "siim_acr", "evaluation": "squash", "mean": (0.48865,) * 3, "std": (0.24621,) * 3},
-}
-"""Data set -> keys that the published protocol fixes for it."""
-
-
-def with_prescribed(config: DataConfig) -> DataConfig:
-    """The config with what its data set prescribes in the place of whatever was given."""
-    return replace(config, **PRESCRIBED.get(config.name, {}))

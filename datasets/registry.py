@@ -1,6 +1,13 @@
-"""The data sets by name. A factory imports its reader when called: naming a data set costs nothing."""
+"""The data sets by name, each with its default augmentation. A reader is imported when its data set is opened.
 
-from collections.abc import Callable
+A data set of your own is one line, `DATASETS.register("mine")(Mine)`: a class or function called with (DataConfig,
+split) that returns a RawDataset. Its attribute `augmentation`, where it has one, is what data.augmentation=auto means.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 from common.registry import Registry
 from datasets.config import DataConfig
@@ -9,129 +16,58 @@ from datasets.types import RawDataset
 DATASETS: Registry[Callable[[DataConfig, str], RawDataset]] = Registry("data set (--data.name)")
 
 
-@DATASETS.register("synthetic")
-def synthetic(config: DataConfig, split: str) -> RawDataset:
-    """Procedural birds; needs no files."""
-    from datasets.synthetic.dataset import SyntheticBirds
+@dataclass(frozen=True)
+class BuiltIn:
+    """A data set of this repository; a call opens one split."""
 
-    return SyntheticBirds(config, split)
+    reader: str
+    """Where its class is, "module:Class"."""
+    augmentation: str
 
-
-@DATASETS.register("digits")
-def digits(config: DataConfig, split: str) -> RawDataset:
-    """Handwritten digits that come with scikit-learn; needs no files."""
-    from datasets.readers.digits import Digits
-
-    return Digits(config, split)
-
-
-@DATASETS.register("cub")
-def cub(config: DataConfig, split: str) -> RawDataset:
-    """CUB-200-2011, 200 species."""
-    from datasets.readers.cub import Cub
-
-    return Cub(config, split)
+    def __call__(self, config: DataConfig, split: str) -> RawDataset:
+        """Import the reader and open a split. Raises UserError as the reader does."""
+        module, _, name = self.reader.partition(":")
+        data: RawDataset = getattr(import_module(module), name)(config, split)
+        return data
 
 
-@DATASETS.register("waterbirds")
-def waterbirds(config: DataConfig, split: str) -> RawDataset:
-    """Waterbirds: land- and waterbirds on land or water."""
-    from datasets.readers.waterbirds import Waterbirds
+for _name, _reader, _augmentation in (
+    ("synthetic", "datasets.synthetic.dataset:SyntheticBirds", "flip"),
+    ("digits", "datasets.readers.digits:Digits", "none"),  # a mirrored digit is no digit
+    ("svhn", "datasets.readers.svhn:Svhn", "none"),
+    ("cub", "datasets.readers.cub:Cub", "cub_original"),
+    ("waterbirds", "datasets.readers.waterbirds:Waterbirds", "cub_original"),
+    ("metashift", "datasets.readers.metashift:MetaShift", "cub_original"),
+    ("flowers102", "datasets.readers.flowers:Flowers", "cub_geometry"),
+    ("part_imagenet", "datasets.readers.part_imagenet:PartImageNet", "cub_geometry"),
+    ("voc2012", "datasets.readers.voc:Voc2012", "atcon_voc"),
+    ("siim_acr", "datasets.readers.siim_acr:SiimAcr", "siim_acr"),
+    ("imagenet", "datasets.readers.imagenet:ImageNet", "timm"),
+    ("imagenet1k", "datasets.readers.imagenet:ImageNet1k", "timm"),
+    ("imagenet_a", "datasets.readers.imagenet_shifts:ImageNetA", "timm"),
+    ("imagenet_r", "datasets.readers.imagenet_shifts:ImageNetR", "timm"),
+    ("imagenet_v2", "datasets.readers.imagenet_shifts:ImageNetV2", "timm"),
+    ("imagenet9", "datasets.readers.imagenet9:ImageNet9", "timm"),
+):
+    DATASETS.register(_name)(BuiltIn(_reader, _augmentation))
 
-    return Waterbirds(config, split)
-
-
-@DATASETS.register("imagenet")
-def imagenet(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-1k, or any tree of train and val folders with one folder for each class."""
-    from datasets.readers.imagenet import ImageNet
-
-    return ImageNet(config, split)
-
-
-@DATASETS.register("imagenet1k")
-def imagenet1k(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-1k with the labels of all 1000 classes, also where the tree has few of them."""
-    from datasets.readers.imagenet import ImageNet1k
-
-    return ImageNet1k(config, split)
-
-
-@DATASETS.register("imagenet_a")
-def imagenet_a(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-A, natural adversarial images of 200 classes."""
-    from datasets.readers.imagenet_shifts import ImageNetSubset
-
-    return ImageNetSubset("imagenet_a", config, split)
+PRESCRIBED: Mapping[str, Mapping[str, Any]] = {
+    "imagenet9": {"evaluation": "center_crop"},  # its images are cropped already
+    "siim_acr": {"augmentation": "siim_acr", "evaluation": "squash", "mean": (0.48865,) * 3, "std": (0.24621,) * 3},
+}
+"""Data set -> keys that its published protocol fixes."""
 
 
-@DATASETS.register("imagenet_r")
-def imagenet_r(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-R, renditions (art, toys, ...) of 200 classes."""
-    from datasets.readers.imagenet_shifts import ImageNetSubset
-
-    return ImageNetSubset("imagenet_r", config, split)
+def with_prescribed(config: DataConfig) -> DataConfig:
+    """The config with the keys that its data set prescribes replaced, and data.augmentation=auto resolved."""
+    return replace(with_own_augmentation(config), **PRESCRIBED.get(config.name, {}))
 
 
-@DATASETS.register("imagenet_v2")
-def imagenet_v2(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-V2, a new test set of the 1000 classes."""
-    from datasets.readers.imagenet_shifts import ImageNetV2
-
-    return ImageNetV2(config, split)
-
-
-@DATASETS.register("imagenet9")
-def imagenet9(config: DataConfig, split: str) -> RawDataset:
-    """ImageNet-9, the backgrounds challenge."""
-    from datasets.readers.imagenet9 import ImageNet9
-
-    return ImageNet9(config, split)
-
-
-@DATASETS.register("metashift")
-def metashift(config: DataConfig, split: str) -> RawDataset:
-    """MetaShift's cats and dogs by surroundings."""
-    from datasets.readers.metashift import MetaShift
-
-    return MetaShift(config, split)
-
-
-@DATASETS.register("siim_acr")
-def siim_acr(config: DataConfig, split: str) -> RawDataset:
-    """SIIM-ACR pneumothorax, as prepare_siim_acr.py lays it out."""
-    from datasets.readers.siim_acr import SiimAcr
-
-    return SiimAcr(config, split)
-
-
-@DATASETS.register("part_imagenet")
-def part_imagenet(config: DataConfig, split: str) -> RawDataset:
-    """PartImageNet, classes of ImageNet with masks of their parts."""
-    from datasets.readers.part_imagenet import PartImageNet
-
-    return PartImageNet(config, split)
-
-
-@DATASETS.register("voc2012")
-def voc2012(config: DataConfig, split: str) -> RawDataset:
-    """PASCAL VOC 2012, several classes in an image."""
-    from datasets.readers.voc import Voc2012
-
-    return Voc2012(config, split)
-
-
-@DATASETS.register("svhn")
-def svhn(config: DataConfig, split: str) -> RawDataset:
-    """SVHN, digits cropped from house numbers."""
-    from datasets.readers.svhn import Svhn
-
-    return Svhn(config, split)
-
-
-@DATASETS.register("flowers102")
-def flowers102(config: DataConfig, split: str) -> RawDataset:
-    """Oxford Flowers 102."""
-    from datasets.readers.flowers import Flowers
-
-    return Flowers(config, split)
+def with_own_augmentation(config: DataConfig) -> DataConfig:
+    """The config with the data set's own augmentation in place of "auto"; "flip" where the data set declares none."""
+    if config.augmentation != "auto":
+        return config
+    own: dict[str, Any] = {"augmentation": "flip"}
+    if config.name in DATASETS:  # an unknown name is an error when the data set is opened
+        own["augmentation"] = getattr(DATASETS[config.name], "augmentation", "flip")
+    return replace(config, **own)

@@ -30,6 +30,7 @@ from datasets.geometry import (
     resize,
     resize_to_cover,
 )  # fmt: skip
+from datasets.registry import with_own_augmentation
 from datasets.types import RawSample, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a newer version
@@ -49,6 +50,7 @@ class RowOfPlanck(A.PlanckianJitter):
 
 def build_transform(config: DataConfig, train: bool) -> Transform:
     """The transform of a split: `config.augmentation` if trained on, else the evaluation transform."""
+    config = with_own_augmentation(config)
     if train and config.augmentation == "timm":
         return TimmTransform(config)
     if train and config.augmentation != "none":

@@ -21,15 +21,29 @@ class ImageNetSubset(FileDataset):
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
-    def __init__(self, name: str, config: DataConfig, split: str) -> None:
-        check_test_only(name, split)
+    name: str
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_test_only(self.name, split)
         root = open_root(config, "one folder for each WordNet id")
         folders = class_folders(root)
         known = known_folders(imagenet_classes(class_list(config)), folders, root)
         labels = {folder: label for label, folder in enumerate(folders)}
         class_of_output = tuple(labels.get(folder, -1) for folder in known)
-        info = DatasetInfo(name, tuple(known[folder] for folder in folders), class_of_output=class_of_output)
+        info = DatasetInfo(self.name, tuple(known[folder] for folder in folders), class_of_output=class_of_output)
         super().__init__(info, folder_records(root, labels), split)
+
+
+class ImageNetA(ImageNetSubset):
+    """Natural images that ResNet-50 gets wrong."""
+
+    name = "imagenet_a"
+
+
+class ImageNetR(ImageNetSubset):
+    """Renditions: art, toys, sculptures, ..."""
+
+    name = "imagenet_r"
 
 
 class ImageNetV2(FileDataset):

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, s
 
 from common.errors import UserError
 from common.plain_yaml import check_yaml
-from datasets.config import with_prescribed
+from datasets.registry import with_prescribed
 from engine.run.config import RunConfig, dump_config
 from engine.run.config_checks import problems
 from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names

@@ -11,8 +11,8 @@ import pytest
 
 from common.errors import UserError
 from datasets import DataConfig, load_split
-from datasets.config import with_prescribed
 from datasets.readers.imagenet9 import NONE, VARIANTS, ImageNet9
+from datasets.registry import with_prescribed
 from tests.trees import IN9, NINE, imagenet9_tree
 
 

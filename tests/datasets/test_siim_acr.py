@@ -18,9 +18,9 @@ import prepare_siim_acr
 import train
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, RawSample, Sample, build_transform, collate, load_split
-from datasets.config import with_prescribed
 from datasets.formats.dicom import read_dicom
 from datasets.readers.siim_acr import SiimAcr
+from datasets.registry import with_prescribed
 from engine.run.command_line import parse_config
 from tests.datasets.radiographs import image_id, source_of, write_archive
 from tests.tiny import KEYS, flags

@@ -76,7 +76,7 @@ def test_boxes_know_their_class_also_where_the_crop_takes_some(base: Path) -> No
         assert batch.with_labels().box_labels == batch.box_labels
 
 
-@pytest.mark.parametrize("augmentation", ["flip", "cub_original", "timm"])
+@pytest.mark.parametrize("augmentation", ["auto", "flip", "cub_original", "timm"])
 def test_batches_tell_the_classes(base: Path, augmentation: str) -> None:
     config = DataConfig(name="voc2012", root=str(base), image_size=32, augmentation=augmentation)  # type: ignore[arg-type]
     split = load_split(config, "test", train=True, seed=0)
