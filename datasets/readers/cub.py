@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets.config import DataConfig
 from datasets.formats.tables import IndexRow, by_id, read_spaced, same_ids
-from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.cub_annotations import IMAGES, read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import DatasetInfo
@@ -53,11 +53,9 @@ def _matching(path: Path, columns: tuple[str, str], index: Path, paths: Mapping[
 
 
 def choose_split(labels: Mapping[int, int], train: Mapping[int, bool], split: str, config: DataConfig) -> list[int]:
-    """Ids of one split, in ascending order. `val` takes the same share of every class of the published training."""
+    """Ids of one split, ascending. `val` is the same fraction of every class of the published training split."""
+    ids = sorted(key for key, flag in train.items() if flag == (split != "test"))
     if split == "test":
-        return sorted(key for key, flag in train.items() if not flag)
+        return ids
     check_fraction("cub", split, config)
-    held_out: set[int] = set()
-    for label in sorted(set(labels.values())):
-        held_out |= hold_out(sorted(key for key in train if train[key] and labels[key] == label), label, config)
-    return sorted(key for key, flag in train.items() if flag and (key in held_out) == (split == "val"))
+    return [ids[i] for i in choose([labels[key] for key in ids], split, config)]

@@ -12,7 +12,7 @@ from datasets.config import DataConfig
 from datasets.formats.box_xml import read_boxes
 from datasets.formats.folders import class_folders, image_names
 from datasets.formats.images import read_image
-from datasets.formats.tables import IndexRow, read_spaced
+from datasets.formats.tables import read_spaced
 from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.readers.files import check_files, check_split, open_root
 from datasets.readers.synsets import imagenet_classes, known_folders
@@ -108,23 +108,20 @@ def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
     """
     if path is None:
         return {folder: folder for folder in folders}
-    rows = list(read_spaced(path, ("line",)))
-    by_folder: dict[str, IndexRow] = {}
-    for row in rows:
-        by_folder.setdefault(row.text("line").split()[0], row)
+    lines = [row.text("line") for row in read_spaced(path, ("line",))]
+    by_folder: dict[str, str] = {}
+    for line in lines:
+        folder, *name = line.split(maxsplit=1)
+        by_folder.setdefault(folder, name[0] if name else folder)
     if by_folder.keys() >= set(folders):
-        return {folder: _name(by_folder[folder], folder) for folder in sorted(by_folder)}
-    if len(rows) == len(folders):
-        return {folder: row.text("line") for folder, row in zip(folders, rows, strict=True)}
+        return dict(sorted(by_folder.items()))
+    if len(lines) == len(folders):
+        return dict(zip(folders, lines, strict=True))
     lacking = min(set(folders) - by_folder.keys())
     raise UserError(
-        f"{path} has {len(rows)} lines for {len(folders)} class folders, and none opens with {lacking}; "
+        f"{path} has {len(lines)} lines for {len(folders)} class folders, and none opens with {lacking}; "
         "give one name for each sorted folder, or lines of folder and name"
     )
-
-
-def _name(row: IndexRow, folder: str) -> str:
-    return row.text("line").removeprefix(folder).strip() or folder
 
 
 def _names_file(config: DataConfig, root: Path) -> Path | None:

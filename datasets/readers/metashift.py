@@ -12,7 +12,7 @@ from pathlib import Path
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.folders import EXTENSIONS, class_folders
-from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.types import DatasetInfo
 
@@ -34,14 +34,11 @@ class MetaShift(FileDataset):
         sides = [side for side in (root / "train", root / "test") if side.is_dir()]
         found = {side: read_side(side, classes) for side in sides}
         groups = sorted({(entry.label, entry.context) for entries in found.values() for entry in entries})
-        held_out: set[str] = set()
+        entries = found[base]
         if split != "test":
-            for label in range(len(classes)):
-                held_out |= hold_out([entry.path for entry in found[base] if entry.label == label], label, config)
+            entries = [entries[i] for i in choose([entry.label for entry in entries], split, config)]
         records = [
-            Record(base / entry.path, entry.label, groups.index((entry.label, entry.context)))
-            for entry in found[base]
-            if (entry.path in held_out) == (split == "val")
+            Record(base / entry.path, entry.label, groups.index((entry.label, entry.context))) for entry in entries
         ]
         names = tuple(context for _, context in groups)
         info = DatasetInfo("metashift", tuple(classes), names, split_origin=split_origin(split, config))

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.dicom import read_dicom
-from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.types import DatasetInfo
 
@@ -95,8 +95,6 @@ def known_tubes(root: Path, variant: str, images: dict[Path, int]) -> dict[Path,
 
 
 def _part(images: dict[Path, int], split: str, config: DataConfig) -> dict[Path, int]:
-    """The images of train_set that are, or are not, held out."""
-    held_out: set[str] = set()
-    for label in (0, 1):
-        held_out |= hold_out([path.stem for path, own in images.items() if own == label], label, config)
-    return {path: label for path, label in images.items() if (path.stem in held_out) == (split == "val")}
+    """The images of train_set that make up "train" or "val"."""
+    paths = list(images)
+    return {paths[i]: images[paths[i]] for i in choose(list(images.values()), split, config)}
