@@ -1,15 +1,14 @@
-"""Sort the SIIM-ACR pneumothorax radiographs into training and test sets by chest tube, and draw their masks.
+"""Sort the SIIM-ACR pneumothorax radiographs into training and test sets by chest tube, and decode their masks.
 
 --root_dir is Kaggle's unpacked archive, with train-rle.csv and dicom-images-train/. --pkl_file_path is the table
-{image id: 1 where a chest tube is visible, else 0}: the published pickle, or a .csv (ImageId,tube), or a .json. Images
-in the table are test images, all others are for training.
+{image id: 1 if a chest tube is visible, else 0}: the published pickle, a .csv (ImageId,tube) or a .json. Images in the
+table become test images, all others training images.
 
     python prepare_siim_acr.py --pkl_file_path tubes.pkl --root_dir /data/siim-acr
 
-Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files below 0/ and 1/, without any
-tag but those of the image), all_masks/ (PNG, 0 and 255) and report.csv with the files left out and why. An
-interrupted run goes on where it stopped when it is started again. Read the result with --data.name siim_acr
---data.root /data/siim-acr.
+Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files in 0/ and 1/, with only the
+tags that describe the image), all_masks/ (PNG, 0 and 255) and report.csv (the files left out, with reasons). Started
+again after an interruption, it continues. Train on the result with --data.name siim_acr --data.root /data/siim-acr.
 """
 
 import argparse
@@ -48,12 +47,12 @@ SETS = (TRAIN, *TESTS.values())
 Runs = tuple[str, ...]
 """The masks of one image, each as run lengths or `EMPTY`."""
 Rejected = tuple[str, str]
-"""A file, and why it was left out."""
+"""A file, and the reason why it was left out."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One image and everything to be written of it."""
+    """One image and the files to write for it."""
 
     source: Path
     runs: Runs
@@ -62,10 +61,10 @@ class Job:
 
 
 def read_runs(root: Path, first_row: bool) -> dict[str, Runs]:
-    """Image id -> its masks as runs, `EMPTY` for none; of several rows the first alone where `first_row`."""
+    """Image id -> its masks as run lengths, `EMPTY` for none; only an image's first row if `first_row`."""
     path = root / TABLE
     if not path.is_file():
-        raise UserError(f"--root_dir: {root} has no {TABLE}; give the folder that Kaggle's archive was unpacked into")
+        raise UserError(f"--root_dir: {root} has no {TABLE}; give the folder of Kaggle's unpacked archive")
     found: dict[str, Runs] = {}
     for row in read_csv(path, ("ImageId", "EncodedPixels")):
         name = row.text("ImageId")
@@ -75,7 +74,7 @@ def read_runs(root: Path, first_row: bool) -> dict[str, Runs]:
 
 
 def find_images(root: Path) -> tuple[dict[str, Path], list[Rejected]]:
-    """Image id -> DICOM file, and the files whose id stood before."""
+    """Image id -> DICOM file, and the files with an id that another file has."""
     found: dict[str, Path] = {}
     rejected = []
     for path in sorted((root / IMAGES).glob("*/*/*.dcm")):
@@ -88,7 +87,7 @@ def find_images(root: Path) -> tuple[dict[str, Path], list[Rejected]]:
 
 
 def plan(root: Path, out: Path, runs: dict[str, Runs], tubes: dict[str, bool]) -> tuple[list[Job], list[Rejected]]:
-    """What is to be done, and the files that are not in both the table and the folder."""
+    """The jobs, and the files that are not in both the table and the folder."""
     files, rejected = find_images(root)
     lines = [(f"{name}.dcm", f"named in {TABLE}, but not in {IMAGES}") for name in runs if name not in files]
     extra = [(str(path.relative_to(root)), f"not in {TABLE}") for name, path in files.items() if name not in runs]
@@ -102,9 +101,9 @@ def plan(root: Path, out: Path, runs: dict[str, Runs], tubes: dict[str, bool]) -
 
 
 def open_out(out: Path, inputs: dict[str, str]) -> None:
-    """Make the folders and note what they are made from; remove what a killed run left half-written.
+    """Create the folders, record the inputs they are made from, and delete half-written files of a killed run.
 
-    Raises UserError where the folders were made from other inputs: a test image could stay in the training set.
+    Raises UserError if the folders were made from other inputs: a test image could stay in the training set.
     """
     stamp = out / STAMP
     if stamp.exists():
@@ -118,7 +117,7 @@ def open_out(out: Path, inputs: dict[str, str]) -> None:
                 f"{out} was prepared from another {different[0]}; give a new --out, or delete its sets and {STAMP}"
             )
     elif strange := [name for name in (*SETS, MASKS) if (out / name).exists()]:
-        raise UserError(f"{out / strange[0]} was not written by this script; give a new --out, or move it away")
+        raise UserError(f"{out / strange[0]} was not written by this script; give a new --out or move it away")
     write_atomic(stamp, json_text(inputs))
     for folder in (*(out / name / label for name in SETS for label in "01"), out / MASKS):
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def open_out(out: Path, inputs: dict[str, str]) -> None:
 
 
 def prepare(job: Job) -> str:
-    """Write one image's mask, then its copies; "", or why it is left out. Nothing where all is there already."""
+    """Write one image's mask, then its copies, unless all exist; return "" or the reason why it is left out."""
     if all(path.exists() for path in (job.mask, *job.copies)):
         return ""
     try:
@@ -143,33 +142,33 @@ def prepare(job: Job) -> str:
 
 
 def run_jobs(jobs: Sequence[Job], workers: int) -> Iterator[tuple[Job, str]]:
-    """Every job with the answer of `prepare`, in the order they finish. The processes start before this returns."""
+    """Every job with the result of `prepare`, in the order they finish. The processes start before this returns."""
     if workers == 1:
         return ((job, prepare(job)) for job in jobs)
     pool = ProcessPoolExecutor(workers, initializer=start_worker)
-    # Now, while there is no thread of a progress bar: a process forked beside one may find a lock held for ever.
-    return answers(pool, {pool.submit(prepare, job): job for job in jobs})
+    # Fork now, before a progress bar starts its thread: a lock held by a thread stays locked in the child.
+    return finished(pool, {pool.submit(prepare, job): job for job in jobs})
 
 
-def answers(pool: ProcessPoolExecutor, futures: dict[Future[str], Job]) -> Iterator[tuple[Job, str]]:
-    """The results as they come. Raises UserError where a process was killed."""
+def finished(pool: ProcessPoolExecutor, futures: dict[Future[str], Job]) -> Iterator[tuple[Job, str]]:
+    """Jobs and results as they finish. Raises UserError if a worker was killed."""
     try:
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool:
-        raise UserError("a worker died (out of memory?); run it again with fewer --workers, it will go on") from None
+        raise UserError("a worker died (out of memory?); run again with fewer --workers to continue") from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def start_worker() -> None:
-    """Leave Ctrl-C to the main process, and do not outlive it."""
+    """Ignore Ctrl-C, which the main process handles, and exit when the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=leave_with_parent, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
-def leave_with_parent() -> None:
-    """Wait for the end of the main process, then end this one at once: killed, it cannot tell its workers."""
+def exit_with_parent() -> None:
+    """Wait for the main process to end, then exit: if it is killed, it cannot stop its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -177,27 +176,27 @@ def leave_with_parent() -> None:
 
 
 def write_report(path: Path, rejected: Sequence[Rejected]) -> None:
-    """file, reason; sorted."""
+    """CSV with the columns file and reason, sorted."""
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *sorted(rejected)])
     write_atomic(path, text.getvalue())
 
 
 def digest(content: object) -> str:
-    """16 hexadecimal digits that tell inputs apart."""
+    """16 hexadecimal digits of a SHA-256, to compare inputs."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Raises UserError where it cannot be."""
+    """Parse the command line. Raises UserError for a bad value."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pkl_file_path", type=Path, required=True, metavar="FILE", help="which images show a tube")
+    parser.add_argument("--pkl_file_path", type=Path, required=True, metavar="FILE", help="table of chest tubes")
     parser.add_argument("--root_dir", type=Path, required=True, metavar="DIR", help="Kaggle's unpacked archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: --root_dir")
     parser.add_argument(
         "--workers", type=int, default=min(8, os.cpu_count() or 1), help="processes (default %(default)s)"
     )
-    parser.add_argument("--first-row", action="store_true", help="of several masks keep the first, as published")
+    parser.add_argument("--first-row", action="store_true", help="keep only the first mask of an image, as published")
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers is {args.workers}; it must be at least 1")
@@ -208,12 +207,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
-    """Read the tables, write the sets, say what was left out."""
+    """Read the tables, write the sets, report the files left out."""
     args = parse_arguments(argv)
     root, out = args.root_dir, check_folder(args.out or args.root_dir, "--out")
     tubes, runs = read_tube_labels(args.pkl_file_path), read_runs(root, args.first_row)
     if not tubes.keys() & runs.keys():
-        raise UserError(f"{args.pkl_file_path} names no image of {TABLE}; give the tube labels of these images")
+        raise UserError(f"{args.pkl_file_path} has no image of {TABLE}; give the tube labels of these images")
     jobs, rejected = plan(root, out, runs, tubes)
     rule = "first row" if args.first_row else "all rows"
     inputs = {TABLE: digest(runs), "table of tubes": digest(tubes), "version of this script": "without patient tags"}
@@ -227,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             written.update(copy.parts[-3] for copy in job.copies)
     write_report(out / REPORT, rejected)
     if not written:
-        raise UserError(f"no image could be prepared; {out / REPORT} says why")
+        raise UserError(f"no image could be prepared; see {out / REPORT}")
     print(f"{out}: " + ", ".join(f"{written[name]} in {name}" for name in SETS))
     print(f"{len(rejected)} files left out" + (f": see {out / REPORT}" if rejected else ""))
 

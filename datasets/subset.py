@@ -1,4 +1,4 @@
-"""Some records of a split: a seeded sample where all of them would take too long."""
+"""A random sample of a split, for evaluations that would take too long on all of it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Subset:
 
     @property
     def info(self) -> DatasetInfo:
-        """That of the whole."""
+        """The info of the whole data set."""
         return self.raw.info
 
     @property
@@ -42,9 +42,9 @@ class Subset:
 
 
 def sample_split(split: Split, count: int) -> Split:
-    """`count` records of the split, always the same ones, in their old order; all where it has fewer.
+    """`count` records of the split, in their order; the whole split if it has no more.
 
-    Drawn without replacement; a larger sample holds the smaller ones.
+    The sample is fixed: drawn without replacement with seed 0, and a larger sample includes the smaller ones.
     """
     if count >= len(split):
         return split

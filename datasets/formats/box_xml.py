@@ -1,4 +1,4 @@
-"""Boxes in the XML files that ImageNet and PASCAL VOC publish beside their images. The files are not trusted."""
+"""Bounding boxes from the XML files of ImageNet and PASCAL VOC. The files are not trusted."""
 
 import math
 from dataclasses import dataclass
@@ -10,28 +10,28 @@ import numpy as np
 from common.errors import UserError
 
 LARGEST = 1 << 20
-"""Bytes; the published files have a few hundred for each box."""
+"""Bytes of a file; the published ones have a few hundred per box."""
 FARTHEST = 1 << 20
-"""Pixels."""
+"""Largest coordinate, pixels."""
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
 class BoxFile:
-    """What a box file says."""
+    """The boxes of one image."""
 
     size_hw: tuple[float, float]
-    """Of its image: height and width, pixels."""
+    """Height and width of the image, pixels."""
     names: tuple[str, ...]
-    """Class of the object of each box."""
+    """Class name of each box."""
     boxes: np.ndarray
     """[N, 4] float32 xyxy pixels."""
 
 
 def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
-    """[N, 4] float32 xyxy pixels: every box of the file, whatever its class, as published.
+    """[N, 4] float32 xyxy pixels: every box of the file, whatever its class.
 
-    size_hw: the image's height and width, which the file must state. Raises UserError as `read_box_file` does.
+    Raises UserError as `read_box_file` does, and where the file states another image size than `size_hw`.
     """
     found = read_box_file(path)
     if found.size_hw != size_hw:
@@ -41,17 +41,17 @@ def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def read_box_file(path: Path, first_pixel: int = 0) -> BoxFile:
-    """Every object/bndbox of the file. Nothing in the file names another file to read.
+    """Every object/bndbox of the file.
 
-    `first_pixel`: what the file calls the first column and row. VOC counts from 1 and its box includes its last pixel,
-    so that there a box's edges are (xmin - 1, ymin - 1, xmax, ymax).
-    Raises UserError, naming the file, where it is missing, broken, too large, or says what cannot be.
+    `first_pixel`: the number of the first column and row. VOC counts from 1 and a box includes its last pixel, so its
+    edges are (xmin - 1, ymin - 1, xmax, ymax).
+    Raises UserError, naming the file, where it is missing, broken or too large, or a box has no area.
     """
     root = _parse(path)
     width, height = (_number(root, f"size/{side}", path) for side in ("width", "height"))
     objects = [(item, box) for item in root.iterfind("object") for box in item.iterfind("bndbox")]
     corners = np.array([[_number(box, corner, path) for corner in CORNERS] for _, box in objects]).reshape(-1, 4)
-    corners[:, :2] -= first_pixel
+    corners[:, :2] -= first_pixel  # xmax, ymax of an inclusive last pixel are edges already
     boxes = corners.astype(np.float32)
     for x0, y0, x1, y1 in boxes:
         if x1 <= x0 or y1 <= y0:
@@ -67,25 +67,25 @@ def _parse(path: Path) -> ElementTree.Element:
     except OSError as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}); restore the file as published") from None
     if len(content) > LARGEST:
-        raise UserError(f"{path} has over {LARGEST} bytes, far more than boxes need; restore the file as published")
+        raise UserError(f"{path} is larger than {LARGEST} bytes; restore the file as published")
     try:
         text = content.decode("utf-8-sig")
-        # Entities, which can expand without end or fetch other files, need a document type. Published files have none.
-        # Zero characters would make the parser take the text for UTF-16, in which one could hide.
+        # Entities can expand without limit or fetch other files, and need a DOCTYPE; published files have none.
+        # NUL characters would make the parser read UTF-16, which could hide a DOCTYPE from this check.
         if "<!DOCTYPE" in text or "\0" in text:
-            raise UserError(f"{path} holds a document type or zeros, as no box file does; restore it as published")
+            raise UserError(f"{path} contains a DOCTYPE or NUL characters; restore the file as published")
         return ElementTree.fromstring(text)
     except (UnicodeDecodeError, ElementTree.ParseError) as error:
-        raise UserError(f"{path} is no XML ({error}); restore the file as published") from None
+        raise UserError(f"{path} is not valid XML ({error}); restore the file as published") from None
 
 
 def _number(element: ElementTree.Element, place: str, path: Path) -> float:
-    """The number at a place below the element."""
+    """The number in a child element."""
     text = (element.findtext(place) or "").strip()
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not abs(value) <= FARTHEST:  # so is nan not
+    if not abs(value) <= FARTHEST:  # false for NaN too
         raise UserError(f"{path}: {place} is {text[:40]!r}, not a number of pixels; restore the file as published")
     return value

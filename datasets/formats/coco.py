@@ -1,4 +1,4 @@
-"""Part annotations in COCO's JSON form."""
+"""Part annotations in COCO's JSON format; masks are decoded by pycocotools."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,9 @@ from common.errors import UserError
 from datasets.formats.tables import leaves_folder
 
 BACKGROUND = 0.1
-"""How strongly a pixel without any part counts as background, where a part's mask counts 1."""
+"""Score of the background at every pixel; a part's mask scores 1."""
 FAR = 8
-"""Sides of its image that a point of an outline may be away from the corner."""
+"""Largest coordinate of a polygon point, in units of the image's longer side."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class Annotation:
     number: int
     category: int
     outlines: list[np.ndarray] | dict[str, Any]
-    """Points [2 n] float64 (x, y, x, y ...) of each outline, or run lengths in one of COCO's two forms."""
+    """Polygons, each [2 n] float64 (x, y, x, y ...), or run lengths in one of COCO's two formats."""
 
 
 @dataclass(frozen=True)
 class CocoImage:
-    """One image of a file: its name and size, and the annotations to use."""
+    """One image of a file: its name, its size and its annotations."""
 
     name: str
     size_hw: tuple[int, int]
@@ -38,10 +38,10 @@ class CocoImage:
 
 
 def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
-    """The images with annotations, in the file's order, and the names of the categories, which are numbered from 0.
+    """The images with annotations, in the file's order, and the category names, in the order of their ids from 0.
 
-    Annotations of area 0 and of crowds are skipped; images left without one are dropped. Raises UserError, naming the
-    file, where it is missing or is not of this form.
+    Annotations with area 0 and crowds are skipped; images without any annotation are dropped. Raises UserError, naming
+    the file, where it is missing or not in this format.
     """
     content = _load(path)
     try:
@@ -59,33 +59,34 @@ def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
             raise ValueError(f"{outside!r} leaves its folder")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path} is not of COCO's form ({what}); restore the file as published") from None
+        raise UserError(f"{path} is not in COCO's format ({what}); restore the file as published") from None
     if strange:
-        raise UserError(f"{path}: annotation {strange[0]} is of no category of the file; restore the file")
+        raise UserError(f"{path}: annotation {strange[0]} has an unknown category; restore the file")
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{path}: the categories' ids are {sorted(names)[:50]}, not 0, 1, 2, ...; number them from 0")
     return [image for image in images if image.annotations], tuple(names[i] for i in range(len(names)))
 
 
 def part_labels(image: CocoImage, path: Path) -> np.ndarray:
-    """[H, W] int16: the category at every pixel, -1 where there is none.
+    """[H, W] int16: the category at every pixel, -1 = background.
 
-    The largest of the parts' masks, where annotations of one part add up, and of a constant background. Equals go to
-    the lower id. Raises UserError, naming the file `path` of the annotations, for run lengths that cannot be decoded.
+    The category with the most masks at the pixel; ties go to the lower id. Raises UserError, naming the annotation
+    file `path`, for masks that cannot be decoded.
     """
     sums: dict[int, np.ndarray] = {}
     for item in image.annotations:
         drawn = _draw(item, image.size_hw, path).astype(np.float32)
         sums[item.category] = sums.get(item.category, 0) + drawn
     ids = sorted(sums)
+    # Overlapping masks of one part add up, so layers hold counts; argmax takes the first of equal layers.
     layers = np.stack([np.full(image.size_hw, BACKGROUND, np.float32), *(sums[i] for i in ids)])
     return np.array([-1, *ids], np.int16)[layers.argmax(axis=0)]
 
 
 def _annotation(item: Mapping[str, Any]) -> Annotation:
-    """Numbers become arrays: as Python's objects those of the whole data set would take a gigabyte.
+    """Polygons become arrays: as Python lists those of the whole data set would take a gigabyte.
 
-    Raises ValueError for an outline that is none.
+    Raises ValueError for an invalid polygon.
     """
     outlines = item["segmentation"]
     if not isinstance(outlines, dict):
@@ -96,39 +97,41 @@ def _annotation(item: Mapping[str, Any]) -> Annotation:
 
 
 def _polygon(outline: Sequence[float], item: Mapping[str, Any]) -> np.ndarray:
-    """The outline's points; four numbers are none, there the corners of the annotation's box are."""
+    """The polygon's points; the published files have some of four numbers, which stand for the annotation's box."""
     points = np.array(outline, np.float64)
     if points.shape == (4,):
         x, y, width, height = map(float, item["bbox"])
         return np.array([x, y, x + width, y, x + width, y + height, x, y + height])
     if points.ndim != 1 or len(points) < 6 or len(points) % 2 or not np.isfinite(points).all():
-        raise ValueError(f"an outline of annotation {item['id']} is no list of points x, y, x, y ...")
+        raise ValueError(f"an outline of annotation {item['id']} is not a list of points x, y, x, y ...")
     return points
 
 
 def _draw(annotation: Annotation, size_hw: tuple[int, int], path: Path) -> np.ndarray:
-    """[H, W] 0 or 1: inside of the outlines, or the run lengths decoded."""
+    """[H, W] uint8, 0 or 1: the polygons filled, or the run lengths decoded."""
     try:
         return np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path}: annotation {annotation.number} cannot be drawn ({what}); restore the file") from None
+        raise UserError(
+            f"{path}: annotation {annotation.number} cannot be decoded ({what}); restore the file"
+        ) from None
 
 
 def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> Any:
-    """What pycocotools decodes: run lengths packed in a text.
+    """Compressed run lengths, as pycocotools decodes them.
 
-    Raises ValueError for what its C code would take memory or write out of bounds for.
+    Raises ValueError for input on which its C code would write out of bounds or allocate without limit.
     """
     if isinstance(outlines, list):
         if any(np.abs(outline).max() > FAR * max(size_hw) for outline in outlines):
             raise ValueError("a point lies far outside the image")
         return coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))
     if tuple(outlines["size"]) != size_hw:
-        raise ValueError(f"it is for {outlines['size']} pixels")
+        raise ValueError(f"its size is {outlines['size']}")
     counts = outlines["counts"]
     if not isinstance(counts, list):
-        return outlines
+        return outlines  # compressed; pycocotools checks them itself
     if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
         raise ValueError("the run lengths do not fill the image")
     return coco_mask.frPyObjects(outlines, *size_hw)

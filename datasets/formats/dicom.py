@@ -1,8 +1,8 @@
-"""A radiograph in a DICOM file as 8-bit pixels, or one line that says what is wrong with the file.
+"""Radiographs in DICOM files as 8-bit pixels, or one line about what is wrong with the file.
 
-Compressed pixels are decoded by Pillow where it can, else by pydicom with GDCM or whatever decoder is installed, in a
-process of their own, since a broken file ends GDCM's. No text of a file's tags ever enters an error: they may name a
-patient, and so may the messages and warnings of the libraries.
+Compressed pixels are decoded by Pillow where it can. Other codecs (GDCM, or whatever pydicom finds) run in a child
+process, because a broken file can crash them. No tag's text ever enters an error, because it may name a patient; the
+messages and warnings of the libraries are dropped for the same reason.
 """
 
 import logging
@@ -33,34 +33,35 @@ BY_PILLOW = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000)
 
 
 def read_dicom(path: Path | str) -> np.ndarray:
-    """[H, W] uint8 as a viewer shows it: 0 is black. Deeper pixels are scaled, never wrapped.
+    """[H, W] uint8 as a viewer shows it: 0 is black.
 
-    The VOI window or table where the file has one, else the whole range that its bits can hold, becomes 0..255, after
-    the rescaling to modality units (DICOM PS3.3 C.11.1, C.11.2). MONOCHROME1 is inverted. An 8-bit MONOCHROME2 file
-    without window keeps its values. Raises UnreadableImageError: broken, cut off, in colour, of several frames, ...
+    Values are rescaled to modality units (DICOM PS3.3 C.11.1). Then the VOI window or table (C.11.2), or without one
+    the range of the stored bits, is mapped to 0..255; MONOCHROME1 is inverted. An 8-bit MONOCHROME2 file without a
+    window keeps its values. Raises UnreadableImageError for a file that is broken, truncated, in colour, multi-frame,
+    ...
     """
     with quiet():
         dataset = _open(path)
         if problem := _problem(dataset):
             raise UnreadableImageError(path, problem)
         check_pixels(path, int(dataset.Columns), int(dataset.Rows))
-        # Parsers of broken files raise anything at all.
+        # On a broken file pydicom and the codecs raise any kind of error.
         try:
             pixels = _pixels(dataset)
         except Exception as error:
             kind = error.kind if isinstance(error, IsolatedError) else type(error).__name__
-            reason = f"its pixels are cut off or cannot be decoded ({_coding(dataset)}: {kind})"
+            reason = f"its pixels are truncated or cannot be decoded ({_coding(dataset)}: {kind})"
             raise UnreadableImageError(path, reason) from None
         try:
             return _as_shown(pixels, dataset)
         except Exception as error:
-            reason = f"the tags that give its grey values make no sense ({type(error).__name__})"
+            reason = f"its grey-value tags are invalid ({type(error).__name__})"
             raise UnreadableImageError(path, reason) from None
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warning and no log line of pydicom's, which may quote a tag."""
+    """Silence pydicom's warnings and log messages, which may quote a tag."""
     log = logging.getLogger("pydicom")
     before = log.propagate
     with warnings.catch_warnings():
@@ -76,7 +77,7 @@ def _open(path: Path | str) -> Dataset:
     check_regular(path)
     try:
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            raise UnreadableImageError(path, "deflated as a whole, which can expand without end; store it otherwise")
+            raise UnreadableImageError(path, "deflated as a whole, which could expand without limit")
         return dcmread(path)
     except UnreadableImageError:
         raise
@@ -89,10 +90,10 @@ def _open(path: Path | str) -> Dataset:
 
 
 def _problem(dataset: Dataset) -> str | None:
-    """What keeps a file from being one grey image of bearable size."""
+    """Why the file is not a single grey image; None if it is."""
     try:
         if "PixelData" not in dataset:
-            return "no pixels (none were stored, or the file is cut off)"
+            return "no pixels (none stored, or the file is truncated)"
         if dataset.PhotometricInterpretation not in GREY or dataset.SamplesPerPixel != 1:
             return f"its pixels are not grey ({' or '.join(GREY)})"
         if (frames := int(dataset.get("NumberOfFrames") or 1)) != 1:
@@ -105,7 +106,7 @@ def _problem(dataset: Dataset) -> str | None:
 
 
 def _pixels(dataset: Dataset) -> np.ndarray:
-    """[H, W], the stored values."""
+    """Stored values [H, W]."""
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax in BY_PILLOW:
         dataset.pixel_array_options(decoding_plugin="pillow")
@@ -115,7 +116,7 @@ def _pixels(dataset: Dataset) -> np.ndarray:
 
 
 def _coding(dataset: Dataset) -> str:
-    """For people. An unknown code may be any text."""
+    """Name of the transfer syntax. An unknown UID may be any text, so it is not shown."""
     syntax = str(dataset.file_meta.get("TransferSyntaxUID"))
     return UID_dictionary[syntax][0] if syntax in UID_dictionary else "unknown coding"
 
@@ -129,19 +130,19 @@ def _as_shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
     else:
         low, high = _range(dataset)
         if dataset.get("WindowWidth"):
-            values = apply_windowing(values, dataset)  # onto low..high, the other way round where the slope is negative
+            values = apply_windowing(values, dataset)  # to low..high, where low > high for a negative slope
         else:
             low, high = sorted((low, high))
     if low == high:
-        raise ValueError("no range of grey values")
-    share = np.clip((values - low) / (high - low), 0, 1)
+        raise ValueError("the range of grey values is empty")
+    grey = np.clip((values - low) / (high - low), 0, 1)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
-        share = 1 - share
-    return np.round(share * 255).astype(np.uint8)
+        grey = 1 - grey
+    return np.round(grey * 255).astype(np.uint8)
 
 
 def _range(dataset: Dataset) -> tuple[float, float]:
-    """What the smallest and the largest value that the stored bits can hold are in modality units."""
+    """The smallest and largest value that the stored bits can hold, in modality units."""
     bits = dataset.BitsStored
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if dataset.PixelRepresentation else (0, 2**bits - 1)
     first, last = apply_modality_lut(np.array([low, high]), dataset)

@@ -1,4 +1,4 @@
-"""A radiograph's DICOM file without its patient: only what its image is made of goes on."""
+"""Copies of DICOM files without patient data: only the tags that describe the image are kept."""
 
 import hashlib
 import io
@@ -16,15 +16,15 @@ KEPT = (
     "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope",
     "VOILUTFunction", "PixelData",
 )  # fmt: skip
-"""Numbers and fixed words. Nothing that `read_dicom` needs is missing, and none of them is free text."""
+"""All the tags `read_dicom` needs: numbers and fixed keywords, no free text."""
 TABLES = ("ModalityLUTSequence", "VOILUTSequence")
 IN_TABLES = ("LUTDescriptor", "LUTData")
 
 
 def without_patient(path: Path) -> bytes:
-    """A DICOM file of the same image with the tags above alone: no person, place, date, device or remark.
+    """The bytes of a DICOM file with the same image and only the tags above: no person, place, date or device.
 
-    The image's pixels may still show such things. Raises UnreadableImageError.
+    The pixels may still show a name. Raises UnreadableImageError.
     """
     with quiet():
         try:
@@ -39,7 +39,7 @@ def without_patient(path: Path) -> bytes:
             copy.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
             buffer = io.BytesIO()
             copy.save_as(buffer, enforce_file_format=True)
-        except Exception as error:  # parsers of broken files raise anything at all, and the message may quote a tag
+        except Exception as error:  # pydicom raises any kind; the message may quote a tag
             raise UnreadableImageError(path, f"cannot be written without its tags ({type(error).__name__})") from None
     return buffer.getvalue()
 

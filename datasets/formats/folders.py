@@ -1,4 +1,4 @@
-"""Trees of images: one folder for each class."""
+"""Image trees with one folder per class."""
 
 import os
 from pathlib import Path
@@ -6,16 +6,16 @@ from pathlib import Path
 from common.errors import UserError
 
 EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"))
-"""Of images, in lower case; on disk in any (ImageNet's are .JPEG)."""
+"""Of image files; compared in lower case (ImageNet has .JPEG)."""
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Sorted names of the folders in a folder, such as train/ or val/. Raises UserError where there are none."""
+    """Sorted names of the class folders in e.g. train/. Raises UserError where there are none."""
     try:
         with os.scandir(folder) as entries:
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{folder} is missing; data.root must be the folder that holds {folder.name}/") from None
+        raise UserError(f"{folder} is missing; data.root must be the folder that contains {folder.name}/") from None
     if not names:
         raise UserError(f"{folder} has no class folders; sort its images into {folder.name}/<class>/")
     return names
@@ -26,5 +26,5 @@ def image_names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in EXTENSIONS)
     if not names:
-        raise UserError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))}); fill or remove the folder")
+        raise UserError(f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}); fill or remove the folder")
     return names

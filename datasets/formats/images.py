@@ -1,8 +1,8 @@
-"""Reading images and masks of any Pillow mode into plain arrays, or saying in one line which file cannot be read.
+"""Images and masks of any Pillow mode as plain arrays, or one line that names the unreadable file.
 
-Orientation: an image is turned as its EXIF tag asks, as every viewer shows it, and so is a mask. Annotations in text
-files (boxes, key points) are taken to be in those displayed coordinates.
-Transparency: a see-through image is laid on white; what hides under transparent pixels is never seen.
+Orientation: images and masks are rotated as their EXIF tag says, as viewers do. Boxes and key points in text files are
+taken to be in those displayed coordinates.
+Transparency: images are composited on white, so colours hidden under transparent pixels are not used.
 """
 
 import warnings
@@ -14,11 +14,11 @@ from PIL import Image, ImageOps
 from common.errors import UserError
 
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
-"""What images come as. Pillow knows more, and for one of them (EPS) it starts a program with the file."""
+"""The formats read. Pillow knows more, but for EPS it runs an external program on the file."""
 
 
 class UnreadableImageError(UserError):
-    """An image file that is missing, broken, truncated, too large, or of a kind that has no 8-bit meaning."""
+    """An image file that is missing, broken, truncated, too large, or cannot be converted to 8 bits."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"cannot read image {path}: {reason}; restore the file or remove its line from the index")
@@ -30,7 +30,7 @@ class UnreadableImageError(UserError):
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """[H, W, 3] uint8 RGB. Deeper images are scaled to 8 bits, never wrapped. Raises UnreadableImageError."""
+    """[H, W, 3] uint8 RGB; 16-bit and float images are scaled to 8 bits. Raises UnreadableImageError."""
     image = _load(path)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(np.asarray(image), path))
@@ -40,9 +40,9 @@ def read_image(path: Path | str) -> np.ndarray:
 
 
 def read_mask(path: Path | str) -> np.ndarray:
-    """[H, W] bool: True where the grey value is above zero, whatever the depth. Raises UnreadableImageError.
+    """[H, W] bool: True where the grey value is above zero. An image file or a .npy file.
 
-    An image file, or a NumPy array in a file .npy.
+    Raises UnreadableImageError.
     """
     if Path(path).suffix == ".npy":
         return _load_array(path) > 0
@@ -53,17 +53,17 @@ def read_mask(path: Path | str) -> np.ndarray:
 
 
 def read_indices(path: Path | str) -> np.ndarray:
-    """[H, W] uint8: the numbers that an image with a palette holds, such as classes. Raises UnreadableImageError."""
+    """[H, W] uint8: the palette indices of an image, such as classes. Raises UnreadableImageError."""
     image = _load(path)
     if image.mode not in ("P", "L"):
-        raise UnreadableImageError(path, f"its pixels are {image.mode}, not numbers of a palette")
+        raise UnreadableImageError(path, f"its mode is {image.mode}, not palette indices (P or L)")
     return np.asarray(image)
 
 
 def check_regular(path: Path | str) -> None:
-    """Raise UnreadableImageError for what is no file: one reads a pipe or a device without end."""
+    """Raise UnreadableImageError unless the path is a regular file: a pipe or device could be read forever."""
     if not Path(path).is_file():
-        raise UnreadableImageError(path, "no regular file" if Path(path).exists() else "no such file")
+        raise UnreadableImageError(path, "not a regular file" if Path(path).exists() else "no such file")
 
 
 def check_pixels(path: Path | str, width: int, height: int) -> None:
@@ -73,11 +73,11 @@ def check_pixels(path: Path | str, width: int, height: int) -> None:
 
 
 def _load(path: Path | str) -> Image.Image:
-    """All pixels of an image file, upright, with every way Pillow fails turned into one kind of error."""
+    """The decoded, EXIF-rotated image. Every failure of Pillow becomes an UnreadableImageError."""
     check_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is worth a word is an error
+            warnings.simplefilter("ignore")  # real problems raise
             with Image.open(path, formats=FORMATS) as image:
                 check_pixels(path, *image.size)
                 image.load()
@@ -88,21 +88,21 @@ def _load(path: Path | str) -> Image.Image:
         raise UnreadableImageError(path, "far over Pillow's limit on pixels (a decompression bomb?)") from None
     except Image.UnidentifiedImageError:
         raise UnreadableImageError(path, f"not an image in a known format ({', '.join(FORMATS)})") from None
-    except Exception as error:  # parsers of broken files raise anything at all
+    except Exception as error:  # on a broken file Pillow raises any kind of error
         raise UnreadableImageError(path, _reason(error)) from None
 
 
 def _load_array(path: Path | str) -> np.ndarray:
-    """[H, W] bool or numbers. Nothing in the file is unpickled, nor is more of it read than it has."""
+    """[H, W] bool or numbers. Never unpickles; the memory map fails where the header promises more than the file."""
     check_regular(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of sizes that overflow
+            warnings.simplefilter("ignore")  # sizes that overflow
             values = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:
         raise UnreadableImageError(path, _reason(error)) from None
     if not (isinstance(values, np.ndarray) and values.ndim == 2 and values.dtype.kind in "biuf"):
-        raise UnreadableImageError(path, "no array of rows and columns of numbers")
+        raise UnreadableImageError(path, "not a 2-D array of numbers")
     check_pixels(path, values.shape[1], values.shape[0])
     return values
 
@@ -112,10 +112,10 @@ def _reason(error: Exception) -> str:
 
 
 def _to_eight_bits(values: np.ndarray, path: Path | str) -> np.ndarray:
-    """[H, W] uint8 of a 16-bit grey image (0..65535), or of a floating-point one (0..1)."""
+    """[H, W] uint8 from 16-bit grey values (0..65535) or floats (0..1)."""
     top = 1.0 if values.dtype.kind == "f" else 65535.0
     low, high = values.min(), values.max()
-    if not (low >= 0 and high <= top):  # also catches not-a-number
+    if not (low >= 0 and high <= top):  # false for NaN too
         raise UnreadableImageError(path, f"its values run from {low} to {high}, outside 0..{top:g}")
     return np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Writing the published folder layout of CUB-200-2011 with Waterbirds inside it, for generated data sets."""
+"""Write generated data sets in the published folder layout of CUB-200-2011, with Waterbirds inside it."""
 
 import csv
 import shutil
@@ -21,14 +21,14 @@ METADATA = ("img_id", "img_filename", "y", "split", "place", "place_filename")
 
 @dataclass(frozen=True)
 class Entry:
-    """One image to write, with what the index files say about it."""
+    """One image to write, with its entries in the index files."""
 
     image: np.ndarray
     """[H, W, 3] uint8."""
     mask: np.ndarray
     """[H, W] bool, with at least one pixel set."""
     species: int
-    """Position in the list of species."""
+    """Index into the list of species."""
     label: int
     split: int
     """0 train, 1 val, 2 test."""
@@ -40,9 +40,9 @@ class Entry:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `out` at the end, or vanishes on an error: never a half-written `out`.
+    """A temporary folder to fill; renamed to `out` at the end, deleted on an error: `out` is never half-written.
 
-    Raises UserError if `out` exists already or cannot be made.
+    Raises UserError if `out` exists already or cannot be created.
     """
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder or delete it first")
@@ -62,10 +62,10 @@ def new_folder(out: Path) -> Iterator[Path]:
 def write_layout(
     root: Path, entries: Iterator[Entry], species: Sequence[str], *, parts: Sequence[str] = (), cub_images: bool = True
 ) -> int:
-    """Write images and index files into root/CUB_200_2011; the number of images written.
+    """Write images and index files into root/CUB_200_2011; return the number of images.
 
-    The images of Waterbirds are written also as CUB's own `images/` where `cub_images`. As published, Waterbirds'
-    train and val images are CUB's training split, its test images CUB's test split.
+    With `cub_images` the images of Waterbirds are also written as CUB's own `images/`. As published, Waterbirds' train
+    and val images are CUB's training split, and its test images CUB's test split.
     """
     base = root / CUB
     index = _Index()
@@ -86,7 +86,7 @@ def _save(pixels: np.ndarray, path: Path) -> None:
 
 
 class _Index:
-    """Lines of the index files, gathered image by image."""
+    """Lines of the index files, collected image by image."""
 
     def __init__(self) -> None:
         self.metadata: list[tuple[int | str, ...]] = []

@@ -1,4 +1,4 @@
-"""Reading the index files of data sets: every cell checked, every complaint one line that names its place."""
+"""Index files of data sets: every cell is checked, every error is one line that names file and line."""
 
 import csv
 import math
@@ -11,14 +11,14 @@ from common.errors import UserError
 
 @dataclass(frozen=True)
 class IndexRow:
-    """One line of an index file."""
+    """One line of an index file. The methods return a checked cell and raise UserError."""
 
     path: Path
     line: int
     cells: dict[str, str]
 
     def error(self, message: str) -> UserError:
-        """A UserError that opens with this line's place."""
+        """A UserError that begins with the file and the line."""
         return UserError(f"{self.path} line {self.line}: {message}")
 
     def text(self, column: str) -> str:
@@ -28,14 +28,14 @@ class IndexRow:
         return self.cells[column]
 
     def file(self, column: str) -> str:
-        """A cell that names a file below the folder it belongs to."""
+        """A path that stays below the folder it is relative to."""
         cell = self.text(column)
         if leaves_folder(cell):
             raise self.error(f"column {column} is {cell!r}, which leaves its folder; restore the file as published")
         return cell
 
     def integer(self, column: str, allowed: Iterable[int] | None = None) -> int:
-        """A whole number, one of `allowed` if given."""
+        """An integer, one of `allowed` if given."""
         cell = self.text(column)
         try:
             value = int(cell)
@@ -47,24 +47,24 @@ class IndexRow:
         return value
 
     def number(self, column: str) -> float:
-        """A number of pixels, which float32 can hold."""
+        """Pixels: finite, and small enough for float32 to hold integers exactly."""
         cell = self.text(column)
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
-        if not abs(value) < 1 << 24:  # so is nan not
+        if not abs(value) < 1 << 24:  # false for NaN too
             raise self.error(f"column {column} is {cell!r}, not a number of pixels; correct it")
         return value
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a path is not one of a file below the folder it is joined to."""
+    """Whether a path, joined to a folder, may name a file outside it (or cannot be a path)."""
     return PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name
 
 
 def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
-    """Lines of white-space separated cells without a header; the last column takes the rest of its line."""
+    """Rows of whitespace-separated cells, no header; the last column takes the rest of the line."""
     for number, line in enumerate(_text(path).splitlines(), start=1):
         cells = line.split(maxsplit=len(columns) - 1)
         if not cells:
@@ -77,7 +77,7 @@ def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
 
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
-    """Rows of a CSV file with a header that has at least `columns`."""
+    """Rows of a CSV file whose header has at least `columns`."""
     reader = csv.DictReader(_text(path).splitlines(), restval="")
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
@@ -89,7 +89,7 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
             yield IndexRow(path, reader.line_num, {name: cells[name].strip() for name in columns})
     except csv.Error as error:
         raise UserError(
-            f"{path} is no CSV after line {reader.line_num} ({error}); restore the file as published"
+            f"{path} is not valid CSV after line {reader.line_num} ({error}); restore the file as published"
         ) from None
 
 
@@ -103,18 +103,18 @@ def _text(path: Path) -> str:
 
 
 def by_id(rows: Iterable[IndexRow], column: str) -> dict[int, IndexRow]:
-    """Rows by their id, which must be a whole number and appear once."""
+    """Rows by id: an integer that appears once."""
     found: dict[int, IndexRow] = {}
     for row in rows:
         key = row.integer(column)
         if key in found:
-            raise row.error(f"{column} {key} stands already in line {found[key].line}; keep one of the two")
+            raise row.error(f"{column} {key} is already in line {found[key].line}; keep one of the two")
         found[key] = row
     return found
 
 
 def same_ids(first: Path, first_ids: Iterable[int], second: Path, second_ids: Iterable[int]) -> None:
-    """Raise a UserError unless two index files speak of the same ids."""
+    """Raise a UserError unless two index files have the same ids."""
     a, b = set(first_ids), set(second_ids)
     for here, there, lacking in ((first, second, a - b), (second, first, b - a)):
         if lacking:

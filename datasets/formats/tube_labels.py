@@ -1,7 +1,7 @@
 """Which SIIM-ACR images show a chest tube: {image id: 0 or 1} from a pickle, a CSV or a JSON file.
 
-A pickle is a program. This one may build a plain dict of texts and numbers and nothing else: no class or function of
-any module is ever looked up, and numpy's scalars are rebuilt here from their bytes.
+A pickle can run code. This unpickler builds a plain dict of strings and numbers and nothing else: no class or function
+of any module is looked up, and NumPy scalars are rebuilt here from their bytes.
 """
 
 import io
@@ -20,7 +20,7 @@ from datasets.formats.tables import read_csv
 MAX_BYTES = 1 << 26
 TUBE_COLUMNS = ("ImageId", "tube")
 SCALAR = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,3}")
-"""Codes of the numpy types that a pickle may hold."""
+"""Codes of the NumPy types that a pickle may contain."""
 
 
 def read_tube_labels(path: Path) -> dict[str, bool]:
@@ -32,13 +32,13 @@ def read_tube_labels(path: Path) -> dict[str, bool]:
         return _from_csv(path)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} has over {MAX_BYTES} bytes, too many for tube labels; give the right file")
+            raise UserError(f"{path} is larger than {MAX_BYTES} bytes; give the table of tube labels")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"--pkl_file_path: cannot read {path}: {error.strerror or error}") from None
     table = _from_json(path, data) if path.suffix.lower() == ".json" else _from_pickle(path, data)
     if not isinstance(table, dict) or not table:
-        raise UserError(f"{path} holds no table {{image id: 0 or 1}}; give the published file, or a .csv or .json")
+        raise UserError(f"{path} has no table {{image id: 0 or 1}}; give the published file, or a .csv or .json")
     return {_text(path, key): _flag(path, key, value) for key, value in table.items()}
 
 
@@ -47,7 +47,7 @@ def _from_csv(path: Path) -> dict[str, bool]:
     for row in read_csv(path, TUBE_COLUMNS):
         key = row.text("ImageId")
         if key in found:
-            raise row.error(f"ImageId {key} stands twice; keep one of the two")
+            raise row.error(f"ImageId {key} appears twice; keep one of the two")
         found[key] = bool(row.integer("tube", (0, 1)))
     if not found:
         raise UserError(f"{path} has no lines after its header {','.join(TUBE_COLUMNS)}; give the tube labels")
@@ -58,12 +58,12 @@ def _from_json(path: Path, data: bytes) -> Any:
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is no JSON; give one object {{image id: 0 or 1}}") from None
+        raise UserError(f"{path} is not valid JSON; give one object {{image id: 0 or 1}}") from None
 
 
 def _text(path: Path, key: Any) -> str:
     if not isinstance(key, str):
-        raise UserError(f"{path}: an image id is {type(key).__name__}, not a text; give {{image id: 0 or 1}}")
+        raise UserError(f"{path}: an image id is {type(key).__name__}, not a string; give {{image id: 0 or 1}}")
     return key.strip()
 
 
@@ -74,11 +74,11 @@ def _flag(path: Path, key: str, value: Any) -> bool:
 
 
 class _Dtype:
-    """Stands for numpy.dtype in a pickle: the code of a number's type and its byte order."""
+    """Stand-in for numpy.dtype in a pickle: type code and byte order."""
 
     def __init__(self, code: str) -> None:
         if not SCALAR.fullmatch(code):
-            raise pickle.UnpicklingError("a numpy type that is no number or text")
+            raise pickle.UnpicklingError("a NumPy type that is not a number or string")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
@@ -86,9 +86,9 @@ class _Dtype:
 
 
 class _Restricted(pickle.Unpickler):
-    """An Unpickler that knows three names, and gives stand-ins even for those.
+    """An Unpickler that knows three names, and returns stand-ins even for those.
 
-    They are bound methods, because a pickle can set attributes of what it gets, and a bound method lets it set none.
+    The stand-ins are bound methods: a pickle can set attributes of what it gets, and a bound method has none to set.
     """
 
     def find_class(self, module: str, name: str) -> Any:
@@ -107,15 +107,15 @@ class _Restricted(pickle.Unpickler):
         return _Dtype(code)
 
     def _scalar(self, dtype: _Dtype, data: bytes | str) -> bool | int | float | str:
-        """Pickles of Python 2 hold the bytes as Latin-1 text."""
+        """The value as a Python scalar. Pickles of Python 2 hold the bytes as Latin-1 text."""
         if not isinstance(dtype, _Dtype):
-            raise pickle.UnpicklingError("a numpy scalar of no type")
+            raise pickle.UnpicklingError("a NumPy scalar without a type")
         raw = data.encode("latin1") if isinstance(data, str) else data
         value: bool | int | float | str = np.frombuffer(raw, dtype.order + dtype.code)[0].item()
         return value
 
     def _encode(self, text: str, encoding: str) -> bytes:
-        """How protocol 2 writes bytes."""
+        """The bytes: protocol 2 pickles them as Latin-1 text."""
         if encoding != "latin1":
             raise pickle.UnpicklingError("bytes in an unexpected encoding")
         return text.encode("latin1")
@@ -131,12 +131,12 @@ def _from_pickle(path: Path, data: bytes) -> Any:
             f"{path}: refused to unpickle ({reason}); it must be a plain dict {{image id: 0 or 1}}: give that, "
             f"or a .json, or a .csv with the columns {', '.join(TUBE_COLUMNS)}"
         ) from None
-    except Exception as error:  # the machine of a broken pickle stumbles in any way
-        raise UserError(f"{path} is no pickle, or a broken one ({type(error).__name__}); restore the file") from None
+    except Exception as error:  # a broken pickle raises any kind of error
+        raise UserError(f"{path} is not a pickle, or a broken one ({type(error).__name__}); restore the file") from None
 
 
 def _check_memo(data: bytes) -> None:
-    """Refuse a memo index beyond the file's length, for which the unpickler would reserve up to 64 GB."""
+    """Refuse a memo index larger than the file: the unpickler would allocate up to 64 GB for it."""
     for operation, argument, _ in pickletools.genops(data):
         if "PUT" in operation.name and isinstance(argument, int) and argument > len(data):
-            raise pickle.UnpicklingError("an index beyond all bounds")
+            raise pickle.UnpicklingError("a memo index out of bounds")

@@ -2,7 +2,7 @@
 
 Published split: 5994 training and 5794 test images. No validation split is published: `val` is held out of the
 training images, class by class, by data.val_fraction and data.seed. With data.image_folder =
-waterbird_complete95_forest2water2 the same birds are read on Waterbirds' backgrounds (out of distribution).
+waterbird_complete95_forest2water2 the same birds are read on the backgrounds of Waterbirds.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Cub(FileDataset):
 
 
 def _matching(path: Path, columns: tuple[str, str], index: Path, paths: Mapping[int, IndexRow]) -> dict[int, IndexRow]:
-    """The rows of an index file that speaks of the same ids as images.txt."""
+    """The rows by id of an index file, which must have the same ids as images.txt."""
     rows = by_id(read_spaced(path, columns), "id")
     same_ids(index, paths, path, rows)
     return rows

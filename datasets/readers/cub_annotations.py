@@ -1,7 +1,7 @@
-"""What the files of CUB-200-2011 say about an image beside its class: box, key points, mask.
+"""Boxes, key points and masks of CUB-200-2011, by the image's relative path.
 
-Each kind is optional as a whole (its file or folder may be absent), but complete where it is present. Waterbirds'
-images are CUB's on other backgrounds under the same relative paths, so both data sets look up here.
+Each kind is optional (its file or folder may be absent), but must be complete where it is present. Waterbirds has CUB's
+birds on other backgrounds under the same relative paths, so both data sets use these annotations.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ PART_LOCATIONS = ("id", "part_id", "x", "y", "visible")
 
 @dataclass(frozen=True)
 class CubAnnotations:
-    """Annotations by relative path; None where the data set at hand has none of that kind."""
+    """Annotations by relative path; None where the data set has none of a kind."""
 
     source: Path
     boxes: Mapping[str, np.ndarray] | None
@@ -32,7 +32,7 @@ class CubAnnotations:
     segmentations: Path | None
 
     def of(self, path: str) -> tuple[np.ndarray | None, np.ndarray | None, Path | None]:
-        """Boxes, parts and mask file of an image. Raises UserError if the index has no such image."""
+        """Boxes, key points and mask file of an image. Raises UserError if the index has no such image."""
         mask = None if self.segmentations is None else (self.segmentations / path).with_suffix(".png")
         return self._look_up(self.boxes, path), self._look_up(self.keypoints, path), mask
 
@@ -45,7 +45,7 @@ class CubAnnotations:
 
 
 def read_annotations(base: Path) -> CubAnnotations:
-    """Everything below CUB's folder `base`; without images.txt only the masks. Raises UserError."""
+    """All annotations in CUB's folder `base`; only the masks where it has no images.txt. Raises UserError."""
     index = base / "images.txt"
     boxes = parts = names = None
     if index.exists():
@@ -75,16 +75,16 @@ def _box(row: IndexRow) -> np.ndarray:
 def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Names in the order of their ids, and the locations [P, 3] of every image."""
     named = by_id(read_spaced(folder / "parts.txt", PARTS), "part_id")
+    # Part ids may have gaps; row p of the result is the p-th id.
     position = {key: i for i, key in enumerate(sorted(named))}
     path = folder / "part_locs.txt"
     found: dict[int, np.ndarray] = {}
     for row in read_spaced(path, PART_LOCATIONS):
         key, part = row.integer("id"), position[row.integer("part_id", position)]
+        # NaN marks a part that has not been read yet.
         points = found.setdefault(key, np.full((len(position), 3), np.nan, np.float32))
         if not np.isnan(points[part, 0]):
-            raise row.error(
-                f"part {row.cells['part_id']} of image {key} stands here a second time; keep one of the two"
-            )
+            raise row.error(f"part {row.cells['part_id']} of image {key} appears a second time; keep one of the two")
         points[part] = row.number("x"), row.number("y"), row.integer("visible", (0, 1))
     same_ids(index, paths, path, found)
     for key, points in found.items():

@@ -1,7 +1,7 @@
-"""Handwritten digits, 8 x 8 pixels of 17 grey levels, that come with scikit-learn (Alpaydin and Kaynak 1998).
+"""scikit-learn's handwritten digits, 8 x 8 pixels with 17 grey levels (Alpaydin and Kaynak 1998).
 
-1797 images; no splits are published. 40 % of every digit are `test`, drawn once for all; `val` is held out of the
-others as everywhere (data.val_fraction, data.seed).
+1797 images, no published splits. `test` is a fixed random 40 % of every digit; `val` is held out of the rest by
+data.val_fraction and data.seed.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ from datasets.readers.files import check_split
 from datasets.types import DatasetInfo, RawSample
 
 TEST_FRACTION = 0.4
-ORIGIN = "none published; 40 % of every digit drawn once for test, data.val_fraction of the others for val"
+ORIGIN = "none published; test is a fixed random 40 % of every digit, val is data.val_fraction of the rest"
 
 
 class Digits:
@@ -35,6 +35,7 @@ class Digits:
         else:
             self.numbers = [others[i] for i in choose(digits[others].tolist(), split, config)]
         self.labels: list[int] = digits[self.numbers].tolist()
+        # Grey levels 0..16 -> 0..255, [N, 8, 8, 3].
         grey = (images[self.numbers] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)
         self.images = grey.repeat(3, axis=3)
         self.info = DatasetInfo("digits", tuple("0123456789"), split_origin=ORIGIN)

@@ -1,4 +1,4 @@
-"""A data set whose records are image files named by an index."""
+"""Data sets whose records are image files."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from datasets.types import SPLITS, DatasetInfo, RawSample
 
 @dataclass(frozen=True)
 class Record:
-    """One image: where it is, and what is known of it (see RawSample for shapes and units)."""
+    """One image file and its annotations (see RawSample for shapes and units)."""
 
     path: Path
     label: int
@@ -28,7 +28,7 @@ class Record:
 
 
 class FileDataset:
-    """Records in order, read when asked for. The images' existence is checked at construction."""
+    """A list of records. The files' existence is checked at construction; they are read on demand."""
 
     def __init__(self, info: DatasetInfo, records: Sequence[Record], split: str) -> None:
         if not records:
@@ -55,7 +55,7 @@ class FileDataset:
         return read_mask(path)
 
     def read(self, index: int) -> RawSample:
-        """Image, mask and annotations. Raises UserError where a file is unreadable or the two differ in size."""
+        """Image, mask and annotations. Raises UserError where a file is unreadable or the sizes differ."""
         record = self.records[index]
         image = self.pixels(record.path)
         mask = None if record.mask is None else self.object(record.mask)
@@ -68,7 +68,7 @@ class FileDataset:
 
 
 def check_mask_size(mask: np.ndarray, mask_path: Path | str | None, image: np.ndarray, path: Path | str) -> None:
-    """Raise a UserError unless mask [H, W] is as large as image [H, W, 3]."""
+    """Raise a UserError unless the mask [H, W] has the size of the image [H, W, 3]."""
     if mask.shape != image.shape[:2]:
         sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
         raise UserError(f"{mask_path} is {sizes[0]} pixels but {path} is {sizes[1]}; restore both files")
@@ -81,9 +81,9 @@ def check_split(name: str, split: str) -> None:
 
 
 def open_root(config: DataConfig, content: str) -> Path:
-    """The folder data.root, which is to hold `content`. Raises UserError where it is not given or no folder."""
+    """The folder data.root, which should contain `content`. Raises UserError if it is not given or not a folder."""
     if not config.root:
-        raise UserError(f"data.root is empty; give the folder that holds {content} (--data.root PATH)")
+        raise UserError(f"data.root is empty; give the folder that contains {content} (--data.root PATH)")
     root = Path(config.root).expanduser()
     if not root.is_dir():
         raise UserError(f"data.root: no folder {root}; unpack the data set there or correct the path")
@@ -91,17 +91,17 @@ def open_root(config: DataConfig, content: str) -> Path:
 
 
 def find_root(config: DataConfig, marker: str, folders: Sequence[str] = ("CUB_200_2011",)) -> Path:
-    """The folder that holds `marker`: data.root itself, or one of `folders` in it. Raises UserError."""
+    """The folder that contains `marker`: data.root itself or one of `folders` in it. Raises UserError."""
     root = open_root(config, marker)
     bases = [root, *(root / folder for folder in folders)]
     for base in bases:
         if (base / marker).exists():
             return base
-    raise UserError(f"data.root: neither {' nor '.join(map(str, bases))} holds {marker}; correct the path")
+    raise UserError(f"data.root: neither {' nor '.join(map(str, bases))} contains {marker}; correct the path")
 
 
 def check_files(paths: Iterable[Path], advice: str = "unpack the images again or correct data.image_folder") -> None:
-    """Raise a UserError naming the first file that does not exist. One look at each folder, not at each file."""
+    """Raise a UserError naming the first missing file. Lists each folder once instead of testing each file."""
     folders: dict[Path, frozenset[str]] = {}
     missing = []
     for path in paths:
@@ -118,5 +118,5 @@ def _names(folder: Path) -> frozenset[str]:
     try:
         with os.scandir(folder) as entries:
             return frozenset(entry.name for entry in entries)
-    except (OSError, ValueError):  # no such folder, not ours to read, or a name that no folder can have
+    except (OSError, ValueError):  # missing, not readable, or not a valid name
         return frozenset()

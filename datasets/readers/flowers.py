@@ -2,8 +2,8 @@
 
     flowers-102/
         jpg/image_00001.jpg ...           the images
-        imagelabels.mat, setid.mat        class of every image, from 1; numbers of the images of the three splits
-        segmim/segmim_00001.jpg ...       optional: the images with everything but the flower in blue
+        imagelabels.mat, setid.mat        class of every image, from 1; image numbers of the three splits
+        segmim/segmim_00001.jpg ...       optional: the images with the background in blue
 
 Published splits: 1020 / 1020 / 6149 images.
 """
@@ -44,14 +44,14 @@ class Flowers(FileDataset):
         super().__init__(DatasetInfo("flowers102", NAMES), records, split)
 
     def object(self, path: Path) -> np.ndarray:
-        """[H, W] bool: what is not blue in an image of segmim/."""
+        """[H, W] bool: the pixels of an image of segmim/ that are not blue."""
         return not_blue(read_image(path))
 
 
 def not_blue(image: np.ndarray) -> np.ndarray:
-    """[H, W] bool of [H, W, 3] uint8: NOT blue / (green + red + 1e-6) > 100, then the median of 5 x 5 pixels.
+    """Image [H, W, 3] uint8 -> mask [H, W] bool: not (blue / (green + red + 1e-6) > 100), then a 5 x 5 median filter.
 
-    The sum is not taken in 8 bits, where the published code lets it wrap (128 + 128 = 0).
+    The published code sums green and red in uint8, which wraps (128 + 128 = 0); here the sum is float64.
     """
     red, green, blue = np.moveaxis(image.astype(np.float64), -1, 0)
     flower = ~(blue / (green + red + 1e-6) > 100)

@@ -1,7 +1,7 @@
-"""ImageNet-1k (ILSVRC 2012), or any tree of its form: train/<class>/ and val/<class>/ with one folder for each class.
+"""ImageNet-1k (ILSVRC 2012), or any tree train/<class>/ and val/<class>/ with one folder per class.
 
 `test` is the published validation folder, val/. `val` is held out of train/, class by class, by data.val_fraction and
-data.seed. Nothing but folders is read at the start: an image and its boxes are opened when asked for.
+data.seed. At construction only folders are listed; images and boxes are read on demand.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ BOXES = "Annotations/CLS-LOC/val"
 class ImageNet:
     """One split: "train", "val" or "test". Labels are 0..C-1 in the sorted order of the class folders' names.
 
-    A list of classes by folder name (`read_classes`) defines the labels instead, so that a tree of a few classes keeps
-    the labels of all 1000. Raises UserError, naming file or folder, on anything missing or wrong.
+    Where there is a list of classes by folder name (`read_classes`), it defines the labels, so that a tree with a few
+    classes keeps their labels among all 1000. Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
     name = "imagenet"
@@ -46,7 +46,7 @@ class ImageNet:
         self.folders = tuple(classes)
         self.info = DatasetInfo(self.name, tuple(classes.values()), split_origin=split_origin(split, config))
         self.labels: list[int] = []
-        self.names: list[str] = []  # one short text for each image: a million paths would take a gigabyte
+        self.names: list[str] = []  # file names only: a million paths would take a gigabyte
         for label, folder in enumerate(self.folders):
             names = image_names(self.folder / folder) if folder in folders else []
             held_out = set() if split == "test" else hold_out(names, label, config)
@@ -63,7 +63,7 @@ class ImageNet:
         return len(self.names)
 
     def read(self, index: int) -> RawSample:
-        """Image, label and, where the data set has them, boxes. Raises UserError where a file is wrong."""
+        """Image, label and, where the data set has them, boxes. Raises UserError for an unreadable file."""
         label, name = self.labels[index], self.names[index]
         path = self.folder / self.folders[label] / name
         image = read_image(path)
@@ -71,7 +71,7 @@ class ImageNet:
         return RawSample(image, label, str(path), boxes=boxes)
 
     def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
-        """Class folder -> name of the class, in the order of the labels; `names`: the list of classes, if any."""
+        """Class folder -> class name, in the order of the labels; `names`: the list of classes, if any."""
         return read_classes(names, folders)
 
     def _xml(self, name: str) -> Path:
@@ -80,17 +80,17 @@ class ImageNet:
 
 
 class ImageNet1k(ImageNet):
-    """The same with the 1000 classes that pretrained models know, however few of their folders the tree has."""
+    """The same with the labels of all 1000 classes, even if the tree has fewer, to fit pretrained models."""
 
     name = "imagenet1k"
 
     def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
-        """Those of the list, or where there is none the published ones. Raises UserError for a folder of no class."""
+        """The classes of the list, or the published ones. Raises UserError for a folder that is not a class."""
         return known_folders(imagenet_classes(names), folders, self.folder)
 
 
 def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:
-    """Raise UserError unless train/ and val/ have the same class folders: labels would mean different things."""
+    """Raise UserError unless train/ and val/ have the same class folders, and so the same labels."""
     for here, there, lacking in (
         (first, second, set(first_names) - set(second_names)),
         (second, first, set(second_names) - set(first_names)),
@@ -101,10 +101,11 @@ def same_classes(first: Path, first_names: Sequence[str], second: Path, second_n
 
 
 def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
-    """Class folder -> name of the class, in the order of the labels.
+    """Class folder -> class name, in the order of the labels.
 
-    The file has either lines "folder name" for at least the folders there are (all its folders, sorted, are the
-    classes), or one name for each of the sorted folders. Without a file a folder is its class's name.
+    The file has either lines "folder name" for at least the existing folders (then all folders it names, sorted, are
+    the classes), or one class name per line, in the sorted order of the folders. Without a file, a class is named by
+    its folder.
     """
     if path is None:
         return {folder: folder for folder in folders}
@@ -119,8 +120,8 @@ def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
         return dict(zip(folders, lines, strict=True))
     lacking = min(set(folders) - by_folder.keys())
     raise UserError(
-        f"{path} has {len(lines)} lines for {len(folders)} class folders, and none opens with {lacking}; "
-        "give one name for each sorted folder, or lines of folder and name"
+        f"{path} has {len(lines)} lines for {len(folders)} class folders, and none begins with {lacking}; "
+        "give one name per folder in sorted order, or lines of folder and name"
     )
 
 

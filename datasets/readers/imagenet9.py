@@ -1,7 +1,7 @@
-"""ImageNet-9, the backgrounds challenge (Xiao et al. 2021): objects of nine classes with other, or no, backgrounds.
+"""ImageNet-9, the backgrounds challenge (Xiao et al. 2021): nine classes with other backgrounds or none.
 
-Published layout: <variant>/val/<00_dog .. 08_fish>/, fg_mask/val/<class>/<image>.npy, and the file in_to_in9.json of
-the challenge's repository beside them. A test set for models of ImageNet's 1000 classes; data.variant picks the set.
+Published layout: <variant>/val/<00_dog .. 08_fish>/, fg_mask/val/<class>/<image>.npy, and in_to_in9.json from the
+challenge's repository. Test only, for models of ImageNet's 1000 classes; data.variant picks the set.
 """
 
 import json
@@ -24,13 +24,13 @@ NUM_CLASSES = 9
 VARIANTS = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t")
 WITH_OBJECT = ("original", "mixed_same", "mixed_rand", "mixed_next", "only_fg")
 IMAGE = re.compile(r"n\d+_\d+")
-"""What a mask is named by: the image its object is from, named first in "fg_n..._bg_n..."."""
+"""Image id of the foreground object, first in "fg_n..._bg_n..."; masks are named by it."""
 
 
 class ImageNet9(FileDataset):
-    """The set config.variant. Labels are the numbers that the class folders' names begin with.
+    """The set config.variant. Labels are the numbers at the start of the class folders' names.
 
-    With config.output_rule "argmax" there is a tenth class, never a label, that the outputs of no class count for.
+    With config.output_rule "argmax" there is a tenth class, which no image has: that of outputs outside the nine.
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
@@ -55,7 +55,7 @@ class ImageNet9(FileDataset):
 def nine_folders(base: Path) -> list[str]:
     """The class folders of one set, in the order of their numbers. Raises UserError unless they are the nine."""
     if not base.is_dir():
-        raise UserError(f"{base} is missing; data.root must hold the sets of ImageNet-9, or correct data.variant")
+        raise UserError(f"{base} is missing; data.root must contain the sets of ImageNet-9, or correct data.variant")
     folders = class_folders(base)
     if [folder.partition("_")[0] for folder in folders] != [f"{label:02d}" for label in range(NUM_CLASSES)]:
         raise UserError(f"{base} must have nine folders 00_dog to 08_fish, not {', '.join(folders)}; restore it")
@@ -63,9 +63,9 @@ def nine_folders(base: Path) -> list[str]:
 
 
 def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
-    """For each of ImageNet's classes the class of ImageNet-9, or -1: {"0": 8, ...}, other values = none.
+    """The class of ImageNet-9 for each class of ImageNet, or -1 (the file has another value, or none).
 
-    Raises UserError for a file that is missing, is no such table, or leaves a class of the nine without any.
+    Raises UserError for a file that is missing or invalid, or that maps nothing to one of the nine classes.
     """
     try:
         table = {int(key): int(value) for key, value in json.loads(path.read_text()).items()}
@@ -74,7 +74,7 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
             f"{path} is missing; take it from the challenge's repository or give data.class_mapping"
         ) from None
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise UserError(f'{path} must map "0".."{outputs - 1}" to whole numbers ({error}); restore the file') from None
+        raise UserError(f'{path} must map "0".."{outputs - 1}" to integers ({error}); restore the file') from None
     strange = [key for key in table if not 0 <= key < outputs]
     lacking = sorted(set(range(NUM_CLASSES)) - set(table.values()))
     if strange or lacking:
@@ -85,7 +85,7 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
 
 
 def with_masks(records: Sequence[Record], folder: Path) -> list[Record]:
-    """The records with the masks of their objects; unchanged where the folder has none of them."""
+    """The records with the masks of their objects; unchanged if the folder has none of the masks."""
     masks = [folder / record.path.parent.name / f"{_image(record.path)}.npy" for record in records]
     if not any(mask.is_file() for mask in masks):
         return list(records)

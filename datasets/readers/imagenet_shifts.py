@@ -1,7 +1,7 @@
-"""Test sets for models of ImageNet's 1000 classes: ImageNet-A, ImageNet-R and ImageNet-V2. None has a training split.
+"""Test sets for models of ImageNet's 1000 classes: ImageNet-A, ImageNet-R and ImageNet-V2. No training splits.
 
-data.root is the folder that holds the class folders. A and R (Hendrycks et al. 2021) have images of 200 of the
-classes: as published, a model answers with the best of those 200 of its outputs. V2 (Recht et al. 2019) has all 1000.
+data.root is the folder of the class folders. A and R (Hendrycks et al. 2021) have images of 200 of the classes; as
+published, the prediction is the highest of those 200 outputs. V2 (Recht et al. 2019) has all 1000 classes.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from datasets.types import DatasetInfo
 
 
 class ImageNetSubset(FileDataset):
-    """ImageNet-A or -R: folders named by WordNet ids. The folders there are, sorted, are the classes 0..C-1.
+    """ImageNet-A or -R: folders named by WordNet ids. The existing folders, sorted, are the classes 0..C-1.
 
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
@@ -25,7 +25,7 @@ class ImageNetSubset(FileDataset):
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only(self.name, split)
-        root = open_root(config, "one folder for each WordNet id")
+        root = open_root(config, "one folder per WordNet id")
         folders = class_folders(root)
         known = known_folders(imagenet_classes(class_list(config)), folders, root)
         labels = {folder: label for label, folder in enumerate(folders)}
@@ -47,14 +47,14 @@ class ImageNetR(ImageNetSubset):
 
 
 class ImageNetV2(FileDataset):
-    """ImageNet-V2: folders 0 to 999, whose names are the classes' numbers (sorted as text they are in another order).
+    """ImageNet-V2: folders 0 to 999, named by class index (sorted as text they are in another order).
 
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only("imagenet_v2", split)
-        root = open_root(config, "one folder for each class, 0 to 999")
+        root = open_root(config, "one folder per class, 0 to 999")
         names = tuple(imagenet_classes(class_list(config)).values())
         labels = {folder: _number(root / folder, len(names)) for folder in class_folders(root)}
         super().__init__(DatasetInfo("imagenet_v2", names), folder_records(root, labels), split)
@@ -64,16 +64,16 @@ def check_test_only(name: str, split: str) -> None:
     """Raise a UserError on any split but "test"."""
     check_split(name, split)
     if split != "test":
-        raise UserError(f"data set {name!r} has a test split alone; train on imagenet1k and evaluate that run on it")
+        raise UserError(f"data set {name!r} has only a test split; train on imagenet1k and evaluate that run on it")
 
 
 def class_list(config: DataConfig) -> Path | None:
-    """The file data.class_names, where it is given."""
+    """The file data.class_names, if given."""
     return Path(config.class_names).expanduser() if config.class_names else None
 
 
 def folder_records(root: Path, labels: Mapping[str, int]) -> list[Record]:
-    """All images in the folders of `root`, by folder's label, then by name."""
+    """All images in the folders of `root`, sorted by label, then by name."""
     ordered = sorted(labels, key=labels.__getitem__)
     return [Record(root / folder / name, labels[folder]) for folder in ordered for name in image_names(root / folder)]
 

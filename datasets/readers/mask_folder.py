@@ -1,4 +1,4 @@
-"""Masks from files of one's own, in place of those that a data set brings."""
+"""Masks from a folder of your own (data.mask_folder) instead of the data set's."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,15 +11,15 @@ from datasets.types import RawDataset, RawSample
 
 
 class MaskedDataset:
-    """The records of `raw` with the masks of `folder`; a RawDataset. The files' existence is checked at construction.
+    """The records of `raw` with the masks of `folder`; a RawDataset.
 
-    An image's mask has its path below the data set's own folder, and the ending .png. Raises UserError where one is
-    missing, or where the data set does not consist of image files.
+    A mask has its image's relative path with the suffix .png. Raises UserError at construction if one is missing, or
+    if the data set does not consist of image files.
     """
 
     def __init__(self, raw: RawDataset, folder: Path) -> None:
         if not isinstance(raw, FileDataset):
-            raise UserError(f"data.mask_folder: data set {raw.info.name!r} has no image files that masks could match")
+            raise UserError(f"data.mask_folder: data set {raw.info.name!r} has no image files to match masks to")
         self.raw = raw
         self.info, self.labels, self.groups = raw.info, raw.labels, raw.groups
         self.masks = find_masks([record.path for record in raw.records], folder)
@@ -28,7 +28,7 @@ class MaskedDataset:
         return len(self.raw)
 
     def read(self, index: int) -> RawSample:
-        """One record, with the mask of the folder. Raises UserError where it cannot be read or differs in size."""
+        """One record with its mask. Raises UserError if the mask is unreadable or not as large as the image."""
         sample = self.raw.read(index)
         mask = read_mask(self.masks[index])
         check_mask_size(mask, self.masks[index], sample.image, sample.path)
@@ -36,9 +36,9 @@ class MaskedDataset:
 
 
 def find_masks(images: Sequence[Path], folder: Path) -> list[Path]:
-    """The mask of every image. How many folders of a path belong to it is told by the first image's mask.
+    """The mask file of every image. The first image's mask decides how many parent folders a relative path has.
 
-    Raises UserError naming the first mask that is missing, or two images that would share one.
+    Raises UserError naming the first missing mask, or two images with the same mask.
     """
     if not folder.is_dir():
         raise UserError(f"data.mask_folder: no folder {folder}; correct the path")
@@ -46,18 +46,18 @@ def find_masks(images: Sequence[Path], folder: Path) -> list[Path]:
     depth = next((depth for depth in depths if _mask_of(images[0], folder, depth).is_file()), None)
     if depth is None:
         name = images[0].with_suffix(".png").name
-        raise UserError(f"data.mask_folder: {folder} has no {name}, alone or below the folders of {images[0]}")
+        raise UserError(f"data.mask_folder: {folder} has no {name}, directly or below the folders of {images[0]}")
     owner: dict[Path, Path] = {}
     for image in images:
         other = owner.setdefault(_mask_of(image, folder, depth), image)
         if other != image:
             raise UserError(
-                f"data.mask_folder: {other} and {image} would share one mask; keep the images' folders in {folder}"
+                f"data.mask_folder: {other} and {image} have the same mask; keep the images' folders in {folder}"
             )
     check_files(owner, "every image needs a mask at its own path below data.mask_folder")
     return list(owner)
 
 
 def _mask_of(image: Path, folder: Path, depth: int) -> Path:
-    """Where the mask is if the last `depth` names of the image's path belong to it."""
+    """The mask's path if the image's relative path is its last `depth` parts."""
     return folder.joinpath(*image.parts[-depth:]).with_suffix(".png")

@@ -1,8 +1,8 @@
-"""MetaShift's cats and dogs (Liang and Zou 2022, in the DISC split): each class in other surroundings in the test.
+"""MetaShift's cats and dogs (Liang and Zou 2022, DISC's split): the test contexts differ from the training contexts.
 
 Published layout: train/ and test/, in them <class>/<context>/*.jpg such as cat/cat(sofa)/ or dog/dog(bench)/. No
 validation split is published: `val` is held out of train/, class by class, by data.val_fraction and data.seed.
-Groups are class x context. The paper's worst group is the worse class of the test, which has one context.
+Groups are class x context. The test has one context, so the paper's worst group is the worse class.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from datasets.types import DatasetInfo
 class MetaShift(FileDataset):
     """One split: "train", "val" or "test". Labels are 0..C-1 in the sorted order of the class folders.
 
-    Every split knows the groups of both folders; those of the other have no images. Raises UserError, naming file or
+    Every split has the groups of both folders; those of the other folder are empty. Raises UserError, naming file or
     folder, on anything missing or wrong.
     """
 
@@ -47,10 +47,10 @@ class MetaShift(FileDataset):
 
 @dataclass(frozen=True)
 class Entry:
-    """An image of train/ or test/."""
+    """An image in train/ or test/."""
 
     path: str
-    """Below that folder."""
+    """Relative to that folder."""
     label: int
     context: str
 
@@ -70,16 +70,16 @@ def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
 
 
 def images(folder: Path) -> list[str]:
-    """Sorted paths, below the folder, of all images in it. Raises UserError where there are none."""
+    """Sorted relative paths of all images below a folder. Raises UserError where there are none."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
     names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
     if not names:
-        raise UserError(f"{folder} holds no images; fill or remove the folder")
+        raise UserError(f"{folder} has no images; fill or remove the folder")
     return names
 
 
 def context_of(path: str, name: str) -> str:
-    """The context folder of an image of class `name`, as "cat(sofa)"; the class where it lies in no such folder."""
+    """The context folder of an image of class `name`, as "cat(sofa)"; the class if the image is in no such folder."""
     folder, _, rest = path.partition("/")
     if not rest:
         return name

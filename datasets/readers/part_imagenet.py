@@ -1,11 +1,11 @@
 """PartImageNet (He et al. 2022): images of 158 classes of ImageNet, with masks of 40 kinds of parts.
 
-    images/{train,val,test}/<wnid>_<number>.JPEG        or below a folder <wnid>/
-    annotations/{train,val,test}/{train,val,test}.json  COCO's form; category = part
+    images/{train,val,test}/<wnid>_<number>.JPEG        or in a folder <wnid>/
+    annotations/{train,val,test}/{train,val,test}.json  COCO's format; category = part
 
-An image's class is the WordNet id its file name begins with. The published files split the classes, not the images
-(109 / 19 / 30): nothing could be classified. So a split whose file has classes that train.json has not is held out of
-train.json instead. A split of images (files of the same classes) is used as it is.
+An image's class is the WordNet id at the start of its file name. The published files split the classes (109 / 19 / 30),
+not the images, so they cannot be used for classification: a split whose file has classes that are not in train.json is
+held out of train.json instead. Files that split the images (the same classes in each) are used as they are.
 """
 
 import re
@@ -24,19 +24,19 @@ from datasets.types import DatasetInfo, RawSample
 
 WNID = re.compile(r"n\d{8}(?=_)")
 TEST_FRACTION = 0.1
-"""Of each class of train.json, where the published test file cannot serve. Independent of data.val_fraction."""
+"""Of each class of train.json, where the test file has other classes. Independent of data.val_fraction."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One of the published files, and the images of it that a split takes."""
+    """One published file, and its images that belong to a split."""
 
     file: Path
     names: tuple[str, ...]
-    """Of the parts."""
+    """Names of the parts."""
     images: list[CocoImage]
     wnids: list[str]
-    """Of each image."""
+    """WordNet id of each image."""
     origin: str = "published"
 
     def only(self, positions: list[int], origin: str) -> "Part":
@@ -59,11 +59,11 @@ class PartImageNet(FileDataset):
         known = imagenet_classes(Path(config.class_names).expanduser() if config.class_names else None)
         unknown = sorted(set(train.wnids) - known.keys())
         if unknown:
-            raise UserError(f"{train.file}: {unknown[0]} is no class of ImageNet; give its name in data.class_names")
+            raise UserError(f"{train.file}: {unknown[0]} is not a class of ImageNet; give its name in data.class_names")
         order = sorted(set(train.wnids), key=lambda wnid: (known[wnid], wnid))
         part = choose_part(root, train, split, {wnid: label for label, wnid in enumerate(order)}, config)
         if part.names != train.names:
-            raise UserError(f"{part.file} has other categories than {train.file}; restore both files")
+            raise UserError(f"{part.file} has different categories from {train.file}; restore both files")
         self.part = part
         info = DatasetInfo(
             "part_imagenet", tuple(known[wnid] for wnid in order), part_names=part.names, split_origin=part.origin
@@ -82,7 +82,7 @@ class PartImageNet(FileDataset):
 
 
 def read_part(root: Path, name: str) -> Part:
-    """A published file with the classes of its images. Raises UserError for a file name without one."""
+    """A published file and the classes of its images. Raises UserError for a file name without a WordNet id."""
     file = root / "annotations" / name / f"{name}.json"
     images, names = read_coco(file)
     wnids = []
@@ -95,19 +95,19 @@ def read_part(root: Path, name: str) -> Part:
 
 
 def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], config: DataConfig) -> Part:
-    """The images of a split: a published file's, or those of train.json that are not held out for another split."""
+    """The images of a split: those of its published file, or the part of train.json held out, or left, for it."""
     origin, pool = "published", train
-    for name in ("test", "val"):
+    for name in ("test", "val"):  # in this order: val is held out of what test leaves
         published = read_part(root, name)
         if set(published.wnids) <= labels.keys():
             if name == split:
                 return published
             continue
-        share = TEST_FRACTION if name == "test" else config.val_fraction
-        seeded = replace(config, seed=stable_seed("part_imagenet", name, config.seed), val_fraction=share)
+        fraction = TEST_FRACTION if name == "test" else config.val_fraction
+        seeded = replace(config, seed=stable_seed("part_imagenet", name, config.seed), val_fraction=fraction)
         wanted = [labels[wnid] for wnid in pool.wnids]
         if name == split:
-            origin = f"held out: {share:g} of every class of train.json, data.seed {config.seed}"
+            origin = f"held out: {fraction:g} of every class of train.json, data.seed {config.seed}"
             return pool.only(choose(wanted, "val", seeded), origin)
         origin = "published train.json, without what is held out"
         pool = pool.only(choose(wanted, "train", seeded), origin)
@@ -115,7 +115,7 @@ def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], 
 
 
 def records_of(part: Part, folder: Path, order: list[str]) -> list[Record]:
-    """A record for each image, in `folder` or in the folders of the classes there."""
+    """One record per image, in `folder` or in its class folders."""
     nested = bool(part.wnids) and (folder / part.wnids[0]).is_dir()
     pairs = zip(part.images, part.wnids, strict=True)
     return [

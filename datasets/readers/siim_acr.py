@@ -1,4 +1,4 @@
-"""SIIM-ACR pneumothorax: chest radiographs, with chest tubes as the shortcut. Written by prepare_siim_acr.py.
+"""SIIM-ACR pneumothorax: chest radiographs with chest tubes as a shortcut, as prepare_siim_acr.py writes them.
 
 Published layout: train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/, each with the folders 0 and 1
 (1 = pneumothorax) of DICOM files, and all_masks/<image id>.png.
@@ -24,12 +24,12 @@ MINORITY = (1, 2)
 
 
 def folders_of(label: int, tube: int) -> tuple[str, str]:
-    """The two test sets of an image whose tube is known: a tube that tells the finding is the shortcut."""
+    """The two test sets of an image with a known tube. Non-robust: the tube agrees with the label, a shortcut."""
     return TESTS["full"], TESTS["non_robust" if label == tube else "robust"]
 
 
 class SiimAcr(FileDataset):
-    """One split. "test" is the set data.variant, with groups; "val" is held out of train_set, class by class.
+    """One split. "test" is the test set data.variant, with groups; "val" is held out of train_set, class by class.
 
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
@@ -62,7 +62,7 @@ class SiimAcr(FileDataset):
 
 
 def chosen_variant(config: DataConfig) -> str:
-    """data.variant; "original", its default, is the full test set. Raises UserError for other data sets' variants."""
+    """data.variant, where "original" (the default) means "full". Raises UserError for other data sets' variants."""
     variant = "full" if config.variant == "original" else config.variant
     if variant not in TESTS:
         raise UserError(f"data.variant is {variant}; siim_acr has the test sets {', '.join(TESTS)}")
@@ -70,19 +70,19 @@ def chosen_variant(config: DataConfig) -> str:
 
 
 def labelled(folder: Path) -> dict[Path, int]:
-    """DICOM file -> label, which its folder's name is, in the order of the paths."""
+    """DICOM file -> label (the name of its folder), sorted by path."""
     if not folder.is_dir():
         raise UserError(f"{folder} is missing; run prepare_siim_acr.py, or correct data.root")
     labels = {}
     for path in sorted(folder.rglob("*.dcm")):
         if path.parent.name not in ("0", "1"):
-            raise UserError(f"{path} is in a folder that is not its label, 0 or 1; run prepare_siim_acr.py again")
+            raise UserError(f"{path} is not in a folder 0 or 1, its label; run prepare_siim_acr.py again")
         labels[path] = int(path.parent.name)
     return labels
 
 
 def known_tubes(root: Path, variant: str, images: dict[Path, int]) -> dict[Path, int]:
-    """Test image -> 1 where a tube is visible, from the sets it is in; empty unless known of all of them."""
+    """Test image -> 1 if a tube is visible, by the test sets it is in; empty unless known for all images."""
     if variant != "full":
         return {path: label if variant == "non_robust" else 1 - label for path, label in images.items()}
     tubes = {}

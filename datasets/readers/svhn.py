@@ -1,8 +1,7 @@
 """SVHN, house numbers cropped to one digit, 32 x 32 pixels (Netzer et al. 2011): train_32x32.mat, test_32x32.mat.
 
 73257 training and 26032 test images; the extra set is not read. No validation split is published: `val` is held out
-of training. The published label 10 means the digit 0, so here a label is the digit. All images of a split are in
-memory.
+of training. The published label 10 is the digit 0; here a label is the digit. A split is held in memory.
 """
 
 import numpy as np
@@ -40,6 +39,7 @@ class Svhn:
         if not self.numbers:
             raise UserError(f"the {split} split of {self.path} is empty; check data.val_fraction")
         self.labels = [digits[number] for number in self.numbers]
+        # MATLAB has the image number last: [32, 32, 3, N] -> [N, 32, 32, 3].
         self.images = np.ascontiguousarray(images.transpose(3, 0, 1, 2)[self.numbers])
         self.info = DatasetInfo("svhn", DIGITS, split_origin=split_origin(split, config))
 
@@ -47,5 +47,5 @@ class Svhn:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """Image and label; the path is the file's, with the image's number in it from 0."""
+        """Image and label; the path is "FILE#number", counted from 0."""
         return RawSample(self.images[index], self.labels[index], f"{self.path}#{self.numbers[index]}")

@@ -1,4 +1,4 @@
-"""ImageNet's 1000 classes: the WordNet ids that its folders are named by, and their names."""
+"""ImageNet's 1000 classes: WordNet ids, which its folders are named by, and class names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +10,10 @@ from datasets.formats.tables import read_spaced
 
 
 def imagenet_classes(names: Path | None) -> dict[str, str]:
-    """Folder -> name of the class, in the order of a classifier's outputs: the folders', sorted.
+    """Folder -> class name, sorted by folder, which is the order of a classifier's outputs.
 
-    From the lines "folder name" of a file such as LOC_synset_mapping.txt, which may list other classes than the 1000;
-    without one from timm's own list. Raises UserError for a file that is missing or has a folder twice.
+    Read from the lines "folder name" of a file such as LOC_synset_mapping.txt, which may list other classes than the
+    1000, or from timm's list if `names` is None. Raises UserError if the file is missing or has a folder twice.
     """
     if names is None:
         known = ImageNetInfo()
@@ -21,18 +21,18 @@ def imagenet_classes(names: Path | None) -> dict[str, str]:
     classes: dict[str, str] = {}
     for row in read_spaced(names, ("folder", "name")):
         if row.text("folder") in classes:
-            raise row.error(f"folder {row.text('folder')} stands already in a line above; keep one of the two")
+            raise row.error(f"folder {row.text('folder')} is already in a line above; keep one of the two")
         classes[row.text("folder")] = row.text("name")
     return dict(sorted(classes.items()))
 
 
 def known_folders(classes: Mapping[str, str], folders: Sequence[str], base: Path) -> dict[str, str]:
-    """The classes, after a look at the folders in `base`. Raises UserError for one that belongs to no class."""
+    """The classes, all of them. Raises UserError if a folder in `base` is not one of them."""
     unknown = sorted(set(folders) - classes.keys())
     if unknown:
         more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
         raise UserError(
-            f"{base / unknown[0]}{more} is no class of ImageNet-1k; move it away, correct data.root or give the list "
-            "of classes as data.class_names"
+            f"{base / unknown[0]}{more} is not a class of ImageNet-1k; move it away, correct data.root or give the "
+            "class list as data.class_names"
         )
     return dict(classes)

@@ -1,13 +1,13 @@
-"""PASCAL VOC 2012: 20 classes, several in an image, with boxes and, for some images, masks of the objects.
+"""PASCAL VOC 2012: 20 classes, several per image, with boxes and, for some images, object masks.
 
     VOCdevkit/VOC2012/
         JPEGImages/<id>.jpg
         Annotations/<id>.xml              objects: names and boxes
         ImageSets/Main/{train,val}.txt    ids; data.variant=segmentation reads ImageSets/Segmentation instead
-        SegmentationClass/<id>.png        needed for that variant alone
+        SegmentationClass/<id>.png        needed only for that variant
 
-`test` is the published val (the server keeps the annotations of the published test); `val` is held out of the
-published train by the class of the largest box. `present` are the classes of all objects, also of those marked
+`test` is the published val, because the annotations of the published test are not public; `val` is held out of the
+published train by the class of the largest box. `present` has the classes of all objects, including those marked
 difficult, and `label` is the class of the largest box.
 """
 
@@ -30,7 +30,7 @@ CLASSES = (
 )  # fmt: skip
 SETS = {"original": "Main", "segmentation": "Segmentation"}
 VOID = 255
-"""In a mask: the border of an object, or a part too hard to tell."""
+"""Pixel value of object borders and ambiguous regions in a mask."""
 
 
 class Voc2012(FileDataset):
@@ -39,7 +39,7 @@ class Voc2012(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("voc2012", split)
         if config.variant not in SETS:
-            raise UserError(f"data.variant={config.variant} is none of voc2012's: {', '.join(SETS)}")
+            raise UserError(f"data.variant is {config.variant}; voc2012 has the variants {', '.join(SETS)}")
         if split != "test":
             check_fraction("voc2012", split, config)
         base = find_root(config, "ImageSets", ("VOCdevkit/VOC2012", "VOC2012"))
@@ -55,17 +55,17 @@ class Voc2012(FileDataset):
         super().__init__(DatasetInfo("voc2012", CLASSES, split_origin=origin, multi_label=True), records, split)
 
     def object(self, path: Path) -> np.ndarray:
-        """[H, W] bool: pixels of any class; those that nobody could tell (void) are not."""
+        """[H, W] bool: pixels of any class, without void pixels."""
         classes = read_indices(path)
         return (classes > 0) & (classes != VOID)
 
 
 def _record(image: Path, annotation: Path, masks: Path | None) -> Record:
-    """An image and what its XML says."""
+    """An image with the boxes of its XML file."""
     found = read_box_file(annotation, first_pixel=1)
     classes = [_class(name, annotation) for name in found.names]
     if not classes:
-        raise UserError(f"{annotation} holds no object with a box; restore the file as published")
+        raise UserError(f"{annotation} has no object with a box; restore the file as published")
     present = np.zeros(len(CLASSES), bool)
     present[classes] = True
     mask = masks and masks / f"{image.stem}.png"
@@ -75,10 +75,10 @@ def _record(image: Path, annotation: Path, masks: Path | None) -> Record:
 
 def _class(name: str, annotation: Path) -> int:
     if name not in CLASSES:
-        raise UserError(f"{annotation}: {name!r} is none of the 20 classes; restore the file as published")
+        raise UserError(f"{annotation}: {name!r} is not one of the 20 classes; restore the file as published")
     return CLASSES.index(name)
 
 
 def _largest(found: BoxFile) -> int:
-    """Position of the box with the largest area, the first of equals."""
+    """Index of the box with the largest area; the first on a tie."""
     return int((found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1).argmax())

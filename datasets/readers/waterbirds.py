@@ -1,7 +1,7 @@
-"""Waterbirds: CUB's birds on land or water, which agrees with the kind of bird in 95 % of the training images.
+"""Waterbirds: CUB's birds on land or water; background and class agree in 95 % of the training images.
 
-Published layout: waterbird_complete95_forest2water2/metadata.csv beside its images, usually in CUB_200_2011, whose
-masks, boxes and key points are used where they are present. Sizes 4795 / 1199 / 5794.
+Published layout: waterbird_complete95_forest2water2/ with metadata.csv and the images, usually in CUB_200_2011. CUB's
+masks, boxes and key points are used where they are present. Splits: 4795 / 1199 / 5794.
 """
 
 from datasets.config import DataConfig
@@ -20,7 +20,7 @@ MINORITY = (1, 2)
 
 
 class Waterbirds(FileDataset):
-    """One split: "train", "val" or "test", as the split column says.
+    """One split: "train", "val" or "test", by the split column of metadata.csv.
 
     Raises UserError, naming file and line, on anything missing or wrong in the folder.
     """
@@ -31,7 +31,7 @@ class Waterbirds(FileDataset):
         rows = list(by_id(read_csv(base / WATERBIRDS / "metadata.csv", METADATA_COLUMNS), "img_id").values())
         check_names(rows)
         images, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
-        records, training = [], [0] * len(GROUPS)
+        records, training = [], [0] * len(GROUPS)  # training: images of each group in the training split
         for row in rows:
             label, place, number = (
                 row.integer("y", (0, 1)),
@@ -44,16 +44,16 @@ class Waterbirds(FileDataset):
                 boxes, keypoints, mask = notes.of(name)
                 image = images / name
                 records.append(Record(image, label, 2 * label + place, mask, keypoints, boxes))
-        shares = tuple(count / sum(training) for count in training) if any(training) else None
-        info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, shares)
+        fractions = tuple(count / sum(training) for count in training) if any(training) else None
+        info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, fractions)
         super().__init__(info, records, split)
 
 
 def check_names(rows: list[IndexRow]) -> None:
-    """Raise a UserError if two rows name the same image: it could stand in two splits."""
+    """Raise a UserError if two rows name the same image: it could be in two splits."""
     first: dict[str, int] = {}
     for row in rows:
         name = row.text("img_filename")
         if name in first:
-            raise row.error(f"img_filename {name} stands already in line {first[name]}; keep one of the two")
+            raise row.error(f"img_filename {name} is already in line {first[name]}; keep one of the two")
         first[name] = row.line

@@ -1,4 +1,4 @@
-"""A small data set on disk in the published layout, and a copy of it to spoil."""
+"""A small data set on disk in the published layout, and a copy of it to corrupt."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""CUB's published layout: splits, annotations, and one clear line for everything that can be wrong with the files."""
+"""CUB's published layout: splits, annotations, and one clear line for every error in the files."""
 
 import shutil
 from collections import Counter
@@ -120,7 +120,7 @@ def edit(name: str, line: int, new: str | None) -> Callable[[Path], None]:
     ("spoil", "message"),
     [
         (edit("images.txt", 4, None), r"images\.txt: no line for id 4, which image_class_labels\.txt has"),
-        (edit("images.txt", 4, "3 a/b.jpg"), r"images\.txt line 4: id 3 stands already in line 3"),
+        (edit("images.txt", 4, "3 a/b.jpg"), r"images\.txt line 4: id 3 is already in line 3"),
         (edit("images.txt", 4, "four a/b.jpg"), r"images\.txt line 4: column id is 'four', not a whole number"),
         (edit("images.txt", 4, "4"), r"images\.txt line 4: 1 columns, not 2 \(id path\)"),
         (edit("images.txt", 4, "4 a/b.jpg"), r"a/b\.jpg is missing"),
@@ -147,7 +147,7 @@ def edit(name: str, line: int, new: str | None) -> Callable[[Path], None]:
             lambda base: shutil.rmtree(base / "segmentations" / "001.checked"),
             r"segmentations/.*\.png \(and .* is missing",
         ),
-        (lambda base: (base / "images.txt").unlink(), r"data\.root: neither .* nor .* holds images\.txt"),
+        (lambda base: (base / "images.txt").unlink(), r"data\.root: neither .* nor .* contains images\.txt"),
     ],
 )
 def test_one_line_for_what_is_wrong(spoiled: Path, spoil: Callable[[Path], object], message: str) -> None:

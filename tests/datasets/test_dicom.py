@@ -1,4 +1,4 @@
-"""DICOM files as 8-bit pixels: every depth, window and coding, and one line for everything that can be wrong."""
+"""DICOM files as 8-bit pixels: every depth, window and coding, and one line for every error."""
 
 import warnings
 from pathlib import Path
@@ -28,7 +28,7 @@ def sample(name: str) -> str:
 
 
 def ramp(bits: int, signed: bool = False) -> np.ndarray:
-    """[16, 16] over the whole range of so many bits."""
+    """[16, 16] over the whole range of that many bits."""
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
     dtype = f"{'int' if signed else 'uint'}{8 if bits <= 8 else 16}"
     return np.linspace(low, high, 256).round().astype(dtype).reshape(16, 16)
@@ -159,7 +159,10 @@ def test_one_sample_in_every_coding_looks_the_same() -> None:
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("MR_truncated.dcm", r"its pixels are cut off or cannot be decoded \(Explicit VR Little Endian: ValueError\)"),
+        (
+            "MR_truncated.dcm",
+            r"pixels are truncated or cannot be decoded \(Explicit VR Little Endian: ValueError\)",
+        ),
         ("no_meta.dcm", "not a DICOM file"),
         ("rtplan.dcm", "no pixels"),
         ("SC_rgb_jpeg.dcm", "its pixels are not grey"),
@@ -179,18 +182,18 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"PhotometricInterpretation": PATIENT}, "its pixels are not grey"),
     ({"PhotometricInterpretation": None}, "the tags that describe its pixels are missing or wrong"),
     ({"Rows": None}, "the tags that describe its pixels are missing or wrong"),
-    ({"PixelData": b"\0" * 100}, "cut off or cannot be decoded"),
+    ({"PixelData": b"\0" * 100}, "truncated or cannot be decoded"),
     ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels is over Pillow's limit"),
-    ({"WindowCenter": 5, "WindowWidth": 0.5}, "the tags that give its grey values make no sense"),
-    ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": PATIENT}, "the tags that give its grey values"),
-    ({"RescaleSlope": 0, "RescaleIntercept": 5}, "the tags that give its grey values make no sense"),
+    ({"WindowCenter": 5, "WindowWidth": 0.5}, "its grey-value tags are invalid"),
+    ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": PATIENT}, "its grey-value tags"),
+    ({"RescaleSlope": 0, "RescaleIntercept": 5}, "its grey-value tags are invalid"),
 ]
 
 
 @pytest.mark.parametrize(("tags", "reason"), WRONG, ids=[reason for _, reason in WRONG])
 def test_one_line_for_what_is_wrong(tmp_path: Path, tags: dict[str, Any], reason: str) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's, about what is written
+        warnings.simplefilter("ignore")  # pydicom warns about the tags written
         path = write_dicom(tmp_path / "a.dcm", ramp(8), **tags)
     with pytest.raises(UnreadableImageError, match=reason) as caught:
         read_dicom(path)
@@ -212,14 +215,14 @@ def test_a_compressed_frame_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFix
     pixels = smooth(0, 256, 256)
     jpeg = encoded(pixels, "JPEG")
     path = write_dicom(tmp_path / "a.dcm", pixels, frame=jpeg[: len(jpeg) // 2], syntax=JPEGBaseline8Bit)
-    with pytest.raises(UnreadableImageError, match=r"cut off or cannot be decoded \(JPEG Baseline \(Process 1\)"):
+    with pytest.raises(UnreadableImageError, match=r"truncated or cannot be decoded \(JPEG Baseline \(Process 1\)"):
         read_dicom(path)
     assert not caplog.records, "a traceback may quote a patient's tags"
 
 
 def test_what_is_no_dicom_file(tmp_path: Path) -> None:
     Image.new("L", (4, 4)).save(tmp_path / "a.png")
-    for name, reason in (("a.png", "not a DICOM file"), ("none.dcm", "no such file"), (".", "no regular file")):
+    for name, reason in (("a.png", "not a DICOM file"), ("none.dcm", "no such file"), (".", "not a regular file")):
         with pytest.raises(UnreadableImageError, match=reason):
             read_dicom(tmp_path / name)
     (tmp_path / "empty.dcm").touch()

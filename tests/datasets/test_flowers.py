@@ -1,4 +1,4 @@
-"""Flowers 102 in torchvision's layout: splits, labels, masks, and what can be wrong with it."""
+"""Flowers 102 in torchvision's layout: splits, labels, masks, and errors."""
 
 from pathlib import Path
 
@@ -76,10 +76,10 @@ def test_red_and_green_do_not_wrap() -> None:
 
 def test_what_can_be_wrong(base: Path) -> None:
     savemat(base / "setid.mat", {"trnid": [1, 25], "valid": [1], "tstid": [1]})
-    with pytest.raises(UserError, match="setid.mat: array trnid holds 25, not a whole number from 1 to 24"):
+    with pytest.raises(UserError, match="setid.mat: array trnid contains 25, not an integer from 1 to 24"):
         read(base)
     savemat(base / "setid.mat", {"trnid": [1, 2]})
-    with pytest.raises(UserError, match="setid.mat .it holds no array tstid"):
+    with pytest.raises(UserError, match="setid.mat .it has no array tstid"):
         read(base, "test")
     Image.new("RGB", (5, 5)).save(base / "segmim" / "segmim_00001.jpg")
     with pytest.raises(UserError, match="segmim_00001.jpg is 5 x 5 pixels"):
@@ -91,8 +91,8 @@ def test_what_can_be_wrong(base: Path) -> None:
     with pytest.raises(UserError, match="image_00001.jpg is missing"):
         read(base)
     savemat(base / "imagelabels.mat", {"labels": [103]})
-    with pytest.raises(UserError, match="imagelabels.mat: array labels holds 103"):
+    with pytest.raises(UserError, match="imagelabels.mat: array labels contains 103"):
         read(base)
-    with pytest.raises(UserError, match=f"neither {base.parent / 'x'} nor .* holds imagelabels.mat"):
+    with pytest.raises(UserError, match=f"neither {base.parent / 'x'} nor .* contains imagelabels.mat"):
         (base.parent / "x").mkdir()
         read(base.parent / "x")

@@ -1,4 +1,4 @@
-"""ImageNet's layout: splits, labels, names, boxes, and one clear line for everything that can be wrong with it."""
+"""ImageNet's layout: splits, labels, names, boxes, and one clear line for every error."""
 
 import shutil
 from collections import Counter
@@ -122,7 +122,7 @@ def test_any_tree_of_class_folders(tmp_path: Path) -> None:
 def test_the_test_split_needs_no_training_images(root: Path) -> None:
     shutil.rmtree(root / "train")
     assert len(read(root)) == 6
-    with pytest.raises(UserError, match=r"train is missing; data\.root must be the folder that holds train/"):
+    with pytest.raises(UserError, match=r"train is missing; data\.root must be the folder that contains train/"):
         read(root, "train")
 
 
@@ -149,8 +149,8 @@ def test_one_name_a_line(root: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("tench\nspaniel\n", "names.txt has 2 lines for 3 class folders, and none opens with n01440764"),
-        ("n01440764 tench\nn02102040 spaniel\n", "none opens with n03000684"),
+        ("tench\nspaniel\n", "names.txt has 2 lines for 3 class folders, and none begins with n01440764"),
+        ("n01440764 tench\nn02102040 spaniel\n", "none begins with n03000684"),
         ("", "names.txt has 0 lines for 3 class folders"),
         (None, "names.txt is missing"),
     ],
@@ -178,9 +178,9 @@ def flatten(base: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty, r"val/n01440764 holds no images \(\.bmp, .*\.jpeg"),
+        (empty, r"val/n01440764 has no images \(\.bmp, .*\.jpeg"),
         (flatten, r"val has no class folders; sort its images into val/<class>/"),
-        (lambda base: shutil.rmtree(base / "val"), r"val is missing; data\.root must be the folder that holds val/"),
+        (lambda base: shutil.rmtree(base / "val"), r"val is missing; data\.root must be the folder that contains val/"),
         (
             lambda base: shutil.rmtree(base / "train" / WNIDS[2]),
             r"train has no class folder n03000684, which .*val has; make them the same",
@@ -215,13 +215,13 @@ FETCH = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;
         (xml(BOX).replace("<ymax>48</ymax>", ""), r"\.xml: ymax is '', not a number"),
         (xml((4, 5, 4, 7)), r"a box from \(4, 5\) to \(4, 7\) has no area"),
         (xml(BOX).replace("<width>40</width>", ""), r"size/width is '', not a number"),
-        (xml(BOX)[:-5], r"is no XML \(unclosed token"),
-        ("", r"is no XML \(no element found"),
-        ("\x00\x01", "holds a document type or zeros"),
-        (BOMB, "holds a document type or zeros, as no box file does"),
-        (FETCH, "holds a document type or zeros, as no box file does"),
-        (xml(BOX).replace("val<", "&undefined;<"), r"is no XML \(undefined entity"),
-        ("<a>" + " " * (1 << 20), r"has over 1048576 bytes"),
+        (xml(BOX)[:-5], r"is not valid XML \(unclosed token"),
+        ("", r"is not valid XML \(no element found"),
+        ("\x00\x01", "contains a DOCTYPE or NUL characters"),
+        (BOMB, "contains a DOCTYPE or NUL characters"),
+        (FETCH, "contains a DOCTYPE or NUL characters"),
+        (xml(BOX).replace("val<", "&undefined;<"), r"is not valid XML \(undefined entity"),
+        ("<a>" + " " * (1 << 20), r"is larger than 1048576 bytes"),
     ],
 )
 def test_a_wrong_xml_is_one_line_and_does_nothing(root: Path, content: str, message: str) -> None:
@@ -236,7 +236,7 @@ def test_a_wrong_xml_is_one_line_and_does_nothing(root: Path, content: str, mess
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-7", "utf-32-le"])
 def test_a_document_type_cannot_hide_in_another_encoding(root: Path, encoding: str) -> None:
     (root / BOXES / "ILSVRC2012_val_00000000.xml").write_bytes(BOMB.encode(encoding))
-    with pytest.raises(UserError, match="is no XML|document type or zeros"):
+    with pytest.raises(UserError, match="is not valid XML|DOCTYPE or NUL characters"):
         read(root).read(0)
 
 
@@ -257,13 +257,13 @@ def test_another_box_folder(root: Path, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.parametrize("fraction", [1.0, -0.1, 0.0])
 def test_wrong_val_fraction(root: Path, fraction: float) -> None:
-    with pytest.raises(UserError, match=r"data\.val_fraction is .*imagenet's val split needs a share"):
+    with pytest.raises(UserError, match=r"data\.val_fraction is .*imagenet's val split needs one between 0 and 1"):
         read(root, "val", val_fraction=fraction)
     assert len(read(root, val_fraction=fraction)) == 6, "the test split does not use it"
 
 
 def test_root_and_split(root: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.root is empty; give the folder that holds train/ and val/"):
+    with pytest.raises(UserError, match=r"data\.root is empty; give the folder that contains train/ and val/"):
         ImageNet(DataConfig(name="imagenet"), "test")
     with pytest.raises(UserError, match="no split 'valid'"):
         read(root, "valid")

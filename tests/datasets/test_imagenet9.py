@@ -1,4 +1,4 @@
-"""ImageNet-9: its sets, the two ways from 1000 outputs to nine classes, masks, and what can be wrong."""
+"""ImageNet-9: its sets, the two rules from 1000 outputs to nine classes, masks, and errors."""
 
 import json
 import shutil
@@ -86,7 +86,7 @@ def test_without_masks(root: Path) -> None:
     [
         (b"no array", r"cannot read image .*00007\.npy"),
         (b"", r"cannot read image .*00007\.npy"),
-        (np.zeros((32, 32, 3), bool), r"00007\.npy: no array of rows and columns of numbers"),
+        (np.zeros((32, 32, 3), bool), r"00007\.npy: not a 2-D array of numbers"),
         (np.array([{"a": 1}], object), r"00007\.npy: .*Python objects"),
         (np.zeros((16, 32), bool), r"00007\.npy is 32 x 16 pixels but .*original.*is 32 x 32"),
     ],
@@ -110,13 +110,16 @@ def mapping(text: str) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root / "mixed_rand"), r"mixed_rand/val is missing; data\.root must hold the sets"),
+        (
+            lambda root: shutil.rmtree(root / "mixed_rand"),
+            r"val is missing; data\.root must contain the sets",
+        ),
         (
             lambda root: shutil.rmtree(root / "mixed_rand" / "val" / NINE[3]),
             r"must have nine folders 00_dog to 08_fish",
         ),
         (lambda root: (root / "mixed_rand" / "val" / "extra").mkdir(), r"must have nine folders 00_dog to 08_fish"),
-        (mapping("[]"), r"in_to_in9\.json must map \"0\"\.\.\"999\" to whole numbers"),
+        (mapping("[]"), r"in_to_in9\.json must map \"0\"\.\.\"999\" to integers"),
         (mapping("{"), r"in_to_in9\.json must map"),
         (mapping('{"dog": 0}'), r"in_to_in9\.json must map"),
         (mapping('{"0": null}'), r"in_to_in9\.json must map"),

@@ -1,4 +1,4 @@
-"""ImageNet-1k by name, ImageNet-A, -R and -V2: which output means which class, and what can be wrong."""
+"""ImageNet-1k by name, ImageNet-A, -R and -V2: which output means which class, and errors."""
 
 import shutil
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def test_imagenet1k_refuses_other_folders(tmp_path: Path) -> None:
     root = imagenet_tree(tmp_path)
     for split in ("train", "val"):
         save_image(root / split / "dogs" / "a.jpg")
-    with pytest.raises(UserError, match=r"val/dogs is no class of ImageNet-1k; .*data\.class_names"):
+    with pytest.raises(UserError, match=r"val/dogs is not a class of ImageNet-1k; .*data\.class_names"):
         read("imagenet1k", root)
 
 
@@ -70,7 +70,7 @@ def test_another_list_of_classes(tmp_path: Path) -> None:
     info = read("imagenet_a", root, class_names=str(names)).info
     assert info.class_of_output == (-1, -1, 0, 1, -1) and info.class_names == ("0 of five", "4 of five")
     names.write_text("n02102040 a\nn02102040 b\n")
-    with pytest.raises(UserError, match=r"five.txt line 2: folder n02102040 stands already"):
+    with pytest.raises(UserError, match=r"five.txt line 2: folder n02102040 is already"):
         read("imagenet_a", root, class_names=str(names))
     names.write_text("n02102040\n")
     with pytest.raises(UserError, match=r"five.txt line 1: 1 columns, not 2"):
@@ -88,7 +88,7 @@ def test_v2_is_numbered_not_sorted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["imagenet_a", "imagenet_r", "imagenet_v2", "imagenet9"])
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_there_is_nothing_to_train_on(name: str, split: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"data set '{name}' has a test split alone; train on imagenet1k"):
+    with pytest.raises(UserError, match=rf"data set '{name}' has only a test split; train on imagenet1k"):
         read(name, class_tree(tmp_path, WNIDS, 1), split)
 
 
@@ -100,9 +100,9 @@ def empty(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "spoil", "message"),
     [
-        ("imagenet_a", lambda root: save_image(root / "cats" / "a.jpg"), r"cats is no class of ImageNet-1k"),
+        ("imagenet_a", lambda root: save_image(root / "cats" / "a.jpg"), r"cats is not a class of ImageNet-1k"),
         ("imagenet_r", empty, r"has no class folders"),
-        ("imagenet_a", lambda root: (root / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").unlink(), r"n01440764 holds no images"),
+        ("imagenet_a", lambda root: (root / WNIDS[0] / f"{WNIDS[0]}_0.JPEG").unlink(), r"n01440764 has no images"),
         ("imagenet_v2", lambda root: None, r"n01440764: folders of ImageNet-V2 are numbered 0 to 999"),
         ("imagenet_v2", lambda root: [shutil.rmtree(root / w) for w in WNIDS] and save_image(root / "1000" / "a.png"),
          r"1000: folders of ImageNet-V2 are numbered 0 to 999"),

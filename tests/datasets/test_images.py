@@ -1,4 +1,4 @@
-"""Every kind of image Pillow can hand us, made with Pillow."""
+"""Every kind of image that Pillow reads, made with Pillow."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""Masks of a folder in place of the data set's own: how they are found, and what is said where they are not."""
+"""Masks from a folder instead of the data set's own: how they are found, and errors."""
 
 import shutil
 from dataclasses import replace
@@ -13,7 +13,7 @@ from datasets import DataConfig, load_split
 from datasets.readers.mask_folder import find_masks
 
 EDGE = 5
-"""Columns of the left edge, which the test's masks call the object."""
+"""Columns at the left edge, the object in the test's masks."""
 
 
 def left_edge(picture: Path, mask: Path) -> None:
@@ -73,7 +73,7 @@ def test_a_image_is_never_its_own_mask(tmp_path: Path) -> None:
 
 def test_two_images_may_not_share_a_mask(tmp_path: Path) -> None:
     (tmp_path / "a.png").touch()
-    with pytest.raises(UserError, match=r"cat/a\.jpg and dog/a\.jpg would share one mask"):
+    with pytest.raises(UserError, match=r"cat/a\.jpg and dog/a\.jpg have the same mask"):
         find_masks([Path("cat/a.jpg"), Path("dog/a.jpg")], tmp_path)
 
 
@@ -94,5 +94,5 @@ def test_what_is_missing_or_wrong_is_named(layout: Path, masks: Path) -> None:
         loaded()
     shutil.rmtree(masks)
     masks.mkdir()
-    with pytest.raises(UserError, match=r"data\.mask_folder: .* has no .*\.png, alone or below the folders of"):
+    with pytest.raises(UserError, match=r"data\.mask_folder: .* has no .*\.png, directly or below the folders of"):
         loaded()

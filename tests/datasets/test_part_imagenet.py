@@ -1,4 +1,4 @@
-"""PartImageNet's layout: classes by name, part labels, both kinds of splits, and what can be wrong with its files."""
+"""PartImageNet's layout: classes by name, part labels, both kinds of splits, and errors in its files."""
 
 import json
 import math
@@ -61,7 +61,7 @@ def test_classes_are_sorted_by_name(root: Path, tmp_path: Path) -> None:
 
 
 def test_published_splits_of_classes(tmp_path: Path) -> None:
-    """As val and test have other classes, both are held out of the training file."""
+    """If val and test have other classes, both are held out of the training file."""
     write_part_imagenet(tmp_path, by_class=True, count=10)
     splits = {split: read(tmp_path, split) for split in ("train", "val", "test")}
     assert {split: Counter(data.labels) for split, data in splits.items()} == {
@@ -93,7 +93,7 @@ def test_images_may_lie_in_folders_of_classes(root: Path) -> None:
 
 
 def labels_of(*annotations: Content) -> np.ndarray:
-    """Of an image that a file describes like that."""
+    """Part labels of an image with these annotations."""
     content = {
         "images": [{"id": 0, "file_name": "x", "height": HEIGHT, "width": WIDTH}],
         "categories": [{"id": i, "name": str(i)} for i in range(6)],
@@ -170,13 +170,13 @@ def test_part_labels_follow_the_pixels(root: Path, augmentation: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        (lambda c: c.pop("images"), r"not of COCO's form \(KeyError: 'images'\)"),
-        (lambda c: c["annotations"][0].pop("area"), r"not of COCO's form \(KeyError: 'area'\)"),
-        (lambda c: c["annotations"][0].update(area="large"), "not of COCO's form"),
-        (lambda c: c["annotations"][0].update(image_id=999), r"not of COCO's form \(KeyError: 999\)"),
-        (lambda c: c["annotations"][0].update(category_id=7), "annotation 0 is of no category"),
+        (lambda c: c.pop("images"), r"not in COCO's format \(KeyError: 'images'\)"),
+        (lambda c: c["annotations"][0].pop("area"), r"not in COCO's format \(KeyError: 'area'\)"),
+        (lambda c: c["annotations"][0].update(area="large"), "not in COCO's format"),
+        (lambda c: c["annotations"][0].update(image_id=999), r"not in COCO's format \(KeyError: 999\)"),
+        (lambda c: c["annotations"][0].update(category_id=7), "annotation 0 has an unknown category"),
         (lambda c: c["categories"].append({"id": 3, "name": "Fin"}), r"categories' ids are \[0, 1, 3\], not 0, 1, 2"),
-        (lambda c: c["categories"][0].update(name="Tail"), "other categories than .*train.json"),
+        (lambda c: c["categories"][0].update(name="Tail"), "different categories from .*train.json"),
         (lambda c: c["images"][0].update(file_name="dog.JPEG"), "'dog.JPEG' does not begin with a WordNet id"),
     ],
 )
@@ -190,7 +190,7 @@ def test_wrong_files(root: Path, how: Callable[[Content], object], message: str)
 @pytest.mark.parametrize("outline", [[[1, 2, 3, 4, 5]], [["a"] * 6], [[1, 2, 3, 4, 5, math.inf]], "counts", 3, []])
 def test_an_outline_that_is_none(root: Path, outline: Any) -> None:
     change(root, lambda content: content["annotations"][0].update(segmentation=outline))
-    with pytest.raises(UserError, match="test.json is not of COCO's form") as caught:
+    with pytest.raises(UserError, match="test.json is not in COCO's format") as caught:
         read(root)
     assert "\n" not in str(caught.value)
 
@@ -198,7 +198,7 @@ def test_an_outline_that_is_none(root: Path, outline: Any) -> None:
 @pytest.mark.parametrize("outline", [{"size": [1, 1]}, {"size": [1, 1], "counts": [1]}, {"counts": "x"}])
 def test_run_lengths_that_cannot_be_decoded(root: Path, outline: Any) -> None:
     change(root, lambda content: content["annotations"][0].update(segmentation=outline))
-    with pytest.raises(UserError, match="test.json: annotation 0 cannot be drawn") as caught:
+    with pytest.raises(UserError, match="test.json: annotation 0 cannot be decoded") as caught:
         read(root).read(0)
     assert "\n" not in str(caught.value)
 
@@ -220,5 +220,5 @@ def test_missing_and_unlike_images(root: Path) -> None:
 
 def test_a_class_without_a_name(root: Path, tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text(f"{WNIDS[0]} egret\n")
-    with pytest.raises(UserError, match=f"train.json: {WNIDS[1]} is no class .*data.class_names"):
+    with pytest.raises(UserError, match=f"train.json: {WNIDS[1]} is not a class .*data.class_names"):
         read(root, class_names=str(tmp_path / "names.txt"))

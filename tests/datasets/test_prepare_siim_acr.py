@@ -1,4 +1,4 @@
-"""prepare_siim_acr.py: which image goes where, its mask, what is left out, and going on after a kill."""
+"""prepare_siim_acr.py: sets, masks, files left out, and continuing after a kill."""
 
 import csv
 import os
@@ -151,7 +151,7 @@ def test_what_is_left_out(archive: Path, capsys: pytest.CaptureFixture[str]) -> 
     run(archive)
     reasons = {int(name.rpartition(".dcm")[0].rpartition(".")[2]): reason for name, reason in report(archive).items()}
     patterns = {
-        0: "its image id is also that of", 1: "no pixels (none were stored, or the file is cut off)",
+        0: "its image id is also that of", 1: "no pixels (none stored, or the file is truncated)",
         3: "2 frames where a radiograph has one", 5: "its mask in train-rle.csv: its runs are not pairs",
         8: "no pixels", 9: "not a DICOM file", 10: "named in train-rle.csv, but not in dicom-images-train",
         13: "its mask in train-rle.csv: its runs end outside the image", 99: "not in train-rle.csv",
@@ -205,7 +205,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path: Path) -> None:
 
 
 def line_of(capsys: pytest.CaptureFixture[str], root: Path, *more: str, tubes: str = "tubes.pkl") -> str:
-    """The one line it ends with, exit code 2."""
+    """Its error line; it exits with code 2."""
     with pytest.raises(SystemExit) as caught:
         run(root, *more, tubes=tubes)
     assert caught.value.code == 2
@@ -215,7 +215,7 @@ def line_of(capsys: pytest.CaptureFixture[str], root: Path, *more: str, tubes: s
 
 
 def test_other_inputs_for_the_same_folder(archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Else an image that becomes a test image would stay in the training set."""
+    """Otherwise an image that becomes a test image would stay in the training set."""
     run(archive)
     before = snapshot(archive)
     assert "from another choice of rows (--first-row); give a new --out" in line_of(capsys, archive, "--first-row")
@@ -254,13 +254,13 @@ def strangers(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: (root / "train-rle.csv").unlink(), "siim has no train-rle.csv; give the folder that Kaggle's"),
+        (lambda root: (root / "train-rle.csv").unlink(), "siim has no train-rle.csv; give the folder of Kaggle's"),
         (lambda root: (root / "tubes.pkl").unlink(), "--pkl_file_path: cannot read"),
         (no_images, "--root_dir: no dicom-images-train/*/*/*.dcm in"),
         (all_broken, "no image could be prepared;"),
         (other_columns, "train-rle.csv: no column EncodedPixels"),
         (an_empty_cell, "train-rle.csv line 2: column EncodedPixels is empty"),
-        (strangers, "tubes.pkl names no image of train-rle.csv"),
+        (strangers, "tubes.pkl has no image of train-rle.csv"),
     ],
 )
 def test_one_line_for_bad_input(archive: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:

@@ -9,7 +9,7 @@ from datasets.formats.rle import decode_runs
 
 
 def encode(mask: np.ndarray) -> str:
-    """The competition's form, pixel by pixel: gap since the end of the last run, length, down the columns."""
+    """The competition's format, pixel by pixel: gap since the end of the last run, length, down the columns."""
     words, position, end = [], 0, 0
     height, width = mask.shape
     while position < height * width:

@@ -112,7 +112,7 @@ def sample_of(raw: RawSample, train_it: bool, seed: int) -> Sample:
 
 
 def test_evaluation_warps_the_whole_image() -> None:
-    """Where other data sets lose what lies outside the centre crop."""
+    """Other data sets lose what is outside the centre crop."""
     raw = raw_of(40, 100)
     shrunk = np.asarray(Image.fromarray(raw.image).resize((32, 32), Image.Resampling.BILINEAR))
     wanted = (torch.tensor(shrunk).permute(2, 0, 1) / 255 - 0.48865) / 0.24621
@@ -181,7 +181,7 @@ def empty(root: Path) -> None:
         (missing_mask, r"4\.png is missing"),
         (small_mask, r"0\.png is 8 x 8 pixels but .*0\.dcm is 48 x 48; restore both files"),
         (broken, r"cannot read image .*0\.dcm: "),
-        (wrong_label, r"negative/.*dcm is in a folder that is not its label, 0 or 1"),
+        (wrong_label, r"negative/.*dcm is not in a folder 0 or 1, its label"),
         (empty, "the test split of data set 'siim_acr' is empty"),
         (lambda root: shutil.rmtree(root / "full_test_set"), r"full_test_set is missing; run prepare_siim_acr\.py"),
     ],
@@ -200,9 +200,9 @@ def test_wrong_keys(prepared: Path) -> None:
         read(prepared, variant="mixed_same")
     with pytest.raises(UserError, match="has no split 'valid'"):
         read(prepared, "valid")
-    with pytest.raises(UserError, match="siim_acr's val split needs a share"):
+    with pytest.raises(UserError, match="siim_acr's val split needs one between 0 and 1"):
         read(prepared, "val", val_fraction=0.0)
-    with pytest.raises(UserError, match=r"data\.root is empty; give the folder that holds train_set/"):
+    with pytest.raises(UserError, match=r"data\.root is empty; give the folder that contains train_set/"):
         SiimAcr(DataConfig(name="siim_acr"), "test")
 
 

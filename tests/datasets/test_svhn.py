@@ -1,4 +1,4 @@
-"""SVHN's layout: digits, splits, and one clear line for what can be wrong with its files."""
+"""SVHN's layout: digits, splits, and one clear line for every error in its files."""
 
 from collections import Counter
 from pathlib import Path
@@ -55,9 +55,9 @@ def save(root: Path, **arrays: np.ndarray) -> None:
     [
         ({"X": np.zeros((32, 32, 3, 9), np.uint8)}, "X is 32 x 32 x 3 x 9 uint8, not 32 x 32 x 3 x 10 uint8"),
         ({"X": np.zeros((32, 32, 3, 10), np.int16)}, "X is 32 x 32 x 3 x 10 int16"),
-        ({"y": np.arange(10)}, "y holds 0, not a whole number from 1 to 10"),
-        ({"y": np.full(10, 1.5)}, "y holds 1.5"),
-        ({"y": np.array(["a"] * 10)}, "y holds no numbers"),
+        ({"y": np.arange(10)}, "y contains 0, not an integer from 1 to 10"),
+        ({"y": np.full(10, 1.5)}, "y contains 1.5"),
+        ({"y": np.array(["a"] * 10)}, "y is not numeric"),
     ],
 )
 def test_wrong_arrays(root: Path, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -72,10 +72,10 @@ def test_wrong_files(root: Path) -> None:
     whole = path.read_bytes()
     for content in (whole[:4000], b"", b"no MATLAB file at all" * 20):
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"test_32x32.mat (\(|holds no array)"):
+        with pytest.raises(UserError, match=r"test_32x32.mat (\(|it has no array)"):
             read(root)
     savemat(path, {"X": np.zeros(3)})
-    with pytest.raises(UserError, match="test_32x32.mat .it holds no array y"):
+    with pytest.raises(UserError, match="test_32x32.mat .it has no array y"):
         read(root)
     path.unlink()
     with pytest.raises(UserError, match="test_32x32.mat is missing"):

@@ -1,4 +1,4 @@
-"""Which images show a tube: the same table from every kind of file, and pickles that must not act."""
+"""Which images show a tube: the same table from every kind of file, and malicious pickles."""
 
 import collections
 import os
@@ -44,7 +44,7 @@ def test_the_old_name_of_numpys_scalars(tmp_path: Path) -> None:
 
 
 class Acts:
-    """What unpickles to a call."""
+    """Unpickles to a call."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.call = function, arguments
@@ -84,14 +84,14 @@ def test_a_pickle_never_acts(tmp_path: Path) -> None:
     path = tmp_path / "tubes.pkl"
     for data in malicious:
         path.write_bytes(data)
-        with pytest.raises(UserError, match="refused to unpickle|is no pickle, or a broken one") as caught:
+        with pytest.raises(UserError, match="refused to unpickle|is not a pickle, or a broken one") as caught:
             read_tube_labels(path)
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
         assert not trace.exists()
 
 
 def test_what_is_allowed_cannot_be_changed(tmp_path: Path) -> None:
-    """BUILD sets attributes: of a function it would be the code of everyone who reads a pickle later."""
+    """BUILD sets attributes; on a function it would change the code for every later pickle."""
     path = tmp_path / "tubes.pkl"
     for name in (("numpy._core.multiarray", "scalar"), ("numpy", "dtype"), ("_codecs", "encode")):
         state = b"N}" + text("__defaults__") + b")s\x86b"
@@ -106,12 +106,12 @@ def test_what_is_allowed_cannot_be_changed(tmp_path: Path) -> None:
     [
         (collections.OrderedDict(a=1), r"refused to unpickle \(it asks for 'collections', 'OrderedDict'\)"),
         ({"a": np.array([1])}, "refused to unpickle"),
-        ({"a": np.complex64(1)}, r"refused to unpickle \(a numpy type that is no number or text\)"),
+        ({"a": np.complex64(1)}, r"refused to unpickle \(a NumPy type that is not a number or string\)"),
         ({"a": np.datetime64("2020-01-01")}, "refused to unpickle"),
         ({"a": Path("x")}, "refused to unpickle"),
-        ([1, 2], "holds no table"),
-        ({}, "holds no table"),
-        ({1: 1}, "an image id is int, not a text"),
+        ([1, 2], "has no table"),
+        ({}, "has no table"),
+        ({1: 1}, "an image id is int, not a string"),
         ({"a": 2}, "image 'a' has a label that is not 0 or 1"),
         ({"a": "1"}, "image 'a' has a label that is not 0 or 1"),
         ({"a": None}, "image 'a' has a label that is not 0 or 1"),
@@ -130,25 +130,25 @@ def test_a_memo_that_would_fill_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "tubes.pkl"
     path.write_bytes(by_hand(b"}r\xff\xff\xff\x7f."))
     assert [op.name for op, _, _ in pickletools.genops(path.read_bytes())][2] == "LONG_BINPUT"
-    with pytest.raises(UserError, match="an index beyond all bounds"):
+    with pytest.raises(UserError, match="a memo index out of bounds"):
         read_tube_labels(path)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.pkl", b"", "is no pickle, or a broken one"),
-        ("a.pkl", pickle.dumps({"a": 1})[:-3], "is no pickle, or a broken one"),
-        ("a.pkl", b"ImageId,tube\na,1\n", "is no pickle, or a broken one"),
-        ("a.json", b"{", "is no JSON"),
-        ("a.json", b"[" * 100_000, "is no JSON"),
-        ("a.json", b"[]", "holds no table"),
+        ("a.pkl", b"", "is not a pickle, or a broken one"),
+        ("a.pkl", pickle.dumps({"a": 1})[:-3], "is not a pickle, or a broken one"),
+        ("a.pkl", b"ImageId,tube\na,1\n", "is not a pickle, or a broken one"),
+        ("a.json", b"{", "is not valid JSON"),
+        ("a.json", b"[" * 100_000, "is not valid JSON"),
+        ("a.json", b"[]", "has no table"),
         ("a.json", b'{"a": 3}', "image 'a' has a label that is not 0 or 1"),
         ("a.csv", b"ImageId,chest\na,1\n", "no column tube; its header must have ImageId, tube"),
         ("a.csv", b"ImageId,tube\na,3\n", "line 2: column tube is 3; it must be 0, 1"),
-        ("a.csv", b"ImageId,tube\na,1\na,0\n", "line 3: ImageId a stands twice"),
+        ("a.csv", b"ImageId,tube\na,1\na,0\n", "line 3: ImageId a appears twice"),
         ("a.csv", b"ImageId,tube\n", "has no lines after its header"),
-        ("a.csv", b"ImageId,tube\n" + b"x" * 200_000 + b",1\n", "is no CSV after line 1"),
+        ("a.csv", b"ImageId,tube\n" + b"x" * 200_000 + b",1\n", "is not valid CSV after line 1"),
         ("a.csv", None, "a.csv is missing"),
         ("a.pkl", None, "--pkl_file_path: cannot read .*a.pkl: No such file"),
     ],

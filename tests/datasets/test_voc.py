@@ -1,4 +1,4 @@
-"""VOC 2012's layout: classes of an image, boxes, masks, splits, and what can be wrong with it."""
+"""VOC 2012's layout: classes of an image, boxes, masks, splits, and errors."""
 
 from pathlib import Path
 from typing import Any
@@ -93,8 +93,12 @@ def spoil(base: Path, name: str, content: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("Annotations/2008_000012.xml", voc_xml(("unicorn",)), "2008_000012.xml: 'unicorn' is none of the 20 classes"),
-        ("Annotations/2008_000012.xml", voc_xml(()), "2008_000012.xml holds no object with a box"),
+        (
+            "Annotations/2008_000012.xml",
+            voc_xml(("unicorn",)),
+            "'unicorn' is not one of the 20 classes",
+        ),
+        ("Annotations/2008_000012.xml", voc_xml(()), "2008_000012.xml has no object with a box"),
         ("Annotations/2008_000012.xml", voc_xml(("cat",), ((5, 5, 4, 9),)), "2008_000012.xml: a box .* has no area"),
         ("Annotations/2008_000012.xml", voc_xml(("cat",)).replace(str(BOXES[0][2]), "x"), "xmax is 'x', not a number"),
         ("ImageSets/Main/val.txt", "2008_000099\n", "2008_000099.xml is missing"),
@@ -109,10 +113,10 @@ def test_wrong_files(base: Path, name: str, content: str, message: str) -> None:
 
 
 def test_missing_files_and_wrong_keys(base: Path) -> None:
-    with pytest.raises(UserError, match="data.variant=only_fg is none of voc2012's: original, segmentation"):
+    with pytest.raises(UserError, match="data.variant is only_fg; voc2012 has the variants original, segmentation"):
         read(base, variant="only_fg")
     Image.new("RGB", (48, 40)).save(base / "SegmentationClass" / "2008_000012.png")
-    with pytest.raises(UserError, match="2008_000012.png: its pixels are RGB"):
+    with pytest.raises(UserError, match="2008_000012.png: its mode is RGB"):
         read(base, variant="segmentation").read(0)
     (base / "SegmentationClass" / "2008_000014.png").unlink()
     with pytest.raises(UserError, match="2008_000014.png is missing"):

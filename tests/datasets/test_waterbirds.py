@@ -1,4 +1,4 @@
-"""Waterbirds' published layout: its own splits and groups, CUB's annotations, and one clear line for what is wrong."""
+"""Waterbirds' published layout: its own splits and groups, CUB's annotations, and one clear line for every error."""
 
 import shutil
 from collections.abc import Callable
@@ -113,11 +113,14 @@ def unlink_image(base: Path) -> None:
         (cell(3, 3, "train"), r"metadata\.csv line 3: column split is 'train'"),
         (cell(3, 4, "-1"), r"metadata\.csv line 3: column place is -1"),
         (cell(3, 4, ""), r"metadata\.csv line 3: column place is empty"),
-        (cell(3, 0, "1"), r"metadata\.csv line 3: img_id 1 stands already in line 2"),
+        (cell(3, 0, "1"), r"metadata\.csv line 3: img_id 1 is already in line 2"),
         (cell(3, 1, "a/b.jpg"), r"images\.txt: no line for the image a/b\.jpg"),
         (unlink_image, r"001\.checked/.*\.jpg is missing"),
         (lambda base: (base / WATERBIRDS / "metadata.csv").write_text(""), r"metadata\.csv: no column img_id"),
-        (lambda base: (base / WATERBIRDS / "metadata.csv").unlink(), r"data\.root: neither .* holds .*metadata\.csv"),
+        (
+            lambda base: (base / WATERBIRDS / "metadata.csv").unlink(),
+            r"data\.root: neither .* contains .*metadata",
+        ),
     ],
 )
 def test_one_line_for_what_is_wrong(spoiled: Path, spoil: Callable[[Path], object], message: str) -> None:
@@ -132,7 +135,7 @@ def test_one_image_in_two_rows(spoiled: Path) -> None:
     path = spoiled / WATERBIRDS / "metadata.csv"
     first = path.read_text().splitlines()[1].split(",")[1]
     cell(9, 1, first)(spoiled)
-    with pytest.raises(UserError, match=rf"line 9: img_filename {first} stands already in line 2"):
+    with pytest.raises(UserError, match=rf"line 9: img_filename {first} is already in line 2"):
         read(spoiled)
 
 

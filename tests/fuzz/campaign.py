@@ -1,4 +1,4 @@
-"""Read spoilt files of every kind, each kind in a process of its own: a table of what became of them.
+"""Read corrupted files of every kind, each kind in its own process, and print a table of the outcomes.
 
     python -m tests.fuzz.campaign --count 20000 --seed 100000
 

@@ -1,4 +1,4 @@
-"""Whole files of images, arrays and radiographs, and their readers."""
+"""Valid images, arrays and radiographs, and their readers."""
 
 import io
 from pathlib import Path
@@ -108,7 +108,7 @@ def _recoded(path: Path) -> None:
 
 
 def _packed(path: Path, syntax: str) -> None:
-    """Compress as only GDCM can."""
+    """Compress with a codec that only GDCM has."""
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(path))
     assert reader.Read()

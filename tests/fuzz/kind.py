@@ -1,4 +1,4 @@
-"""What a kind of file is made of."""
+"""A kind of file: examples and their reader."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import Any
 
 File = tuple[str, bytes]
-"""Ending and content."""
+"""Suffix and content."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Files of a kind, and the reader."""
+    """Example files of a kind, and the reader."""
 
     files: Callable[[], list[File]]
     read: Callable[[Path], None]
-    """Raises AssertionError where what was read cannot be."""
+    """Raises AssertionError if the result is invalid."""
 
 
 def content(write: Callable[[Path], Any], suffix: str) -> File:
-    """What `write` writes to the path it is given."""
+    """The file that `write` creates at the path it is given."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"file{suffix}"
         write(path)

@@ -1,4 +1,4 @@
-"""Every kind of file that we read."""
+"""Every kind of file that the project reads."""
 
 from tests.fuzz import images, tables, tensors
 from tests.fuzz.kind import Kind

@@ -1,4 +1,4 @@
-"""Spoiling files as disks, networks and attackers do, the same way for the same seed."""
+"""Corrupt files as disks, networks and attackers do; a function of the seed."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -12,11 +12,11 @@ EXTREMES = (
     b"\xff\xff\xff\xff\xff\xff\xff\x7f",
 )
 HEAD = 256
-"""Bytes in which a format says what the rest is: half of all changes are made there."""
+"""Bytes of a file's header, where half of all changes are made."""
 
 
 def mutate(data: bytes, others: Sequence[bytes], seed: int) -> bytes:
-    """One to four changes of `data`; `others` are files whose beginnings may be set before it."""
+    """Apply one to four changes to `data`; the start of one of `others` may replace its own."""
     rng = random.Random(seed)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         change = rng.choice(CHANGES)

@@ -1,4 +1,4 @@
-"""Whole files of labels, boxes, part annotations and configs, and their readers."""
+"""Valid files of labels, boxes, part annotations and configs, and their readers."""
 
 import json
 import pickle
@@ -60,7 +60,7 @@ def parts() -> list[File]:
 def read_parts(path: Path) -> None:
     images, names = read_coco(path)
     for image in images:
-        if max(image.size_hw) > 100:  # the data set compares it with the image's first
+        if max(image.size_hw) > 100:  # the data set compares it with the image's size first
             continue
         labels = part_labels(image, path)
         assert labels.shape == image.size_hw and labels.min() >= -1 and labels.max() < len(names)

@@ -1,4 +1,4 @@
-"""Whole files of weights, heat maps and MATLAB arrays, and their readers."""
+"""Valid files of weights, heat maps and MATLAB arrays, and their readers."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Two thousand spoilt files: each is read, or refused in one line; and every whole one is read."""
+"""Two thousand corrupted files are read or refused in one line; every valid file is read."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What is written from spoilt files: all of it or nothing."""
+"""From corrupted files, either the whole output is written or nothing."""
 
 import shutil
 from pathlib import Path

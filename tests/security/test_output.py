@@ -1,4 +1,4 @@
-"""Names that are code or steer a terminal: shown, never obeyed."""
+"""Names with markup or terminal control characters are shown as text."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ HISTORY = [
 
 
 def test_names_in_a_study_report_are_text(tmp_path: Path) -> None:
-    """A class, a row and a path may be called anything that a folder can be."""
+    """Classes, rows and paths can have any name a folder can have."""
     run = StudyRun(EVIL.replace("/", ""), 0, RESULTS, HISTORY, None, config=f"data:\n  root: {EVIL}\n")
     page = write_study_report(tmp_path, f"Study {EVIL}", f"About {EVIL}", [run]).read_text()
     assert "<script" not in page and page.count("&lt;script&gt;") > 4
@@ -54,7 +54,7 @@ def test_brackets_in_a_path_are_no_markup(name: str, tmp_path: Path, capsys: pyt
 
 
 def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
-    """Of a file in another encoding, as the system hands it over."""
+    """The name of a file in another encoding, as Python decodes it."""
     assert write_atomic(tmp_path / "a.html", "image \udcff.jpg").read_text() == r"image \udcff.jpg"
 
 

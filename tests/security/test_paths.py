@@ -1,4 +1,4 @@
-"""Index files that name files elsewhere."""
+"""Index files that name files outside the data set."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def renamed(path: Path, column: int, separator: str, name: str) -> str:
-    """The index with another file name in its second line; the old text."""
+    """Replace the file name in the second line of the index; return the old text."""
     whole = path.read_text()
     lines = whole.splitlines()
     cells = lines[1].split(separator)

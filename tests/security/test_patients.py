@@ -1,4 +1,4 @@
-"""A DICOM file's tags name people; none of them is copied, printed or logged."""
+"""DICOM tags that name a patient are never copied, printed or logged."""
 
 import logging
 import struct
@@ -27,7 +27,7 @@ TEXTS = ("SH", "LO", "ST", "LT", "UT", "PN", "UC")
 
 
 def telling(path: Path, number: int = 0, **tags: object) -> Path:
-    """A radiograph with the secret in every tag that may hold text, in private ones, in a sequence, before it all."""
+    """A radiograph with the secret in every text tag, in private tags, in a sequence and in the preamble."""
     dataset = Dataset()
     for tag, (kind, _, _, retired, _) in DicomDictionary.items():
         if kind in TEXTS and not retired and keyword_for_tag(tag) and tag >> 16 > 2:
@@ -111,7 +111,7 @@ def test_prepared_sets_and_reports_hold_no_patient(
 
 
 def broken(path: Path, seed: int) -> None:
-    """Bytes changed anywhere, with the secret around them."""
+    """Random bytes changed in a file full of the secret."""
     rng, data = np.random.default_rng(seed), bytearray(path.read_bytes())
     for place in rng.integers(132, len(data), 12):
         data[place] = rng.integers(256)

@@ -1,4 +1,4 @@
-"""Files that claim to be huge: one line, before memory is taken for what they claim."""
+"""Files that claim a huge size give one line before that memory is allocated."""
 
 import io
 import os
@@ -25,11 +25,11 @@ from tests.datasets.radiographs import encoded, smooth, write_dicom
 
 SIDE = 60000
 MEMORY = 1 << 24
-"""Bytes that a refusal may take; the images claim 3.6e9 pixels."""
+"""Bytes that a refusal may allocate; the images claim 3.6e9 pixels."""
 
 
 def refusal(read: Callable[[Path], Any], path: Path) -> str:
-    """The line."""
+    """The error message."""
     tracemalloc.start()
     try:
         with pytest.raises(UserError) as caught:
@@ -125,7 +125,7 @@ def test_an_array_that_claims_to_be_huge(shape: tuple[int, int], tmp_path: Path)
 
 
 def test_an_array_of_a_sparse_file(tmp_path: Path) -> None:
-    """A file of holes has the size that the array claims."""
+    """A sparse file is as large as its header claims."""
     path, header = tmp_path / "mask.npy", io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "|b1", "fortran_order": False, "shape": (SIDE, SIDE)})
     path.write_bytes(header.getvalue())
@@ -137,11 +137,11 @@ def test_a_radiograph_that_claims_to_be_huge(tmp_path: Path) -> None:
     path = write_dicom(tmp_path / "a.dcm", smooth(0), Rows=SIDE, Columns=SIDE)
     assert "over Pillow's limit" in refusal(read_dicom, path)
     path = write_dicom(tmp_path / "b.dcm", smooth(0), frame=jpeg(), syntax=JPEGBaseline8Bit)
-    assert "cut off or cannot be decoded" in refusal(read_dicom, path)
+    assert "truncated or cannot be decoded" in refusal(read_dicom, path)
 
 
 def test_a_radiograph_whose_rows_are_a_text(tmp_path: Path) -> None:
-    """A text times a number is a longer text."""
+    """A string times a number is a longer string."""
     path = write_dicom(tmp_path / "a.dcm", smooth(0))
     data = path.read_bytes()
     rows = struct.pack("<HH2sHH", 0x28, 0x10, b"US", 2, 48)
@@ -160,7 +160,7 @@ def test_a_matlab_array_that_claims_to_be_huge(tmp_path: Path) -> None:
     savemat(path, {"X": np.zeros((3, 5))})
     read_mat(path, "X")
     path.write_bytes(path.read_bytes().replace(struct.pack("<ii", 3, 5), struct.pack("<ii", SIDE, SIDE)))
-    assert "array X has over 536870912 values" in refusal(lambda path: read_mat(path, "X"), path)
+    assert "array X has more than 536870912 elements" in refusal(lambda path: read_mat(path, "X"), path)
 
 
 def test_yaml_that_expands(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_yaml_without_a_bottom(text: str, tmp_path: Path) -> None:
 def test_a_pipe_is_not_waited_for(read: Callable[[Path], Any], tmp_path: Path) -> None:
     path = tmp_path / "a.dcm"
     os.mkfifo(path)
-    assert "no regular file" in refusal(read, path)
+    assert "not a regular file" in refusal(read, path)
 
 
 def test_a_format_that_starts_a_program(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tables of a run that are damaged or not what they seem."""
+"""Damaged or malicious tables in a run folder."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_a_runs_config_for_python_m_explain(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["loss: 3", "model: []", "model: {parts: }", "loss: {weights: null}"])
 def test_a_group_of_keys_is_no_value(text: str, tmp_path: Path) -> None:
-    """The parser would take the defaults and say nothing."""
+    """The parser would silently use the defaults."""
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match="is a group of keys, not a value"):
         parse_config([f"--config={tmp_path / 'c.yaml'}"])
