@@ -64,10 +64,10 @@ def with_prescribed(config: DataConfig) -> DataConfig:
 
 
 def with_own_augmentation(config: DataConfig) -> DataConfig:
-    """The config with the data set's own augmentation in place of "auto"; "flip" where the data set declares none."""
+    """The config with the data set's own augmentation in place of "auto"; "none" where the data set declares none."""
     if config.augmentation != "auto":
         return config
-    own: dict[str, Any] = {"augmentation": "flip"}
+    own: dict[str, Any] = {"augmentation": "none"}  # even a flip can change the class
     if config.name in DATASETS:  # an unknown name is an error when the data set is opened
-        own["augmentation"] = getattr(DATASETS[config.name], "augmentation", "flip")
+        own["augmentation"] = getattr(DATASETS[config.name], "augmentation", "none")
     return replace(config, **own)

@@ -72,9 +72,9 @@ def test_a_data_set_of_your_own(mine: str) -> None:
     config = DataConfig(name=mine)
     raw: RawDataset = load_split(config, "test", train=False, seed=0).raw
     assert len(raw) > 700
-    assert with_prescribed(config).augmentation == "flip", "one that declares none"
-    DATASETS[mine].augmentation = "none"  # type: ignore[attr-defined]
-    assert with_prescribed(config).augmentation == "none"
+    assert with_prescribed(config).augmentation == "none", "one that declares none"
+    DATASETS[mine].augmentation = "flip"  # type: ignore[attr-defined]
+    assert with_prescribed(config).augmentation == "flip"
 
 
 def test_a_name_twice_is_an_error(mine: str) -> None:
