@@ -1,106 +1,115 @@
-"""What is read, and how: the `data.*` keys of every config."""
+"""The `data.*` config keys: which data set, and how it is augmented, evaluated and batched."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.ranges import (
+    ClosedUnitInterval,
+    HalfOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """Options of the procedural birds (data.name=synthetic); sizes in images, shares and probabilities in [0, 1].
+    """Options of the procedural birds (data.name=synthetic)."""
 
-    The defaults draw the easy-looking set "D0" whose training images agree with their background in 95 % of cases.
-    """
-
-    train_images: int = 2000
-    val_images: int = 400
-    test_images: int = 800
-    correlation: float = 0.95
-    """Share of training and validation images whose background agrees with the class (test: 0.5, all groups equal)."""
-    tilt: float = 0.0
+    train_images: PositiveInt = 2000
+    val_images: PositiveInt = 400
+    test_images: PositiveInt = 800
+    correlation: ClosedUnitInterval = 0.95
+    """Fraction of training and validation images whose background matches the class (test: 0.5, equal groups)."""
+    tilt: NonNegativeFloat = 0.0
     """Largest rotation of the background texture, radians."""
-    contrast: float = 1.0
+    contrast: NonNegativeFloat = 1.0
     """Contrast of the background texture."""
-    noise: float = 0.03
-    """Standard deviation of the pixel noise, in units of the [0, 1] intensity."""
-    any_hue: float = 0.0
-    """Share of birds whose body hue is uniform over all hues instead of warm."""
-    hue_gap: float = 0.0
-    """0: both backgrounds share their hues; 1: water is blue and forest is green, without overlap."""
-    colour_cue: float = 0.0
-    """Share of birds whose light wing colour also tells the class."""
+    noise: NonNegativeFloat = 0.03
+    """Standard deviation of the pixel noise; pixel values are in [0, 1]."""
+    any_hue: ClosedUnitInterval = 0.0
+    """Fraction of birds whose body hue is uniform over all hues instead of warm."""
+    hue_gap: ClosedUnitInterval = 0.0
+    """0: both backgrounds use the same hues; 1: water is blue and forest is green, without overlap."""
+    colour_cue: ClosedUnitInterval = 0.0
+    """Fraction of birds whose light wing colour also depends on the class."""
 
 
 @dataclass(frozen=True)
 class SemiConfig:
-    """Training with few labels (ATCON): which images keep theirs, and what a step reads (docs/atcon.md)."""
+    """Training with few labels (ATCON): which images keep labels, and what each step trains on (docs/atcon.md)."""
 
     mode: Literal["supervised", "unsupervised", "alternating", "combining"] = "supervised"
-    """supervised: labelled images alone. unsupervised: unlabelled ones alone, by loss.consistency. alternating: each
-    step the one or the other. combining: both in every step."""
-    alpha: float = 1.0
-    """alternating: how many times the labelled images count (published: 8)."""
-    batch_size: int = 4
-    """Unlabelled images in a batch; data.batch_size is that of labelled ones."""
-    images_per_class: int = 0
-    """So many images of each class, drawn by data.seed, keep their labels in training; 0 = all do."""
+    """supervised: labelled images only. unsupervised: unlabelled images only, trained by loss.consistency. alternating:
+    each step uses one or the other. combining: every step uses both."""
+    alpha: PositiveFloat = 1.0
+    """alternating: weight of the labelled images in the draw of each step's kind (published: 8)."""
+    batch_size: PositiveInt = 4
+    """Unlabelled images per batch; data.batch_size is for labelled images."""
+    images_per_class: NonNegativeInt = 0
+    """Number of training images per class that keep their labels, drawn with data.seed; 0 = all."""
     fully_balanced: bool = True
-    """Where images show several classes: only those with a single one keep labels."""
+    """Multi-label data sets: only images that show a single class keep their labels."""
     unlabelled: Literal["rest", "labelled"] = "rest"
-    """Where unlabelled images come from: the other training images, or the labelled ones themselves."""
-    unlabelled_size: int = 0
-    """At most so many of them, drawn by data.seed; 0 = all."""
+    """Source of the unlabelled images: the rest of the training split, or the labelled images themselves."""
+    unlabelled_size: NonNegativeInt = 0
+    """Largest number of unlabelled images, drawn with data.seed; 0 = all."""
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, its files, its augmentation and how it is batched."""
+    """Data set, its files, augmentation and batches."""
 
     name: str = "synthetic"
-    """A name in the data set registry; a wrong one lists them all."""
+    """Name of the data set; an unknown name lists all of them."""
     root: str = ""
-    """Folder of the published layout (cub, waterbirds: the folder CUB_200_2011 or its parent; imagenet: the folder of
-    train and val; the others: docs/data.md). Unused by synthetic."""
+    """Folder in the published layout (cub, waterbirds: the folder CUB_200_2011 or its parent; imagenet: the folder that
+    holds train and val; others: docs/data.md). Unused by synthetic."""
     image_folder: str = ""
-    """Sub-folder of the data set to read images from instead of the published one (cub on Waterbirds backgrounds)."""
+    """Sub-folder to read images from instead of the published one (cub on Waterbirds backgrounds)."""
     class_names: str = ""
-    """imagenet*: text file of class names, for other than LOC_synset_mapping.txt in data.root or timm's list.
-    part_imagenet: the same, for other than timm's list."""
+    """imagenet*, part_imagenet: text file of class names. Default: LOC_synset_mapping.txt in data.root (imagenet*) or
+    timm's list."""
     variant: Literal[
         "original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t",
         "full", "robust", "non_robust", "segmentation",
     ] = "original"  # fmt: skip
-    """imagenet9: which of its sets. siim_acr: the test set, full (which original means too) | robust | non_robust.
-    voc2012: segmentation = the images that have masks."""
+    """imagenet9: which of its sets. siim_acr: which test set, full (same as original) | robust | non_robust. voc2012:
+    segmentation = the images that have masks."""
     output_rule: Literal["argmax", "restricted"] = "argmax"
-    """imagenet9: from 1000 outputs to 9 classes. argmax (published): the highest of all outputs names the class, and
-    none of the nine where it belongs to none; restricted: outputs of none of the nine are left out."""
+    """imagenet9: from 1000 outputs to 9 classes. argmax (published): the class of the highest output, or none if that
+    output belongs to none of the nine. restricted: outputs that belong to none of the nine are ignored."""
     class_mapping: str = ""
-    """imagenet9: the file in_to_in9.json, for other than the one in data.root."""
+    """imagenet9: path of in_to_in9.json; default: the one in data.root."""
     box_folder: str = ""
-    """imagenet: folder of the box XML files, for other than Annotations/CLS-LOC/val in data.root."""
+    """imagenet: folder of the box XML files; default: Annotations/CLS-LOC/val in data.root."""
     mask_folder: str = ""
-    """Folder of masks (.png, > 0 is the object) under the images' own relative paths; replaces the data set's."""
+    """Folder of masks (.png, > 0 is the object) with the same relative paths as the images; replaces the data set's own
+    masks."""
     image_size: int | tuple[int, int] = 224
-    """Side of the square input, or (height, width), pixels. Must be a multiple of the patch size."""
+    """Side of the square input or (height, width), pixels: positive multiples of the patch size."""
     augmentation: Literal[
         "auto", "none", "flip", "cub_original", "cub_geometry", "foreground_crop", "timm", "siim_acr", "atcon_voc",
         "atcon_svhn",
     ] = "auto"  # fmt: skip
     """Training augmentation. auto: the data set's own (docs/data.md)."""
     evaluation: Literal["center_crop", "imagenet", "squash"] = "center_crop"
-    """Evaluation transform. center_crop: short side to the image size, centre crop, bilinear. imagenet (published for
-    ImageNet): bicubic; short side to 8/7 of the image size and centre crop; from 384 pixels the whole image is
-    squashed instead. squash: the whole image, bilinear."""
-    batch_size: int = 16
-    eval_batch_size: int = 64
-    workers: int = 4
+    """Evaluation transform. center_crop: resize the short side to the image size, bilinear, then crop the centre.
+    imagenet (published for ImageNet): bicubic; resize the short side to 8/7 of the image size, then crop the centre;
+    from 384 pixels on, resize the whole image instead. squash: resize the whole image, bilinear."""
+    batch_size: PositiveInt = 16
+    """Training images per batch and process."""
+    eval_batch_size: PositiveInt = 64
+    workers: NonNegativeInt = 4
     """Data loading processes; 0 loads in the main process."""
-    val_fraction: float = 0.1
-    """Share of the training split held out for validation where the data set publishes none."""
+    val_fraction: HalfOpenUnitInterval = 0.1
+    """Fraction of the training split held out for validation if the data set publishes no validation split."""
     seed: int = 0
-    """Seed of what the data set itself draws (synthetic images, carved splits). Not the training seed."""
+    """Seed of the data set itself (synthetic images, held-out splits). Not the training seed."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Of each colour channel, pixel values in [0, 1]; subtracted from the image."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     semi: SemiConfig = field(default_factory=SemiConfig)
 

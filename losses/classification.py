@@ -1,4 +1,4 @@
-"""Classification losses for both stages and the baselines, and the mixing of images that goes with two of them.
+"""Classification losses for both stages and the baselines, and mixup and cutmix.
 
 Call the losses in fp32, inside `torch.autocast(device_type, enabled=False)`.
 """
@@ -23,22 +23,23 @@ TOPK_KINDS = ("balanced_topk", "imbalanced_topk")
 
 
 class ClassificationLoss:
-    """Logits [B, C] and targets ([B] int64 classes, or [B, C] float shares where the kind allows) to one scalar.
+    """Logits [B, C] and targets to a scalar.
 
-    Targets [B, C] bool (images of several classes) are binary cross-entropy, mean over B and C, for `cross_entropy`
-    and `bce` alike.
-    `cross_entropy`: mean over B; label smoothing applies to class targets only, shares come smoothed from `Mixup`.
-    `bce`: timm's binary cross-entropy, mean over B and C, with the same rule for smoothing.
-    `balanced_topk`, `imbalanced_topk`: noised top-k hinge losses of Garcin et al. (ICML 2022), from pytopk. They draw
-    their noise from torch's global generator, and CUDA has no deterministic kernel for them (kthvalue).
+    Targets are classes [B] int64, class probabilities [B, C] float (kinds `cross_entropy` and `bce`), or the classes of
+    multi-label images [B, C] bool (the same kinds; always binary cross-entropy, mean over B and C).
+
+    `cross_entropy`: mean over B. Label smoothing applies to class targets only; `Mixup` smooths its probabilities.
+    `bce`: timm's binary cross-entropy, mean over B and C, smoothing as above.
+    `balanced_topk`, `imbalanced_topk`: noised top-k hinge losses of Garcin et al. (ICML 2022), from pytopk. Their noise
+    is drawn from torch's global generator, and they have no deterministic CUDA kernel (kthvalue).
     """
 
     def __init__(
         self, config: ClassificationConfig, num_classes: int, class_counts: Sequence[int] | None = None
     ) -> None:
-        """`class_counts`: training images of each class; `imbalanced_topk` alone needs them.
+        """`class_counts`: number of training images per class, needed by `imbalanced_topk` only.
 
-        Raises UserError, naming the key, for a combination that means nothing.
+        Raises UserError for keys that cannot be combined.
         """
         _check(config, num_classes, class_counts)
         self.kind = config.kind
@@ -51,37 +52,40 @@ class ClassificationLoss:
         if logits_BC.ndim != 2 or logits_BC.shape[1] != self.num_classes:
             raise ValueError(f"expected logits [B, {self.num_classes}], got {tuple(logits_BC.shape)}")
         if targets.dtype == torch.bool:
-            return self._of_several(logits_BC, targets)
+            return self._multi_label(logits_BC, targets)
         if targets.is_floating_point():
-            return self._of_shares(logits_BC, targets.to(logits_BC.dtype))
+            return self._soft(logits_BC, targets.to(logits_BC.dtype))
         if self.topk is not None:
-            # The class margins are a buffer; pytopk leaves it to us to bring them to where the logits are.
-            return self.topk.to(logits_BC.device)(logits_BC, targets)
-        if self.kind == "bce":
-            return self.bce(logits_BC, targets)
-        return F.cross_entropy(logits_BC, targets, label_smoothing=self.smoothing)
+            # The class margins are a buffer that must be on the device of the logits.
+            loss: Tensor = self.topk.to(logits_BC.device)(logits_BC, targets)
+        elif self.kind == "bce":
+            loss = self.bce(logits_BC, targets)
+        else:
+            loss = F.cross_entropy(logits_BC, targets, label_smoothing=self.smoothing)
+        return loss
 
-    def _of_several(self, logits_BC: Tensor, present_BC: Tensor) -> Tensor:
+    def _multi_label(self, logits_BC: Tensor, present_BC: Tensor) -> Tensor:
         if self.topk is not None or self.smoothing:
             key = f"kind={self.kind}" if self.topk is not None else f"label_smoothing={self.smoothing:g}"
-            raise UserError(f"{KEY}.{key} is for images of one class; leave it out for a data set of several")
+            raise UserError(f"{KEY}.{key} is for images of one class; remove it for a multi-label data set")
         return F.binary_cross_entropy_with_logits(logits_BC, present_BC.to(logits_BC.dtype))
 
-    def _of_shares(self, logits_BC: Tensor, shares_BC: Tensor) -> Tensor:
-        if shares_BC.shape != logits_BC.shape:
-            raise ValueError(f"float targets must be [B, C] like the logits, got {tuple(shares_BC.shape)}")
+    def _soft(self, logits_BC: Tensor, probabilities_BC: Tensor) -> Tensor:
+        if probabilities_BC.shape != logits_BC.shape:
+            raise ValueError(f"float targets must be [B, C] like the logits, got {tuple(probabilities_BC.shape)}")
         if self.topk is not None:
-            raise ValueError(f"{self.kind} takes class targets, not shares of classes")
-        return self.bce(logits_BC, shares_BC) if self.kind == "bce" else F.cross_entropy(logits_BC, shares_BC)
+            raise ValueError(f"{self.kind} needs class targets, not class probabilities")
+        loss: Tensor = (self.bce if self.kind == "bce" else F.cross_entropy)(logits_BC, probabilities_BC)
+        return loss
 
 
 class Mixup:
-    """Mixup and cutmix of a batch with its own reverse (timm), one draw per batch; both on: either, with p = 0.5."""
+    """Mixup and cutmix of a batch with its own reverse (timm), one draw per batch; both on: one of them, p = 0.5."""
 
     def __init__(self, config: ClassificationConfig, num_classes: int) -> None:
         _check_mixing(config)
         self.active = config.mixup > 0 or config.cutmix > 0
-        """False: calling it returns what it was given."""
+        """False: a call returns its arguments unchanged."""
         self._mix = TimmMixup(
             mixup_alpha=config.mixup,
             cutmix_alpha=config.cutmix,
@@ -90,12 +94,12 @@ class Mixup:
         )
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] and labels [B] to mixed images (a new tensor) and shares of classes [B, C].
+        """Images [B, 3, H, W] and labels [B] to mixed images (a new tensor) and class probabilities [B, C].
 
-        Raises UserError for labels [B, C] bool.
+        In a batch of odd size the last image is not mixed. The draw depends on `seed` only, by default an integer from
+        torch's global CPU generator; NumPy's global generator, which timm uses, is not changed.
 
-        In a batch of odd size the last image stays unmixed. The draw depends on `seed` alone, by default an integer
-        from torch's global CPU generator; numpy's global generator, which timm draws from, is left as it was.
+        Raises UserError for multi-label targets [B, C] bool.
         """
         if not self.active:
             return images, labels
@@ -103,15 +107,15 @@ class Mixup:
             raise UserError(f"{KEY}.mixup and cutmix are for images of one class; set both to 0")
         even = len(images) // 2 * 2
         with _numpy_seed(int(torch.randint(2**31, ())) if seed is None else seed):
-            # timm mixes in place, and a batch is not ours to change.
-            mixed, shares = self._mix(images[:even].clone(), labels[:even])
+            # timm mixes in place; the caller's batch must not change.
+            mixed, probabilities = self._mix(images[:even].clone(), labels[:even])
         last = mixup_target(labels[even:], self._mix.num_classes, smoothing=self._mix.label_smoothing)
-        return torch.cat((mixed, images[even:])), torch.cat((shares, last))
+        return torch.cat((mixed, images[even:])), torch.cat((probabilities, last))
 
 
 @contextmanager
 def _numpy_seed(seed: int) -> Iterator[None]:
-    """numpy's global generator seeded inside, untouched outside."""
+    """Seed NumPy's global generator for a block of code and restore its state afterwards."""
     state = np.random.get_state()
     np.random.seed(seed % 2**32)
     try:
@@ -121,17 +125,17 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 
 
 def _topk_loss(config: ClassificationConfig, class_counts: Sequence[int] | None) -> nn.Module:
+    loss: nn.Module
     if config.kind == "balanced_topk":
-        return BalNoisedTopK(k=config.topk, epsilon=config.topk_epsilon)
-    assert class_counts is not None
-    # pytopk's default scale of 50 is for cosine logits in [-1, 1]; ours are plain logits, for which it asks for 1.
-    return ImbalNoisedTopK(
-        k=config.topk,
-        epsilon=config.topk_epsilon,
-        max_m=config.topk_max_margin,
-        cls_num_list=list(class_counts),
-        scale=1,
-    )
+        loss = BalNoisedTopK(k=config.topk, epsilon=config.topk_epsilon)
+    else:
+        assert class_counts is not None
+        # pytopk's default scale of 50 is for cosine logits in [-1, 1]; for plain logits it asks for 1.
+        loss = ImbalNoisedTopK(
+            k=config.topk, epsilon=config.topk_epsilon, max_m=config.topk_max_margin, cls_num_list=list(class_counts),
+            scale=1,
+        )  # fmt: skip
+    return loss
 
 
 def _check(config: ClassificationConfig, num_classes: int, class_counts: Sequence[int] | None) -> None:
@@ -146,31 +150,24 @@ def _check_mixing(config: ClassificationConfig) -> None:
     kinds = ("cross_entropy", "bce", *TOPK_KINDS)
     if config.kind not in kinds:
         raise UserError(f"unknown {KEY}.kind {config.kind!r}; known: {', '.join(kinds)}")
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"{KEY}.label_smoothing must be at least 0 and below 1, got {config.label_smoothing}")
     for key in ("mixup", "cutmix"):
-        value = getattr(config, key)
-        if value < 0:
-            raise UserError(f"{KEY}.{key} must not be negative, got {value}")
-        if value > 0 and config.kind in TOPK_KINDS:
+        if getattr(config, key) > 0 and config.kind in TOPK_KINDS:
             raise UserError(f"{KEY}.{key} needs {KEY}.kind cross_entropy or bce, not {config.kind}")
 
 
 def _check_topk(config: ClassificationConfig, num_classes: int) -> None:
-    # The loss compares with the (k+1)-th largest logit, so there must be one.
-    if not 1 <= config.topk < num_classes:
-        raise UserError(f"{KEY}.topk must be 1 to {num_classes - 1} for {num_classes} classes, got {config.topk}")
+    # The loss compares with the (k+1)-th largest logit.
+    if config.topk >= num_classes:
+        raise UserError(f"{KEY}.topk must be below the {num_classes} classes of the data set, got {config.topk}")
     if config.label_smoothing:
         raise UserError(f"{KEY}.label_smoothing needs {KEY}.kind cross_entropy or bce, not {config.kind}")
-    if config.topk_epsilon < 0:
-        raise UserError(f"{KEY}.topk_epsilon must not be negative, got {config.topk_epsilon}")
 
 
 def _check_counts(num_classes: int, class_counts: Sequence[int] | None) -> None:
     name = f"{KEY}.kind imbalanced_topk"
     if class_counts is None or len(class_counts) != num_classes:
         given = "none" if class_counts is None else len(class_counts)
-        raise UserError(f"{name} needs the training images of each of {num_classes} classes, got {given} counts")
+        raise UserError(f"{name} needs the number of training images of each of {num_classes} classes, got {given}")
     if min(class_counts) < 1:
         empty = [index for index, count in enumerate(class_counts) if count < 1]
-        raise UserError(f"{name} needs a training image of every class; classes without: {empty[:5]}")
+        raise UserError(f"{name} needs at least one training image per class; classes without any: {empty[:5]}")

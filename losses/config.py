@@ -1,39 +1,49 @@
-"""Which loss terms, how heavy, and in which published or corrected form: the `loss.*` keys."""
+"""The `loss.*` config keys: weights of the loss terms, and which form of each is used."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from common.ranges import (
+    HalfOpenUnitInterval,
+    LeftOpenUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weight of each term (iFAM; defaults are the published ones). 0 skips the term's computation."""
+    """Weight of each term (iFAM; defaults as published). A term of weight 0 is not computed."""
 
-    stage_2: float = 1.0
-    stage_1: float = 1.0
-    presence: float = 1.0
-    enforced_presence: float = 2.0
-    total_variation: float = 1.0
-    entropy: float = 1.0
-    equivariance: float = 1.0
-    orthogonality: float = 1.0
-    concentration: float = 0.0
-    border: float = 0.0
-    """Ours, not the paper's: content seen at the image border is background. Assumes objects rarely touch it."""
+    stage_2: NonNegativeFloat = 1.0
+    stage_1: NonNegativeFloat = 1.0
+    presence: NonNegativeFloat = 1.0
+    enforced_presence: NonNegativeFloat = 2.0
+    total_variation: NonNegativeFloat = 1.0
+    entropy: NonNegativeFloat = 1.0
+    equivariance: NonNegativeFloat = 1.0
+    orthogonality: NonNegativeFloat = 1.0
+    concentration: NonNegativeFloat = 0.0
+    border: NonNegativeFloat = 0.0
+    """Not in the paper: content at the image border is background. Assumes that objects rarely touch the border."""
 
 
 @dataclass(frozen=True)
 class EquivarianceConfig:
     """The random affine view of the equivariance term (iFAM, PDiscoFormer)."""
 
-    max_angle: float = 90.0
+    max_angle: NonNegativeFloat = 90.0
     """Degrees."""
-    max_shift: float = 0.11
-    """Share of the image side."""
-    scale: tuple[float, float] = (0.8, 1.4)
+    max_shift: NonNegativeFloat = 0.11
+    """Fraction of the image side."""
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.4)
+    """Smallest and largest scale."""
     padding: Literal["zeros", "reflection"] = "zeros"
-    """What lies outside the image: zeros (the mean colour of a normalised image) or its reflection."""
-    images: int = 0
-    """Only the first so many images of a batch get a second view; 0 = all."""
+    """Outside the image: zeros (the mean colour of a normalised image) or its reflection."""
+    images: NonNegativeInt = 0
+    """Number of images at the start of each batch that get a second view; 0 = all."""
     published: bool = False
     """One transform for the whole batch, undone by two nearest-neighbour resamplings, and no validity mask."""
 
@@ -43,15 +53,16 @@ class ClassificationConfig:
     """The classification loss, shared by both stages and the baselines."""
 
     kind: Literal["cross_entropy", "bce", "balanced_topk", "imbalanced_topk"] = "cross_entropy"
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    """Beta parameter of mixup; 0 = off. Mixed batches need kind cross_entropy or bce."""
-    cutmix: float = 0.0
-    topk: int = 1
+    label_smoothing: HalfOpenUnitInterval = 0.0
+    mixup: NonNegativeFloat = 0.0
+    """Beta parameter of mixup; 0 = off. Needs kind cross_entropy or bce."""
+    cutmix: NonNegativeFloat = 0.0
+    """Beta parameter of cutmix; 0 = off. Needs kind cross_entropy or bce."""
+    topk: PositiveInt = 1
     """k of the top-k losses (pytopk)."""
-    topk_epsilon: float = 1.0
+    topk_epsilon: NonNegativeFloat = 1.0
     """Smoothing of the top-k losses."""
-    topk_max_margin: float = 0.5
+    topk_max_margin: NonNegativeFloat = 0.5
     """Largest class margin of imbalanced_topk."""
 
 
@@ -63,27 +74,27 @@ ConsistencyMethod = Literal[
 
 @dataclass(frozen=True)
 class ConsistencyConfig:
-    """Agreement of two explanations of the model's own answer (ATCON): a loss that needs no label."""
+    """Agreement of two explanations of the model's own prediction (ATCON): a loss that needs no labels."""
 
-    weight: float = 0.0
-    """0 = off. On every training image; with another data.semi.mode than supervised on the unlabelled ones alone."""
+    weight: NonNegativeFloat = 0.0
+    """0 = off. Applies to every training image if data.semi.mode is supervised, else to the unlabelled images only."""
     first: ConsistencyMethod = "gradcam"
-    """gradcam is without ReLU here. foreground: 1 - background probability of a two-stage model's stage 1, whose
-    natural partner is gradcam (of stage 2). For ViTs also grad_rollout and agcam."""
+    """gradcam has no ReLU here. foreground: 1 - background probability of a two-stage model's stage 1; combine it with
+    gradcam (of stage 2). grad_rollout and agcam are for ViTs."""
     second: ConsistencyMethod = "guided_backprop"
     resolution_match: Literal["enlarge", "shrink", "mask_by_second", "mask_by_first", "smoothgrad"] = "mask_by_second"
-    """How maps of two resolutions are made comparable; the published RESOLUTION_MATCH 0 to 4, in this order."""
+    """How maps of two resolutions are compared; the published RESOLUTION_MATCH 0 to 4, in this order."""
     similarity: Literal["correlation", "convolution", "ssim"] = "correlation"
     """The published SIMILARITY_METRIC 0 to 2, in this order."""
-    mask_intensity: float = 8.0
+    mask_intensity: NonNegativeFloat = 8.0
     """Steepness of the soft mask of mask_by_second (published: 8 alternating, 20 SVHN, 40 fine-tuning)."""
     report: bool = False
-    """Measure agreement and consistency wherever the model is validated, also at weight 0."""
-    report_fraction: float = 1.0
-    """Share of the validation and test images, always the same ones, on which the two are measured."""
+    """Report agreement and consistency in every validation, also at weight 0."""
+    report_fraction: LeftOpenUnitInterval = 1.0
+    """Fraction of the validation and test images on which the two are measured; always the same images."""
     layer: str = ""
-    """What gradcam reads, by the module's name in the backbone. Empty: a ViT's last block's first norm, a CNN's last
-    stage."""
+    """Layer that gradcam uses, as a module name in the backbone. Default: a ViT's first norm of the last block, a CNN's
+    last stage."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,9 @@ class LossConfig:
     presence: Literal["original", "soft_constraint", "tanh", "soft_tanh"] = "original"
     enforced_presence: Literal["enforced_presence", "log", "linear", "mse"] = "enforced_presence"
     orthogonality: Literal["parts", "channels"] = "parts"
-    """`parts`: between part vectors (what the name says). `channels`: what the published trainer computes."""
-    border_weight: float = 6.0
-    """Weight of the border ring against the inside in the border term."""
+    """parts: between part vectors (PDiscoFormer). channels: what the published trainer computes."""
+    border_weight: NonNegativeFloat = 6.0
+    """Weight of the outermost ring of patches in the border term; the other patches have weight 1."""
     equivariance: EquivarianceConfig = field(default_factory=EquivarianceConfig)
     classification: ClassificationConfig = field(default_factory=ClassificationConfig)
     consistency: ConsistencyConfig = field(default_factory=ConsistencyConfig)

@@ -1,6 +1,6 @@
-"""The synthetic data set: procedural birds whose training background agrees with the class most of the time.
+"""The synthetic data set: procedural birds whose training background matches the class in most images.
 
-Needs no download: a split is drawn in memory within seconds, from (data.seed, split, data.synthetic, size) alone.
+Needs no download: a split is drawn in memory in seconds and depends only on (data.seed, split, data.synthetic, size).
 `python -m datasets.synthetic OUT` writes it to disk in the layout of CUB-200-2011 and Waterbirds.
 """
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.config import DataConfig
 from datasets.readers.files import check_split
@@ -26,22 +25,24 @@ INFO = DatasetInfo(
     minority_groups=(1, 2),
     part_names=PARTS,
 )
-CHUNK_PIXELS = 32 * 96 * 96  # what a processor core's cache holds
+CHUNK_PIXELS = 32 * 96 * 96  # about what fits in the cache of one core
 
 
 class SyntheticBirds:
-    """One split, drawn whole at construction. Images are at data.image_size already.
+    """One split, drawn at construction, with images of data.image_size.
 
     images [n, H, W, 3] uint8 · part_map [n, H, W] uint8 (0 background, k + 1 = part k) ·
-    keypoints [n, 5, 3] float32 (x, y, visible), pixels · labels, places: n ints.
-    Raises UserError on an unknown split or on options out of range.
+    keypoints [n, 5, 3] float32 (x, y, visible), pixels ·
+    labels, places: n ints (place 0 forest, 1 water).
+    Raises UserError for an unknown split.
     """
 
     info = INFO
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        count = _image_count(config, split)
+        check_split("synthetic", split)
         self.split = split
+        count: int = getattr(config.synthetic, f"{split}_images")
         seed = stable_seed("synthetic", config.seed, split)
         generator = torch.Generator().manual_seed(seed)
         correlation = 0.5 if split == "test" else config.synthetic.correlation
@@ -51,6 +52,7 @@ class SyntheticBirds:
         self.images = np.empty((count, *config.size_hw, 3), np.uint8)
         self.part_map = np.empty((count, *config.size_hw), np.uint8)
         self.keypoints = np.ones((count, len(PARTS), 3), np.float32)
+        # The chunk size is part of the data set: the generator draws chunk by chunk, so another size gives other birds.
         step = max(1, CHUNK_PIXELS // (config.size_hw[0] * config.size_hw[1]))
         with _one_thread():
             for start in range(0, count, step):
@@ -62,7 +64,7 @@ class SyntheticBirds:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """Image, label, group = 2 * label + place, mask, five key points (all visible), one box, parts at pixels."""
+        """Image, label, group = 2 * label + place, mask, five key points (all visible), one box, part labels."""
         mask = self.part_map[index] > 0
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         return RawSample(
@@ -79,7 +81,7 @@ class SyntheticBirds:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch on one thread: the operations are so small that two threads wait for each other longer than they work."""
+    """Run torch on one thread: the operations are too small for several threads to be faster."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -88,28 +90,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _image_count(config: DataConfig, split: str) -> int:
-    check_split("synthetic", split)
-    options = config.synthetic
-    counts = {"train": options.train_images, "val": options.val_images, "test": options.test_images}
-    if counts[split] < 1:
-        raise UserError(f"data.synthetic.{split}_images is {counts[split]}; it must be at least 1")
-    for name in ("correlation", "any_hue", "hue_gap", "colour_cue"):
-        if not 0 <= getattr(options, name) <= 1:
-            raise UserError(f"data.synthetic.{name} is {getattr(options, name)}; it must lie in [0, 1]")
-    return counts[split]
-
-
 def _draw_chunk(
     label: torch.Tensor, place: torch.Tensor, config: DataConfig, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images [n, H, W, 3] uint8, part maps [n, H, W] uint8, key points [n, P, 2] float32 (pixel 0 is centred at 0)."""
+    """Images [n, H, W, 3] uint8, part maps [n, H, W] uint8, key points [n, P, 2] float32 (0 = centre of pixel 0)."""
     options = config.synthetic
     canvas, draw = blank_canvas(len(label), config.size_hw), Uniform(generator, len(label))
     draw_background(canvas, place, draw, options)
     pose = draw_pose(canvas, draw)
     draw_birds(canvas, pose, label, draw, options)
     image = canvas.image
+    # Uneven lighting: a brightness ramp in a random direction.
     image *= (1 + draw(-0.2, 0.2) * (canvas.x - 0.5) + draw(-0.2, 0.2) * (canvas.y - 0.5))[:, None]
     image += options.noise * torch.randn(image.shape, generator=generator)
     pixels = image.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1)

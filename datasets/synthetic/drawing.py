@@ -1,8 +1,8 @@
-"""Procedural birds on procedural water or forest: every shape an analytic signed distance on the pixel grid.
+"""Canvas, backgrounds and poses of the procedural birds: every shape is a signed distance on the pixel grid.
 
-Shapes: n images, H x W pixels. One image side is the unit of all lengths outside a bird, the bird's own size the unit
-inside it. A bird's frame has the beak along +x and the back along +y; an image's y points down.
-Parameters of one image are tensors [n, 1, 1], so that they meet the grid [n, H, W] by broadcasting.
+Shapes: n images of H x W pixels. Lengths in an image are in units of the image's (shorter) side, lengths on a bird in
+units of the bird's size. Bird coordinates have the beak along +x and the back along +y; in the image, y points down.
+Per-image parameters are tensors [n, 1, 1] that broadcast against the grid [n, H, W].
 """
 
 import math
@@ -16,39 +16,39 @@ from datasets.config import SyntheticConfig
 PARTS = ("body", "head", "beak", "wing", "tail")
 """Part k has the value k + 1 in a part map; 0 is background."""
 KEY_POINTS = ((0.0, 0.0), (0.50, 0.36), (0.75, 0.35), (-0.08, 0.03), (-0.70, 0.06))
-# Discs (x, y, radius) that hold the largest bird of any class. The position is drawn with these, never with the bird's
-# own beak, so that where a bird stands tells nothing about its class.
+# Discs (x, y, radius) that contain the largest bird of either class. Positions are drawn with these and not with the
+# bird's own beak, so that the position of a bird does not depend on its class.
 EXTENT = ((-1.0, 0.34, 0.0), (-1.0, -0.22, 0.0), (1.20, 0.33, 0.0), (0.50, 0.36, 0.25), (0.0, 0.0, 0.40))
 
 
 class Uniform:
-    """Draws U(low, high) for n images at a time, from one generator."""
+    """Draws U(low, high) for n images at a time from one generator."""
 
     def __init__(self, generator: torch.Generator, n: int) -> None:
         self.generator, self.n = generator, n
 
     def __call__(self, low: float | Tensor, high: float | Tensor) -> Tensor:
-        """[n, 1, 1] float32."""
+        """A tensor [n, 1, 1] float32."""
         return low + (high - low) * torch.rand(self.n, 1, 1, generator=self.generator)
 
 
 @dataclass(frozen=True)
 class Canvas:
-    """Pixel grid of n images, and what has been painted so far."""
+    """Pixel grid of n images, painted in place."""
 
     image: Tensor
     """[n, 3, H, W] float32 in [0, 1]."""
     parts: Tensor
-    """[n, H, W] uint8."""
+    """[n, H, W] uint8: 0 background, k + 1 = part k."""
     x: Tensor
     """[W] pixel centres, image sides."""
     y: Tensor
     """[H, 1] pixel centres, image sides."""
     side: int
-    """Pixels of one image side (the shorter one)."""
+    """Length of the shorter image side, pixels."""
 
     def paint(self, distance: Tensor, colour: Tensor, part: int) -> None:
-        """Lay `colour` [n, 3, 1 | H, 1 | W] where `distance` [n, H, W] (image sides) is negative; soft edges."""
+        """Paint `colour` [n, 3, 1 | H, 1 | W] where `distance` [n, H, W] (image sides) is negative, with soft edges."""
         cover = (0.5 - distance * self.side).clamp_(0, 1)
         self.image.lerp_(colour.expand_as(self.image), cover[:, None])
         self.parts[cover > 0.5] = part
@@ -62,7 +62,7 @@ def hsv(hue: Tensor, saturation: Tensor, value: Tensor) -> Tensor:
 
 
 def blank_canvas(n: int, size_hw: tuple[int, int]) -> Canvas:
-    """n black images."""
+    """A canvas of n black images."""
     height, width = size_hw
     side = min(size_hw)
     x, y = (torch.arange(width) + 0.5) / side, (torch.arange(height)[:, None] + 0.5) / side
@@ -85,7 +85,7 @@ def draw_background(canvas: Canvas, place: Tensor, draw: Uniform, options: Synth
 
 
 def _texture(p: Tensor, q: Tensor, draw: Uniform) -> Tensor:
-    """Bent stripes across p, bent along q: [n, H, W] in (0, 1)."""
+    """Wavy stripes, [n, H, W] in (0, 1): periodic in p, bent along q."""
     turn = 2 * math.pi
     total = torch.zeros_like(p)
     for _ in range(3):
@@ -97,30 +97,30 @@ def _texture(p: Tensor, q: Tensor, draw: Uniform) -> Tensor:
 
 @dataclass(frozen=True)
 class Pose:
-    """Where n birds stand; each field [n, 1, 1], lengths in image sides, the angle in radians."""
+    """Poses of n birds; each field [n, 1, 1], lengths in image sides, the angle in radians."""
 
     scale: Tensor
     angle: Tensor
     mirror: Tensor
-    """+1, or -1 where the beak points left."""
+    """+1: the beak points right; -1: left."""
     x: Tensor
     y: Tensor
 
     def to_bird(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Image coordinates (image sides) to the birds' frames: two [n, H, W]."""
+        """Image coordinates (image sides) to bird coordinates x and y, each [n, H, W]."""
         right, up = self.mirror * (x - self.x) / self.scale, (self.y - y) / self.scale
         cos, sin = self.angle.cos(), self.angle.sin()
         return cos * right + sin * up, cos * up - sin * right
 
     def to_image(self, points: Tensor) -> Tensor:
-        """Points [P, 2] of the birds' frame to image coordinates [n, P, 2], image sides."""
+        """Points [P, 2] in bird coordinates to image coordinates [n, P, 2], image sides."""
         x, y = _turn(points, self.angle)
         right = self.x[..., 0] + (self.mirror * self.scale)[..., 0] * x
         return torch.stack([right, self.y[..., 0] - self.scale[..., 0] * y], dim=-1)
 
 
 def _turn(points: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotate points [P, 2] by angle [n, 1, 1]: x and y, each [n, P]."""
+    """Rotate points [P, 2] by `angle` [n, 1, 1]; returns x and y, each [n, P]."""
     cos, sin = angle[..., 0].cos(), angle[..., 0].sin()
     return cos * points[:, 0] - sin * points[:, 1], sin * points[:, 0] + cos * points[:, 1]
 
@@ -131,6 +131,7 @@ def draw_pose(canvas: Canvas, draw: Uniform) -> Pose:
     mirror = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
     extent = torch.tensor(EXTENT)
     right, up = _turn(extent[:, :2], angle)
+    # How far the turned bird reaches from its origin towards +x, -x, +y and -y, each [n, 1, 1].
     reach = [(sign * axis + extent[:, 2]).amax(1)[:, None, None] * scale for axis in (right, up) for sign in (1, -1)]
     ahead, behind, above, below = reach
     left = torch.where(mirror > 0, behind, ahead)
@@ -140,6 +141,6 @@ def draw_pose(canvas: Canvas, draw: Uniform) -> Pose:
 
 
 def _between(low: Tensor, high: Tensor, draw: Uniform) -> Tensor:
-    """U(low, high); the middle where a bird is larger than the image leaves room for."""
+    """U(low, high), or the middle of the two if the bird is larger than the image (low > high)."""
     room = (high - low).clamp(min=0)
     return (low + high - room) / 2 + room * draw(0, 1)

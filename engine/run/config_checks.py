@@ -15,10 +15,8 @@ def problems(config: RunConfig) -> Iterator[str]:
 def _model_and_data(config: RunConfig) -> dict[str, bool]:
     """Message -> whether the config passes the check."""
     return {
+        # As a type it would be a union, whose message does not name the range.
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
-        "data.batch_size must be at least 1": config.data.batch_size >= 1,
-        "data.eval_batch_size must be at least 1": config.data.eval_batch_size >= 1,
-        "data.workers must not be negative": config.data.workers >= 0,
         "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
         f"loss.classification: mixed images have no mask, which model.name={config.model.name} needs; set mixup and "
         "cutmix to 0": not (config.loss.classification.mixup or config.loss.classification.cutmix)
@@ -42,14 +40,6 @@ def _semi_supervised(config: RunConfig) -> dict[str, bool]:
     semi, weight = config.data.semi, config.loss.consistency.weight
     supervised = semi.mode == "supervised"
     return {
-        "data.semi.alpha must be positive": semi.alpha > 0,
-        "data.semi.batch_size must be at least 1": semi.batch_size >= 1,
-        "data.semi.images_per_class must not be negative": semi.images_per_class >= 0,
-        "data.semi.unlabelled_size must not be negative": semi.unlabelled_size >= 0,
-        "loss.consistency.weight must not be negative": weight >= 0,
-        "loss.consistency.report_fraction must be above 0 and at most 1": 0
-        < config.loss.consistency.report_fraction
-        <= 1,
         f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, for example to 1": supervised
         or weight > 0,
         f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,

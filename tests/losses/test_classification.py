@@ -32,18 +32,18 @@ def smoothed(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def slow_cross_entropy(logits: Tensor, shares: Tensor) -> float:
+def slow_cross_entropy(logits: Tensor, probabilities: Tensor) -> float:
     rows = [
         -sum(q * (x - math.log(sum(map(math.exp, row)))) for q, x in zip(target, row, strict=True))
-        for row, target in zip(logits.tolist(), shares.tolist(), strict=True)
+        for row, target in zip(logits.tolist(), probabilities.tolist(), strict=True)
     ]
     return sum(rows) / len(rows)
 
 
-def slow_bce(logits: Tensor, shares: Tensor) -> float:
+def slow_bce(logits: Tensor, probabilities: Tensor) -> float:
     terms = [
         -(q * math.log(1 / (1 + math.exp(-x))) + (1 - q) * math.log(1 / (1 + math.exp(x))))
-        for x, q in zip(logits.flatten().tolist(), shares.flatten().tolist(), strict=True)
+        for x, q in zip(logits.flatten().tolist(), probabilities.flatten().tolist(), strict=True)
     ]
     return sum(terms) / len(terms)
 
@@ -54,8 +54,10 @@ def test_formulas(config, slow, smoothing):
     logits, labels = batch()
     loss = ClassificationLoss(replace(config, label_smoothing=smoothing), 5)
     assert loss(logits, labels).item() == pytest.approx(slow(logits, smoothed(labels, 5, smoothing)))
-    shares = logits.flip(0).softmax(1)
-    assert loss(logits, shares).item() == pytest.approx(slow(logits, shares))  # shares are not smoothed again
+    probabilities = logits.flip(0).softmax(1)
+    assert loss(logits, probabilities).item() == pytest.approx(
+        slow(logits, probabilities)
+    )  # probabilities are not smoothed again
 
 
 def slow_topk(logits: Tensor, labels: Tensor, k: int, epsilon: float, margins: list[float]) -> float:
@@ -90,7 +92,7 @@ def test_topk_gradients(config):
         torch.manual_seed(3)
         return loss(x, labels)
 
-    # pytopk counts in fp32, hence the tolerance.
+    # pytopk computes in fp32, hence the tolerance.
     assert torch.autograd.gradcheck(seeded, [logits.requires_grad_()], atol=1e-5)
     (gradient,) = torch.autograd.grad(seeded(logits), logits)
     assert (gradient[range(4), labels] <= 0).all()
@@ -123,18 +125,14 @@ def test_topk_training_goes_down():
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        (replace(BALANCED, topk=5), "loss.classification.topk must be 1 to 4"),
-        (replace(BALANCED, topk=0), "loss.classification.topk "),
-        (replace(BALANCED, topk_epsilon=-1.0), "loss.classification.topk_epsilon"),
+        (replace(BALANCED, topk=5), "loss.classification.topk must be below the 5 classes"),
         (replace(BALANCED, mixup=0.2), "loss.classification.mixup"),
         (replace(IMBALANCED, cutmix=1.0), "loss.classification.cutmix"),
         (replace(BALANCED, label_smoothing=0.1), "loss.classification.label_smoothing"),
-        (replace(CE, label_smoothing=1.0), "loss.classification.label_smoothing"),
-        (replace(CE, mixup=-1.0), "loss.classification.mixup"),
         (replace(CE, kind="hinge"), "loss.classification.kind 'hinge'"),
     ],
 )
-def test_combinations_that_mean_nothing(config, key):
+def test_keys_that_cannot_be_combined(config, key):
     with pytest.raises(UserError) as error:
         ClassificationLoss(config, 5, COUNTS)
     assert key in str(error.value)
@@ -146,7 +144,7 @@ def test_imbalanced_needs_counts(counts):
         ClassificationLoss(IMBALANCED, 5, counts)
 
 
-def test_inputs_that_mean_nothing():
+def test_wrong_inputs():
     logits, labels = batch()
     with pytest.raises(ValueError, match="logits"):
         ClassificationLoss(CE, 6)(logits, labels)
@@ -173,25 +171,25 @@ def test_mixup_off_changes_nothing():
     st.integers(0, 99),
     st.sampled_from([0.0, 0.1]),
 )
-def test_shares_say_what_was_mixed(alphas, size, seed, smoothing):
-    """Constant images of their own label: the mean of a mixed image is the mean label under its shares."""
+def test_probabilities_match_what_was_mixed(alphas, size, seed, smoothing):
+    """Constant images of their own label: the mean of a mixed image is the mean label under its probabilities."""
     config = replace(CE, mixup=alphas[0], cutmix=alphas[1])
     labels = torch.arange(size)
     images = labels.float().view(-1, 1, 1, 1).expand(-1, 3, 8, 8).clone()
     before = images.clone()
-    mixed, shares = Mixup(config, 7)(images, labels, seed)
-    assert torch.equal(images, before)  # the batch is left alone
-    assert shares.shape == (size, 7)
-    torch.testing.assert_close(shares.sum(1), torch.ones(size))
-    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), shares @ torch.arange(7.0))
+    mixed, probabilities = Mixup(config, 7)(images, labels, seed)
+    assert torch.equal(images, before)  # the batch is unchanged
+    assert probabilities.shape == (size, 7)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(size))
+    torch.testing.assert_close(mixed.mean(dim=(1, 2, 3)), probabilities @ torch.arange(7.0))
     if size % 2:
         assert torch.equal(mixed[-1], images[-1])
-        assert shares[-1, size - 1] == 1
+        assert probabilities[-1, size - 1] == 1
     _, smooth = Mixup(replace(config, label_smoothing=smoothing), 7)(images, labels, seed)
-    torch.testing.assert_close(smooth, (1 - smoothing) * shares + smoothing / 7)
+    torch.testing.assert_close(smooth, (1 - smoothing) * probabilities + smoothing / 7)
 
 
-def test_mixing_follows_its_seed_and_leaves_numpy_alone():
+def test_mixing_follows_its_seed_and_does_not_change_numpys_state():
     images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 5
     mix = Mixup(replace(CE, mixup=0.5, cutmix=0.5), 5)
     np.random.seed(11)
@@ -215,22 +213,22 @@ def test_mixing_follows_its_seed_and_leaves_numpy_alone():
 def test_mixed_targets_go_into_the_loss(config):
     config = replace(config, mixup=0.5, label_smoothing=0.1)
     images, labels = torch.rand(5, 3, 8, 8), torch.arange(5)
-    _, shares = Mixup(config, 5)(images, labels, 0)
+    _, probabilities = Mixup(config, 5)(images, labels, 0)
     logits = torch.randn(5, 5, requires_grad=True)
-    ClassificationLoss(config, 5)(logits, shares).backward()
+    ClassificationLoss(config, 5)(logits, probabilities).backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("config", [CE, BCE])
-def test_images_of_several_classes_are_binary_cross_entropy(config):
+def test_multi_label_targets_are_binary_cross_entropy(config):
     logits, _ = batch()
     present = torch.rand(4, 5, generator=torch.Generator().manual_seed(1)) > 0.5
     loss = ClassificationLoss(config, 5)(logits, present)
     assert loss.item() == pytest.approx(slow_bce(logits, present.double()))
 
 
-def test_what_means_nothing_for_images_of_several_classes():
+def test_keys_that_multi_label_targets_refuse():
     logits, _ = batch()
     present = torch.ones(4, 5, dtype=torch.bool)
     with pytest.raises(UserError, match="loss.classification.label_smoothing=0.1 is for images of one class"):
