@@ -1,6 +1,5 @@
-"""Batches whose order and augmentation depend on (seed, epoch) alone: never on workers, never on a restart."""
+"""Batches whose order and augmentation depend on (seed, epoch) only, not on workers or on a resume."""
 
-import math
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -17,12 +16,12 @@ from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 
 Key = tuple[int, int]
-"""(epoch, index): what a sample, with its augmentation, is a function of."""
+"""(epoch, index): determines a sample, augmentation included."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What a worker sends in place of a sample: the image's path ("" if none is to blame) and the line to show."""
+    """Sent by a worker in place of a sample: path of the unreadable image ("" for any other error) and the message."""
 
     path: str
     message: str
@@ -32,7 +31,7 @@ Collate = Callable[[list[Sample | Problem]], Batch | Problem]
 
 
 class Split(Dataset[Sample]):
-    """A raw data set seen through a transform. `split[epoch, index]` is one Sample; `split[index]` that of epoch 0."""
+    """A raw data set with a transform. `split[epoch, index]` is one Sample; `split[index]` is that of epoch 0."""
 
     def __init__(self, raw: RawDataset, transform: Transform, *, train: bool, seed: int) -> None:
         self.raw, self.transform, self.train, self.seed = raw, transform, train, seed
@@ -44,7 +43,7 @@ class Split(Dataset[Sample]):
 
     @property
     def labels(self) -> Sequence[int]:
-        """Label of every sample, without reading pixels."""
+        """Label of every sample, without reading images."""
         return self.raw.labels
 
     def __len__(self) -> int:
@@ -56,7 +55,7 @@ class Split(Dataset[Sample]):
 
 
 class _Guarded(Dataset[Sample | Problem]):
-    """A Split that gives a Problem instead of raising: an exception loses its one clear line on leaving a worker."""
+    """A Split that returns a Problem instead of raising: torch wraps exceptions of workers in a long traceback."""
 
     def __init__(self, split: Split) -> None:
         self.split = split
@@ -71,7 +70,7 @@ class _Guarded(Dataset[Sample | Problem]):
 
 
 def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
-    """A batch without its unreadable images, which it lists; a Problem if none is left or something else is wrong."""
+    """A batch of the readable images, the others in `skipped`; a Problem if none is readable or for other errors."""
     problems = [item for item in items if isinstance(item, Problem)]
     for problem in problems:
         if not problem.path:
@@ -83,7 +82,7 @@ def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
 
 
 def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
-    """A batch, or the first problem in it: a measured figure must not quietly leave out images."""
+    """A batch, or the first problem in it: an evaluation must not silently leave out images."""
     for item in items:
         if isinstance(item, Problem):
             return item
@@ -91,20 +90,20 @@ def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader over ready-made batches of keys that turns a Problem back into a UserError in the main process."""
+    """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker."""
 
     def __init__(self, split: Split, batches: list[list[Key]], workers: int, join: Collate) -> None:
         super().__init__(
-            _Guarded(split),  # type: ignore[arg-type]  # batches are what comes out, after collation
+            _Guarded(split),  # type: ignore[arg-type]  # the type of batches, after collation
             batch_sampler=batches,
             num_workers=workers,
             collate_fn=join,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker,
-            generator=torch.Generator(),  # else every pass takes one number from the global stream
+            generator=torch.Generator(),  # else every epoch would draw from the global generator
         )
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator rather than torch's private iterator
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, not torch's private iterator
         try:
             for item in super().__iter__():
                 if isinstance(item, Problem):
@@ -115,9 +114,9 @@ class BatchLoader(DataLoader[Batch]):
 
 
 def lost_worker(error: Exception) -> UserError | None:
-    """What to say of an error that comes of a loading process's death; None for another one.
+    """The UserError for an error that was caused by the death of a worker; None for any other error.
 
-    A reading that it leaves undone fails in the connection; torch notices it in that, or in a signal at any moment.
+    The death shows as a broken connection, or as a RuntimeError that torch raises from its signal handler at any time.
     """
     found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
     if not found and not isinstance(error, ConnectionError | EOFError):
@@ -126,29 +125,28 @@ def lost_worker(error: Exception) -> UserError | None:
     who = f" (pid {found[1]})" if found else ""
     cause = f", killed by {signal_name[1]}" if signal_name else ""
     return UserError(
-        f"a loading process{who} died{cause}; it may have run out of memory: lower data.workers or data.batch_size; "
-        "all that was saved is whole, --resume=true goes on from there"
+        f"a data loading process{who} died{cause}, perhaps out of memory: lower data.workers or data.batch_size; "
+        "saved checkpoints are intact, continue with --resume=true"
     )
 
 
 def _quiet_worker(worker: int) -> None:
-    """One OpenCV thread per loading process, and signals left to the main process, which finishes its step first."""
+    """Use one OpenCV thread per worker, and leave signals to the main process, which finishes its step first."""
     import cv2
 
-    # A terminal and a cluster send them to every process of the job.
+    # Terminals and clusters send these signals to every process of a job.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
 
 
-def steps_per_epoch(split: Split, batch_size: int, *, drop_last: bool = True, world_size: int = 1) -> int:
-    """Batches per process in one epoch. Raises UserError where there is not even one."""
-    share = len(split) / (batch_size * world_size)
-    steps = math.floor(share) if drop_last else math.ceil(share)
+def steps_per_epoch(split: Split, batch_size: int, *, world_size: int = 1) -> int:
+    """Batches per process in one epoch, without the last incomplete one. Raises UserError if there are none."""
+    steps = len(split) // (batch_size * world_size)
     if steps < 1:
-        processes = f" on {world_size} processes" if world_size > 1 else ""
+        where = f" on {world_size} processes" if world_size > 1 else ""
         raise UserError(
-            f"the training split has {len(split)} images, fewer than one batch of {batch_size}{processes}; "
+            f"the training split has {len(split)} images, fewer than one batch of {batch_size}{where}; "
             f"set data.batch_size to at most {max(1, len(split) // world_size)}"
         )
     return steps
@@ -156,37 +154,38 @@ def steps_per_epoch(split: Split, batch_size: int, *, drop_last: bool = True, wo
 
 def train_loader(
     split: Split, *, batch_size: int, seed: int, epoch: int, start_batch: int = 0, workers: int,
-    drop_last: bool = True, rank: int = 0, world_size: int = 1,
+    rank: int = 0, world_size: int = 1,
 ) -> BatchLoader:  # fmt: skip
-    """Shuffled batches of one epoch, from `start_batch` on: exactly the tail of the whole epoch, for an exact resume.
+    """The shuffled batches of one epoch, starting at `start_batch`; the same batches as without a restart.
 
-    `batch_size` is per process; process `rank` of `world_size` gets its slice of every global batch. Unreadable
-    images are left out and listed in `Batch.skipped`; iterating raises UserError where a whole batch is unreadable.
+    `batch_size` is per process; process `rank` of `world_size` gets its part of every global batch. Unreadable images
+    are left out and listed in `Batch.skipped`; iterating raises UserError if all images of a batch are unreadable.
     """
-    steps = steps_per_epoch(split, batch_size, drop_last=drop_last, world_size=world_size)
+    steps = steps_per_epoch(split, batch_size, world_size=world_size)
     generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
     order: list[int] = torch.randperm(len(split), generator=generator).tolist()
-    whole = batch_size * world_size
+    global_size = batch_size * world_size
+    # Every world_size-th image, so that 2 processes of 16 images see the batches of 1 process of 32.
     batches = [
-        [(epoch, index) for index in order[step * whole : (step + 1) * whole][rank::world_size]]
+        [(epoch, index) for index in order[step * global_size : (step + 1) * global_size][rank::world_size]]
         for step in range(start_batch, steps)
     ]
     return BatchLoader(split, batches, workers, collate_train)
 
 
 class BatchSampler:
-    """What every step of training reads: here the whole split once an epoch, shuffled."""
+    """The training batches of this process: the whole split once per epoch, shuffled."""
 
     steps: int
-    """Batches in an epoch."""
+    """Batches per epoch and process."""
 
     def __init__(self, split: Split, batch_size: int, seed: int) -> None:
-        """`batch_size`: of each process. `seed`: the training seed. Raises UserError where there is not one batch."""
+        """`batch_size` is per process, `seed` the training seed. Raises UserError if there is not even one batch."""
         self.split, self.batch_size, self.seed = split, batch_size, seed
         self.steps = steps_per_epoch(split, batch_size, world_size=processes().world_size)
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
-        """Batches of one epoch from `start_batch` on: a function of (seed, epoch) alone, for an exact resume."""
+        """Return the batches of one epoch, starting at `start_batch`; they depend on (seed, epoch) only."""
         here = processes()
         return train_loader(
             self.split, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start_batch=start_batch,
@@ -195,9 +194,9 @@ class BatchSampler:
 
 
 def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
-    """Every sample exactly once, in order; process `rank` of `world_size` gets its `Processes.block`.
+    """Return every sample exactly once, in order; process `rank` of `world_size` gets its `Processes.block`.
 
-    Iterating raises UserError naming the first unreadable image.
+    Iterating raises UserError for the first unreadable image.
     """
     keys = [(0, index) for index in Processes(rank, world_size).block(len(split))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]

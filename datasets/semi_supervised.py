@@ -1,4 +1,4 @@
-"""Training with few labels (ATCON, section 4): which images keep theirs, and which images each step reads."""
+"""Training with few labels (ATCON, section 4): which images keep their labels, and the batches of each step."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
 
 
 class PartlyLabelled:
-    """The records of `labelled`, then those of `unlabelled` without their labels; a RawDataset."""
+    """A RawDataset: the records of `labelled`, then those of `unlabelled` without their labels."""
 
     groups = None
 
@@ -35,7 +35,7 @@ class PartlyLabelled:
         return len(self.labels)
 
     def read(self, index: int) -> RawSample:
-        """One record."""
+        """Return one record."""
         if index < len(self.labelled):
             return self.labelled.read(index)
         record = self.unlabelled.read(index - len(self.labelled))
@@ -44,10 +44,10 @@ class PartlyLabelled:
 
 
 def split_labels(split: Split, config: SemiConfig, seed: int) -> tuple[Split, Split]:
-    """The images of a training split that keep their labels, and those that consistency is trained on.
+    """Return the images of a training split that keep their labels, and the unlabelled images.
 
-    `seed`: of the draw, data.seed. Raises UserError where one of the two would be empty and is needed, or a class has
-    too few images.
+    `seed`: data.seed. Raises UserError if no unlabelled images are left for a mode that needs them, or if a class
+    has too few images.
     """
     everything = range(len(split))
     few = _choose(split.raw, config, seed) if config.images_per_class else list(everything)
@@ -57,30 +57,37 @@ def split_labels(split: Split, config: SemiConfig, seed: int) -> tuple[Split, Sp
         rest = sorted(rest[i] for i in order[: config.unlabelled_size])
     if not rest and config.mode != "supervised":
         raise UserError(
-            "data.semi.unlabelled: every training image keeps its label; set data.semi.images_per_class, or "
+            "data.semi.unlabelled: every training image keeps its label; set data.semi.images_per_class or "
             "data.semi.unlabelled=labelled"
         )
     return _part(split, few), _part(split, rest)
 
 
 class SemiSupervisedSampler(BatchSampler):
-    """Batches with labels and without, in the order and number of `data.semi.mode`."""
+    """Labelled and unlabelled batches, in the order and number that `data.semi.mode` defines (docs/atcon.md)."""
 
     def __init__(self, labelled: Split, unlabelled: Split, batch_size: int, config: SemiConfig, seed: int) -> None:
-        """`batch_size`: with labels; `config.batch_size` without; of each process. `seed`: the training seed."""
+        """`batch_size` (labelled) and `config.batch_size` (unlabelled) are per process; `seed` is the training seed.
+
+        Raises UserError if there are fewer images of either kind than processes, or not even one batch.
+        """
         self.config, self.seed = config, seed
         self.sizes = len(labelled), len(unlabelled)
         count = processes().world_size
         self.batch_sizes = min(batch_size, len(labelled) // count), min(config.batch_size, len(unlabelled) // count)
         if not all(self.batch_sizes):
-            raise UserError(f"data.semi: {self.sizes} images with and without labels do not go round {count} processes")
+            raise UserError(
+                f"data.semi: {self.sizes[0]} labelled and {self.sizes[1]} unlabelled images are too few for "
+                f"{count} processes; use fewer, or raise data.semi.images_per_class and data.semi.unlabelled_size"
+            )
         self.split = Split(
             PartlyLabelled(labelled.raw, unlabelled.raw), labelled.transform, train=True, seed=labelled.seed
         )
-        shares = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
+        # Published: one pass over both kinds, the labelled images counted alpha times.
+        passes = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
         self.steps = {
             "unsupervised": lambda: steps_per_epoch(unlabelled, config.batch_size, world_size=count),
-            "alternating": lambda: max(1, int(shares)),
+            "alternating": lambda: max(1, int(passes)),
             "combining": lambda: steps_per_epoch(labelled, batch_size, world_size=count),
         }[config.mode]()
 
@@ -89,7 +96,7 @@ class SemiSupervisedSampler(BatchSampler):
         return BatchLoader(self.split, self._batches(epoch)[start_batch:], workers, collate_train)
 
     def _batches(self, epoch: int) -> list[list[Key]]:
-        """Every step's images; with both kinds in one batch those with labels come first."""
+        """This process's batches of one epoch; in a batch with both kinds the labelled images come first."""
         labelled, unlabelled = self._endless(epoch, 0), self._endless(epoch, 1)
         if self.config.mode == "unsupervised":
             return list(itertools.islice(unlabelled, self.steps))
@@ -101,10 +108,11 @@ class SemiSupervisedSampler(BatchSampler):
         return [next(labelled if known else unlabelled) for known in with_labels.tolist()]
 
     def _endless(self, epoch: int, kind: int) -> Iterator[list[Key]]:
-        """This process's batches of one kind (0: labelled), pass after pass, each in its own order, augmented anew."""
+        """This process's batches of one kind (0: labelled), endlessly; every pass has a new order and augmentation."""
         here, size, first = processes(), self.sizes[kind], self.sizes[0] if kind else 0
         batch = self.batch_sizes[kind] * here.world_size
         for number in itertools.count():
+            # The first pass of an epoch uses the plain keys (epoch, index); later ones need keys of their own.
             turn = epoch if number == 0 else stable_seed("pass", epoch, number)
             generator = torch.Generator().manual_seed(stable_seed("order", self.seed, turn, kind))
             order = (torch.randperm(size, generator=generator) + first).tolist()
@@ -117,7 +125,7 @@ def _part(split: Split, indices: Sequence[int]) -> Split:
 
 
 def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
-    """Images in a random order, each taken where none of its classes is full yet, until all classes are."""
+    """Go through the images in random order and take each one unless one of its classes already has enough."""
     most, counts = config.images_per_class, [0] * raw.info.num_classes
     classes, taken = _classes(raw), []
     for index in np.random.default_rng(stable_seed("labelled", seed)).permutation(len(raw)).tolist():
@@ -127,19 +135,22 @@ def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
         taken.append(index)
         for c in shown:
             counts[c] += 1
+    # Images of several classes may make it impossible to fill every class; only the other cases are an error.
     lacking = [name for name, count in zip(raw.info.class_names, counts, strict=True) if count < most]
     if lacking and (config.fully_balanced or not raw.info.multi_label):
         raise UserError(
-            f"data.semi.images_per_class: {most} images cannot be had of {', '.join(lacking[:5])}; set it lower"
+            f"data.semi.images_per_class: there are fewer than {most} images of {', '.join(lacking[:5])}; lower it"
         )
     return sorted(taken)
 
 
 def _classes(raw: RawDataset) -> list[list[int]]:
-    """The classes that every image shows, without reading it."""
+    """The classes of every image, without reading images."""
     if not raw.info.multi_label:
         return [[label] for label in raw.labels]
     if not isinstance(raw, FileDataset):
-        raise UserError(f"data.semi.images_per_class: {raw.info.name} does not list the classes of its images; set 0")
+        raise UserError(
+            f"data.semi.images_per_class: {raw.info.name} does not list the classes of its images; set it to 0"
+        )
     return [[label] if r.present is None else np.flatnonzero(r.present).tolist()
             for r, label in zip(raw.records, raw.labels, strict=True)]  # fmt: skip

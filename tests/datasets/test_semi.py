@@ -1,4 +1,4 @@
-"""Which images keep their labels, and which images each step reads."""
+"""Which images keep their labels, and the batches of each step."""
 
 from collections import Counter
 from dataclasses import replace
@@ -28,13 +28,13 @@ def indices(split: Split) -> list[int]:
     return list(split.raw.indices)  # type: ignore[attr-defined]
 
 
-def feed(birds: Split, **keys: Any) -> SemiSupervisedSampler:
+def sampler(birds: Split, **keys: Any) -> SemiSupervisedSampler:
     """12 labelled images in batches of 4, the 28 others in batches of 5."""
     config = SemiConfig(**{"images_per_class": 6, "batch_size": 5} | keys)
     return SemiSupervisedSampler(*split_labels(birds, config, 0), 4, config, seed=0)
 
 
-def test_so_many_of_every_class_and_the_rest(birds: Split) -> None:
+def test_images_per_class_and_the_rest(birds: Split) -> None:
     few, rest = split_labels(birds, SemiConfig(images_per_class=6), 0)
     assert Counter(few.labels) == {0: 6, 1: 6}
     assert sorted(indices(few) + indices(rest)) == list(range(40))
@@ -52,23 +52,23 @@ def test_where_unlabelled_images_come_from(birds: Split) -> None:
     assert len(some) == 9 and set(some) < set(rest)
 
 
-def test_what_cannot_be_had(birds: Split) -> None:
-    with pytest.raises(UserError, match="data.semi.images_per_class: 21 images cannot be had of"):
+def test_too_few_images(birds: Split) -> None:
+    with pytest.raises(UserError, match="data.semi.images_per_class: there are fewer than 21 images of"):
         split_labels(birds, SemiConfig(images_per_class=21), 0)
     with pytest.raises(UserError, match="data.semi.unlabelled: every training image keeps its label"):
         split_labels(birds, SemiConfig(mode="alternating"), 0)
-    assert len(split_labels(birds, SemiConfig(), 0)[1]) == 0  # nobody asks for them
+    assert len(split_labels(birds, SemiConfig(), 0)[1]) == 0  # supervised training needs none
 
 
 def several(shown: list[tuple[int, ...]], tmp_path: Path) -> Split:
-    """Records that show these classes."""
+    """A split of multi-label records with these classes."""
     (tmp_path / "x.jpg").touch()
     records = [Record(tmp_path / "x.jpg", classes[0], present=np.isin(np.arange(3), classes)) for classes in shown]
     info = DatasetInfo("several", ("a", "b", "c"), multi_label=True)
     return Split(FileDataset(info, records, "train"), lambda raw, seed: None, train=True, seed=0)  # type: ignore[arg-type, return-value]
 
 
-def test_several_classes_in_a_image(tmp_path: Path) -> None:
+def test_several_classes_in_an_image(tmp_path: Path) -> None:
     shown = [(0,), (0, 1), (1,), (1, 2), (2,), (0,), (2,), (1,), (0, 1, 2)]
     split = several(shown, tmp_path)
     for seed in range(8):
@@ -77,9 +77,9 @@ def test_several_classes_in_a_image(tmp_path: Path) -> None:
         mixed, _ = split_labels(split, SemiConfig(images_per_class=2, fully_balanced=False), seed)
         counts = Counter(c for i in indices(mixed) for c in shown[i])
         assert max(counts.values()) == 2
-        refused = set(range(9)) - set(indices(mixed))
-        assert all(any(counts[c] == 2 for c in shown[i]) for i in refused)  # no image could be added
-    with pytest.raises(UserError, match="3 images cannot be had of a"):
+        left_out = set(range(9)) - set(indices(mixed))
+        assert all(any(counts[c] == 2 for c in shown[i]) for i in left_out)  # no image could be added
+    with pytest.raises(UserError, match="there are fewer than 3 images of a"):
         split_labels(split, SemiConfig(images_per_class=3), 0)
 
 
@@ -102,7 +102,7 @@ def test_labels_of_the_others_are_hidden(birds: Split) -> None:
     ],
 )
 def test_steps_of_an_epoch(birds: Split, keys: dict[str, Any], steps: int) -> None:
-    source = feed(birds, **keys)
+    source = sampler(birds, **keys)
     assert source.steps == steps
     batches = list(source.loader(0, 0, workers=0))
     assert len(batches) == steps
@@ -117,7 +117,7 @@ def test_steps_of_an_epoch(birds: Split, keys: dict[str, Any], steps: int) -> No
 
 
 def test_both_kinds_take_turns_by_their_weight(birds: Split) -> None:
-    source = feed(birds, mode="alternating", alpha=7.0)
+    source = sampler(birds, mode="alternating", alpha=7.0)
     kinds = [step[0][1] < 12 for epoch in range(20) for step in source._batches(epoch)]
     assert len(kinds) == 20 * int(7 * 12 / 4 + 28 / 5)
     assert np.mean(kinds) == pytest.approx(7 * 12 / (7 * 12 + 28), abs=0.06)
@@ -129,16 +129,16 @@ def same(a: Batch, b: Batch) -> bool:
 
 @pytest.mark.parametrize("mode", ["unsupervised", "alternating", "combining"])
 def test_an_epoch_is_a_function_of_seed_and_epoch(birds: Split, mode: Any) -> None:
-    source = feed(birds, mode=mode)
+    source = sampler(birds, mode=mode)
     whole = list(source.loader(1, 0, workers=0))
-    tail = list(feed(birds, mode=mode).loader(1, 2, workers=2))
+    tail = list(sampler(birds, mode=mode).loader(1, 2, workers=2))
     assert len(tail) == len(whole) - 2 and all(same(a, b) for a, b in zip(whole[2:], tail, strict=True))
     other = list(source.loader(2, 0, workers=0))
     assert not all(same(a, b) for a, b in zip(whole, other, strict=True))
 
 
 def test_a_pass_is_over_all_images_and_the_next_one_is_new(birds: Split) -> None:
-    source = feed(birds, mode="combining", batch_size=3, unlabelled_size=6)
+    source = sampler(birds, mode="combining", batch_size=3, unlabelled_size=6)
     batches = list(source.loader(0, 0, workers=0))  # 3 steps; 2 make a pass over the 6 unlabelled images
     passes = [batch.paths[4:] for batch in batches]
     assert len(set(passes[0] + passes[1])) == 6 and set(passes[2]) < set(passes[0] + passes[1])
@@ -147,10 +147,10 @@ def test_a_pass_is_over_all_images_and_the_next_one_is_new(birds: Split) -> None
 
 
 def test_labelled_images_of_a_mixed_batch(birds: Split) -> None:
-    batch = next(iter(feed(birds, mode="combining").loader(0, 0, workers=0)))
+    batch = next(iter(sampler(birds, mode="combining").loader(0, 0, workers=0)))
     known = replace(batch, skipped=("lost.jpg",)).with_labels()
     assert len(known) == 4 and known.unlabelled == 0 and known.skipped == ("lost.jpg",)
     assert torch.equal(known.image, batch.image[:4]) and torch.equal(known.label, batch.label[:4])
     assert known.mask is not None and len(known.mask) == 4 and known.boxes is not None and len(known.boxes) == 4
     with pytest.raises(ValueError, match="no image of this batch has a label"):
-        next(iter(feed(birds, mode="unsupervised").loader(0, 0, workers=0))).with_labels()
+        next(iter(sampler(birds, mode="unsupervised").loader(0, 0, workers=0))).with_labels()
