@@ -1,4 +1,4 @@
-"""What is read: data sets by name, their transforms, and loaders that depend on (seed, epoch) alone."""
+"""Data sets by name, their transforms, and loaders that depend on (seed, epoch) only."""
 
 from pathlib import Path
 
@@ -30,9 +30,9 @@ __all__ = [
 
 
 def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Split:
-    """The split "train", "val" or "test" of `config.name`; augmented if `train`, with draws from `seed`.
+    """Load the split "train", "val" or "test" of `config.name`; augmented with draws from `seed` if `train`.
 
-    Raises UserError on an unknown name, an unknown split, or files that are missing or wrong.
+    Raises UserError for an unknown name or split, and for missing or wrong files.
     """
     raw = DATASETS[config.name](config, split)
     if config.mask_folder:

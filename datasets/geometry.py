@@ -1,4 +1,9 @@
-"""Resizing and cropping a record with all its annotations. Nothing is changed in place: a record may be read twice."""
+"""Resize and crop a record with all its annotations. Nothing is changed in place: a record may be read twice.
+
+This is done with PIL, as in the published code, and not with albumentations, where the results differ: OpenCV does not
+antialias when it shrinks with bilinear or bicubic interpolation (fine textures differ by over 100 grey levels), its
+centre crop rounds down, coordinates are rounded to float32, and boxes are always clipped, which loses `frame_of`.
+"""
 
 from dataclasses import replace
 
@@ -11,15 +16,15 @@ from datasets.types import RawSample
 
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 IMAGENET_CROP = 224 / 256
-"""Share of the short side that ImageNet's evaluation keeps."""
-WARP_FROM = 384
-"""Pixels: from this side on it keeps all of the image."""
+"""Fraction of the short side that ImageNet's evaluation keeps."""
+SQUASH_FROM = 384
+"""Side in pixels from which on ImageNet's evaluation resizes the whole image instead of cropping it."""
 
 
 def resize_to_cover(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resampling = BILINEAR) -> RawSample:
-    """Smallest size of the same aspect that covers (height, width): for a square, the short side becomes its side.
+    """Resize to the smallest size of the same aspect ratio that covers (height, width).
 
-    Antialiased (mask: nearest). The long side is rounded down, as published.
+    Antialiased (mask, part labels: nearest). The long side is rounded down, as in torchvision.
     """
     height, width = raw.image.shape[:2]
     target_h, target_w = size_hw
@@ -31,7 +36,7 @@ def resize_to_cover(raw: RawSample, size_hw: tuple[int, int], resampling: Image.
 
 
 def resize(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resampling = BILINEAR) -> RawSample:
-    """Warp to (height, width), whatever the aspect. Antialiased (mask, part labels: nearest)."""
+    """Resize to (height, width), whatever the aspect ratio. Antialiased (mask, part labels: nearest)."""
     (height, width), (new_h, new_w) = raw.image.shape[:2], size_hw
     if (new_h, new_w) == (height, width):
         return raw
@@ -45,12 +50,12 @@ def resize(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resamplin
 
 
 def _nearest(values: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Whole numbers [H, W] at (height, width): int32."""
+    """Integers [H, W] resized to (height, width), int32."""
     return np.asarray(Image.fromarray(values.astype(np.int32)).resize(size_hw[::-1], Image.Resampling.NEAREST))
 
 
 def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
-    """The middle (height, width); origin = round((size - crop) / 2), halves to even, as published."""
+    """Crop the centre (height, width); origin = round((size - crop) / 2), halves to even, as in torchvision."""
     height, width = raw.image.shape[:2]
     top, left = round((height - size_hw[0]) / 2), round((width - size_hw[1]) / 2)
     rows, columns = slice(top, top + size_hw[0]), slice(left, left + size_hw[1])
@@ -62,25 +67,26 @@ def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
 
 
 def imagenet_view(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
-    """ImageNet's usual evaluation: bicubic; short side to 256 / 224 of the size, centre crop; large sizes: a warp."""
-    if min(size_hw) >= WARP_FROM:
+    """ImageNet's usual evaluation: bicubic; short side to 256 / 224 of the size, centre crop; large sizes: squash."""
+    if min(size_hw) >= SQUASH_FROM:
         return resize(raw, size_hw, BICUBIC)
     height, width = (int(side / IMAGENET_CROP) for side in size_hw)
     return centre_crop(resize_to_cover(raw, (height, width), BICUBIC), size_hw)
 
 
 def inside_keypoints(keypoints: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Key points [P, 3]; those outside (height, width) become invisible and move to its nearest pixel."""
+    """Key points [P, 3]; those outside (height, width) become invisible and move to the nearest pixel inside."""
     height, width = size_hw
     points, limit = keypoints[:, :2], np.array([width - 1, height - 1])
+    # Pixel 0 has its centre at 0, so it reaches from -0.5 to 0.5.
     inside = ((points > -0.5) & (points < limit + 0.5)).all(1)
     return np.column_stack([np.clip(points, 0, limit), keypoints[:, 2] * inside])
 
 
 def inside_boxes(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """Boxes [N, 4] cut to (height, width), so shortened where they stick out; boxes left without area are dropped.
+    """Boxes [N, 4 or more] clipped to (height, width); boxes without any area left are dropped.
 
-    Columns behind the fourth stay as they are.
+    Columns after the fourth are kept unchanged.
     """
     height, width = size_hw
     cut = np.column_stack([np.clip(boxes[:, :4], 0, np.array([width, height, width, height])), boxes[:, 4:]])
@@ -88,7 +94,7 @@ def inside_boxes(boxes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def labels_inside(raw: RawSample) -> Tensor | None:
-    """[N] int64: the classes of the boxes that `inside_boxes` leaves of a record; None where it does not tell them."""
+    """[N] int64, the classes of the boxes that `inside_boxes` keeps; None for a record without box labels."""
     if raw.boxes is None or raw.box_labels is None:
         return None
     labelled = np.column_stack([raw.boxes, raw.box_labels])
@@ -96,10 +102,10 @@ def labels_inside(raw: RawSample) -> Tensor | None:
 
 
 def frame_of(raw: RawSample) -> Tensor | None:
-    """[4] float32 (x, y, width, height) of the first box of a record with key points: what these are measured in.
+    """[4] float32 (x, y, width, height): the first box of a record with key points, by which they are normalised.
 
-    As published, the corner moves to the nearest pixel of the image and the size stays, also where the box sticks
-    out. None for a record without key points or boxes.
+    As published, the corner moves to the nearest pixel of the image and the size stays, even if the box extends
+    beyond the image. None for a record without key points or boxes.
     """
     if raw.keypoints is None or raw.boxes is None or not len(raw.boxes):
         return None

@@ -1,7 +1,7 @@
-"""From a record to a network input: the training augmentations by name, and the one evaluation transform.
+"""From a record to a network input: the training augmentations by name, and the evaluation transform.
 
-Every transform is called as `transform(raw, seed) -> Sample` and is a function of those two alone. Key points mirrored
-by a flip keep their names (a left wing stays "left wing", though it now looks like a right one).
+Every transform is called as `transform(raw, seed) -> Sample` and depends on these two arguments only. Key points keep
+their names when an image is flipped (a left wing stays "left wing", though it now looks like a right one).
 """
 
 import os
@@ -33,23 +33,23 @@ from datasets.geometry import (
 from datasets.registry import with_own_augmentation
 from datasets.types import RawSample, Sample
 
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import asks the package index for a newer version
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
 import albumentations as A  # noqa: E402, N812
 
 Transform = Callable[[RawSample, int], Sample]
 NEAREST, BLACK = 0, 0  # OpenCV's INTER_NEAREST and BORDER_CONSTANT, and the fill value
 
 
-class RowOfPlanck(A.PlanckianJitter):
-    """Planckian jitter with one of the 25 published illuminants (3000, 3500 .. 15000 K), each equally likely."""
+class PublishedPlanckianJitter(A.PlanckianJitter):
+    """Planckian jitter with one of the 25 published colour temperatures (3000, 3500, ..., 15000 K), equally likely."""
 
     def get_params(self) -> dict[str, Any]:
-        """The colour temperature, kelvin."""
+        """Draw the colour temperature, kelvin."""
         return {"temperature": 500 * self.py_random.randint(6, 30)}
 
 
 def build_transform(config: DataConfig, train: bool) -> Transform:
-    """The transform of a split: `config.augmentation` if trained on, else the evaluation transform."""
+    """The transform of a split: `config.augmentation` if `train`, else the evaluation transform."""
     config = with_own_augmentation(config)
     if train and config.augmentation == "timm":
         return TimmTransform(config)
@@ -59,7 +59,7 @@ def build_transform(config: DataConfig, train: bool) -> Transform:
 
 
 def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
-    """As `config.evaluation` says."""
+    """Resize and crop as `config.evaluation` says."""
     if config.evaluation == "squash":
         return resize(raw, config.size_hw)
     if config.evaluation == "imagenet":
@@ -68,16 +68,16 @@ def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
 
 
 def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
-    """What the steps of an augmentation start from."""
+    """Resize and crop before the steps of an augmentation."""
     if config.augmentation == "atcon_voc":
-        return raw  # its crop resizes
+        return raw  # its random crop resizes
     if config.augmentation in ("flip", "siim_acr", "atcon_svhn"):
         return eval_geometry(raw, config)
     return resize_to_cover(raw, config.size_hw)
 
 
 class EvalTransform:
-    """`eval_geometry`, normalise. Uses no randomness."""
+    """`eval_geometry`, then normalise. Not random."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -89,9 +89,12 @@ class EvalTransform:
 
 
 class AugmentTransform:
-    """`flip`, `siim_acr`: the evaluation geometry, mirrored half of the time. `cub_original`: iFAM's (`cub_steps`);
-    `cub_geometry`: the same without its colour jitter. `foreground_crop`: that of iFAM's decoupled training
-    (`foreground_steps`). `atcon_voc`, `atcon_svhn`: ATCON's (`atcon_voc_steps`, `atcon_svhn_steps`)."""
+    """An albumentations pipeline from `STEPS`, seeded for each sample.
+
+    `flip`, `siim_acr`: the evaluation geometry, flipped with p = 0.5. `cub_original`: iFAM's augmentation.
+    `cub_geometry`: the same without colour jitter. `foreground_crop`: iFAM's decoupled training. `atcon_voc`,
+    `atcon_svhn`: ATCON's.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         self.config = config
@@ -103,9 +106,9 @@ class AugmentTransform:
         self.pipeline = A.Compose(steps, bbox_params=boxes, keypoint_params=points, additional_targets=labels)
 
     def __call__(self, raw: RawSample, seed: int) -> Sample:
-        """Sample of config.size_hw, augmented as a function of `seed`; all annotations follow the pixels.
+        """Sample of config.size_hw, augmented with draws from `seed`; all annotations are transformed with the image.
 
-        Raises UserError where the augmentation needs a mask that the record has not.
+        Raises UserError if the augmentation needs a mask and the record has none.
         """
         if self.needs_mask and raw.mask is None:
             raise UserError(
@@ -114,16 +117,16 @@ class AugmentTransform:
             )
         raw = start_geometry(raw, self.config)
         for position, step in enumerate(self.pipeline.transforms):
-            # One seed for all steps would give them the same draws: every mirrored image jittered alike.
+            # With one seed for all steps their draws would be equal: flipped images would all be jittered alike.
             step.set_random_seed(stable_seed(seed, position))
         return finish(_apply(self.pipeline, raw), self.config)
 
 
 def cub_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
-    """The steps of `cub_original` after the resize; its colour jitter has no strengths and is left out."""
+    """iFAM on CUB, after the resize. The published colour jitter has strength 0 and is left out."""
     return [
         A.HorizontalFlip(p=0.5),
-        RowOfPlanck(mode="blackbody", p=0.8),
+        PublishedPlanckianJitter(mode="blackbody", p=0.8),
         A.Affine(
             rotate=(-90, 90), translate_percent={"x": (-0.2, 0.2), "y": (-0.2, 0.2)}, scale=(0.8, 1.2), keep_ratio=True,
             interpolation=NEAREST, mask_interpolation=NEAREST, border_mode=BLACK, fill=BLACK, fill_mask=BLACK, p=1.0,
@@ -133,18 +136,18 @@ def cub_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
 
 
 def foreground_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
-    """The steps of `foreground_crop` after the resize: a random crop that contains a pixel of the object, if any."""
+    """iFAM's decoupled training, after the resize: a random crop that contains a pixel of the object, if any."""
     strength = (0.8, 1.2)
     return [
         A.CropNonEmptyMaskIfExists(*size_hw),
         A.HorizontalFlip(p=0.5),
         A.ColorJitter(brightness=strength, contrast=strength, saturation=strength, hue=(-0.5, 0.5), p=0.5),
-        RowOfPlanck(mode="blackbody", p=0.5),
+        PublishedPlanckianJitter(mode="blackbody", p=0.5),
     ]
 
 
 def atcon_voc_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
-    """ATCON on PASCAL VOC: a crop of 8 to 100 % of the area and aspect 3/4 to 4/3, at the full size; flip; colours."""
+    """ATCON on PASCAL VOC: a crop of 8 to 100 % of the area and aspect ratio 3/4 to 4/3; flip; colour jitter."""
     return [
         A.RandomResizedCrop(size_hw, area_for_downscale="image"),
         A.HorizontalFlip(p=0.5),
@@ -153,7 +156,7 @@ def atcon_voc_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
 
 
 def atcon_svhn_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
-    """ATCON on SVHN, after the resize: up to 10 degrees either way, black outside, then both flips."""
+    """ATCON on SVHN, after the resize: rotation by up to 10 degrees, black outside, then both flips."""
     return [
         A.Affine(
             rotate=(-10, 10), interpolation=NEAREST, mask_interpolation=NEAREST, border_mode=BLACK, fill=BLACK,
@@ -168,21 +171,23 @@ STEPS: dict[str, Callable[[tuple[int, int]], list[A.BasicTransform]]] = {
     "flip": lambda _: [A.HorizontalFlip(p=0.5)],
     "siim_acr": lambda _: [A.HorizontalFlip(p=0.5)],
     "cub_original": cub_steps,
-    "cub_geometry": lambda size_hw: [step for step in cub_steps(size_hw) if not isinstance(step, RowOfPlanck)],
+    "cub_geometry": lambda size_hw: [
+        step for step in cub_steps(size_hw) if not isinstance(step, PublishedPlanckianJitter)
+    ],
     "foreground_crop": foreground_steps,
     "atcon_voc": atcon_voc_steps,
     "atcon_svhn": atcon_svhn_steps,
 }
-"""Augmentation by name -> its steps for inputs of (height, width) pixels."""
+"""Name of an augmentation -> its steps for inputs of (height, width) pixels."""
 
 
 def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
-    """Run an albumentations pipeline over a record."""
+    """Run an albumentations pipeline on a record."""
     data: dict[str, Any] = {"image": np.ascontiguousarray(raw.image)}
     if raw.mask is not None:
         data["mask"] = raw.mask.astype(np.uint8)
     if raw.part_labels is not None:
-        data["part_labels"] = raw.part_labels + np.int16(1)  # a step fills with 0, which must mean no part
+        data["part_labels"] = raw.part_labels + np.int16(1)  # steps fill with 0, which must mean "no part"
     data["keypoints"] = np.zeros((0, 2)) if raw.keypoints is None else raw.keypoints[:, :2].astype(np.float32)
     data["bboxes"] = np.zeros((0, 4)) if raw.boxes is None else inside_boxes(raw.boxes, raw.image.shape[:2])
     done = pipeline(**data)
@@ -194,7 +199,7 @@ def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
 
 
 class TimmTransform:
-    """ImageNet policy: random resized crop, flip, RandAugment. It moves pixels only, so annotations are dropped."""
+    """timm's ImageNet policy: random resized crop, flip, RandAugment. Images only: annotations are dropped."""
 
     def __init__(self, config: DataConfig) -> None:
         self.policy = create_transform(
@@ -211,7 +216,7 @@ class TimmTransform:
 
 @contextmanager
 def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed `random`, NumPy and torch (CPU) for a block of code that draws from them, and put their states back."""
+    """Seed `random`, NumPy and torch (CPU) for a block of code and restore their states afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
@@ -225,7 +230,7 @@ def seeded_globals(seed: int) -> Iterator[None]:
 
 
 def finish(raw: RawSample, config: DataConfig) -> Sample:
-    """Normalise the image; cut key points and boxes to it; arrays to tensors."""
+    """Normalise the image, clip key points and boxes to it, and convert arrays to tensors."""
     size = raw.image.shape[:2]
     pixels = np.ascontiguousarray(raw.image.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
     pixels -= np.array(config.mean, np.float32).reshape(3, 1, 1)
@@ -244,5 +249,5 @@ def finish(raw: RawSample, config: DataConfig) -> Sample:
 
 
 def _tensor(values: np.ndarray | None, dtype: torch.dtype) -> Tensor | None:
-    """A copy: the array may be a view of what a reader keeps."""
+    """A copy as a tensor: the array may be a view of data that the reader keeps."""
     return None if values is None else torch.tensor(values, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What a data set yields, and what a batch of it is."""
+"""Records, samples and batches, and what the labels of a data set mean."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 SPLITS = ("train", "val", "test")
-"""The names of a data set's splits; a split's number in the published index files is its position here."""
-
+"""Names of the splits; in the published index files a split is numbered by its position here."""
 
 UNLABELLED = -1
-"""The label of an image whose label is not to be used."""
+"""Label of an image that is used without its label."""
 
 
 @dataclass(frozen=True)
@@ -23,19 +22,19 @@ class DatasetInfo:
     name: str
     class_names: tuple[str, ...]
     group_names: tuple[str, ...] | None = None
-    """Name of each group id, or None where the data set has no groups."""
+    """Name of each group id; None if the data set has no groups."""
     minority_groups: tuple[int, ...] | None = None
-    """Groups whose smallest accuracy is the paper's worst-group figure; None: the smallest class accuracy is."""
+    """Groups over which the paper's worst-group accuracy is the minimum; None: it is the minimum over classes."""
     part_names: tuple[str, ...] | None = None
     """Name of each key point of `keypoints`, or of each part of `part_labels`."""
     group_fractions: tuple[float, ...] | None = None
-    """Share of each group in the published training split; None where unknown."""
+    """Fraction of each group in the published training split; None if unknown."""
     class_of_output: tuple[int, ...] | None = None
-    """For each of a model's outputs the class it counts for, -1 = none; None: the outputs are the classes."""
+    """The class that each model output belongs to, -1 = none; None: outputs and classes are the same."""
     split_origin: str = "published"
-    """Where this split's records come from, in words: "published", or how they were held out."""
+    """Origin of this split, as text: "published", or how it was held out."""
     multi_label: bool = False
-    """An image may show several classes: its records have `present`."""
+    """Images may show several classes: records have `present`."""
 
     @property
     def num_classes(self) -> int:
@@ -43,13 +42,13 @@ class DatasetInfo:
 
     @property
     def num_outputs(self) -> int:
-        """How many outputs a model needs to answer for this data set."""
+        """Number of outputs a model needs for this data set."""
         return self.num_classes if self.class_of_output is None else len(self.class_of_output)
 
 
 @dataclass(frozen=True)
 class RawSample:
-    """One record as read from disk: pixels and annotations in the image's own coordinates."""
+    """One record as read from disk, with annotations in the coordinates of the original image."""
 
     image: np.ndarray
     """[H, W, 3] uint8 RGB."""
@@ -57,23 +56,23 @@ class RawSample:
     path: str
     group: int | None = None
     mask: np.ndarray | None = None
-    """[H, W] bool, the object."""
+    """[H, W] bool, True on the object."""
     keypoints: np.ndarray | None = None
     """[P, 3] float (x, y, visible), pixels."""
     boxes: np.ndarray | None = None
     """[N, 4] float, xyxy pixels."""
     box_labels: np.ndarray | None = None
-    """[N] int, the class of the object in each box; None: that of the record."""
+    """[N] int, the class of the object in each box; None: the label of the record."""
     part_labels: np.ndarray | None = None
-    """[H, W] int16: index of the part at each pixel, -1 = none."""
+    """[H, W] int16, the part at each pixel, -1 = none."""
     present: np.ndarray | None = None
-    """[C] bool: every class in the image, where it may show several; `label` is one of them, see the reader."""
+    """[C] bool, the classes in the image if it may show several; `label` is one of them, see the reader."""
 
 
 class RawDataset(Protocol):
-    """One split of a data set: a length, labels without reading pixels, and records by index.
+    """One split of a data set: its length, labels without reading images, and records by index.
 
-    `read` raises `common.errors.UserError` naming the file when an image cannot be read.
+    `read` raises UserError naming the file if an image cannot be read.
     """
 
     @property
@@ -106,18 +105,18 @@ class Sample:
     boxes: Tensor | None = None
     """[N, 4] float32 xyxy, pixels of the transformed image."""
     box_labels: Tensor | None = None
-    """[N] int64, the class of each box; None in training, and where all are of `label`."""
+    """[N] int64, the class of each box; None in training, and if all boxes have the class `label`."""
     part_labels: Tensor | None = None
-    """[H, W] int64, the part at every pixel, -1 = none."""
+    """[H, W] int64, the part at each pixel, -1 = none."""
     frame: Tensor | None = None
-    """[4] float32 (x, y, width, height), pixels: what key points are measured in (`geometry.frame_of`)."""
+    """[4] float32 (x, y, width, height), pixels: box that normalises key points (`frame_of`)."""
     present: Tensor | None = None
     """[C] bool."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples side by side. A field is None where the data set has no such annotation."""
+    """Stacked samples. A field is None if the data set does not have this annotation."""
 
     image: Tensor
     """[B, 3, H, W] float32."""
@@ -143,18 +142,18 @@ class Batch:
     skipped: tuple[str, ...] = ()
     """Paths of the unreadable images left out of this training batch."""
     unlabelled: int = 0
-    """How many of the images, the last ones, have no label."""
+    """Number of images without a label; they are the last ones of the batch."""
 
     def __len__(self) -> int:
         return len(self.paths)
 
     @property
     def targets(self) -> Tensor:
-        """What a classifier is to say: `present` where images may show several classes, else `label`."""
+        """Targets of a classifier: `present` [B, C] bool for multi-label data sets, else `label` [B] int64."""
         return self.label if self.present is None else self.present
 
     def with_labels(self) -> "Batch":
-        """The images that have a label; ValueError where none has."""
+        """The labelled part of the batch. Raises ValueError if there is none."""
         count = len(self) - self.unlabelled
         if count < 1:
             raise ValueError("no image of this batch has a label")
@@ -166,14 +165,14 @@ class Batch:
         return replace(self, **kept, unlabelled=0)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch with every tensor on `device` (asynchronously from pinned memory)."""
+        """A copy of the batch with every tensor on `device` (asynchronous from pinned memory)."""
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
         return replace(self, **moved)
 
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory; a DataLoader with pin_memory=True calls this."""
+        """A copy of the batch in page-locked memory; called by a DataLoader with pin_memory=True."""
         pinned: dict[str, Any] = {
             name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)
         }

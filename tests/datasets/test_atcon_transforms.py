@@ -1,4 +1,4 @@
-"""The augmentations of ATCON: ranges of their draws, and annotations that follow."""
+"""The augmentations of ATCON: ranges of their draws, and transformed annotations."""
 
 from dataclasses import replace
 
@@ -8,13 +8,13 @@ import pytest
 from tests.datasets.test_transforms import run, scene
 
 
-def test_atcons_crop_of_voc() -> None:
-    """Crops of 8 to 100 % of the area at aspects from 3/4 to 4/3, mirrored half of the time, in changing colours."""
+def test_atcon_voc() -> None:
+    """Crops of 8 to 100 % of the area at aspects from 3/4 to 4/3, flipped half of the time, with colour jitter."""
     raw = scene(200, 200, x=100, y=100, radius=60)
     colour = replace(raw, image=(raw.image * np.array([1.0, 0.5, 0.25])).astype(np.uint8))
     corner = np.array([[60, 60, 1], [140, 60, 1], [60, 140, 1]], float)
     outs = [run(replace(colour, keypoints=corner), "atcon_voc", seed) for seed in range(120)]
-    shares, aspects, mirrored = [], [], []
+    areas, aspects, mirrored = [], [], []
     for out in outs:
         assert out.mask is not None and out.keypoints is not None and out.boxes is not None
         bright = out.image[0] > (out.image[0].min() + out.image[0].max()) / 2
@@ -23,14 +23,14 @@ def test_atcons_crop_of_voc() -> None:
         if out.keypoints[:, 2].all():
             a, b, c = out.keypoints[:, :2]
             width, height = (80 * 96 / float((one - a).norm()) for one in (b, c))
-            shares.append(width * height / 200**2)
+            areas.append(width * height / 200**2)
             aspects.append(width / height)
             mirrored.append(bool(b[0] < a[0]))
             edges = sorted((a[0].item(), b[0].item()))
             margin = 20 * 96 / width  # of the box, left and right of the key points
             left, right = max(0, edges[0] - margin), min(96, edges[1] + margin)
             assert (out.boxes[0][0].item(), out.boxes[0][2].item()) == pytest.approx((left, right), abs=1.5)
-    assert len(shares) > 20 and max(shares) < 1.03 and 0.7 < min(aspects) < 0.9 and 1.1 < max(aspects) < 1.4
+    assert len(areas) > 20 and max(areas) < 1.03 and 0.7 < min(aspects) < 0.9 and 1.1 < max(aspects) < 1.4
     assert 0.25 < np.mean(mirrored) < 0.75
     lightest = [float(out.image.max()) for out in outs]
     assert min(lightest) < 0.75 and np.std(lightest) > 0.05, "jittered"
@@ -38,8 +38,8 @@ def test_atcons_crop_of_voc() -> None:
     assert max(covered) > 0.7 > 0.28 > min(covered), "the disc covers 28 % of the image"
 
 
-def test_atcons_turns_of_svhn() -> None:
-    """Up to 10 degrees, both flips, each half of the time, and no other size."""
+def test_atcon_svhn() -> None:
+    """Up to 10 degrees, both flips, each half of the time, at the original scale."""
     raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
     turns, sideways, upside = [], [], []
     for seed in range(200):

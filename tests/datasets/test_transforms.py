@@ -1,4 +1,4 @@
-"""Mask, key points and boxes follow the pixels; the draws depend on the seed alone."""
+"""Mask, key points and boxes are transformed with the image; draws depend on the seed only."""
 
 import pickle
 import random
@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 from timm.data import create_transform
+from torchvision.transforms import v2
 
 from common.errors import UserError
 from datasets import DataConfig, RawSample, Sample, build_transform
-from datasets.transforms import RowOfPlanck
+from datasets.transforms import PublishedPlanckianJitter
 
 SIZE = (96, 96)
 CONFIG = DataConfig(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
@@ -94,8 +95,8 @@ def test_cub_original_ranges() -> None:
     assert 0.3 < len(forward) / len(turns) < 0.7
 
 
-def test_steps_draw_apart() -> None:
-    """A mirrored image is jittered as often as any other (one seed for all steps would tie the two)."""
+def test_steps_draw_independently() -> None:
+    """Flips and jitter are independent, which they would not be with one seed for all steps."""
     raw = replace(scene(radius=2), keypoints=np.array([[30, 48, 1], [66, 48, 1], [48, 30, 1]], float))
     jittered: dict[bool, list[bool]] = {True: [], False: []}
     for seed in range(300):
@@ -111,8 +112,8 @@ def test_steps_draw_apart() -> None:
         assert len(flags) > 50 and 0.65 < np.mean(flags) < 0.95
 
 
-def test_planckian_rows() -> None:
-    jitter = RowOfPlanck(mode="blackbody", p=1.0)
+def test_planckian_temperatures() -> None:
+    jitter = PublishedPlanckianJitter(mode="blackbody", p=1.0)
     jitter.set_random_seed(0)
     drawn = {jitter.get_params()["temperature"] for _ in range(1000)}
     assert drawn == set(range(3000, 15001, 500))
@@ -122,7 +123,7 @@ def test_planckian_rows() -> None:
 
 
 def test_cub_geometry_is_cub_original_without_its_colours() -> None:
-    """The coloured scene keeps its three values, and moves over the same ranges."""
+    """The coloured scene keeps its three colours and varies over the same ranges."""
     raw = scene()
     raw = replace(raw, image=(raw.image * np.array([1.0, 0.5, 0.25])).astype(np.uint8))
     outs = [run(raw, "cub_geometry", seed).image * 255 for seed in range(20)]
@@ -141,7 +142,7 @@ def test_foreground_crop_contains_the_object_whatever_its_place() -> None:
         out = run(raw, "foreground_crop", seed)
         assert out.mask is not None and int(out.mask.sum()) == 1
         starts.add(int(out.mask.nonzero()[0, 1]))
-    assert len(starts) > 30, "it stands anywhere in the crop"
+    assert len(starts) > 30, "it can be anywhere in the crop"
 
 
 def test_foreground_crop_shifts_colours_half_of_the_time_and_mirrors_half_of_the_time() -> None:
@@ -163,7 +164,7 @@ def test_foreground_crop_without_a_mask_is_one_line_and_without_an_object_any_cr
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
-def test_a_function_of_the_seed_alone(augmentation: str) -> None:
+def test_a_sample_depends_on_the_seed_only(augmentation: str) -> None:
     raw = scene(80, 110)
     first = run(raw, augmentation, seed=5)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
@@ -174,7 +175,7 @@ def test_a_function_of_the_seed_alone(augmentation: str) -> None:
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS)
-def test_global_streams_are_left_alone(augmentation: str) -> None:
+def test_global_random_states_are_unchanged(augmentation: str) -> None:
     transform = build_transform(replace(CONFIG, augmentation=augmentation), train=True)  # type: ignore[arg-type]
     states = random.getstate(), pickle.dumps(np.random.get_state()), torch.get_rng_state()
     transform(scene(), 3)
@@ -260,6 +261,26 @@ def test_the_evaluation_of_imagenet_is_timms(size: int, shape: tuple[int, int]) 
     config = DataConfig(image_size=size, evaluation="imagenet")
     ours = build_transform(config, train=False)(RawSample(image, 0, ""), 0)
     assert torch.allclose(ours.image, theirs(Image.fromarray(image)), atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [32, 75, 160])
+@pytest.mark.parametrize("shape", [(97, 120), (120, 97), (64, 65), (50, 50)])
+def test_the_evaluation_geometry_is_torchvisions_bit_by_bit(size: int, shape: tuple[int, int]) -> None:
+    """Images, masks and part labels; the centre crop meets odd and even margins."""
+    rng = np.random.default_rng(0)
+    image, labels = rng.integers(0, 256, (*shape, 3), np.uint8), rng.integers(-1, 5, shape).astype(np.int16)
+    ours = build_transform(replace(CONFIG, image_size=size), train=False)(
+        RawSample(image, 0, "", mask=labels > 1, part_labels=labels), 0
+    )
+
+    def theirs(values: np.ndarray, mode: v2.InterpolationMode) -> np.ndarray:
+        return np.asarray(v2.CenterCrop(size)(v2.Resize(size, mode)(Image.fromarray(values))))
+
+    pixels = theirs(image, v2.InterpolationMode.BILINEAR).transpose(2, 0, 1)
+    assert np.array_equal(ours.image.numpy(), pixels.astype(np.float32) / np.float32(255))
+    nearest = theirs(labels.astype(np.int32), v2.InterpolationMode.NEAREST)
+    assert ours.part_labels is not None and np.array_equal(ours.part_labels.numpy(), nearest)
+    assert ours.mask is not None and np.array_equal(ours.mask.numpy(), nearest > 1)
 
 
 def test_boxes_and_masks_follow_the_evaluation_of_imagenet() -> None:
