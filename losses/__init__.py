@@ -1,9 +1,8 @@
-"""What is minimised: part-shaping terms, the view of the equivariance term, classification losses.
+"""Loss terms: part terms, the random view of the equivariance term, classification losses.
 
-Everything here is meant to run in fp32: call it with `.float()` tensors inside
-`torch.autocast(device_type, enabled=False)`.
+Call them with fp32 tensors inside `torch.autocast(device_type, enabled=False)`.
 
-The equivariance TERM is `losses.parts.equivariance`; `losses.equivariance` is the module of its random view.
+The equivariance term itself is `losses.parts.equivariance`; `losses.equivariance` is the module of its random view.
 """
 
 from losses.classification import ClassificationLoss, Mixup

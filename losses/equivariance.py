@@ -1,11 +1,11 @@
-"""The random affine view of the equivariance term: draw it, warp images with it, bring part maps back.
+"""The random affine view of the equivariance term: draw it, warp images with it, and warp part maps back.
 
-Angles are degrees, clockwise; shifts are shares of the image's own width and height, right and down positive; the
-image is scaled and rotated about its centre, then shifted, which is torchvision's `affine` with the same parameters.
+Angles are in degrees, clockwise; shifts are fractions of the image width and height, right and down positive. The image
+is scaled and rotated about its centre, then shifted, like torchvision's `affine` with the same parameters.
 
 Two forms. Default: one view per image, one bilinear inverse, and a mask of the positions that stayed in view. Published
-(iFAM, PDiscoFormer): one view for the whole batch with whole-pixel shifts, undone by two nearest-neighbour resamplings,
-positions out of view count as zeros.
+(iFAM, PDiscoFormer): one view for the whole batch with whole-pixel shifts, undone by two nearest-neighbour resamplings;
+positions out of view are zeros.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from common.processes import own_rows
 from losses.config import EquivarianceConfig
 
 IN_VIEW = 1 - 1e-3
-"""A warped image of ones counts as in view from here on: 1, less the rounding of the interpolation weights."""
+"""A position is in view if a warped image of ones is above this there: 1 minus a margin for rounding."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,22 @@ class AffineView:
     angle: Tensor
     """Degrees, clockwise."""
     shift_x: Tensor
-    """Share of the width, right positive."""
+    """Fraction of the width, right positive."""
     shift_y: Tensor
-    """Share of the height, down positive."""
+    """Fraction of the height, down positive."""
     scale: Tensor
     size_hw: tuple[int, int]
-    """Size in pixels of the images the view is for. Rotation happens in these pixels, also for maps of patches."""
+    """Image size in pixels. Rotations are rotations of these pixels, also for maps on the patch grid."""
     padding: Literal["zeros", "reflection"] = "zeros"
     published: bool = False
-    """One map for all images, and the published way of undoing it."""
+    """One transform for all images, and the published inverse."""
 
     def __len__(self) -> int:
         return len(self.angle)
 
 
 def num_views(batch: int, config: EquivarianceConfig) -> int:
-    """How many images at the start of a batch get a second view."""
+    """Number of images at the start of a batch that get a second view."""
     return min(batch, config.images) if config.images > 0 else batch
 
 
@@ -61,12 +61,13 @@ def draw_view(
 ) -> AffineView:
     """Angle ~ U(-max_angle, max_angle), shifts ~ U(-max_shift, max_shift), scale ~ U(scale), one of each per image.
 
-    Drawn on the generator's device (without one: on `device`, CPU by default, from its global generator) and without a
-    device synchronisation. `config.published` draws once, on the CPU, in the published order; see `_draw_published`.
+    Drawn on the device of `generator`, or from the global generator of `device` (default: CPU), without synchronising
+    the device. With `config.published`, one draw on the CPU in the published order, see `_draw_published`.
     """
     if config.published:
         return _draw_published(batch, size_hw, config, generator)
     where = generator.device if generator is not None else device
+    # [4, B] in [0, 1); with several processes, each takes its images' columns of one common draw.
     unit = own_rows(lambda count: torch.rand(4, count, generator=generator, device=where), batch, dim=1)
     low, high = config.scale
     return AffineView(
@@ -82,7 +83,10 @@ def draw_view(
 def _draw_published(
     batch: int, size_hw: tuple[int, int], config: EquivarianceConfig, generator: torch.Generator | None
 ) -> AffineView:
-    """One CPU draw for the whole batch, in the order angle, x shift, y shift, scale; shifts are whole pixels."""
+    """One CPU draw for the whole batch, in the order angle, x shift, y shift, scale; whole-pixel shifts.
+
+    Raises UserError for a padding other than zeros, ValueError for a generator that is not on the CPU.
+    """
     if config.padding != "zeros":
         raise UserError("loss.equivariance.padding must be zeros with loss.equivariance.published")
     if generator is not None and generator.device.type != "cpu":
@@ -102,7 +106,7 @@ def _draw_published(
 
 
 def warp_images(images_BCHW: Tensor, view: AffineView) -> Tensor:
-    """The view of each image, bilinear, same size. Outside the image: zeros, or its reflection (`view.padding`)."""
+    """Warp each image, bilinear, same size. Outside the image: zeros or its reflection (`view.padding`)."""
     _check_batch(images_BCHW, view)
     if view.published:
         return _warp_published(images_BCHW, view)
@@ -110,13 +114,12 @@ def warp_images(images_BCHW: Tensor, view: AffineView) -> Tensor:
 
 
 def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | None]:
-    """Maps of the warped images, brought back to the patches of the original images.
+    """Warp maps of the warped images back to the patches of the original images. Differentiable.
 
     Returns `(maps_back [B, K+1, h, w], valid [B, h, w] bool)`: one bilinear inverse with zeros out of view, and the
-    positions that are fully in view, measured by sending an image of ones there and back on the patch grid with the
-    view's own padding (mirrored patches do show something, so fewer edge positions are lost than with zeros). With a
-    published view: two nearest-neighbour calls (shift back, then rotate and scale back), and None for `valid`. The maps
-    carry gradient.
+    positions that are fully in view, found by warping an image of ones there and back on the patch grid with the view's
+    own padding (reflected patches do have content, so fewer edge positions are lost than with zeros). With a published
+    view: two nearest-neighbour resamplings (shift back, then rotate and scale back), and None for `valid`.
     """
     _check_batch(maps_BKhw, view)
     if view.published:
@@ -129,15 +132,16 @@ def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | N
 
 
 def _warp_grid(like: Tensor, view: AffineView) -> Tensor:
-    """Where each pixel of the view comes from in the image: x = R^-1 (x' - shift) / scale."""
+    """Sampling grid [B, h, w, 2]: where each pixel x' of the view comes from, x = R^-1 (x' - shift) / scale."""
     x_Bhw, y_Bhw = _axes(like)
     angle, shift_x, shift_y, scale = _columns(view, like)
+    # Coordinates span [-1, 1], so a shift by a fraction s of the side is 2 s.
     x_Bhw, y_Bhw = _rotate(x_Bhw - 2 * shift_x, y_Bhw - 2 * shift_y, -angle, view.size_hw)
     return torch.stack((x_Bhw / scale, y_Bhw / scale), dim=-1)
 
 
 def _unwarp_grid(like: Tensor, view: AffineView) -> Tensor:
-    """Where each patch of the image went in the view: x' = scale R x + shift."""
+    """Sampling grid [B, h, w, 2]: where each patch x of the image is in the view, x' = scale R x + shift."""
     x_Bhw, y_Bhw = _axes(like)
     angle, shift_x, shift_y, scale = _columns(view, like)
     x_Bhw, y_Bhw = _rotate(x_Bhw, y_Bhw, angle, view.size_hw)
@@ -147,8 +151,8 @@ def _unwarp_grid(like: Tensor, view: AffineView) -> Tensor:
 def _axes(like: Tensor) -> tuple[Tensor, Tensor]:
     """x [1, 1, w] and y [1, h, 1] of the cell centres; -1 and 1 are the outer edges of the image.
 
-    The grid is built from elementwise operations because `affine_grid` multiplies matrices, which bf16 autocast or TF32
-    would round to a quarter of a pixel.
+    The grid is built with elementwise operations because the matrix product in `affine_grid` is off by up to a quarter
+    of a pixel under bf16 autocast or TF32.
     """
     height, width = like.shape[-2:]
     dtype = torch.promote_types(like.dtype, torch.float32)
@@ -158,14 +162,14 @@ def _axes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(view: AffineView, like: Tensor) -> list[Tensor]:
-    """Angle, shifts and scale as [B, 1, 1] beside the images; `non_blocking` keeps the device from being waited for."""
+    """Angle, shifts and scale as [B, 1, 1] on the device of `like`; `non_blocking` avoids a synchronisation."""
     columns = (view.angle, view.shift_x, view.shift_y, view.scale)
     dtype = torch.promote_types(like.dtype, torch.float32)
     return [c.to(like.device, dtype, non_blocking=True).view(-1, 1, 1) for c in columns]
 
 
 def _rotate(x_Bhw: Tensor, y_Bhw: Tensor, angle: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Clockwise in pixels, which for an oblong image is a rotation with a change of units in [-1, 1] coordinates."""
+    """Rotate clockwise in pixels; in [-1, 1] coordinates of a non-square image the axes have different units."""
     cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
     aspect = size_hw[0] / size_hw[1]
     return cos * x_Bhw - sin * aspect * y_Bhw, sin / aspect * x_Bhw + cos * y_Bhw
@@ -179,12 +183,13 @@ def _sample(images: Tensor, grid: Tensor, padding: Literal["zeros", "reflection"
 
 
 def _sample_deterministic(maps_BKhw: Tensor, grid_Bhw2: Tensor) -> Tensor:
-    """The same by indexing: the backward pass of `grid_sample` has no deterministic CUDA kernel; indexing has one."""
+    """`_sample` by indexing: the backward pass of `grid_sample` has no deterministic CUDA kernel; indexing has one."""
     height, width = maps_BKhw.shape[-2:]
     x, y = (grid_Bhw2[..., 0] + 1) * width / 2 - 0.5, (grid_Bhw2[..., 1] + 1) * height / 2 - 0.5
     flat_BKN = maps_BKhw.flatten(2).to(grid_Bhw2.dtype)
     image = torch.arange(len(maps_BKhw), device=maps_BKhw.device).view(-1, 1, 1)
     result = torch.zeros((), dtype=flat_BKN.dtype, device=flat_BKN.device)
+    # The four cells around each position, with bilinear weights; cells outside the map have weight 0.
     for column, row in product((x.floor(), x.floor() + 1), (y.floor(), y.floor() + 1)):
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         weight = (1 - (x - column).abs()) * (1 - (y - row).abs()) * inside
@@ -214,9 +219,10 @@ def _unwarp_published(maps: Tensor, view: AffineView) -> Tensor:
 def _torchvision_affine(
     images: Tensor, angle: float, shift: list[float], scale: float, interpolation: InterpolationMode
 ) -> Tensor:
-    # It multiplies matrices to get its coordinates; autocast would do that in bf16.
+    # Its coordinates come from a matrix product, which autocast would do in bf16.
     with torch.autocast(images.device.type, enabled=False):
-        return affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=interpolation)
+        warped: Tensor = affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=interpolation)
+    return warped
 
 
 def _check_batch(images: Tensor, view: AffineView) -> None:

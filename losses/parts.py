@@ -1,13 +1,13 @@
-"""The terms that shape part maps, each a pure function from tensors to one scalar.
+"""The loss terms on part maps, each a pure function from tensors to a scalar.
 
-Shapes: B images, K foreground parts, K+1 channels (the LAST one is background), h x w patches, D feature width.
-`maps_BKhw` holds K+1 channels that sum to 1 over dim 1 at every patch. Formulas are those of iFAM (arXiv
-2506.08915) and its ancestor PDiscoFormer; `border` is ours. `avg3` is the 3x3 mean, stride 1, no padding, so grids
-start at 3x3.
+Shapes: B images, K foreground parts, K+1 channels (the last one is background), h x w patches, D feature width.
+`maps_BKhw` has K+1 channels that sum to 1 over dim 1 at every patch. The formulas are those of iFAM (arXiv 2506.08915)
+and PDiscoFormer (arXiv 2407.04538); `border` is not from a paper. `avg3` is the 3x3 mean with stride 1 and no padding,
+so the smallest grid is 3x3. Wrong shapes raise ValueError.
 
 Call these with fp32 tensors inside `torch.autocast(device_type, enabled=False)`: nothing here casts, and sums over
-thousands of patches lose their meaning in half precision. Values are means over the images given; of several processes
-the average is the value of their batches together, and `presence` is that already.
+thousands of patches are inaccurate in half precision. Values are means over the given images; the average over
+processes is the value for their batches together, and `presence` already is that value.
 """
 
 from typing import Literal
@@ -28,16 +28,16 @@ LARGEST_NEGATIVE_LOG = 100.0
 
 
 def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
-    """Every foreground part should be found somewhere in the batch.
+    """Every foreground part should occur somewhere in the batch.
 
     With p_k = max over images and positions of avg3(A_k): `original` 1 - mean_k p_k (iFAM, PDiscoFormer);
     `soft_constraint` mean_k (1 - p_k)((1 - b) sg(p_k) + b), b = 0.1. With t_k = tanh(sum over images of
     max_u avg3(A_k)): `tanh` mean_k -log t_k; `soft_tanh` mean_k (1 - t_k).
 
-    The batch is that of all processes together.
+    The batch is the global batch of all processes. sg: stop-gradient.
     """
     peaks_BK = _avg3(_checked(maps_BKhw)[:, :-1]).amax(dim=(2, 3))
-    # One row from each process: all have one row, however many of their images could be read.
+    # Each process sends one row, as the number of readable images may differ between processes.
     if kind == "original":
         return 1 - all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0).mean()
     if kind == "soft_constraint":
@@ -51,7 +51,7 @@ def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
 
 
 def enforced_presence(maps_BKhw: Tensor, kind: EnforcedPresenceKind = "enforced_presence") -> Tensor:
-    """Background should be found in every image, towards its corners.
+    """Every image should have background, towards its corners.
 
     `enforced_presence` (iFAM): mean_b -log max_u [avg3(A_background)(b, u) * rho(u)], rho as in `corner_weight`.
     With the mean background mass m_b of an image: `log` mean_b -log m_b; `linear` mean_b (1 - m_b); `mse`
@@ -76,17 +76,18 @@ def corner_weight(size_hw: tuple[int, int] | torch.Size, like: Tensor) -> Tensor
     """rho [h, w] of iFAM's enforced presence: 1 in the corners, 0 in the centre.
 
     rho = (r^2 + c^2) / max with rows r and columns c scaled to [-1, 1]. An axis of length 1 has r = 0; a single cell
-    has rho = 1.
+    has rho = 1. `like` gives dtype and device.
     """
+    # The maximum of r^2 + c^2 is 2, or 1 if one axis has length 1.
     row_h, column_w = (_symmetric_axis(n, like).square() for n in size_hw)
     rho_hw = row_h[:, None] + column_w[None, :]
     return rho_hw / 2 if min(size_hw) > 1 else rho_hw + float(max(size_hw) == 1)
 
 
 def total_variation(maps_BKhw: Tensor) -> Tensor:
-    """Sum over ALL K+1 channels of absolute vertical and horizontal neighbour differences, per patch: sum / (B h w).
+    """Sum over all K+1 channels of absolute vertical and horizontal neighbour differences, per patch: sum / (B h w).
 
-    As published (iFAM, PDiscoFormer) it is not divided by K+1, so its scale grows with the number of parts.
+    As published (iFAM, PDiscoFormer), it is not divided by K+1, so its scale grows with the number of parts.
     """
     batch, _, height, width = _checked(maps_BKhw).shape
     vertical = maps_BKhw.diff(dim=2).abs().sum()
@@ -97,19 +98,19 @@ def total_variation(maps_BKhw: Tensor) -> Tensor:
 def pixel_entropy(maps_BKhw: Tensor) -> Tensor:
     """Each patch should belong to one channel: mean over images and patches of -sum_k A_k log A_k (iFAM, PDiscoFormer).
 
-    0 log 0 counts as 0, and its gradient is the large finite number -log(tiny) instead of infinity.
+    0 log 0 is 0, and its gradient is the finite -log(tiny) instead of infinity.
     """
     safe = _checked(maps_BKhw).clamp_min(torch.finfo(maps_BKhw.dtype).tiny)
     return -(maps_BKhw * safe.log()).sum(dim=1).mean()
 
 
 def orthogonality(part_features_BDK1: Tensor, kind: OrthogonalityKind = "parts") -> Tensor:
-    """Part vectors (modulated, background included) should point in different directions.
+    """Part vectors (modulated, background included) [B, D, K+1] should be orthogonal.
 
-    `parts` (PDiscoFormer; what the name says): G = Gram matrix of the K+1 unit part vectors, mean over B and the
-    (K+1)^2 entries of (G - I)^2. `channels` (what the released iFAM trainer computes): the same between the D channels,
-    each a unit vector over the K+1 parts, mean over B and D^2 entries. It is at least 1/(K+1) - 1/D and hardly reacts
-    to how similar the parts are.
+    `parts` (PDiscoFormer): G = Gram matrix of the K+1 unit part vectors; mean over B and the (K+1)^2 entries of
+    (G - I)^2. `channels` (computed by the released iFAM trainer): the same between the D channels, each a unit vector
+    over the K+1 parts; mean over B and D^2 entries. It is at least 1/(K+1) - 1/D and depends little on how similar the
+    parts are.
     """
     if part_features_BDK1.ndim != 3:
         raise ValueError(f"expected part features [B, D, K+1], got {tuple(part_features_BDK1.shape)}")
@@ -125,8 +126,8 @@ def orthogonality(part_features_BDK1: Tensor, kind: OrthogonalityKind = "parts")
 def _channel_orthogonality(part_features_BDK1: Tensor) -> Tensor:
     """mean (U U^T - I_D)^2 for the unit rows of U [D, K+1], without the D x D matrix.
 
-    |U U^T - I|^2 = |U^T U|^2 - 2 tr(U^T U) + D, and U^T U is only (K+1) x (K+1). Nothing cancels: the first term is at
-    least D^2 / (K+1).
+    |U U^T - I|^2 = |U^T U|^2 - 2 tr(U^T U) + D, where U^T U is (K+1) x (K+1). There is no cancellation: the first term
+    is at least D^2 / (K+1).
     """
     channels = part_features_BDK1.shape[1]
     unit = F.normalize(part_features_BDK1, dim=2)
@@ -136,11 +137,11 @@ def _channel_orthogonality(part_features_BDK1: Tensor) -> Tensor:
 
 
 def concentration(maps_BKhw: Tensor) -> Tensor:
-    """Each foreground part should sit around its own centroid (iFAM, PDiscoFormer).
+    """Each foreground part should be concentrated around its centroid (iFAM, PDiscoFormer).
 
     Mean over images, parts and patches u = (i, j) of A_k(u) [((c_i - i) / h)^2 + ((c_j - j) / w)^2] with the centroid
-    c_i = sum_u i A_k(u) / sg(sum_u A_k(u)). A part without mass has no centroid (0/0): it contributes 0, with finite
-    gradient. The released code divides rows by w and columns by h, which is the same on the square grids it runs on.
+    c_i = sum_u i A_k(u) / sg(sum_u A_k(u)). A part without mass has no centroid (0/0) and contributes 0, with a
+    finite gradient. The released code divides rows by w and columns by h, which is the same on square grids.
     """
     parts = _checked(maps_BKhw)[:, :-1]
     height, width = parts.shape[-2:]
@@ -157,10 +158,9 @@ def concentration(maps_BKhw: Tensor) -> Tensor:
 def equivariance(maps_BKhw: Tensor, maps_back_BKhw: Tensor, valid_Bhw: Tensor | None = None) -> Tensor:
     """Parts should follow the image: 1 - mean over images and foreground parts of cos(A_k, the view's A_k warped back).
 
-    Vectors run over the h w positions, eps 1e-8. Without `valid_Bhw` this is the published form (iFAM, PDiscoFormer),
-    where positions that left the view count as zeros in the second map: a floor that never vanishes. With it
-    ([B, h, w], bool or 0/1) those positions are left out of both vectors, and images without any position in view are
-    left out of the mean.
+    Vectors have h w entries, eps 1e-8. Without `valid_Bhw` this is the published form (iFAM, PDiscoFormer): positions
+    that left the view are zeros in the second map, so the term cannot reach 0. With `valid_Bhw` ([B, h, w], bool or
+    0/1) these positions are left out of both vectors, and images with no position in view are left out of the mean.
     """
     if maps_BKhw.shape != maps_back_BKhw.shape:
         raise ValueError(f"maps {tuple(maps_BKhw.shape)} and maps_back {tuple(maps_back_BKhw.shape)} differ in shape")
@@ -170,16 +170,16 @@ def equivariance(maps_BKhw: Tensor, maps_back_BKhw: Tensor, valid_Bhw: Tensor | 
     valid = valid_Bhw.to(first.dtype)
     seen_B = valid.amax(dim=(1, 2))
     distance_B = 1 - _cosine(first * valid[:, None], second * valid[:, None]).mean(dim=1)
-    count = all_rows(seen_B.sum().reshape(1)).mean()  # of a process, so that the average over processes is exact
+    count = all_rows(seen_B.sum().reshape(1)).mean()  # mean per process, so that the average over processes is exact
     return (distance_B * seen_B).sum() / count.clamp_min(1e-6)
 
 
 def border(logits_BKhw: Tensor, ring_weight: float) -> Tensor:
-    """What is seen at the image border is background, what is seen only inside is foreground (ours, not the paper's).
+    """Content at the image border is background, content only inside is foreground (not from a paper).
 
     Mean over patches (not over weights) of weighted binary cross-entropy on z = logsumexp(foreground logits) -
     background logit. Outermost ring of patches: target background, weight `ring_weight`; all others: target foreground,
-    weight 1. `logits_BKhw` [B, K+1, h, w] are the part LOGITS before the softmax. Needs no labels or masks, but
+    weight 1. `logits_BKhw` [B, K+1, h, w] are the part logits, before the softmax. Needs no labels or masks, but
     assumes that objects rarely touch the border.
     """
     _checked(logits_BKhw)
@@ -190,7 +190,7 @@ def border(logits_BKhw: Tensor, ring_weight: float) -> Tensor:
 
 
 def _checked(maps_BKhw: Tensor) -> Tensor:
-    """The maps themselves, or a ValueError that says what is wrong with their shape."""
+    """Return the maps unchanged; raise ValueError if their shape is wrong."""
     if maps_BKhw.ndim != 4 or maps_BKhw.shape[1] < 2:
         raise ValueError(f"expected maps [B, K+1, h, w] with K >= 1, got {tuple(maps_BKhw.shape)}")
     height, width = maps_BKhw.shape[-2:]
@@ -209,10 +209,10 @@ def _symmetric_axis(length: int, like: Tensor) -> Tensor:
 
 
 def _negative_log(x: Tensor) -> Tensor:
-    """-log x, and exactly 100 without gradient where x is 0 (or too small for 1/x to be a float).
+    """-log x, and 100 without gradient where x is 0 (or too small for 1/x to be finite).
 
-    The value of BCE against 1, which clips at 100. BCE itself refuses autocast, and aborts CUDA when rounding lifts a
-    mean over 1.
+    Equals F.binary_cross_entropy with target 1, which clips at 100 but refuses to run under autocast and fails a CUDA
+    assertion when rounding lifts a mean above 1.
     """
     usable = x > torch.finfo(x.dtype).tiny
     safe = torch.where(usable, x, torch.ones_like(x))

@@ -58,7 +58,7 @@ def test_properties(similarity: Similarity) -> None:
     torch.testing.assert_close(
         loss, torch.cat([consistency(a[None], b[None], similarity) for a, b in zip(u, v, strict=True)])
     )
-    torch.testing.assert_close(loss, consistency(3 * u + 2, 0.5 * v - 1, similarity))  # shift and scale say nothing
+    torch.testing.assert_close(loss, consistency(3 * u + 2, 0.5 * v - 1, similarity))  # invariant to shift and scale
     assert (consistency(u, u, similarity) < loss).all()
     assert torch.autograd.gradcheck(
         lambda a, b: consistency(a, b, similarity), (u.requires_grad_(), v.requires_grad_())

@@ -1,4 +1,4 @@
-"""The random view: same as torchvision's affine, undone to the right place, and honest about what left the frame."""
+"""The random view: equal to torchvision's affine, inverted to the right place, with a correct validity mask."""
 
 import math
 from dataclasses import replace
@@ -99,7 +99,7 @@ def test_shift_by_whole_patches():
 
 @pytest.mark.parametrize("padding", ["zeros", "reflection"])
 @pytest.mark.parametrize("size_hw", SIZES)
-def test_back_where_it_came_from(size_hw, padding):
+def test_warping_there_and_back(size_hw, padding):
     config = replace(DEFAULT, padding=padding)
     images = smooth(size_hw, batch=6)
     view = draw_view(6, size_hw, config, seeded(2))
@@ -108,7 +108,7 @@ def test_back_where_it_came_from(size_hw, padding):
     assert 0.3 < valid.float().mean() < 1
     # At the very edge a mirrored neighbour takes part in the interpolation.
     assert error[valid].max() < (0.03 if padding == "zeros" else 0.06)
-    assert error[~valid].max() > 0.3  # the mask is there for a reason
+    assert error[~valid].max() > 0.3  # outside the mask the error is large
 
 
 def test_maps_are_brought_back_on_the_patch_grid():
@@ -276,7 +276,7 @@ def test_number_of_views():
     assert num_views(2, replace(DEFAULT, images=3)) == 2
 
 
-def test_wrong_use_is_named():
+def test_wrong_arguments():
     with pytest.raises(ValueError, match="view of 2 images"):
         warp_images(torch.rand(3, 3, 8, 8), view_of(batch=2))
     with pytest.raises(ValueError, match="view of 2 images"):

@@ -106,7 +106,7 @@ def test_terms_reach_their_best_value():
     close(parts.total_variation(torch.full((1, 3, 4, 4), 1 / 3)), 0.0)
 
 
-def test_presence_looks_at_the_whole_batch():
+def test_presence_is_over_the_whole_batch():
     """One image that shows the part is enough."""
     maps = random_maps(3)
     peaks = torch.tensor([[peak(maps[b, k]) for k in range(3)] for b in range(3)], dtype=torch.float64)
@@ -172,7 +172,7 @@ def test_empty_part_does_not_disturb_the_others():
 
 
 @pytest.mark.parametrize("name", MAP_TERMS)
-def test_shapes_that_mean_nothing(name):
+def test_wrong_shapes(name):
     for shape in ((2, 3, 2, 5), (2, 3, 5, 2)):
         with pytest.raises(ValueError, match="3x3"):
             MAP_TERMS[name](torch.rand(shape))
@@ -180,7 +180,7 @@ def test_shapes_that_mean_nothing(name):
         MAP_TERMS[name](torch.rand(2, 1, 5, 5))
 
 
-def test_arguments_that_mean_nothing():
+def test_wrong_arguments():
     maps = random_maps()
     with pytest.raises(ValueError, match="differ in shape"):
         parts.equivariance(maps, maps[:1])

@@ -1,4 +1,4 @@
-"""The part terms written out in Python loops from their formulas, and maps to try them on."""
+"""The part terms as plain Python loops over their formulas, and random maps to test them on."""
 
 import itertools
 import math
@@ -114,8 +114,8 @@ def border(logits: Tensor, ring_weight: float) -> float:
     for b, i, j in itertools.product(range(batch), range(height), range(width)):
         z = math.log(sum(math.exp(x) for x in logits[b, :-1, i, j].tolist())) - logits[b, -1, i, j].item()
         on_ring = i in (0, height - 1) or j in (0, width - 1)
-        share = 1 / (1 + math.exp(-z))
-        values.append(-ring_weight * math.log(1 - share) if on_ring else -math.log(share))
+        probability = 1 / (1 + math.exp(-z))
+        values.append(-ring_weight * math.log(1 - probability) if on_ring else -math.log(probability))
     return mean(values)
 
 
