@@ -1,6 +1,6 @@
 """Records, samples and batches, and what the labels of a data set mean."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -166,17 +166,17 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """A copy of the batch with every tensor on `device` (asynchronous from pinned memory)."""
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """A copy of the batch in page-locked memory; called by a DataLoader with pin_memory=True."""
-        pinned: dict[str, Any] = {
-            name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        changed: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **pinned)
+        return replace(self, **changed)
 
 
 def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
