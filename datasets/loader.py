@@ -125,7 +125,7 @@ def lost_worker(error: Exception) -> UserError | None:
     who = f" (pid {found[1]})" if found else ""
     cause = f", killed by {signal_name[1]}" if signal_name else ""
     return UserError(
-        f"a data loading process{who} died{cause}, perhaps out of memory: lower data.workers or data.batch_size; "
+        f"a loading process{who} died{cause}, perhaps out of memory: lower data.workers or data.batch_size; "
         "saved checkpoints are intact, continue with --resume=true"
     )
 

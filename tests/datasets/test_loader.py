@@ -212,8 +212,8 @@ def test_pinning_keeps_everything_but_tensors() -> None:
             r"process \(pid 71\) died, killed by Killed,",
         ),
         (RuntimeError("DataLoader worker (pid(s) 71, 72) exited unexpectedly"), r"process \(pid 71, 72\) died,"),
-        (ConnectionResetError(104, "Connection reset by peer"), "a data loading process died,"),
-        (EOFError(), "a data loading process died,"),
+        (ConnectionResetError(104, "Connection reset by peer"), "a loading process died,"),
+        (EOFError(), "a loading process died,"),
     ],
 )
 def test_the_death_of_a_worker_is_one_line(error: Exception, told: str) -> None:

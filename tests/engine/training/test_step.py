@@ -96,7 +96,7 @@ def test_killed_loader_worker(tmp_path: Path) -> None:
     code = f"from tests.engine.training.test_step import *; train_with_a_deadly_image({str(tmp_path)!r})"
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
-    assert re.fullmatch(r"a data loading process.* died.*data\.workers.*\n", done.stdout), done.stdout + done.stderr
+    assert re.fullmatch(r"a loading process.* died.*data\.workers.*\n", done.stdout), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("clip", [0.0, 2.0])
