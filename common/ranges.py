@@ -43,24 +43,6 @@ else:
     _register(HalfOpenUnitInterval, float, "a number from 0 to below 1")
     _register(LeftOpenUnitInterval, float, "a number above 0 and at most 1")
 
-    def _register(kind: type, base: type, wanted: str) -> None:
-        """Check values against `kind`, but parse them to plain numbers: YAML writers refuse subclasses of them."""
-
-        def parse(value: object) -> float:
-            try:
-                return base(kind(value))
-            except (ValueError, TypeError):
-                raise ValueError(f"must be {wanted}, got {value}") from None
-
-        register_type(kind, serializer=base, deserializer=parse)
-
-    _register(PositiveInt, int, "an integer above 0")
-    _register(NonNegativeInt, int, "an integer of at least 0")
-    _register(PositiveFloat, float, "a number above 0")
-    _register(NonNegativeFloat, float, "a number of at least 0")
-    _register(ClosedUnitInterval, float, "a number from 0 to 1")
-    _register(HalfOpenUnitInterval, float, "a number from 0 to below 1")
-
 __all__ = [
     "ClosedUnitInterval",
     "HalfOpenUnitInterval",
