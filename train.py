@@ -62,7 +62,8 @@ def train(config: RunConfig) -> MetricsRow:
     model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=fresh)
     if config.model.init_from and not resumes:
         warm_start(model, config.model.init_from)
-    check_masks(model, splits.values())
+    mixing = config.loss.classification
+    check_masks(model, splits.values(), mixes_images=bool(mixing.mixup or mixing.cutmix))
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
     objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
     if config.loss.consistency.weight:

@@ -50,11 +50,17 @@ def given_mask(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"mask": batch.mask}
 
 
-def check_masks(model: nn.Module, splits: Iterable[Split]) -> None:
-    """Raise UserError if the model needs masks and the first image of a split has none."""
-    if needs_mask(model):
-        for split in splits:
-            given_mask(model, collate([split[0]]))
+def check_masks(model: nn.Module, splits: Iterable[Split], mixes_images: bool = False) -> None:
+    """Raise UserError if the model needs masks, and the first image of a split has none or training mixes images."""
+    if not needs_mask(model):
+        return
+    if mixes_images:
+        raise UserError(
+            f"loss.classification: mixed images have no mask, which model.name={model.model_config.name} needs; "
+            "set mixup and cutmix to 0"
+        )
+    for split in splits:
+        given_mask(model, collate([split[0]]))
 
 
 def prediction_of(output: ModelOutput) -> Prediction:

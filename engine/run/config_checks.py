@@ -18,9 +18,6 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
         # As a type it would be a union, whose message does not name the range.
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
         "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
-        f"loss.classification: mixed images have no mask, which model.name={config.model.name} needs; set mixup and "
-        "cutmix to 0": not (config.loss.classification.mixup or config.loss.classification.cutmix)
-        or config.model.name not in ("decoupled", "late_masking"),
     }
 
 
