@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jsonargparse.typing import restricted_number_type
 from torch import Tensor
 
 from benchmarks.harness import SEED
@@ -12,7 +11,6 @@ from models.outputs import StageOneOutput
 from models.two_stage import TwoStageModel, with_mask
 
 NUM_CLASSES = 200  # CUB
-KeepRatio = restricted_number_type("KeepRatio", float, [(">", 0), ("<=", 1)])
 
 
 class FixedMaskModel(TwoStageModel):

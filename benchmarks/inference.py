@@ -24,10 +24,10 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, KeepRatio, random_mask
+from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, random_mask
 from benchmarks.harness import SEED, Case, Section, log, measure, parser, report, start
 from common.errors import UserError, exit_on_user_error
-from common.ranges import ClosedUnitInterval, PositiveInt
+from common.ranges import ClosedUnitInterval, LeftOpenUnitInterval, PositiveInt
 from datasets import eval_loader
 from datasets.types import SPLITS, Batch
 from engine.evaluation.loading import load_run_model, read_split
@@ -62,7 +62,9 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     flags.add_argument(
         "--paths", nargs="+", choices=get_args(masked_vit.Path), default=["dense", "auto"], help="through stage 2"
     )
-    flags.add_argument("--keep", type=KeepRatio, default=0.3, help="fraction of patches kept by NAME/BACKBONE")
+    flags.add_argument(
+        "--keep", type=LeftOpenUnitInterval, default=0.3, help="fraction of patches kept by NAME/BACKBONE"
+    )
     flags.add_argument("--spread", type=ClosedUnitInterval, default=0.5, help="0.5: from 0.5 to 1.5 x keep")
     options, overrides = flags.parse_known_args(args)
     if unknown := [word for word in overrides if not word.startswith("--") or "." not in word.partition("=")[0]]:

@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
-from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, KeepRatio, random_mask
+from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, random_mask
 from benchmarks.harness import MIB, SEED, Case, Section, measure, parser, report, require_equal, start
 from benchmarks.published_step import VARIANTS, Variant
 from common.errors import exit_on_user_error
-from common.ranges import ClosedUnitInterval, PositiveInt
+from common.ranges import ClosedUnitInterval, LeftOpenUnitInterval, PositiveInt
 from datasets.types import Batch
 from engine.run.config import OptimConfig
 from engine.run.machine import PRECISIONS
@@ -52,11 +52,13 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, rounds=3, precisions=list(TOLERANCE))
     flags.add_argument("--backbone", default="vit_small_patch14_dinov2", help="any timm ViT, with random weights")
     flags.add_argument("--batch", type=PositiveInt, default=16)
-    flags.add_argument("--keep", type=KeepRatio, nargs="+", default=[0.3], help="fractions of patches stage 2 sees")
+    flags.add_argument(
+        "--keep", type=LeftOpenUnitInterval, nargs="+", default=[0.3], help="fractions of patches stage 2 sees"
+    )
     flags.add_argument(
         "--spread", type=ClosedUnitInterval, default=0.0, help="0.5: from 0.5 to 1.5 x keep within a batch"
     )
-    flags.add_argument("--stage-2-keep", type=KeepRatio, default=0.25, help="fraction for stage 2 alone")
+    flags.add_argument("--stage-2-keep", type=LeftOpenUnitInterval, default=0.25, help="fraction for stage 2 alone")
     flags.add_argument("--variants", nargs="+", choices=OURS, default=OURS, help="in addition to published")
     flags.add_argument("--compile", action="store_true", help="torch.compile both stages")
     return flags.parse_args(args)
