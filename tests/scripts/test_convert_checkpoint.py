@@ -125,7 +125,7 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, capsys: pytest.
     torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "other.pt")
     assert "no such checkpoint file" in fails([tmp_path / "absent.pt", "--to", run], capsys)
     assert "other.pt: no fc_landmarks.weight in it" in fails([tmp_path / "other.pt", "--to", run], capsys)
-    assert "--backbone: timm's name" in fails([file, "--to", run], capsys)
+    assert "--backbone: give timm's name" in fails([file, "--to", run], capsys)
     nowhere = fails([file, "--to", run, "--backbone", "vit_nowhere"], capsys)
     assert "timm has no model 'vit_nowhere'" in nowhere
     assert "--image-size: give one side" in fails([file, "--to", run, "--image-size", "1", "2", "3"], capsys)

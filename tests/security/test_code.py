@@ -186,13 +186,13 @@ def test_a_config_imports_nothing(text: str, tmp_path: Path, monkeypatch: pytest
 )
 def test_a_tensor_that_is_no_weight(tensor: torch.Tensor, tmp_path: Path) -> None:
     torch.save({"a": tensor}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="w.pth: ('a' is no dense tensor|refused|not a readable)"):
+    with pytest.raises(UserError, match="w.pth: ('a' is not a dense tensor|refused|not a readable)"):
         read_state(tmp_path / "w.pth")
 
 
 def test_names_that_are_no_names(tmp_path: Path) -> None:
     torch.save({1: torch.zeros(2)}, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="w.pth: 1 is no dense tensor"):
+    with pytest.raises(UserError, match="w.pth: 1 is not a dense tensor"):
         read_state(tmp_path / "w.pth")
 
 
