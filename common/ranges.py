@@ -11,21 +11,11 @@ if TYPE_CHECKING:  # to a type checker they are plain numbers: ranges are checke
     HalfOpenUnitInterval: TypeAlias = float
     LeftOpenUnitInterval: TypeAlias = float
 else:
-    from jsonargparse.typing import (
-        ClosedUnitInterval,
-        NonNegativeFloat,
-        NonNegativeInt,
-        PositiveFloat,
-        PositiveInt,
-        register_type,
-        restricted_number_type,
-    )
+    from jsonargparse.typing import register_type, restricted_number_type
 
-    HalfOpenUnitInterval = restricted_number_type("HalfOpenUnitInterval", float, [(">=", 0), ("<", 1)])
-    LeftOpenUnitInterval = restricted_number_type("LeftOpenUnitInterval", float, [(">", 0), ("<=", 1)])
-
-    def _register(kind: type, base: type, wanted: str) -> None:
-        """Check values against `kind`, but parse them to plain numbers: YAML writers refuse subclasses of them."""
+    def _restricted(name: str, base: type, wanted: str, *limits: tuple[str, int]) -> type:
+        """A type whose values are checked but parsed to plain numbers: YAML writers refuse subclasses of them."""
+        kind = restricted_number_type(name, base, list(limits))
 
         def parse(value: object) -> float:
             try:
@@ -34,21 +24,14 @@ else:
                 raise ValueError(f"must be {wanted}, got {value}") from None
 
         register_type(kind, serializer=base, deserializer=parse)
+        return kind
 
-    _register(PositiveInt, int, "an integer above 0")
-    _register(NonNegativeInt, int, "an integer of at least 0")
-    _register(PositiveFloat, float, "a number above 0")
-    _register(NonNegativeFloat, float, "a number of at least 0")
-    _register(ClosedUnitInterval, float, "a number from 0 to 1")
-    _register(HalfOpenUnitInterval, float, "a number from 0 to below 1")
-    _register(LeftOpenUnitInterval, float, "a number above 0 and at most 1")
-
-__all__ = [
-    "ClosedUnitInterval",
-    "HalfOpenUnitInterval",
-    "LeftOpenUnitInterval",
-    "NonNegativeFloat",
-    "NonNegativeInt",
-    "PositiveFloat",
-    "PositiveInt",
-]
+    PositiveInt = _restricted("PositiveInt", int, "an integer above 0", (">", 0))
+    NonNegativeInt = _restricted("NonNegativeInt", int, "an integer of at least 0", (">=", 0))
+    PositiveFloat = _restricted("PositiveFloat", float, "a number above 0", (">", 0))
+    NonNegativeFloat = _restricted("NonNegativeFloat", float, "a number of at least 0", (">=", 0))
+    ClosedUnitInterval = _restricted("ClosedUnitInterval", float, "a number from 0 to 1", (">=", 0), ("<=", 1))
+    HalfOpenUnitInterval = _restricted("HalfOpenUnitInterval", float, "a number from 0 to below 1", (">=", 0), ("<", 1))
+    LeftOpenUnitInterval = _restricted(
+        "LeftOpenUnitInterval", float, "a number above 0 and at most 1", (">", 0), ("<=", 1)
+    )
