@@ -31,7 +31,7 @@ from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
 from engine.run.stopping import RunStopped
-from engine.run.tracking import MetricsRow, NullTracker, Tracker
+from engine.run.tracking import MetricsRow, Tracker
 from engine.training.best_metric import check_best_metric
 from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective
@@ -78,7 +78,7 @@ def train(config: RunConfig) -> MetricsRow:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
     out = open_run(config, model) if first else Path(config.out)
-    tracker = Tracker(out, config, trainer.progress.wandb_id) if first else NullTracker()
+    tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)
     visualizer = PredictionVisualizer(splits["val"], config.data.mean, config.data.std)
 

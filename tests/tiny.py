@@ -16,7 +16,7 @@ from engine.run.checkpointing import Checkpoint, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, LAST, open_run
-from engine.run.tracking import MetricsRow, NullTracker, Tracker
+from engine.run.tracking import MetricsRow, Tracker
 from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
@@ -97,12 +97,11 @@ class Session:
 
     def __post_init__(self) -> None:
         self.trainer = tiny_trainer(self.config, splits=self.splits)
-        first, out = processes().is_main, Path(self.config.out)
-        if first:
+        if processes().is_main:
             open_run(self.config, self.trainer.model)
         if self.config.resume:
             self.trainer.load()
-        self.tracker = Tracker(out, self.config) if first else NullTracker()
+        self.tracker = Tracker(Path(self.config.out), self.config)
         self.tracker.truncate(self.trainer.position)
         objective = self.trainer.objective
 

@@ -4,7 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from common.errors import UserError
+from common.processes import processes
 from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
 from engine.run.folder import METRICS_FILE
@@ -34,13 +35,16 @@ _COLUMNS = (
 
 
 class Tracker:
-    """Writes one row of metrics per validation or epoch to every destination."""
+    """Writes one row of metrics per validation or epoch to every destination.
+
+    Only in the job's main process; in the others it writes and prints nothing.
+    """
 
     def __init__(self, out: Path, config: RunConfig, run_id: str | None = None) -> None:
         """`run_id` continues a Weights & Biases run."""
-        self.path = out / METRICS_FILE
-        self.console = Console(highlight=False, markup=False)  # paths may contain [brackets]
-        self.wandb = _start_wandb(out, config, run_id)
+        self.path, self.active = out / METRICS_FILE, processes().is_main
+        self.console = Console(highlight=False, markup=False, quiet=not self.active)  # paths may contain [brackets]
+        self.wandb = _start_wandb(out, config, run_id) if self.active else None
         self._header_shown = False
 
     @property
@@ -54,12 +58,16 @@ class Tracker:
 
     def truncate(self, last: float) -> None:
         """Drop rows after epoch `last`: a resumed run writes them again."""
+        if not self.active:
+            return
         rows = [row for row in self.rows() if row["epoch"] <= last]
         with _disk_errors(self.path), replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def log(self, row: MetricsRow) -> None:
         """Write one row, of an epoch or of a validation within one (its "epoch" is then fractional)."""
+        if not self.active:
+            return
         with _disk_errors(self.path):
             _append_line(self.path, json.dumps(row))
         self._print(row)
@@ -90,35 +98,11 @@ class Tracker:
     def _print(self, row: MetricsRow) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
         if not self._header_shown:
-            self.console.print(
-                "epoch  " + "  ".join(_fit(title, form) for title, _, form in shown), style="bold", soft_wrap=True
-            )
+            titles = "  ".join(title.rjust(int(form.split(".")[0])) for title, _, form in shown)
+            self.console.print(f"epoch  {titles}", style="bold", soft_wrap=True)
             self._header_shown = True
         results = "  ".join(format(value, form) for _, value, form in shown)
         self.console.print(f"{row['epoch']:5.4g}  {results}", soft_wrap=True)
-
-
-class NullTracker(Tracker):
-    """The tracker of all processes but the first: it writes and prints nothing."""
-
-    def __init__(self) -> None:
-        self.wandb = None
-
-    def truncate(self, last: float) -> None:
-        """Do nothing."""
-
-    def log(self, row: MetricsRow) -> None:
-        """Do nothing."""
-
-    def image(self, name: str, path: Path, epoch: int) -> None:
-        """Do nothing."""
-
-    def message(self, text: str) -> None:
-        """Do nothing."""
-
-    def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
-        """Return a context whose function does nothing."""
-        return nullcontext(lambda count: None)
 
 
 @contextmanager
@@ -126,7 +110,8 @@ def progress_bar(console: Console, description: str, total: int, start: int = 0)
     """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal,
+        TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
+        disable=console.quiet or not console.is_terminal,
     )  # fmt: skip
     with progress:
         task = progress.add_task(description, total=total, completed=start, rate="")
@@ -178,20 +163,12 @@ def _disk_errors(path: Path) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.strerror or error}; its earlier content is unchanged") from None
 
 
-def _fit(title: str, form: str) -> str:
-    return title.rjust(int(form.split(".")[0]))
-
-
 def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
     if config.wandb.mode == "off":
         return None
     try:
         import wandb
     except ImportError:
-        raise UserError(
-            "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
-        ) from None
-    return wandb.init(
-        project=config.wandb.project, entity=config.wandb.entity, name=config.wandb.name, group=config.wandb.group,
-        mode=config.wandb.mode, dir=str(out), config=asdict(config), id=run_id, resume="allow",
-    )  # fmt: skip
+        problem = "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
+        raise UserError(problem) from None
+    return wandb.init(**asdict(config.wandb), dir=str(out), config=asdict(config), id=run_id, resume="allow")
