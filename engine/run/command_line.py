@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,9 +15,16 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, s
 from common.errors import UserError
 from common.plain_yaml import check_yaml
 from datasets.registry import with_prescribed
-from engine.run.config import RunConfig, dump_config
+from engine.run.config import RunConfig, dump_config, flat
 from engine.run.config_checks import problems
 from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names
+
+PROBLEMS: dict[type[Exception], str] = {
+    UnicodeDecodeError: "a config file is not UTF-8 text",
+    OverflowError: "a number is too large",
+    ImportError: "a value names a Python module; modules are never imported",
+}
+"""What the parser's other exceptions mean."""
 
 
 def config_parser(**kwargs: Any) -> ArgumentParser:
@@ -39,15 +46,12 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
         given = [_spelled_out(argument) for argument in _with_converted_configs(arguments)]
         return resolve(_instantiate(parser, parser.parse_args(given)))
     except ArgumentError as error:
-        raise UserError(_one_line(error) + _file_to_blame(error, arguments)) from None
-    except UnicodeDecodeError:
-        raise UserError(f"a config file is not UTF-8 text{_config_files(arguments)}") from None
-    except OverflowError:
-        raise UserError(f"a number is too large{_config_files(arguments)}") from None
-    except ImportError:
-        raise UserError(
-            f"a value names a Python module; modules are never imported{_config_files(arguments)}"
-        ) from None
+        # Some messages are about a file but do not name it.
+        unnamed = str(error).startswith(("Problems parsing config", "Unexpected config"))
+        raise UserError(_one_line(error) + (_config_files(arguments) if unnamed else "")) from None
+    except tuple(PROBLEMS) as error:
+        problem = next(text for kind, text in PROBLEMS.items() if isinstance(error, kind))
+        raise UserError(problem + _config_files(arguments)) from None
 
 
 def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({})) -> RunConfig:
@@ -63,24 +67,15 @@ def resolve(config: RunConfig) -> RunConfig:
     config = replace(config, data=with_prescribed(config.data))
     if config.compat == "reference":
         config = _with_reference_quirks(config)
-    for key, value, kind in _leaves(config):
-        if value is None and "None" not in kind:  # left empty in a YAML file, which the parser accepts
+    optional = {key for key, default in flat(asdict(RunConfig())) if default is None}
+    for key, value in flat(asdict(config)):
+        if value is None and key not in optional:  # left empty in a YAML file, which the parser accepts
             raise UserError(f"{key} has no value; give one or omit the key")
         if isinstance(value, int | float) and not abs(value) < 2**63:  # true for nan as well
             raise UserError(f"{key}={value:.6g} is too large or not a number")
     for problem in problems(config):
         raise UserError(problem)
     return config
-
-
-def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yield every dotted key with its value and its type."""
-    for item in fields(config):
-        value, key = getattr(config, item.name), prefix + item.name
-        if is_dataclass(value):
-            yield from _leaves(value, f"{key}.")
-        else:
-            yield key, value, str(item.type)
 
 
 def _with_reference_quirks(config: RunConfig) -> RunConfig:
@@ -150,11 +145,6 @@ def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     text = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .* Errors: - ", "", text)
     return re.sub(r'Parser key "([^"]+)": (?:Not of type \w+: )?', r"\1: ", text)[:400]
-
-
-def _file_to_blame(error: Exception, args: Sequence[str]) -> str:
-    """The config files given, if the parser's message is about a file but does not name it."""
-    return _config_files(args) if str(error).startswith(("Problems parsing config", "Unexpected config")) else ""
 
 
 def _config_files(args: Sequence[str]) -> str:

@@ -136,7 +136,7 @@ def save_config(config: RunConfig, path: Path) -> None:
 
 def dump_config(values: dict[str, Any]) -> str:
     """Nested values as YAML that the parser reads back unchanged."""
-    return yaml.dump(_plain(values), Dumper=_Dumper, sort_keys=False)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 def flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -151,6 +151,10 @@ def flat(values: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any
 class _Dumper(yaml.SafeDumper):
     """Quotes strings that start like a number: the parser reads 1e3 as a number, PyYAML as a string."""
 
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write an object that appears twice, such as a default, twice: `check_yaml` accepts no aliases."""
+        return True
+
     def represent_str(self, text: str) -> yaml.ScalarNode:
         """Quote a string that starts like a number; leave others to PyYAML."""
         style = "'" if text[:1] in "+-.0123456789" else None
@@ -158,9 +162,3 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(str, _Dumper.represent_str)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
