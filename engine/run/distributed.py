@@ -52,11 +52,9 @@ def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
         }
     else:
         return {}
-    for name, value in found.items():
-        if not value:
-            raise UserError(
-                f"{name} is not set, but several processes were started; start them as slurm/train.sbatch does"
-            )
+    if unset := [name for name, value in found.items() if not value]:
+        problem = f"{unset[0]} is not set, but several processes were started"
+        raise UserError(f"{problem}; start them as slurm/train.sbatch does")
     return found if int(found["WORLD_SIZE"]) > 1 else {}
 
 
@@ -149,9 +147,8 @@ class ProcessGroupWatchdog:
     def _reports_first(self) -> bool:
         try:
             return self.store.add(FAILURES, 1) == 1
-        except (
-            dist.DistError
-        ):  # the first process hosted the store and is gone; if it reported nothing, the second one does
+        except dist.DistError:
+            # The first process hosted the store and is gone; if it reported nothing, the second one does.
             return not self.failure_reported and processes().rank == 1
 
 
@@ -167,9 +164,8 @@ def _report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
-    lost = isinstance(error, RuntimeError) and re.search(
-        "gloo|NCCL", str(error)
-    )  # neither has an exception type of its own
+    # Neither gloo nor NCCL has an exception type of its own.
+    lost = isinstance(error, RuntimeError) and re.search("gloo|NCCL", str(error))
     if lost or isinstance(error, dist.DistError | ConnectionError):
         print(
             f"error: {who}: another process died without an error message (killed? out of memory?); the last "

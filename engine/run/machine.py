@@ -80,9 +80,7 @@ def _commit() -> str | None:
     if not (root / ".git").exists():  # installed, perhaps below another project's repository
         return None
     try:
-        done = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
     except OSError:
         return None
     return done.stdout.strip() or None
