@@ -13,7 +13,9 @@ T = TypeVar("T", int, str)
 
 
 def check_fraction(name: str, split: str, config: DataConfig) -> None:
-    """Raise UserError unless 0 <= data.val_fraction < 1, and above 0 for split "val"."""
+    """Raise UserError, except for "test", unless 0 <= data.val_fraction < 1, and above 0 for split "val"."""
+    if split == "test":
+        return
     if not 0 <= config.val_fraction < 1 or (split == "val" and config.val_fraction == 0):
         raise UserError(f"data.val_fraction is {config.val_fraction}; {name}'s val split needs one between 0 and 1")
 
@@ -40,10 +42,12 @@ def hold_out(keys: Sequence[T], label: int, config: DataConfig) -> set[T]:
 
 
 def choose(labels: Sequence[int], split: str, config: DataConfig) -> list[int]:
-    """Indices of the records that make up "train" or "val", given the labels of a published training split.
+    """Indices of the records that make up a split, given the labels of the published split that they are part of.
 
-    `val` is the same fraction of every class, see `hold_out`.
+    "val" is the same fraction of every class, see `hold_out`; "test" is the whole published split.
     """
+    if split == "test":
+        return list(range(len(labels)))
     by_class: dict[int, list[int]] = {}
     for position, label in enumerate(labels):
         by_class.setdefault(label, []).append(position)

@@ -2,11 +2,14 @@
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
+from typing import TypeVar
 
 from common.errors import UserError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,18 @@ def _text(path: Path) -> str:
 
 def by_id(rows: Iterable[IndexRow], column: str) -> dict[int, IndexRow]:
     """Rows by id: an integer that appears once."""
-    found: dict[int, IndexRow] = {}
+    return _by_cell(rows, column, IndexRow.integer)
+
+
+def by_text(rows: Iterable[IndexRow], column: str) -> dict[str, IndexRow]:
+    """Rows by the text of a column, which is not empty and appears once."""
+    return _by_cell(rows, column, IndexRow.text)
+
+
+def _by_cell(rows: Iterable[IndexRow], column: str, cell: Callable[[IndexRow, str], T]) -> dict[T, IndexRow]:
+    found: dict[T, IndexRow] = {}
     for row in rows:
-        key = row.integer(column)
+        key = cell(row, column)
         if key in found:
             raise row.error(f"{column} {key} is already in line {found[key].line}; keep one of the two")
         found[key] = row

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from datasets.formats.tables import read_csv
+from datasets.formats.tables import by_text, read_csv
 
 MAX_BYTES = 1 << 26
 TUBE_COLUMNS = ("ImageId", "tube")
@@ -43,15 +43,10 @@ def read_tube_labels(path: Path) -> dict[str, bool]:
 
 
 def _from_csv(path: Path) -> dict[str, bool]:
-    found: dict[str, bool] = {}
-    for row in read_csv(path, TUBE_COLUMNS):
-        key = row.text("ImageId")
-        if key in found:
-            raise row.error(f"ImageId {key} appears twice; keep one of the two")
-        found[key] = bool(row.integer("tube", (0, 1)))
-    if not found:
+    rows = by_text(read_csv(path, TUBE_COLUMNS), "ImageId")
+    if not rows:
         raise UserError(f"{path} has no lines after its header {','.join(TUBE_COLUMNS)}; give the tube labels")
-    return found
+    return {key: bool(row.integer("tube", (0, 1))) for key, row in rows.items()}
 
 
 def _from_json(path: Path, data: bytes) -> Any:

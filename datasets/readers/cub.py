@@ -6,12 +6,11 @@ waterbird_complete95_forest2water2 the same birds are read on the backgrounds of
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from datasets.config import DataConfig
-from datasets.formats.tables import IndexRow, by_id, read_spaced, same_ids
+from datasets.formats.tables import by_id, read_spaced
 from datasets.holdout import check_fraction, choose, split_origin
-from datasets.readers.cub_annotations import IMAGES, read_annotations
+from datasets.readers.cub_annotations import IMAGES, read_annotations, rows_of
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import DatasetInfo
 
@@ -27,8 +26,8 @@ class Cub(FileDataset):
         base = find_root(config, "images.txt")
         paths = by_id(read_spaced(base / "images.txt", IMAGES), "id")
         classes = by_id(read_spaced(base / "classes.txt", ("class_id", "name")), "class_id")
-        labelled = _matching(base / "image_class_labels.txt", ("id", "class_id"), base / "images.txt", paths)
-        flagged = _matching(base / "train_test_split.txt", ("id", "is_training"), base / "images.txt", paths)
+        labelled = rows_of(paths, base / "images.txt", base / "image_class_labels.txt", ("id", "class_id"))
+        flagged = rows_of(paths, base / "images.txt", base / "train_test_split.txt", ("id", "is_training"))
         class_ids = {key: row.integer("class_id", classes) for key, row in labelled.items()}
         present = sorted(set(class_ids.values()))
         labels = {key: present.index(class_id) for key, class_id in class_ids.items()}
@@ -45,17 +44,8 @@ class Cub(FileDataset):
         super().__init__(info, records, split)
 
 
-def _matching(path: Path, columns: tuple[str, str], index: Path, paths: Mapping[int, IndexRow]) -> dict[int, IndexRow]:
-    """The rows by id of an index file, which must have the same ids as images.txt."""
-    rows = by_id(read_spaced(path, columns), "id")
-    same_ids(index, paths, path, rows)
-    return rows
-
-
 def choose_split(labels: Mapping[int, int], train: Mapping[int, bool], split: str, config: DataConfig) -> list[int]:
     """Ids of one split, ascending. `val` is the same fraction of every class of the published training split."""
-    ids = sorted(key for key, flag in train.items() if flag == (split != "test"))
-    if split == "test":
-        return ids
     check_fraction("cub", split, config)
+    ids = sorted(key for key, flag in train.items() if flag == (split != "test"))
     return [ids[i] for i in choose([labels[key] for key in ids], split, config)]

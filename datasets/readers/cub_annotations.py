@@ -4,7 +4,7 @@ Each kind is optional (its file or folder may be absent), but must be complete w
 birds on other backgrounds under the same relative paths, so both data sets use these annotations.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,17 +51,19 @@ def read_annotations(base: Path) -> CubAnnotations:
     if index.exists():
         paths = {key: row.text("path") for key, row in by_id(read_spaced(index, IMAGES), "id").items()}
         if (base / "bounding_boxes.txt").exists():
-            boxes = _boxes(base / "bounding_boxes.txt", index, paths)
+            rows = rows_of(paths, index, base / "bounding_boxes.txt", BOXES)
+            boxes = {paths[key]: _box(row) for key, row in rows.items()}
         if (base / "parts").is_dir():
             names, parts = _parts(base / "parts", index, paths)
     folder = base / "segmentations"
     return CubAnnotations(index, boxes, parts, names, folder if folder.is_dir() else None)
 
 
-def _boxes(path: Path, index: Path, paths: Mapping[int, str]) -> dict[str, np.ndarray]:
-    rows = by_id(read_spaced(path, BOXES), "id")
-    same_ids(index, paths, path, rows)
-    return {paths[key]: _box(row) for key, row in rows.items()}
+def rows_of(ids: Iterable[int], index: Path, path: Path, columns: Sequence[str]) -> dict[int, IndexRow]:
+    """The rows of `path` by id. Raises UserError unless it has exactly the ids of images.txt (`index`)."""
+    rows = by_id(read_spaced(path, columns), "id")
+    same_ids(index, ids, path, rows)
+    return rows
 
 
 def _box(row: IndexRow) -> np.ndarray:

@@ -25,15 +25,11 @@ class Digits:
     def __init__(self, config: DataConfig, split: str) -> None:
         """Raises UserError for an unknown split, or a data.val_fraction that leaves one empty."""
         check_split("digits", split)
-        if split != "test":
-            check_fraction("digits", split, config)
+        check_fraction("digits", split, config)
         images, digits = load_digits(return_X_y=True)
         tested = _test_numbers(digits)
-        others = [number for number in range(len(digits)) if number not in tested]
-        if split == "test":
-            self.numbers = sorted(tested)
-        else:
-            self.numbers = [others[i] for i in choose(digits[others].tolist(), split, config)]
+        published = [number for number in range(len(digits)) if (number in tested) == (split == "test")]
+        self.numbers = [published[i] for i in choose(digits[published].tolist(), split, config)]
         self.labels: list[int] = digits[self.numbers].tolist()
         # Grey levels 0..16 -> 0..255, [N, 8, 8, 3].
         grey = (images[self.numbers] * (255 / 16)).round().astype(np.uint8).reshape(-1, 8, 8, 1)

@@ -32,9 +32,8 @@ class FileDataset:
 
     def __init__(self, info: DatasetInfo, records: Sequence[Record], split: str) -> None:
         if not records:
-            raise UserError(
-                f"the {split} split of data set {info.name!r} is empty; check data.root and data.val_fraction"
-            )
+            name = f"the {split} split of data set {info.name!r}"
+            raise UserError(f"{name} is empty; check data.root and data.val_fraction")
         check_files([record.path for record in records])
         check_files([record.mask for record in records if record.mask is not None])
         self.info = info

@@ -33,14 +33,10 @@ class Flowers(FileDataset):
         labels = read_numbers(base / "imagelabels.mat", "labels", highest=len(NAMES))
         chosen = read_numbers(base / "setid.mat", SETS[split], highest=len(labels))
         masks = base / "segmim" if (base / "segmim").is_dir() else None
-        records = [
-            Record(
-                base / "jpg" / f"image_{number:05d}.jpg",
-                labels[number - 1] - 1,
-                mask=masks and masks / f"segmim_{number:05d}.jpg",
-            )
-            for number in chosen
-        ]
+        records = []
+        for number in chosen:
+            mask = masks and masks / f"segmim_{number:05d}.jpg"
+            records.append(Record(base / "jpg" / f"image_{number:05d}.jpg", labels[number - 1] - 1, mask=mask))
         super().__init__(DatasetInfo("flowers102", NAMES), records, split)
 
     def object(self, path: Path) -> np.ndarray:

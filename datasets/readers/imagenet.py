@@ -15,7 +15,7 @@ from datasets.formats.images import read_image
 from datasets.formats.tables import read_spaced
 from datasets.holdout import check_fraction, hold_out, split_origin
 from datasets.readers.files import check_files, check_split, open_root
-from datasets.readers.synsets import imagenet_classes, known_folders
+from datasets.readers.synsets import class_list, imagenet_classes, known_folders
 from datasets.types import DatasetInfo, RawSample
 
 CLASS_NAMES = "LOC_synset_mapping.txt"
@@ -34,8 +34,7 @@ class ImageNet:
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split(self.name, split)
-        if split != "test":
-            check_fraction(self.name, split, config)
+        check_fraction(self.name, split, config)
         root = open_root(config, "train/ and val/")
         self.folder = root / ("val" if split == "test" else "train")
         folders = class_folders(self.folder)
@@ -91,10 +90,8 @@ class ImageNet1k(ImageNet):
 
 def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:
     """Raise UserError unless train/ and val/ have the same class folders, and so the same labels."""
-    for here, there, lacking in (
-        (first, second, set(first_names) - set(second_names)),
-        (second, first, set(second_names) - set(first_names)),
-    ):
+    a, b = set(first_names), set(second_names)
+    for here, there, lacking in ((first, second, a - b), (second, first, b - a)):
         if lacking:
             more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
             raise UserError(f"{there} has no class folder {min(lacking)}{more}, which {here} has; make them the same")
@@ -127,9 +124,7 @@ def read_classes(path: Path | None, folders: Sequence[str]) -> dict[str, str]:
 
 def _names_file(config: DataConfig, root: Path) -> Path | None:
     published = root / CLASS_NAMES
-    if config.class_names:
-        return Path(config.class_names).expanduser()
-    return published if published.exists() else None
+    return class_list(config) or (published if published.exists() else None)
 
 
 def _box_folder(config: DataConfig, root: Path) -> Path | None:

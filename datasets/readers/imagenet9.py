@@ -13,8 +13,8 @@ from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.folders import class_folders
 from datasets.readers.files import FileDataset, Record, open_root
-from datasets.readers.imagenet_shifts import check_test_only, class_list, folder_records
-from datasets.readers.synsets import imagenet_classes
+from datasets.readers.imagenet_shifts import check_test_only, folder_records
+from datasets.readers.synsets import class_list, imagenet_classes
 from datasets.types import DatasetInfo
 
 MAPPING = "in_to_in9.json"
@@ -42,7 +42,8 @@ class ImageNet9(FileDataset):
         base = root / config.variant / "val"
         folders = nine_folders(base)
         names = tuple(folder.partition("_")[2] for folder in folders)
-        class_of_output = read_mapping(_mapping_file(config, root), len(imagenet_classes(class_list(config))))
+        mapping = Path(config.class_mapping).expanduser() if config.class_mapping else root / MAPPING
+        class_of_output = read_mapping(mapping, len(imagenet_classes(class_list(config))))
         if config.output_rule == "argmax":
             names = (*names, NONE)
             class_of_output = tuple(NUM_CLASSES if label < 0 else label for label in class_of_output)
@@ -70,9 +71,8 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
     try:
         table = {int(key): int(value) for key, value in json.loads(path.read_text()).items()}
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; take it from the challenge's repository or give data.class_mapping"
-        ) from None
+        problem = f"{path} is missing; take it from the challenge's repository or give data.class_mapping"
+        raise UserError(problem) from None
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise UserError(f'{path} must map "0".."{outputs - 1}" to integers ({error}); restore the file') from None
     strange = [key for key in table if not 0 <= key < outputs]
@@ -95,7 +95,3 @@ def with_masks(records: Sequence[Record], folder: Path) -> list[Record]:
 def _image(path: Path) -> str:
     match = IMAGE.search(path.stem)
     return match.group() if match else path.stem
-
-
-def _mapping_file(config: DataConfig, root: Path) -> Path:
-    return Path(config.class_mapping).expanduser() if config.class_mapping else root / MAPPING

@@ -11,7 +11,7 @@ from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.folders import class_folders, image_names
 from datasets.readers.files import FileDataset, Record, check_split, open_root
-from datasets.readers.synsets import imagenet_classes, known_folders
+from datasets.readers.synsets import class_list, imagenet_classes, known_folders
 from datasets.types import DatasetInfo
 
 
@@ -65,11 +65,6 @@ def check_test_only(name: str, split: str) -> None:
     check_split(name, split)
     if split != "test":
         raise UserError(f"data set {name!r} has only a test split; train on imagenet1k and evaluate that run on it")
-
-
-def class_list(config: DataConfig) -> Path | None:
-    """The file data.class_names, if given."""
-    return Path(config.class_names).expanduser() if config.class_names else None
 
 
 def folder_records(root: Path, labels: Mapping[str, int]) -> list[Record]:

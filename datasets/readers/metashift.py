@@ -26,17 +26,14 @@ class MetaShift(FileDataset):
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("metashift", split)
-        if split != "test":
-            check_fraction("metashift", split, config)
+        check_fraction("metashift", split, config)
         root = open_root(config, "train/ and test/")
         base = root / ("test" if split == "test" else "train")
         classes = class_folders(base)
         sides = [side for side in (root / "train", root / "test") if side.is_dir()]
         found = {side: read_side(side, classes) for side in sides}
         groups = sorted({(entry.label, entry.context) for entries in found.values() for entry in entries})
-        entries = found[base]
-        if split != "test":
-            entries = [entries[i] for i in choose([entry.label for entry in entries], split, config)]
+        entries = [found[base][i] for i in choose([entry.label for entry in found[base]], split, config)]
         records = [
             Record(base / entry.path, entry.label, groups.index((entry.label, entry.context))) for entry in entries
         ]

@@ -19,7 +19,7 @@ from datasets.config import DataConfig
 from datasets.formats.coco import CocoImage, part_labels, read_coco
 from datasets.holdout import check_fraction, choose
 from datasets.readers.files import FileDataset, Record, check_split, open_root
-from datasets.readers.synsets import imagenet_classes
+from datasets.readers.synsets import class_list, imagenet_classes
 from datasets.types import DatasetInfo, RawSample
 
 WNID = re.compile(r"n\d{8}(?=_)")
@@ -56,19 +56,16 @@ class PartImageNet(FileDataset):
         check_fraction("part_imagenet", split, config)
         root = open_root(config, "images/ and annotations/")
         train = read_part(root, "train")
-        known = imagenet_classes(Path(config.class_names).expanduser() if config.class_names else None)
-        unknown = sorted(set(train.wnids) - known.keys())
-        if unknown:
+        known = imagenet_classes(class_list(config))
+        if unknown := sorted(set(train.wnids) - known.keys()):
             raise UserError(f"{train.file}: {unknown[0]} is not a class of ImageNet; give its name in data.class_names")
         order = sorted(set(train.wnids), key=lambda wnid: (known[wnid], wnid))
         part = choose_part(root, train, split, {wnid: label for label, wnid in enumerate(order)}, config)
         if part.names != train.names:
             raise UserError(f"{part.file} has different categories from {train.file}; restore both files")
         self.part = part
-        info = DatasetInfo(
-            "part_imagenet", tuple(known[wnid] for wnid in order), part_names=part.names, split_origin=part.origin
-        )
-        folder = root / "images" / part.file.stem
+        names, folder = tuple(known[wnid] for wnid in order), root / "images" / part.file.stem
+        info = DatasetInfo("part_imagenet", names, part_names=part.names, split_origin=part.origin)
         super().__init__(info, records_of(part, folder, order), split)
 
     def read(self, index: int) -> RawSample:
@@ -117,8 +114,7 @@ def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], 
 def records_of(part: Part, folder: Path, order: list[str]) -> list[Record]:
     """One record per image, in `folder` or in its class folders."""
     nested = bool(part.wnids) and (folder / part.wnids[0]).is_dir()
-    pairs = zip(part.images, part.wnids, strict=True)
     return [
-        Record(folder / wnid / record.name if nested else folder / record.name, order.index(wnid))
-        for record, wnid in pairs
+        Record(folder / (wnid if nested else "") / record.name, order.index(wnid))
+        for record, wnid in zip(part.images, part.wnids, strict=True)
     ]

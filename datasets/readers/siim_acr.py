@@ -37,20 +37,20 @@ class SiimAcr(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("siim_acr", split)
         root = open_root(config, f"{TRAIN}/ and {TESTS['full']}/, as prepare_siim_acr.py writes them")
+        check_fraction("siim_acr", split, config)
+        tubes: dict[Path, int] = {}
         if split == "test":
             images = labelled(root / TESTS[chosen_variant(config)])
             tubes = known_tubes(root, chosen_variant(config), images)
         else:
-            check_fraction("siim_acr", split, config)
-            images, tubes = _part(labelled(root / TRAIN), split, config), {}
+            labels = labelled(root / TRAIN)
+            paths = list(labels)
+            images = {paths[i]: labels[paths[i]] for i in choose(list(labels.values()), split, config)}
         has_masks = (root / MASKS).is_dir()
-        records = [
-            Record(
-                path, label, 2 * label + tubes[path] if tubes else None,
-                root / MASKS / f"{path.stem}.png" if has_masks else None,
-            )
-            for path, label in images.items()
-        ]  # fmt: skip
+        records = []
+        for path, label in images.items():
+            mask = root / MASKS / f"{path.stem}.png" if has_masks else None
+            records.append(Record(path, label, 2 * label + tubes[path] if tubes else None, mask))
         info = DatasetInfo("siim_acr", CLASSES, split_origin=split_origin(split, config))
         if tubes:
             info = DatasetInfo("siim_acr", CLASSES, GROUPS, MINORITY)
@@ -92,9 +92,3 @@ def known_tubes(root: Path, variant: str, images: dict[Path, int]) -> dict[Path,
             return {}
         tubes[path] = homes[0]
     return tubes
-
-
-def _part(images: dict[Path, int], split: str, config: DataConfig) -> dict[Path, int]:
-    """The images of train_set that make up "train" or "val"."""
-    paths = list(images)
-    return {paths[i]: images[paths[i]] for i in choose(list(images.values()), split, config)}

@@ -23,8 +23,7 @@ class Svhn:
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("svhn", split)
-        if split != "test":
-            check_fraction("svhn", split, config)
+        check_fraction("svhn", split, config)
         root = open_root(config, "train_32x32.mat and test_32x32.mat")
         self.path = root / f"{'test' if split == 'test' else 'train'}_32x32.mat"
         digits = [number % 10 for number in read_numbers(self.path, "y", highest=10)]
@@ -35,7 +34,7 @@ class Svhn:
                 f"{self.path}: array X is {shape} {images.dtype}, not 32 x 32 x 3 x {max(1, len(digits))} uint8; "
                 "restore the file as published"
             )
-        self.numbers = list(range(len(digits))) if split == "test" else choose(digits, split, config)
+        self.numbers = choose(digits, split, config)
         if not self.numbers:
             raise UserError(f"the {split} split of {self.path} is empty; check data.val_fraction")
         self.labels = [digits[number] for number in self.numbers]

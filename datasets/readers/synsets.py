@@ -6,7 +6,8 @@ from pathlib import Path
 from timm.data import ImageNetInfo
 
 from common.errors import UserError
-from datasets.formats.tables import read_spaced
+from datasets.config import DataConfig
+from datasets.formats.tables import by_text, read_spaced
 
 
 def imagenet_classes(names: Path | None) -> dict[str, str]:
@@ -18,12 +19,13 @@ def imagenet_classes(names: Path | None) -> dict[str, str]:
     if names is None:
         known = ImageNetInfo()
         return {folder: known.label_name_to_description(folder) for folder in known.label_names()}
-    classes: dict[str, str] = {}
-    for row in read_spaced(names, ("folder", "name")):
-        if row.text("folder") in classes:
-            raise row.error(f"folder {row.text('folder')} is already in a line above; keep one of the two")
-        classes[row.text("folder")] = row.text("name")
-    return dict(sorted(classes.items()))
+    rows = by_text(read_spaced(names, ("folder", "name")), "folder")
+    return {folder: rows[folder].text("name") for folder in sorted(rows)}
+
+
+def class_list(config: DataConfig) -> Path | None:
+    """The file data.class_names, if given."""
+    return Path(config.class_names).expanduser() if config.class_names else None
 
 
 def known_folders(classes: Mapping[str, str], folders: Sequence[str], base: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.formats.box_xml import BoxFile, read_box_file
+from datasets.formats.box_xml import read_box_file
 from datasets.formats.images import read_indices
 from datasets.formats.tables import read_spaced
 from datasets.holdout import check_fraction, choose, split_origin
@@ -40,8 +40,7 @@ class Voc2012(FileDataset):
         check_split("voc2012", split)
         if config.variant not in SETS:
             raise UserError(f"data.variant is {config.variant}; voc2012 has the variants {', '.join(SETS)}")
-        if split != "test":
-            check_fraction("voc2012", split, config)
+        check_fraction("voc2012", split, config)
         base = find_root(config, "ImageSets", ("VOCdevkit/VOC2012", "VOC2012"))
         index = base / "ImageSets" / SETS[config.variant] / ("val.txt" if split == "test" else "train.txt")
         names = [row.file("id") for row in read_spaced(index, ("id",))]
@@ -49,8 +48,7 @@ class Voc2012(FileDataset):
         check_files(files, "unpack Annotations/ of the published archive again")
         masks = base / "SegmentationClass" if config.variant == "segmentation" else None
         records = [_record(base / "JPEGImages" / f"{file.stem}.jpg", file, masks) for file in files]
-        if split != "test":
-            records = [records[i] for i in choose([record.label for record in records], split, config)]
+        records = [records[i] for i in choose([record.label for record in records], split, config)]
         origin = split_origin(split, config)
         super().__init__(DatasetInfo("voc2012", CLASSES, split_origin=origin, multi_label=True), records, split)
 
@@ -63,22 +61,14 @@ class Voc2012(FileDataset):
 def _record(image: Path, annotation: Path, masks: Path | None) -> Record:
     """An image with the boxes of its XML file."""
     found = read_box_file(annotation, first_pixel=1)
-    classes = [_class(name, annotation) for name in found.names]
-    if not classes:
+    if unknown := [name for name in found.names if name not in CLASSES]:
+        raise UserError(f"{annotation}: {unknown[0]!r} is not one of the 20 classes; restore the file as published")
+    if not found.names:
         raise UserError(f"{annotation} has no object with a box; restore the file as published")
+    classes = np.array([CLASSES.index(name) for name in found.names])
     present = np.zeros(len(CLASSES), bool)
     present[classes] = True
     mask = masks and masks / f"{image.stem}.png"
-    label, labels = classes[_largest(found)], np.array(classes)
-    return Record(image, label, mask=mask, boxes=found.boxes, box_labels=labels, present=present)
-
-
-def _class(name: str, annotation: Path) -> int:
-    if name not in CLASSES:
-        raise UserError(f"{annotation}: {name!r} is not one of the 20 classes; restore the file as published")
-    return CLASSES.index(name)
-
-
-def _largest(found: BoxFile) -> int:
-    """Index of the box with the largest area; the first on a tie."""
-    return int((found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1).argmax())
+    areas = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)
+    label = int(classes[areas.argmax()])  # of the largest box, the first on a tie
+    return Record(image, label, mask=mask, boxes=found.boxes, box_labels=classes, present=present)

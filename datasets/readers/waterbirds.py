@@ -6,7 +6,7 @@ masks, boxes and key points are used where they are present. Splits: 4795 / 1199
 
 from datasets.config import DataConfig
 from datasets.formats.layout import WATERBIRDS
-from datasets.formats.tables import IndexRow, by_id, read_csv
+from datasets.formats.tables import by_id, by_text, read_csv
 from datasets.readers.cub_annotations import read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import SPLITS, DatasetInfo
@@ -28,16 +28,13 @@ class Waterbirds(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("waterbirds", split)
         base = find_root(config, f"{WATERBIRDS}/metadata.csv")
-        rows = list(by_id(read_csv(base / WATERBIRDS / "metadata.csv", METADATA_COLUMNS), "img_id").values())
-        check_names(rows)
+        by_number = by_id(read_csv(base / WATERBIRDS / "metadata.csv", METADATA_COLUMNS), "img_id")
+        rows = by_text(by_number.values(), "img_filename").values()  # an image with two lines could be in two splits
         images, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
         records, training = [], [0] * len(GROUPS)  # training: images of each group in the training split
         for row in rows:
-            label, place, number = (
-                row.integer("y", (0, 1)),
-                row.integer("place", (0, 1)),
-                row.integer("split", (0, 1, 2)),
-            )
+            label, place = row.integer("y", (0, 1)), row.integer("place", (0, 1))
+            number = row.integer("split", (0, 1, 2))
             training[2 * label + place] += SPLITS[number] == "train"
             if SPLITS[number] == split:
                 name = row.file("img_filename")
@@ -47,13 +44,3 @@ class Waterbirds(FileDataset):
         fractions = tuple(count / sum(training) for count in training) if any(training) else None
         info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, fractions)
         super().__init__(info, records, split)
-
-
-def check_names(rows: list[IndexRow]) -> None:
-    """Raise a UserError if two rows name the same image: it could be in two splits."""
-    first: dict[str, int] = {}
-    for row in rows:
-        name = row.text("img_filename")
-        if name in first:
-            raise row.error(f"img_filename {name} is already in line {first[name]}; keep one of the two")
-        first[name] = row.line

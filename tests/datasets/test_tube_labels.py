@@ -146,7 +146,7 @@ def test_a_memo_that_would_fill_the_memory(tmp_path: Path) -> None:
         ("a.json", b'{"a": 3}', "image 'a' has a label that is not 0 or 1"),
         ("a.csv", b"ImageId,chest\na,1\n", "no column tube; its header must have ImageId, tube"),
         ("a.csv", b"ImageId,tube\na,3\n", "line 2: column tube is 3; it must be 0, 1"),
-        ("a.csv", b"ImageId,tube\na,1\na,0\n", "line 3: ImageId a appears twice"),
+        ("a.csv", b"ImageId,tube\na,1\na,0\n", "line 3: ImageId a is already in line 2"),
         ("a.csv", b"ImageId,tube\n", "has no lines after its header"),
         ("a.csv", b"ImageId,tube\n" + b"x" * 200_000 + b",1\n", "is not valid CSV after line 1"),
         ("a.csv", None, "a.csv is missing"),
