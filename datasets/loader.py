@@ -72,9 +72,8 @@ class _Guarded(Dataset[Sample | Problem]):
 def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
     """A batch of the readable images, the others in `skipped`; a Problem if none is readable or for other errors."""
     problems = [item for item in items if isinstance(item, Problem)]
-    for problem in problems:
-        if not problem.path:
-            return problem
+    if others := [problem for problem in problems if not problem.path]:
+        return others[0]
     samples = [item for item in items if isinstance(item, Sample)]
     if not samples:
         return Problem(problems[0].path, f"no image of a training batch can be read; first: {problems[0].message}")

@@ -1,7 +1,7 @@
 """Training with few labels (ATCON, section 4): which images keep their labels, and the batches of each step."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from common.seeds import stable_seed
 from datasets.config import SemiConfig
 from datasets.loader import BatchLoader, BatchSampler, Key, Split, collate_train, steps_per_epoch
 from datasets.readers.files import FileDataset
-from datasets.subset import Subset
+from datasets.subset import subset
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
 
 
@@ -60,7 +60,7 @@ def split_labels(split: Split, config: SemiConfig, seed: int) -> tuple[Split, Sp
             "data.semi.unlabelled: every training image keeps its label; set data.semi.images_per_class or "
             "data.semi.unlabelled=labelled"
         )
-    return _part(split, few), _part(split, rest)
+    return subset(split, few), subset(split, rest)
 
 
 class SemiSupervisedSampler(BatchSampler):
@@ -80,9 +80,8 @@ class SemiSupervisedSampler(BatchSampler):
                 f"data.semi: {self.sizes[0]} labelled and {self.sizes[1]} unlabelled images are too few for "
                 f"{count} processes; use fewer, or raise data.semi.images_per_class and data.semi.unlabelled_size"
             )
-        self.split = Split(
-            PartlyLabelled(labelled.raw, unlabelled.raw), labelled.transform, train=True, seed=labelled.seed
-        )
+        raw = PartlyLabelled(labelled.raw, unlabelled.raw)
+        self.split = Split(raw, labelled.transform, train=True, seed=labelled.seed)
         # Published: one pass over both kinds, the labelled images counted alpha times.
         passes = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
         self.steps = {
@@ -120,10 +119,6 @@ class SemiSupervisedSampler(BatchSampler):
                 yield [(turn, index) for index in order[start : start + batch][here.rank :: here.world_size]]
 
 
-def _part(split: Split, indices: Sequence[int]) -> Split:
-    return Split(Subset(split.raw, indices), split.transform, train=split.train, seed=split.seed)
-
-
 def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
     """Go through the images in random order and take each one unless one of its classes already has enough."""
     most, counts = config.images_per_class, [0] * raw.info.num_classes
@@ -138,9 +133,8 @@ def _choose(raw: RawDataset, config: SemiConfig, seed: int) -> list[int]:
     # Images of several classes may make it impossible to fill every class; only the other cases are an error.
     lacking = [name for name, count in zip(raw.info.class_names, counts, strict=True) if count < most]
     if lacking and (config.fully_balanced or not raw.info.multi_label):
-        raise UserError(
-            f"data.semi.images_per_class: there are fewer than {most} images of {', '.join(lacking[:5])}; lower it"
-        )
+        names = ", ".join(lacking[:5])
+        raise UserError(f"data.semi.images_per_class: there are fewer than {most} images of {names}; lower it")
     return sorted(taken)
 
 
@@ -149,8 +143,6 @@ def _classes(raw: RawDataset) -> list[list[int]]:
     if not raw.info.multi_label:
         return [[label] for label in raw.labels]
     if not isinstance(raw, FileDataset):
-        raise UserError(
-            f"data.semi.images_per_class: {raw.info.name} does not list the classes of its images; set it to 0"
-        )
-    return [[label] if r.present is None else np.flatnonzero(r.present).tolist()
-            for r, label in zip(raw.records, raw.labels, strict=True)]  # fmt: skip
+        problem = f"{raw.info.name} does not list the classes of its images"
+        raise UserError(f"data.semi.images_per_class: {problem}; set it to 0")
+    return [[r.label] if r.present is None else np.flatnonzero(r.present).tolist() for r in raw.records]

@@ -41,6 +41,11 @@ class Subset:
         return self.raw.read(self.indices[index])
 
 
+def subset(split: Split, indices: Sequence[int]) -> Split:
+    """The split with the records at `indices` only."""
+    return Split(Subset(split.raw, indices), split.transform, train=split.train, seed=split.seed)
+
+
 def sample_split(split: Split, count: int) -> Split:
     """`count` records of the split, in their order; the whole split if it has no more.
 
@@ -49,4 +54,4 @@ def sample_split(split: Split, count: int) -> Split:
     if count >= len(split):
         return split
     chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
-    return Split(Subset(split.raw, chosen.tolist()), split.transform, train=split.train, seed=split.seed)
+    return subset(split, chosen.tolist())

@@ -5,9 +5,7 @@ their names when an image is flipped (a left wing stays "left wing", though it n
 """
 
 import os
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +16,7 @@ from timm.data import create_transform
 from torch import Tensor
 
 from common.errors import UserError
-from common.seeds import stable_seed
+from common.seeds import seeded_globals, stable_seed
 from datasets.config import DataConfig
 from datasets.geometry import (
     centre_crop,
@@ -171,9 +169,7 @@ STEPS: dict[str, Callable[[tuple[int, int]], list[A.BasicTransform]]] = {
     "flip": lambda _: [A.HorizontalFlip(p=0.5)],
     "siim_acr": lambda _: [A.HorizontalFlip(p=0.5)],
     "cub_original": cub_steps,
-    "cub_geometry": lambda size_hw: [
-        step for step in cub_steps(size_hw) if not isinstance(step, PublishedPlanckianJitter)
-    ],
+    "cub_geometry": lambda size_hw: [s for s in cub_steps(size_hw) if not isinstance(s, PublishedPlanckianJitter)],
     "foreground_crop": foreground_steps,
     "atcon_voc": atcon_voc_steps,
     "atcon_svhn": atcon_svhn_steps,
@@ -212,21 +208,6 @@ class TimmTransform:
         with seeded_globals(seed):
             image = self.policy(Image.fromarray(raw.image))
         return Sample(image, raw.label, raw.path, raw.group, present=_tensor(raw.present, torch.bool))
-
-
-@contextmanager
-def seeded_globals(seed: int) -> Iterator[None]:
-    """Seed `random`, NumPy and torch (CPU) for a block of code and restore their states afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.random.default_generator.manual_seed(seed)
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def finish(raw: RawSample, config: DataConfig) -> Sample:

@@ -3,10 +3,8 @@
 Call the losses in fp32, inside `torch.autocast(device_type, enabled=False)`.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from pytopk import BalNoisedTopK, ImbalNoisedTopK
@@ -16,6 +14,7 @@ from timm.loss import BinaryCrossEntropy
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.seeds import seeded_globals
 from losses.config import ClassificationConfig
 
 KEY = "loss.classification"
@@ -41,7 +40,11 @@ class ClassificationLoss:
 
         Raises UserError for keys that cannot be combined.
         """
-        _check(config, num_classes, class_counts)
+        _check_mixing(config)
+        if config.kind in TOPK_KINDS:
+            _check_topk(config, num_classes)
+        if config.kind == "imbalanced_topk":
+            _check_counts(num_classes, class_counts)
         self.kind = config.kind
         self.smoothing = config.label_smoothing
         self.num_classes = num_classes
@@ -87,10 +90,7 @@ class Mixup:
         self.active = config.mixup > 0 or config.cutmix > 0
         """False: a call returns its arguments unchanged."""
         self._mix = TimmMixup(
-            mixup_alpha=config.mixup,
-            cutmix_alpha=config.cutmix,
-            label_smoothing=config.label_smoothing,
-            num_classes=num_classes,
+            config.mixup, config.cutmix, label_smoothing=config.label_smoothing, num_classes=num_classes
         )
 
     def __call__(self, images: Tensor, labels: Tensor, seed: int | None = None) -> tuple[Tensor, Tensor]:
@@ -106,22 +106,11 @@ class Mixup:
         if labels.dtype == torch.bool:
             raise UserError(f"{KEY}.mixup and cutmix are for images of one class; set both to 0")
         even = len(images) // 2 * 2
-        with _numpy_seed(int(torch.randint(2**31, ())) if seed is None else seed):
+        with seeded_globals(int(torch.randint(2**31, ())) if seed is None else seed % 2**32):
             # timm mixes in place; the caller's batch must not change.
             mixed, probabilities = self._mix(images[:even].clone(), labels[:even])
         last = mixup_target(labels[even:], self._mix.num_classes, smoothing=self._mix.label_smoothing)
         return torch.cat((mixed, images[even:])), torch.cat((probabilities, last))
-
-
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    """Seed NumPy's global generator for a block of code and restore its state afterwards."""
-    state = np.random.get_state()
-    np.random.seed(seed % 2**32)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
 
 
 def _topk_loss(config: ClassificationConfig, class_counts: Sequence[int] | None) -> nn.Module:
@@ -129,21 +118,12 @@ def _topk_loss(config: ClassificationConfig, class_counts: Sequence[int] | None)
     if config.kind == "balanced_topk":
         loss = BalNoisedTopK(k=config.topk, epsilon=config.topk_epsilon)
     else:
-        assert class_counts is not None
+        counts = list(class_counts or ())
         # pytopk's default scale of 50 is for cosine logits in [-1, 1]; for plain logits it asks for 1.
         loss = ImbalNoisedTopK(
-            k=config.topk, epsilon=config.topk_epsilon, max_m=config.topk_max_margin, cls_num_list=list(class_counts),
-            scale=1,
-        )  # fmt: skip
+            k=config.topk, epsilon=config.topk_epsilon, max_m=config.topk_max_margin, cls_num_list=counts, scale=1
+        )
     return loss
-
-
-def _check(config: ClassificationConfig, num_classes: int, class_counts: Sequence[int] | None) -> None:
-    _check_mixing(config)
-    if config.kind in TOPK_KINDS:
-        _check_topk(config, num_classes)
-    if config.kind == "imbalanced_topk":
-        _check_counts(num_classes, class_counts)
 
 
 def _check_mixing(config: ClassificationConfig) -> None:

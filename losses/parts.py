@@ -38,15 +38,14 @@ def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
     """
     peaks_BK = _avg3(_checked(maps_BKhw)[:, :-1]).amax(dim=(2, 3))
     # Each process sends one row, as the number of readable images may differ between processes.
-    if kind == "original":
-        return 1 - all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0).mean()
-    if kind == "soft_constraint":
+    if kind in ("original", "soft_constraint"):
         p_K = all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0)
+        if kind == "original":
+            return 1 - p_K.mean()
         return ((1 - p_K) * ((1 - SOFT_CONSTRAINT_BETA) * p_K.detach() + SOFT_CONSTRAINT_BETA)).mean()
-    if kind == "tanh":
-        return _negative_log(all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()).mean()
-    if kind == "soft_tanh":
-        return (1 - all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()).mean()
+    if kind in ("tanh", "soft_tanh"):
+        t_K = all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()
+        return (_negative_log(t_K) if kind == "tanh" else 1 - t_K).mean()
     raise ValueError(f"unknown presence kind {kind!r}")
 
 

@@ -113,9 +113,8 @@ def _draw(annotation: Annotation, size_hw: tuple[int, int], path: Path) -> np.nd
         return np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(
-            f"{path}: annotation {annotation.number} cannot be decoded ({what}); restore the file"
-        ) from None
+        problem = f"annotation {annotation.number} cannot be decoded ({what})"
+        raise UserError(f"{path}: {problem}; restore the file") from None
 
 
 def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> Any:

@@ -23,8 +23,7 @@ def class_folders(folder: Path) -> list[str]:
 
 def image_names(folder: Path) -> list[str]:
     """Sorted names of the images in a class folder. Raises UserError where there are none."""
-    with os.scandir(folder) as entries:
-        names = sorted(entry.name for entry in entries if Path(entry.name).suffix.lower() in EXTENSIONS)
+    names = sorted(name for name in os.listdir(folder) if Path(name).suffix.lower() in EXTENSIONS)
     if not names:
         raise UserError(f"{folder} has no images ({', '.join(sorted(EXTENSIONS))}); fill or remove the folder")
     return names

@@ -3,6 +3,7 @@
 import csv
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,7 @@ def write_layout(
     With `cub_images` the images of Waterbirds are also written as CUB's own `images/`. As published, Waterbirds' train
     and val images are CUB's training split, and its test images CUB's test split.
     """
-    base = root / CUB
-    index = _Index()
+    base, index = root / CUB, _Index()
     for number, entry in enumerate(entries, start=1):
         name = f"{entry.species + 1:03d}.{species[entry.species]}"
         stem = f"{name}/{species[entry.species]}_{number:05d}"
@@ -90,34 +90,26 @@ class _Index:
 
     def __init__(self) -> None:
         self.metadata: list[tuple[int | str, ...]] = []
-        self.lines: dict[str, list[str]] = {
-            "images.txt": [], "image_class_labels.txt": [], "train_test_split.txt": [], "bounding_boxes.txt": [],
-        }  # fmt: skip
-        self.part_locs: list[str] = []
+        self.lines: defaultdict[str, list[str]] = defaultdict(list)
+        """File -> its lines."""
 
     def add(self, number: int, stem: str, entry: Entry) -> None:
         rows, columns = np.flatnonzero(entry.mask.any(1)), np.flatnonzero(entry.mask.any(0))
         box = (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)
-        row = (number, f"{stem}.jpg", entry.label, entry.split, entry.place, entry.place_name)
-        self.metadata.append(row)
+        self.metadata.append((number, f"{stem}.jpg", entry.label, entry.split, entry.place, entry.place_name))
         self.lines["images.txt"].append(f"{number} {stem}.jpg")
         self.lines["image_class_labels.txt"].append(f"{number} {entry.species + 1}")
         self.lines["train_test_split.txt"].append(f"{number} {int(entry.split != SPLITS.index('test'))}")
         self.lines["bounding_boxes.txt"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
         for part, (x, y, visible) in enumerate(() if entry.keypoints is None else entry.keypoints, start=1):
-            self.part_locs.append(f"{number} {part} {x:.1f} {y:.1f} {int(visible)}")
+            self.lines["parts/part_locs.txt"].append(f"{number} {part} {x:.1f} {y:.1f} {int(visible)}")
 
     def write(self, base: Path, species: Sequence[str], parts: Sequence[str]) -> None:
         with open(base / WATERBIRDS / "metadata.csv", "w", newline="") as file:
             csv.writer(file).writerows([METADATA, *self.metadata])
-        for name, lines in self.lines.items():
-            _write_lines(base / name, lines)
-        _write_lines(base / "classes.txt", [f"{i} {i:03d}.{name}" for i, name in enumerate(species, start=1)])
+        self.lines["classes.txt"] = [f"{i} {i:03d}.{name}" for i, name in enumerate(species, start=1)]
         if parts:
-            _write_lines(base / "parts" / "parts.txt", [f"{i} {name}" for i, name in enumerate(parts, start=1)])
-            _write_lines(base / "parts" / "part_locs.txt", self.part_locs)
-
-
-def _write_lines(path: Path, lines: Sequence[str]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text("\n".join(lines) + "\n")
+            self.lines["parts/parts.txt"] = [f"{i} {name}" for i, name in enumerate(parts, start=1)]
+        for name, lines in self.lines.items():
+            (base / name).parent.mkdir(exist_ok=True)
+            (base / name).write_text("\n".join(lines) + "\n")

@@ -84,16 +84,14 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
     reader = csv.DictReader(_text(path).splitlines(), restval="")
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
-        missing = [name for name in columns if name not in header]
-        if missing:
+        if missing := [name for name in columns if name not in header]:
             raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
         reader.fieldnames = header
         for cells in reader:
             yield IndexRow(path, reader.line_num, {name: cells[name].strip() for name in columns})
     except csv.Error as error:
-        raise UserError(
-            f"{path} is not valid CSV after line {reader.line_num} ({error}); restore the file as published"
-        ) from None
+        problem = f"{path} is not valid CSV after line {reader.line_num} ({error})"
+        raise UserError(f"{problem}; restore the file as published") from None
 
 
 def _text(path: Path) -> str:

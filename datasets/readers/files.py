@@ -101,21 +101,15 @@ def find_root(config: DataConfig, marker: str, folders: Sequence[str] = ("CUB_20
 
 def check_files(paths: Iterable[Path], advice: str = "unpack the images again or correct data.image_folder") -> None:
     """Raise a UserError naming the first missing file. Lists each folder once instead of testing each file."""
-    folders: dict[Path, frozenset[str]] = {}
-    missing = []
-    for path in paths:
-        if path.parent not in folders:
-            folders[path.parent] = _names(path.parent)
-        if path.name not in folders[path.parent]:
-            missing.append(path)
-    if missing:
+    paths = list(paths)
+    folders = {folder: _names(folder) for folder in {path.parent for path in paths}}
+    if missing := [path for path in paths if path.name not in folders[path.parent]]:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UserError(f"{missing[0]}{more} is missing; {advice}")
 
 
 def _names(folder: Path) -> frozenset[str]:
     try:
-        with os.scandir(folder) as entries:
-            return frozenset(entry.name for entry in entries)
+        return frozenset(os.listdir(folder))
     except (OSError, ValueError):  # missing, not readable, or not a valid name
         return frozenset()

@@ -51,9 +51,8 @@ def find_masks(images: Sequence[Path], folder: Path) -> list[Path]:
     for image in images:
         other = owner.setdefault(_mask_of(image, folder, depth), image)
         if other != image:
-            raise UserError(
-                f"data.mask_folder: {other} and {image} have the same mask; keep the images' folders in {folder}"
-            )
+            problem = f"{other} and {image} have the same mask"
+            raise UserError(f"data.mask_folder: {problem}; keep the images' folders in {folder}")
     check_files(owner, "every image needs a mask at its own path below data.mask_folder")
     return list(owner)
 

@@ -56,9 +56,8 @@ def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
     """All images of train/ or test/. Raises UserError for other class folders, or one without images."""
     there = class_folders(side)
     if there != list(classes):
-        raise UserError(
-            f"{side} has the class folders {', '.join(there)}, not {', '.join(classes)}; make train/ and test/ the same"
-        )
+        problem = f"{side} has the class folders {', '.join(there)}, not {', '.join(classes)}"
+        raise UserError(f"{problem}; make train/ and test/ the same")
     return [
         Entry(f"{name}/{path}", label, context_of(path, name))
         for label, name in enumerate(classes)

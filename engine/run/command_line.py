@@ -4,7 +4,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -119,19 +119,13 @@ def _converted_text(path: Path) -> str | None:
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
-    for key in _bare_groups(namespace, RunConfig()):
-        raise UserError(f"{key} is a group of keys, not a value; set its keys, such as {key}.NAME, or omit it")
+    keys = [key for key, _ in flat(asdict(RunConfig()))]
+    # The parser would ignore, or fail on, a plain value of a group in a config file.
+    for key in sorted({key.rpartition(".")[0] for key in keys if "." in key}):
+        if not isinstance(namespace.get(key), Namespace):
+            raise UserError(f"{key} is a group of keys, not a value; set its keys, such as {key}.NAME, or omit it")
     values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
-
-
-def _bare_groups(namespace: Namespace, config: Any, prefix: str = "") -> Iterator[str]:
-    """Groups that a config file sets to a plain value, which the parser would ignore or fail on."""
-    for item in fields(config):
-        default, key = getattr(config, item.name), prefix + item.name
-        if is_dataclass(default):
-            given = namespace[item.name]
-            yield from _bare_groups(given, default, f"{key}.") if isinstance(given, Namespace) else (key,)
 
 
 def _spelled_out(argument: str) -> str:
