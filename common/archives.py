@@ -46,9 +46,8 @@ def unpack_member(archive: Path, name: str, folder: Path, largest: int = LARGEST
                 raise UserError(f"{archive.name} has no {name}: not the release this script supports")
             member = content.getinfo(name)
             if stat.S_ISLNK(member.external_attr >> 16) or member.file_size > largest:
-                raise UserError(
-                    f"{archive.name}: {name} is a link, or larger than {largest} bytes; get it from its publisher"
-                )
+                problem = f"{name} is a link, or larger than {largest} bytes"
+                raise UserError(f"{archive.name}: {problem}; get it from its publisher")
             target = folder / PurePosixPath(name).name
             with content.open(member) as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file)

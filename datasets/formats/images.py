@@ -35,7 +35,8 @@ def read_image(path: Path | str) -> np.ndarray:
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(np.asarray(image), path))
     if image.has_transparency_data:
-        image = _on_white(image.convert("RGBA"))
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.array(image.convert("RGB"))
 
 
@@ -118,7 +119,3 @@ def _to_eight_bits(values: np.ndarray, path: Path | str) -> np.ndarray:
     if not (low >= 0 and high <= top):  # false for NaN too
         raise UnreadableImageError(path, f"its values run from {low} to {high}, outside 0..{top:g}")
     return np.round(values.astype(np.float64) * (255 / top)).astype(np.uint8)
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

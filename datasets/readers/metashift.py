@@ -34,9 +34,7 @@ class MetaShift(FileDataset):
         found = {side: read_side(side, classes) for side in sides}
         groups = sorted({(entry.label, entry.context) for entries in found.values() for entry in entries})
         entries = [found[base][i] for i in choose([entry.label for entry in found[base]], split, config)]
-        records = [
-            Record(base / entry.path, entry.label, groups.index((entry.label, entry.context))) for entry in entries
-        ]
+        records = [Record(base / e.path, e.label, groups.index((e.label, e.context))) for e in entries]
         names = tuple(context for _, context in groups)
         info = DatasetInfo("metashift", tuple(classes), names, split_origin=split_origin(split, config))
         super().__init__(info, records, split)

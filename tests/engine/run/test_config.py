@@ -9,7 +9,7 @@ import pytest
 from commands.study_jobs import same_run
 from common.errors import UserError
 from engine.run.command_line import config_parser, load_config, parse_config, resolve
-from engine.run.config import RunConfig, save_config
+from engine.run.config import RunConfig, dump_config, save_config
 from engine.run.folder import open_run, run_config
 from models.registry import build_model
 from tests.tiny import tiny_config
@@ -253,3 +253,9 @@ def test_compat_reference_switches_every_quirk_on_and_nothing_else() -> None:
 def test_every_config_can_be_run_the_published_way(path: Path) -> None:
     values = flat(load_config(path, {"compat": "reference"}))
     assert {key: values[key] for key in QUIRKS} == QUIRKS
+
+
+def test_a_value_shared_by_two_keys_is_written_twice() -> None:
+    """Not as an alias, which the parser refuses."""
+    shared = (1, 2)
+    assert dump_config({"a": shared, "b": shared}) == "a:\n- 1\n- 2\nb:\n- 1\n- 2\n"

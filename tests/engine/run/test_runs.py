@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from engine.run import machine
+from common.processes import Processes
+from engine.run import machine, tracking
 from engine.run.folder import BEST, LAST, open_run, read_results, run_config
 from engine.run.machine import pick_device, prepare_process, provenance
 from engine.run.stopping import RunStopped, StopRequest
@@ -148,3 +149,20 @@ def test_the_terminal_shows_a_table(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert lines[0].split() == ["epoch", "loss", "val", "acc"]
     assert lines[1].split() == ["1", "1.2500", "50.0%"] and lines[2].split()[:2] == ["12", "0.2500"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_outside_the_main_process_the_tracker_writes_and_prints_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Tracker(tmp_path, tiny_config(tmp_path)).log({"epoch": 1, "train/loss": 1.25})
+    before = (tmp_path / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    monkeypatch.setattr(tracking, "processes", lambda: Processes(rank=1, world_size=2))
+    tracker = Tracker(tmp_path, tiny_config(tmp_path))
+    tracker.log({"epoch": 2, "train/loss": 0.5})
+    tracker.message("a message")
+    with tracker.bar("epoch 2", total=3) as advance:
+        advance(4)
+    tracker.truncate(0)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+    assert capsys.readouterr().out == ""
