@@ -10,7 +10,7 @@ Shape suffixes: B images, H heads, N tokens, R query rows (a slice of the N), D 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,10 +119,7 @@ class _Recorder(TorchFunctionMode):
         self.capture, self.stop_gradient = capture, stop_gradient
         self.block: int | None = None
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if func is not F.scaled_dot_product_attention or self.block is None:
@@ -171,10 +168,7 @@ class _AttentionReplay(TorchFunctionMode):
         super().__init__()
         self.outs = iter([attention.out for attention in capture.attentions])
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return next(self.outs) if func is F.scaled_dot_product_attention else func(*args, **(kwargs or {}))
 
 

@@ -8,7 +8,6 @@ Springenberg, Dosovitskiy, Brox and Riedmiller, "Striving for Simplicity: The Al
 The paper has ReLU only, where f' is 1. GELU and SiLU keep their own derivative.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,10 +61,7 @@ class _GuidedActivations(TorchFunctionMode):
         self.active = False
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in FUNCTIONS:
             return func(*args, **(kwargs or {}))
         positive = args[0] > 0  # before the call, which may work in place

@@ -60,15 +60,12 @@ class RelevanceMode(TorchFunctionMode):
         finally:
             self.wants_relevance = False
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:  # fmt: skip
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not torch.is_grad_enabled() or not any(map(is_tracked, _tensors((*args, *kwargs.values())))):
             return func(*args, **kwargs)
         # Attributes such as x.mT arrive as the __get__ of a property: its owner has the name.
-        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # type: ignore[attr-defined]
+        name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
         if name in DATA_MOVEMENT:
             return func(*args, **kwargs)
         rule = rule_for(name, args, kwargs)
