@@ -24,12 +24,12 @@ class PredictionVisualizer:
         """`mean`, `std`: per-channel normalisation of the images, to undo it."""
         self.split, self.mean, self.std = split, mean, std
 
-    def sheet(self, model: nn.Module, path: Path, title: str = "", per_group: int = 3, **options: Any) -> Path:
+    def sheet(self, model: nn.Module, path: Path, per_group: int = 3, **options: Any) -> Path:
         """Contact sheet of the first images of every group, or of every class if there are no groups.
 
         `options` are passed to the model.
         """
-        return example_sheet(self.examples(model, self._spread(per_group), **options), path, title)
+        return example_sheet(self.examples(model, self._spread(per_group), **options), path)
 
     def failures(
         self, model: nn.Module, records: Sequence[ImageRecord], path: Path, limit: int = 12, **options: Any
@@ -39,13 +39,11 @@ class PredictionVisualizer:
         worst = [i for _, i in sorted(wrong, reverse=True)[:limit]]
         return failure_sheet(self.examples(model, worst, **options), path) if worst else None
 
-    def removals(
-        self, model: nn.Module, settings: Mapping[str, Intervention], path: Path, title: str = "", per_group: int = 2
-    ) -> Path:
+    def removals(self, model: nn.Module, settings: Mapping[str, Intervention], path: Path) -> Path:
         """Contact sheet of the patches that each setting hides, compared with the first one; images as in `sheet`."""
-        chosen = self._spread(per_group)
+        chosen = self._spread(per_group=2)
         examples = {row: self.examples(model, chosen, intervention=value) for row, value in settings.items()}
-        return removal_sheet(examples, path, title)
+        return removal_sheet(examples, path)
 
     def examples(self, model: nn.Module, indices: Iterable[int], **options: Any) -> list[Example]:
         """The model's predictions for some images of the split, all in one batch."""
@@ -69,13 +67,13 @@ class PredictionVisualizer:
             for i, sample in enumerate(samples)
         ]
 
-    def _spread(self, per_group: int, limit: int = 12) -> list[int]:
-        """Indices of the first `per_group` images of each group or class, at most `limit`."""
+    def _spread(self, per_group: int) -> list[int]:
+        """Indices of the first `per_group` images of each group or class, at most 12."""
         seen: dict[int, list[int]] = {}
         groups = self.split.raw.groups or self.split.labels
         for index, group in enumerate(groups):
             seen.setdefault(int(group), []).append(index)
-        return [i for group in sorted(seen) for i in seen[group][:per_group]][:limit]
+        return [i for group in sorted(seen) for i in seen[group][:per_group]][:12]
 
 
 def _true_class(sample: Sample, predicted: int) -> int:

@@ -14,7 +14,7 @@ from common.maps import minmax, to_pixels
 from explain import Explainer, explain, explained_model
 from explain.loading import Classifier
 from models.interface import is_two_stage, select_parts
-from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize
+from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize_shorter
 from report.sheets import Column, LegendEntry, part_legend
 
 TILE = 252
@@ -44,7 +44,7 @@ class ExplanationSheet:
         predicted = int(probability.argmax())
         print(f"{self.names[predicted]}  {probability[predicted]:.3f}  {path}")
         targets = list(self.targets) or [predicted]
-        pixels = self._pixels(image)
+        pixels = resize_shorter(denormalise(image, self.classifier.mean, self.classifier.std), TILE)
         shared = [pixels, *self._parts(pixels, images)]
         heat = [self._heat(name, pixels, images, targets, path) for name in self.methods]
         return [
@@ -67,12 +67,6 @@ class ExplanationSheet:
         model = self.classifier.model
         parts = model.model_config.parts.num_parts if is_two_stage(model) else 0
         return part_legend(parts)
-
-    def _pixels(self, image: Tensor) -> np.ndarray:
-        height, width = image.shape[-2:]
-        scale = TILE / min(height, width)
-        pixels = denormalise(image, self.classifier.mean, self.classifier.std)
-        return resize(pixels, (round(height * scale), round(width * scale)))
 
     def _parts(self, pixels: np.ndarray, images: Tensor) -> list[np.ndarray]:
         if not is_two_stage(self.classifier.model):

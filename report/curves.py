@@ -25,7 +25,7 @@ PANEL_ORDER = ("loss", "accuracy", "several classes", "agreement", "mask")
 """Order of the panels that metrics declare (`MetricInfo.panel`); others follow, then accuracy by group, then one panel
 for each remaining "train/" and "lr" key."""
 GROUPS = "val/accuracy/group/"
-NOT_A_CURVE = ("seconds", "images_per_second", "skipped")
+NOT_A_CURVE = ("/seconds", "/images_per_second", "/skipped")
 X_LABELS = {"epoch": "epoch", "train_seconds": "training time in seconds", "wall_seconds": "wall time in seconds"}
 
 
@@ -38,7 +38,7 @@ class Line:
     y: list[float]
 
 
-def training_curves(rows: Sequence[Row], path: Path, title: str = "", x: str = "epoch") -> Path:
+def training_curves(rows: Sequence[Row], path: Path, x: str = "epoch") -> Path:
     """One run, one small panel per subject (losses, accuracies, mask, learning rate), as a PNG.
 
     `x` is the key of the horizontal axis: "epoch", "train_seconds", or any increasing number. Where an epoch appears
@@ -49,7 +49,7 @@ def training_curves(rows: Sequence[Row], path: Path, title: str = "", x: str = "
         raise ValueError("no curves to draw: the rows have no numbers under known keys")
     across = min(len(drawn), 4)
     down = math.ceil(len(drawn) / across)
-    figure = _figure(3.3 * across, 2.45 * down + (0.5 if title else 0.1))
+    figure = _figure(3.3 * across, 2.45 * down + 0.1)
     for number, (name, lines) in enumerate(drawn):
         axes = figure.add_subplot(down, across, number + 1)
         _draw(axes, lines, percent=_is_percent(name))
@@ -57,12 +57,10 @@ def training_curves(rows: Sequence[Row], path: Path, title: str = "", x: str = "
             axes.legend(edgecolor="none", framealpha=0.8, fontsize=7.5, labelcolor=INK, handlelength=1.2)
         axes.set_title(name, loc="left", fontsize=10, color=INK, fontweight="bold")
         axes.set_xlabel(X_LABELS.get(x, x) if number >= len(drawn) - across else "", fontsize=8.5, color=MUTED)
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
-def compare_runs(
-    runs: Mapping[str, Sequence[Row]], key: str, path: Path, title: str = "", x: str = "epoch", y_label: str = ""
-) -> Path:
+def compare_runs(runs: Mapping[str, Sequence[Row]], key: str, path: Path, x: str = "epoch") -> Path:
     """One line per run (by its name) of `key`, labelled with its last value, as a PNG.
 
     A run without the key is left out. Fractions (see `names.is_fraction`) are drawn in percent, 0 to 100. `x`: see
@@ -78,9 +76,9 @@ def compare_runs(
     if is_fraction(key):
         axes.set_ylim(-0.02, 1.02)
     axes.set_xlabel(X_LABELS.get(x, x), fontsize=9.5, color=MUTED)
-    axes.set_ylabel(y_label or pretty(key), fontsize=9.5, color=MUTED)
+    axes.set_ylabel(pretty(key), fontsize=9.5, color=MUTED)
     _label_ends(axes, lines, is_fraction(key))
-    return _save(figure, path, title)
+    return _save(figure, path)
 
 
 def _last_of_each(rows: Sequence[Row], x: str) -> list[Row]:
@@ -109,8 +107,8 @@ def _panels(rows: Sequence[Row], x: str) -> list[tuple[str, list[Line]]]:
         result.append((name, [_line(pretty(key), rows, key, x) for key in found]))
     groups = [key for key in keys if key.startswith(GROUPS)][: len(LINES)]  # as many as there are colours
     result.append(("accuracy by group", [_line(key.removeprefix(GROUPS), rows, key, x) for key in groups]))
-    single = [key for key in keys if key.startswith(("train/", "lr")) and key not in used and _is_curve(key)]
-    result += [(pretty(key), [_line(pretty(key), rows, key, x)]) for key in single]
+    single = [key for key in keys if key.startswith(("train/", "lr")) and not key.endswith(NOT_A_CURVE)]
+    result += [(pretty(key), [_line(pretty(key), rows, key, x)]) for key in single if key not in used]
     filled = [(name, [line for line in lines if line.y]) for name, lines in result]
     return [(name, lines) for name, lines in filled if lines]
 
@@ -123,10 +121,6 @@ def _is_percent(panel: str) -> bool:
 def _with_split(key: str, keys: Sequence[str]) -> str | None:
     """The key as it is among `keys`: without a split, of val or of test, in this order."""
     return next((name for name in (key, f"val/{key}", f"test/{key}") if name in keys), None)
-
-
-def _is_curve(key: str) -> bool:
-    return key.rsplit("/", 1)[-1] not in NOT_A_CURVE
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -185,9 +179,7 @@ def spread(heights: Sequence[float], step: float, top: float) -> list[float]:
     return moved
 
 
-def _save(figure: Figure, path: Path, title: str) -> Path:
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=12.5, fontweight="bold", color=INK)
+def _save(figure: Figure, path: Path) -> Path:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return write_atomic(path, buffer.getvalue())

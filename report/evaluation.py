@@ -32,15 +32,12 @@ def write_evaluation_report(
     ]
     if failures is not None:
         sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong predictions first."))
-    sections.append(Table(_table(results), title="All metrics"))
+    rows = tuple((pretty(key), _shown(key, value)) for key, value in results.items())
+    sections.append(Table(TableText(("metric", "value"), rows), title="All metrics"))
     if history:
         sections.append(Figure(training_curves(history, out / "curves.png"), title="Training"))
     sections += provenance_sections(details, config)
     return write_report(out / "report.html", title, sections)
-
-
-def _table(results: Mapping[str, float]) -> TableText:
-    return TableText(("metric", "value"), tuple((pretty(key), _shown(key, value)) for key, value in results.items()))
 
 
 def _shown(key: str, value: float) -> str:

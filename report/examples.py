@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from report.overlays import Array, mask_view, part_overlay, removal_view, resize
+from report.overlays import Array, mask_view, part_overlay, removal_view, resize_shorter
 from report.sheets import Column, LegendEntry, contact_sheet, draw_mark, part_legend
 from report.style import BAD, PAPER
 
@@ -41,22 +41,22 @@ class Example:
         return self.label == self.predicted
 
 
-def example_sheet(examples: Sequence[Example], path: Path, title: str = "") -> Path:
+def example_sheet(examples: Sequence[Example], path: Path) -> Path:
     """Image, parts, patches that stage 2 sees and true object (those that any example has), by group.
 
     The examples keep their order within a group. Raises ValueError without examples.
     """
     order = {group: place for place, group in enumerate(dict.fromkeys(example.group for example in examples))}
     by_group = sorted(examples, key=lambda example: order[example.group])
-    return _sheet(by_group, path, title, [example.group or "" for example in by_group])
+    return _sheet(by_group, path, "", [example.group or "" for example in by_group])
 
 
-def failure_sheet(examples: Sequence[Example], path: Path, title: str = "Worst failures") -> Path:
+def failure_sheet(examples: Sequence[Example], path: Path) -> Path:
     """The same views in the given order, without groups. Raises ValueError without examples."""
-    return _sheet(examples, path, title, [""] * len(examples))
+    return _sheet(examples, path, "Worst failures", [""] * len(examples))
 
 
-def removal_sheet(examples: Mapping[str, Sequence[Example]], path: Path, title: str = "") -> Path:
+def removal_sheet(examples: Mapping[str, Sequence[Example]], path: Path) -> Path:
     """Image, parts and mask of the first setting, then one row per other setting: its mask and the removed patches.
 
     `examples`: setting to its examples, all with maps and masks, the same images for each. A patch that only the first
@@ -65,16 +65,15 @@ def removal_sheet(examples: Mapping[str, Sequence[Example]], path: Path, title: 
     first, *others = examples
     columns = []
     for i, before in enumerate(examples[first]):
-        image = _at_tile_size(before.image)
+        image = resize_shorter(before.image, TILE)
         assert before.maps is not None and before.mask is not None
         tiles = [image, part_overlay(image, before.maps, before.mask), _removed(image, before, before)]
         tiles += [_removed(image, before, examples[row][i]) for row in others]
         heading = before.group or ""
         columns.append(Column(tiles, heading, _caption(before, heading), before.correct))
     titles = ["image", "parts", *(row.replace("thresholds, ", "thresholds,\n") for row in examples)]
-    return contact_sheet(
-        columns, titles, path, title, [*_legend(examples[first]), LegendEntry(BAD, "× wrong prediction")]
-    )
+    legend = [*_legend(examples[first]), LegendEntry(BAD, "× wrong prediction")]
+    return contact_sheet(columns, titles, path, legend=legend)
 
 
 def _removed(image: np.ndarray, before: Example, after: Example) -> np.ndarray:
@@ -91,7 +90,7 @@ def _removed(image: np.ndarray, before: Example, after: Example) -> np.ndarray:
 def _sheet(examples: Sequence[Example], path: Path, title: str, headings: Sequence[str]) -> Path:
     if not examples:
         raise ValueError("a sheet needs at least one example")
-    images = [_at_tile_size(example.image) for example in examples]
+    images = [resize_shorter(example.image, TILE) for example in examples]
     rows: list[tuple[str, list[np.ndarray | None]]] = [("image", list(images))]
     pairs = list(zip(examples, images, strict=True))
     for name, row in (
@@ -120,9 +119,3 @@ def _caption(example: Example, heading: str) -> str:
 def _legend(examples: Sequence[Example]) -> list[LegendEntry]:
     parts = max((len(example.maps) - 1 for example in examples if example.maps is not None), default=0)
     return part_legend(parts)
-
-
-def _at_tile_size(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    scale = TILE / min(height, width)
-    return resize(image, (round(height * scale), round(width * scale)))

@@ -29,7 +29,7 @@ class ExplainedImage:
     """[H, W] bool: the object."""
 
 
-def method_sheet(images: Sequence[ExplainedImage], path: Path, title: str = "") -> Path:
+def method_sheet(images: Sequence[ExplainedImage], path: Path) -> Path:
     """Contact sheet: the image, one row per method, and the true object if known. Raises ValueError without images."""
     methods = list(images[0].maps) if images else []
     columns = []
@@ -41,7 +41,7 @@ def method_sheet(images: Sequence[ExplainedImage], path: Path, title: str = "") 
         columns.append(Column(tiles, caption=image.caption, correct=image.correct))
     rows = ["image", *(method.replace("_", "\n", 1) for method in methods)]
     rows += ["true object"] if images and images[0].truth is not None else []
-    return contact_sheet(columns, rows, path, title)
+    return contact_sheet(columns, rows, path)
 
 
 def write_explanation_report(

@@ -37,6 +37,13 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
 
 
+def resize_shorter(image: np.ndarray, side: int) -> np.ndarray:
+    """The image with its shorter side at `side` pixels."""
+    height, width = image.shape[:2]
+    scale = side / min(height, width)
+    return resize(image, (round(height * scale), round(width * scale)))
+
+
 def enlarge(grid: Array, size: tuple[int, int]) -> np.ndarray:
     """[H, W]: grid [h, w] enlarged with nearest-neighbour interpolation; H, W need not be multiples of h, w."""
     cells = as_array(grid)
@@ -84,17 +91,17 @@ def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) ->
     return np.where(here[..., None], part_overlay(image, maps, gone), mask_view(image, after))
 
 
-def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6, colours: str = "inferno") -> np.ndarray:
+def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6) -> np.ndarray:
     """A heat map [h, w] over the image in grey: scaled from its minimum to its maximum, enlarged bilinearly.
 
-    A constant map is shown as all minimum. `colours`: name of a matplotlib colour map.
+    A constant map is shown as all minimum.
     """
     values = np.nan_to_num(as_array(heat).astype(np.float32))
     span = float(values.max() - values.min())
     unit = (values - values.min()) / (span or 1.0)
     size = (image.shape[1], image.shape[0])
     smooth = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
-    return _blend(_grey(image), matplotlib.colormaps[colours](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
+    return _blend(_grey(image), matplotlib.colormaps["inferno"](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

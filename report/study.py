@@ -57,6 +57,7 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
     ]
     keys = present(STUDY_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
+    caption = "Validation split: image, parts, patches that the classifier sees, true object."
     sections: list[Section] = [
         Cards([_card(row, runs) for row in _rows(runs)]),
         Text(about),
@@ -66,8 +67,12 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
             caption="Checkpoints chosen by validation metrics. Mean ± sample standard deviation over seeds.",
         ),
         *_curves(out, runs),
-        *_sheets(runs),
-        *_histories(out, runs),
+        *(Figure(run.sheet, f"{run.row}: examples", caption) for run in _firsts(runs) if run.sheet),
+        *(
+            Figure(training_curves(run.history, out / f"curves_{run.row}.png"), title=f"{run.row}: training")
+            for run in _firsts(runs)
+            if run.history
+        ),
         Code(json.dumps(runs[0].results.get("provenance", {}), indent=2), title="Provenance"),
         *(Code(run.config, title=f"Config of {run.row}") for run in _firsts(runs)),
     ]
@@ -113,21 +118,4 @@ def _curves(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
     return [
         Figure(by_epoch, title="Worst-group accuracy on the test split", caption=f"By epoch. {caption}"),
         Figure(by_time, caption="By seconds of training, without validation."),
-    ]
-
-
-def _sheets(runs: Sequence[StudyRun]) -> list[Section]:
-    caption = "Validation split: image, parts, patches that the classifier sees, true object."
-    return [
-        Figure(run.sheet, title=f"{run.row}: examples", caption=caption)
-        for run in _firsts(runs)
-        if run.sheet is not None
-    ]
-
-
-def _histories(out: Path, runs: Sequence[StudyRun]) -> list[Section]:
-    return [
-        Figure(training_curves(run.history, out / f"curves_{run.row}.png"), title=f"{run.row}: training")
-        for run in _firsts(runs)
-        if run.history
     ]

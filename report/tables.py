@@ -24,61 +24,55 @@ class TableText:
     rows: tuple[tuple[str, ...], ...]
 
 
-def average(records: Sequence[Record], row_key: str = "row") -> pd.DataFrame:
-    """One line per value of `row_key`, in order of appearance: `seeds`, and `<key>`, `<key>_std` per numeric key.
+def average(records: Sequence[Record]) -> pd.DataFrame:
+    """One line per value of "row", in order of appearance: `seeds`, and `<key>`, `<key>_std` per numeric key.
 
     The mean is over the runs that have a finite value; std is the sample standard deviation (n - 1), nan for one run.
     A value that is not a number is kept if all runs of the row agree, else left empty. Raises ValueError without
-    records, or for a record without `row_key`.
+    records, or for a record without "row".
     """
-    if not records or any(row_key not in record for record in records):
-        raise ValueError(f"a table needs records, each with a {row_key!r}")
-    keys = [key for key in dict.fromkeys(key for record in records for key in record) if key not in (row_key, "seed")]
+    if not records or any("row" not in record for record in records):
+        raise ValueError("a table needs records, each with a 'row'")
+    keys = [key for key in dict.fromkeys(key for record in records for key in record) if key not in ("row", "seed")]
     lines = []
-    for name in dict.fromkeys(record[row_key] for record in records):
-        runs = [record for record in records if record[row_key] == name]
-        line: dict[str, Any] = {row_key: name, "seeds": len(runs)}
+    for name in dict.fromkeys(record["row"] for record in records):
+        runs = [record for record in records if record["row"] == name]
+        line: dict[str, Any] = {"row": name, "seeds": len(runs)}
         for key in keys:
             line |= _cell(key, [run[key] for run in runs if run.get(key) is not None], _is_numeric(key, records))
         lines.append(line)
     return pd.DataFrame(lines)
 
 
-def table_text(records: Sequence[Record], row_key: str = "row", keys: Sequence[str] | None = None) -> TableText:
+def table_text(records: Sequence[Record], keys: Sequence[str] | None = None) -> TableText:
     """The averaged table as text: fractions in percent with one decimal, mean ± std if a row has several runs.
 
     `keys` selects and orders the columns; default: all.
     """
-    frame = average(records, row_key)
-    found = [key for key in frame.columns if key not in (row_key, "seeds") and f"{key}_std" in frame.columns]
-    other = [key for key in frame.columns if key not in (row_key, "seeds", *found, *(f"{key}_std" for key in found))]
+    frame = average(records)
+    found = [key for key in frame.columns if key not in ("row", "seeds") and f"{key}_std" in frame.columns]
+    other = [key for key in frame.columns if key not in ("row", "seeds", *found, *(f"{key}_std" for key in found))]
     shown = [key for key in (keys if keys is not None else [*other, *found]) if key in frame.columns]
     several = bool((frame["seeds"] > 1).any())
-    header = [row_key if row_key != "row" else "", *(_title(key) for key in shown), *(["seeds"] if several else [])]
+    header = ["", *(_title(key) for key in shown), *(["seeds"] if several else [])]
     rows = []
     for record in frame.to_dict("records"):
         line = {str(key): value for key, value in record.items()}
-        cells = [str(line[row_key]), *(_shown(line, key) for key in shown)]
+        cells = [str(line["row"]), *(_shown(line, key) for key in shown)]
         rows.append((*cells, *([str(line["seeds"])] if several else [])))
     return TableText(tuple(header), tuple(rows))
 
 
-def write_tables(
-    records: Sequence[Record], out_stem: Path, row_key: str = "row", keys: Sequence[str] | None = None
-) -> list[Path]:
+def write_tables(records: Sequence[Record], out_stem: Path, keys: Sequence[str] | None = None) -> list[Path]:
     """Write `<out_stem>.json` (averages and single runs), `.csv` (averages) and `.md` (formatted, columns `keys`).
 
     Atomic writes. Returns the three paths. Raises ValueError as `average` does.
     """
-    frame = average(records, row_key)
-    content = {
-        "rows": frame.to_dict("records"),
-        "runs": [dict(record) for record in records],
-    }
+    frame = average(records)
     texts = {
-        ".json": json_text(content),
+        ".json": json_text({"rows": frame.to_dict("records"), "runs": records}),
         ".csv": frame.to_csv(index=False),
-        ".md": markdown(table_text(records, row_key, keys)),
+        ".md": markdown(table_text(records, keys)),
     }
     return [write_atomic(out_stem.with_name(out_stem.name + end), text) for end, text in texts.items()]
 

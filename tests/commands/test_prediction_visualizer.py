@@ -36,7 +36,7 @@ def split(tmp_path: Path) -> Split:
 def visualizer(split: Split, monkeypatch: pytest.MonkeyPatch) -> PredictionVisualizer:
     """Its sheets are not drawn."""
     for name in ("example_sheet", "failure_sheet"):
-        monkeypatch.setattr(prediction_visualizer, name, lambda examples, path, title="": examples)
+        monkeypatch.setattr(prediction_visualizer, name, lambda examples, path: examples)
     return PredictionVisualizer(split, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 

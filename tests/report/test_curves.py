@@ -55,7 +55,7 @@ def test_a_resumed_run_counts_its_last_row_of_an_epoch() -> None:
 
 @pytest.mark.parametrize("x", ["epoch", "train_seconds"])
 def test_files_are_written(x: str, tmp_path: Path) -> None:
-    one = training_curves(ROWS, tmp_path / "new" / "curves.png", "A run", x=x)
+    one = training_curves(ROWS, tmp_path / "new" / "curves.png", x=x)
     both = compare_runs({"a": ROWS, "b": ROWS[:2], "none": []}, "val/worst_group_accuracy", tmp_path / "both.png", x=x)
     for path in (one, both):
         with Image.open(path) as image:

@@ -87,7 +87,7 @@ def test_text_is_wrapped_and_cut() -> None:
 
 def test_example_sheet_shows_hidden_patches_and_parts(tmp_path: Path) -> None:
     shown = example(mask=torch.zeros(6, 6, dtype=torch.bool).index_fill(0, torch.tensor([0]), True))
-    sheet = pixels(example_sheet([shown, example()], tmp_path / "sheet.png", "Title"))
+    sheet = pixels(example_sheet([shown, example()], tmp_path / "sheet.png"))
     assert sheet.shape[1] > 2 * TILE + GAP and sheet.shape[0] > 4 * (TILE + GAP)
     # 5 of 6 rows of patches of the first image are hidden, about half of the second's and of both true objects.
     assert count(sheet, rgb(HIDDEN)) > 0.8 * TILE * TILE + 1.3 * TILE * TILE

@@ -43,7 +43,6 @@ def test_text_of_a_table() -> None:
     assert table.rows[0] == ("two|stage", "none", "98.5 ± 0.7", "65.0 ± 7.1", "0.60 ± 0.14", "2")
     assert table.rows[1] == ("plain", "dinov2", "50.0", "–", "1.5", "1")
     assert table_text(RECORDS[2:], keys=["loss", "unknown", "accuracy"]).header == ("", "loss", "accuracy (%)")
-    assert table_text([{"method": "a", "x": 1.0}], row_key="method").header == ("method", "x")
 
 
 def test_three_files_of_one_table(tmp_path: Path) -> None:
