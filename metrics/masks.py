@@ -57,7 +57,6 @@ class MaskOverlap(ExactMetric):
 
     def __init__(self, info: DatasetInfo) -> None:
         super().__init__()
-        self.info = info
         for name in ("empty", "images"):
             self.add_counter(name)
         self.add_counter("sums", 2)  # intersection, union
@@ -69,18 +68,13 @@ class MaskOverlap(ExactMetric):
         if prediction.mask is None:
             raise UserError("metric 'mask': this model has no patch mask; drop it from --metrics")
         mask = prediction.mask.detach() > 0
-        self._count_kept(mask, prediction.empty)
-        if batch.mask is not None:
-            self._count_overlap(mask, batch.mask)
-
-    def _count_kept(self, mask: Tensor, empty: Tensor | None) -> None:
         kept = mask.sum(dim=(1, 2))
         self.kept.append(kept.to(torch.float64) / mask[0].numel())
-        self.empty += (kept == 0 if empty is None else empty).sum()
+        self.empty += (kept == 0 if prediction.empty is None else prediction.empty).sum()
         self.images += len(mask)
-
-    def _count_overlap(self, mask: Tensor, truth: Tensor) -> None:
-        both, predicted, true = patch_overlap(mask, truth)
+        if batch.mask is None:
+            return
+        both, predicted, true = patch_overlap(mask, batch.mask)
         union = predicted + true - both
         self.sums += torch.stack([both.sum(), union.sum()])
         # An empty true mask gives nan here and is dropped in compute: filtering now would need a host sync.
@@ -94,15 +88,10 @@ class MaskOverlap(ExactMetric):
             "keep_ratio": mean(self.values("kept").tolist()),
             "empty_ratio": ratio(int(self.empty), int(self.images)),
         }
-        if self.values("iou").numel():
-            results |= self._overlap()
-        return results
-
-    def _overlap(self) -> dict[str, float]:
         iou, dice = self.values("iou"), self.values("dice")
-        return {
-            "mask_iou": mean(iou.tolist()),
-            "mask_dice": mean(dice.tolist()),
-            "mask_iou_dataset": ratio(*self.sums.tolist()),
-            "count/masks": float((~iou.isnan()).sum()),
-        }
+        if iou.numel():
+            results["mask_iou"] = mean(iou.tolist())
+            results["mask_dice"] = mean(dice.tolist())
+            results["mask_iou_dataset"] = ratio(*self.sums.tolist())
+            results["count/masks"] = float((~iou.isnan()).sum())
+        return results

@@ -23,7 +23,18 @@ Resampled = Callable[[np.ndarray], float]
 class _KeptLogits(ExactMetric):
     """Keeps which classes each image shows, and its logits."""
 
-    info: DatasetInfo
+    name: ClassVar[str]
+    otherwise: ClassVar[str]
+    """What to do for a data set with one class per image."""
+    rows: list[Tensor]
+
+    def __init__(self, info: DatasetInfo) -> None:
+        """Raises UserError for a data set with one class per image."""
+        super().__init__()
+        if not info.multi_label:
+            raise UserError(f"metric {self.name!r}: images of {info.name!r} show one class; {self.otherwise}")
+        self.info = info
+        self.add_values("rows")
 
     def keep(self, rows: list[Tensor], batch: Batch, logits: Tensor) -> None:
         """Append the classes and the logits [B, C] of one batch to a state of `add_values`."""
@@ -58,16 +69,11 @@ class MultiLabel(_KeptLogits):
         **SHOWN_F1,
         "average_precision/class/": MetricInfo(percent=True),
     }
-    rows: list[Tensor]
+    name, otherwise = "multilabel", "drop it from --metrics"
     rows_stage_1: list[Tensor]
 
     def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with one class per image."""
-        super().__init__()
-        if not info.multi_label:
-            raise UserError(f"metric 'multilabel': images of {info.name!r} show one class; drop it from --metrics")
-        self.info = info
-        self.add_values("rows")
+        super().__init__(info)
         self.add_values("rows_stage_1")
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
@@ -98,15 +104,7 @@ class MultiLabelIntervals(_KeptLogits):
     For `mean_average_precision`, `macro_f1` and `micro_f1`; nan where a logit is. Keeps 16 C bytes per image.
     """
 
-    rows: list[Tensor]
-
-    def __init__(self, info: DatasetInfo) -> None:
-        """Raises UserError for a data set with one class per image."""
-        super().__init__()
-        if not info.multi_label:
-            raise UserError(f"metric 'multilabel_intervals': images of {info.name!r} show one class; use f1")
-        self.info = info
-        self.add_values("rows")
+    name, otherwise = "multilabel_intervals", "use f1"
 
     def update(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch. Raises UserError where it does not say which classes it shows."""

@@ -12,7 +12,6 @@ from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.as_masks import PredictMasked, keep_largest
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
-from metrics.maps.pixels import silent_maps
 from metrics.maps.removal import cell_grid, enlarge, on_grid
 from metrics.types import Explanation
 
@@ -108,10 +107,8 @@ class Certificate(MapMetric):
             movement(explanation.logits, explanation.predict(torch.where(visible, images, fills[fill])), batch.label)
             for fill in FILLS
         ]
-        failed, constant = silent_maps(explanation.maps)
         numbers = torch.cat([*moved, mask.flatten(1).double().mean(1, keepdim=True)], 1)
-        flags = torch.stack([failed, constant], 1)
-        return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
+        return self.with_flags(numbers, explanation.maps)
 
     def mask(self, images: Tensor, maps: Tensor) -> Tensor:
         """[B, h, w] bool: the patches that are kept."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from common.registry import Registry
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric
+from metrics.maps.pixels import silent_maps
 from metrics.types import Explanation
 
 Columns = Mapping[str, np.ndarray]
@@ -32,7 +33,6 @@ class MapMetric(ExactMetric):
 
     def __init__(self, info: DatasetInfo) -> None:
         super().__init__()
-        self.info = info
         self.paths: list[str] = []
         self.add_values("table")
 
@@ -79,6 +79,13 @@ class MapMetric(ExactMetric):
             raise ValueError(f"no column {', '.join(sorted(unknown))}")
         missing = torch.full_like(next(iter(values.values())), torch.nan, dtype=torch.float64)
         return torch.stack([values.get(name, missing).to(torch.float64) for name in self.columns], dim=1)
+
+    @staticmethod
+    def with_flags(numbers: Tensor, maps: Tensor) -> Tensor:
+        """[B, n + 2]: numbers [B, n], nan where the map is not finite, and the columns nan_map and constant_map."""
+        failed, constant = silent_maps(maps)
+        flags = torch.stack([failed, constant], 1)
+        return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
 
     def compute(self) -> dict[str, float]:
         """The metrics, and under `<key>/low` and `<key>/high` their 95 % bootstrap interval over images.

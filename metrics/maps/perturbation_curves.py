@@ -78,8 +78,7 @@ class CurveMetric(MapMetric):
         maps = explanation.maps.masked_fill((failed | constant)[:, None, None], 0)
         curves = self.curves(batch, replace(explanation, maps=maps))
         numbers = torch.cat([torch.stack(self.scores(curves), 1), curves.flatten(1)], 1)
-        flags = torch.stack([failed, constant], 1)
-        return torch.cat([numbers.masked_fill(failed[:, None], torch.nan), flags.to(numbers)], 1)
+        return self.with_flags(numbers, explanation.maps)
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
         """The values named in the class docstring."""

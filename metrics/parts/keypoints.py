@@ -116,37 +116,20 @@ def distances_of(point: int, train: Table, test: Table) -> list[float]:
     seen, shown = train.visible[:, point], test.visible[:, point]
     if not seen.any():
         return []
-    centres, points = Standard.of(train.centres[seen]), Standard.of(train.points[seen, point])
+    centre, centre_scale = mean_and_scale(train.centres[seen])
+    target, target_scale = mean_and_scale(train.points[seen, point])
     # A part is 0 where it is not active: the mean of the standardised training centres.
     inputs = [
-        np.where(table.active[rows].repeat(2, axis=1), centres.apply(table.centres[rows]), 0)
+        np.where(table.active[rows].repeat(2, axis=1), (table.centres[rows] - centre) / centre_scale, 0)
         for table, rows in ((train, seen), (test, shown))
     ]
-    weights = np.linalg.lstsq(inputs[0], points.apply(train.points[seen, point]), rcond=None)[0]
-    errors = points.undo(inputs[1] @ weights) - test.points[shown, point]
+    weights = np.linalg.lstsq(inputs[0], (train.points[seen, point] - target) / target_scale, rcond=None)[0]
+    errors = inputs[1] @ weights * target_scale + target - test.points[shown, point]
     distances: list[float] = np.linalg.norm(errors, axis=1).tolist()
     return distances
 
 
-@dataclass(frozen=True)
-class Standard:
-    """Standardisation of columns to mean 0 and standard deviation 1; a constant column becomes 0."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-    @classmethod
-    def of(cls, values: np.ndarray) -> "Standard":
-        """The standardisation of values [n, columns]."""
-        deviation = values.std(0)
-        return cls(values.mean(0), np.where(deviation > SMALLEST_DEVIATION, deviation, 1))
-
-    def apply(self, values: np.ndarray) -> np.ndarray:
-        """Standardised values."""
-        standardised: np.ndarray = (values - self.mean) / self.deviation
-        return standardised
-
-    def undo(self, values: np.ndarray) -> np.ndarray:
-        """The inverse of `apply`."""
-        original: np.ndarray = values * self.deviation + self.mean
-        return original
+def mean_and_scale(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of the columns of values [n, columns]; 1 for the deviation of a constant column."""
+    deviation = values.std(0)
+    return values.mean(0), np.where(deviation > SMALLEST_DEVIATION, deviation, 1)
