@@ -42,11 +42,11 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     return model
 
 
-def check_timm_name(name: str) -> None:
-    """Raise UserError, with the closest names, unless timm has a model `name`."""
+def check_timm_name(name: str, flag: str = "model.backbone") -> None:
+    """Raise UserError that names `flag` and the closest names, unless timm has a model `name`."""
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
-        raise UserError(f"model.backbone: timm has no model {name!r}; nearest: {', '.join(near)}")
+        raise UserError(f"{flag}: timm has no model {name!r}; nearest: {', '.join(near)}")
 
 
 def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> None:

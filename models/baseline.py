@@ -7,7 +7,7 @@ from timm.layers import trunc_normal_
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import create_backbone, load_backbone_weights
+from models.backbone import create_backbone
 from models.config import ModelConfig
 from models.interface import ImageClassifier, Readout
 from models.outputs import ClassifierOutput
@@ -81,10 +81,6 @@ class PlainViT(ImageClassifier):
         self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()
         features = 2 * width if config.pooling == "gap_cls" else width
         self.head = linear_head(features, num_classes, bias=config.pooling != "aim")
-
-    def load_pretrained_backbones(self) -> None:
-        """Load `config.weights` into the backbone. Raises UserError."""
-        load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W] -> ClassifierOutput. `generator` is unused: the model has no noise of its own."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import create_backbone, load_backbone_weights, patch_tokens
+from models.backbone import create_backbone, patch_tokens
 from models.baseline import linear_head
 from models.config import ModelConfig
 from models.interface import ImageClassifier
@@ -62,10 +62,6 @@ class DecoupledViT(GivenMaskModel):
         self.stage_2 = MaskedViT(backbone, num_classes, config.stage_2_path, new_norm=False)
         check_masked_vit(config, self.stage_2)
 
-    def load_pretrained_backbones(self) -> None:
-        """Load `config.weights` into the backbone. Raises UserError."""
-        load_backbone_weights(self.stage_2.backbone, self.model_config.backbone, self.model_config.weights)
-
     @property
     def network(self) -> nn.Module:
         """Stage 2's backbone."""
@@ -96,10 +92,6 @@ class LateMaskingViT(GivenMaskModel):
         self.model_config = config = model_config
         self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
         self.head = linear_head(self.backbone.embed_dim, num_classes)
-
-    def load_pretrained_backbones(self) -> None:
-        """Load `config.weights` into the backbone. Raises UserError."""
-        load_backbone_weights(self.backbone, self.model_config.backbone, self.model_config.weights)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Class logits [B, C] from the patch tokens of a Selection."""

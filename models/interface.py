@@ -11,6 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from models.backbone import load_backbone_weights
 from models.config import ModelConfig
 from models.hub import SavedModel
 from models.outputs import ModelOutput, StageOneOutput
@@ -56,8 +57,9 @@ class ImageClassifier(nn.Module, SavedModel, library_name="faithful-vit"):
     backbone: nn.Module
 
     def load_pretrained_backbones(self) -> None:
-        """Load `model_config.weights` into the backbones. Raises UserError."""
-        raise NotImplementedError
+        """Load `model_config.weights` into the backbones; by default into `network`, a ViT. Raises UserError."""
+        config = self.model_config
+        load_backbone_weights(cast(VisionTransformer, self.network), config.backbone, config.weights)
 
     def forward(self, *args: Any, **options: Any) -> ModelOutput:
         """Normalised images [B, 3, H, W] -> output; `mask=` if `needs_mask`. Other options depend on the model."""

@@ -31,10 +31,7 @@ def key_mask(mask_BN: Tensor, num_prefix: int) -> Tensor:
 def dense(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
     """Class token after the last block, [B, D]. Hidden tokens stay in the sequence, but no token attends to them."""
     # [B, 1, 1, S]: the same keys for every head and query.
-    keys = key_mask(mask_BN, vit.num_prefix_tokens)[:, None, None, :]
-    for block in vit.blocks:
-        x_BSD = block(x_BSD, attn_mask=keys)
-    return x_BSD[:, 0]
+    return _run_blocks(vit, x_BSD, key_mask(mask_BN, vit.num_prefix_tokens)[:, None, None, :])
 
 
 def gathered(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
@@ -46,10 +43,7 @@ def gathered(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
     longest = int(keys.sum(1).max())
     order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in order of position
     x_BSD = x_BSD.gather(1, order.unsqueeze(-1).expand(-1, -1, x_BSD.shape[-1]))
-    valid = keys.gather(1, order)[:, None, None, :]  # False at padding
-    for block in vit.blocks:
-        x_BSD = block(x_BSD, attn_mask=valid)
-    return x_BSD[:, 0]
+    return _run_blocks(vit, x_BSD, keys.gather(1, order)[:, None, None, :])  # False at padding
 
 
 def packed(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
@@ -90,9 +84,12 @@ def soft(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
     """Class token, [B, D], with log(gate + 1e-10) added to the attention scores (the published soft-mask ablation)."""
     # The log is taken in fp32: in fp16, 1e-10 would round to 0 and the bias to -inf.
     bias = (F.pad(gate_BN, (vit.num_prefix_tokens, 0), value=1.0) + 1e-10).log()
-    bias = bias.to(x_BSD.dtype)[:, None, None, :]
+    return _run_blocks(vit, x_BSD, bias.to(x_BSD.dtype)[:, None, None, :])
+
+
+def _run_blocks(vit: VisionTransformer, x_BSD: Tensor, attn_mask: Tensor) -> Tensor:
     for block in vit.blocks:
-        x_BSD = block(x_BSD, attn_mask=bias)
+        x_BSD = block(x_BSD, attn_mask=attn_mask)
     return x_BSD[:, 0]
 
 

@@ -46,17 +46,14 @@ class MaskedViT(nn.Module):
         """
         x_BSD = embed(self.backbone, images)
         if selection.gate is None:
-            token = self._hard(x_BSD, selection.mask.flatten(1))
+            drop_hidden = getattr(masked_attention, self.chosen_path())
+            token = drop_hidden(self.backbone, x_BSD, selection.mask.flatten(1))
         elif soft:
             token = masked_attention.soft(self.backbone, x_BSD, selection.gate.flatten(1))
         else:
             token = masked_attention.straight_through(self.backbone, x_BSD, selection.gate.flatten(1))
         # Both norms act on each token separately, so the class token alone is enough.
         return cast(Tensor, self.head(self.fc_norm(self.backbone.norm(token))))
-
-    def _hard(self, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
-        run = getattr(masked_attention, self.chosen_path())
-        return cast(Tensor, run(self.backbone, x_BSD, mask_BN))
 
     def chosen_path(self) -> Path:
         """The path for a hard mask. Dropout and stochastic depth act per image, so they cannot run on a packed row."""

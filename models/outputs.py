@@ -4,7 +4,7 @@ Shape legend: B images, C classes, D width, K parts (the last of K+1 channels is
 """
 
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import ClassVar, Protocol, cast
 
 from torch import Tensor
 
@@ -45,16 +45,10 @@ class ClassifierOutput:
     """[B, h, w] bool: the patches of a given mask; None if the model takes no mask."""
     empty: Tensor | None = None
     """[B] bool: the given mask selects no patch (before any fallback)."""
-
-    @property
-    def stage_1_logits(self) -> None:
-        """None: there is only one stage."""
-        return None
-
-    @property
-    def part_maps(self) -> None:
-        """None: the model has no parts."""
-        return None
+    stage_1_logits: ClassVar[None] = None
+    """There is only one stage."""
+    part_maps: ClassVar[None] = None
+    """The model has no parts."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +60,8 @@ class StageOneOutput:
     """[B, C, K], class scores of each part."""
     part_features: Tensor
     """[B, D, K+1], modulated part vectors."""
+    stage_1_logits: ClassVar[None] = None
+    """Stage 1's logits are the final `logits`."""
 
     @property
     def class_logits(self) -> Tensor:
@@ -76,11 +72,6 @@ class StageOneOutput:
     def logits(self) -> Tensor:
         """[B, C]: the same; the final classification of a model without a second stage."""
         return self.class_logits
-
-    @property
-    def stage_1_logits(self) -> None:
-        """None: stage 1's logits are the final `logits`."""
-        return None
 
     @property
     def mask(self) -> Tensor:

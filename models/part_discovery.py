@@ -4,6 +4,7 @@ Shape legend: B images, N patches, D width, C classes, K foreground parts; chann
 Everything runs in fp32, also under autocast: a logit is a small difference between numbers in the thousands.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,7 +33,7 @@ class PartNoise:
 
 def draw_noise(
     config: PartsConfig,
-    shape: tuple[int, int],
+    shape: Sequence[int],
     device: torch.device,
     training: bool,
     generator: torch.Generator | None = None,

@@ -46,9 +46,7 @@ class StageOne(nn.Module):
     ) -> StageOneOutput:
         """The same from patch tokens [B, N, D], so that several interventions can share one pass of the backbone."""
         if noise is None:
-            noise = draw_noise(
-                self.config.parts, (tokens.shape[0], tokens.shape[1]), tokens.device, self.training, generator
-            )
+            noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator)
         out = self.parts(tokens, noise, intervention)
         return StageOneOutput(self._selection(out), out.part_logits, out.part_features)
 

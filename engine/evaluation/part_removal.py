@@ -72,8 +72,7 @@ def shared_predictions(
     autocast = partial(torch.autocast, images.device.type, dtype=precision, enabled=precision != torch.float32)
     with autocast():
         tokens = patch_tokens(model.stage_1.backbone, images)
-    shape = tokens.shape[0], tokens.shape[1]
-    noise = draw_noise(model.model_config.parts, shape, tokens.device, model.training)
+    noise = draw_noise(model.model_config.parts, tokens.shape[:2], tokens.device, model.training)
 
     def predict(intervention: Intervention) -> Prediction:
         with autocast():

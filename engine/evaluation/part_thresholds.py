@@ -57,7 +57,7 @@ def part_logits(model: TwoStageModel, images: Tensor, precision: torch.dtype) ->
     stage, parts = model.stage_1, model.model_config.parts
     with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
         tokens = patch_tokens(stage.backbone, images)
-    noise = draw_noise(parts, (tokens.shape[0], tokens.shape[1]), tokens.device, stage.training)
+    noise = draw_noise(parts, tokens.shape[:2], tokens.device, stage.training)
     part_BN = stage.parts(tokens, noise).maps.argmax(-1)
     _, dots_BNK1 = stage.parts.logits(tokens.float())
     return dots_BNK1.gather(-1, part_BN[..., None]).flatten(), part_BN.flatten()
