@@ -20,7 +20,6 @@ from torch import Tensor
 
 from explain.attention_capture import AttentionCapture, record, replay
 from explain.explained_model import ExplainedModel
-from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
@@ -57,4 +56,4 @@ class Agcam(Explainer):
             (attention.weights_gradient(rows).clamp_min(0) * attention.scores(rows).sigmoid()).mean(2).sum(1)
             for attention in capture.attentions
         ]
-        return patch_grid(torch.stack(gated_LBN).sum(0), explained, images)
+        return explained.on_grid(torch.stack(gated_LBN).sum(0), images)

@@ -29,7 +29,6 @@ from torch import Tensor
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel
 from explain.rollout import Fusion, fuse_heads
-from explain.tokens import readout_row
 from explain.types import METHODS, Explainer
 
 SCALE = 2**30
@@ -52,7 +51,7 @@ class AttentionFlow(Explainer):
         fused_LBNN = torch.stack([fuse_heads(attentions, self.head_fusion) for attentions in capture.by_block()[::-1]])
         M_LBNN = fused_LBNN + torch.eye(fused_LBNN.shape[-1], device=images.device)
         M_LBNN /= M_LBNN.sum(-1, keepdim=True)
-        entry_BN = _capacities(readout_row(explained, fused_LBNN[0]))
+        entry_BN = _capacities(explained.readout_row(fused_LBNN[0]))
         graphs = [FlowGraph(*pair) for pair in zip(entry_BN, _capacities(M_LBNN.transpose(0, 1)), strict=True)]
         flows = [[graph.flow_to(patch) for patch in range(explained.num_prefix, len(graph.entry))] for graph in graphs]
         return (fused_LBNN.new_tensor(flows) / SCALE).reshape(len(flows), *explained.grid(images))

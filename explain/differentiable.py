@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +12,7 @@ from explain.explained_model import ExplainedModel, explainable, explained_model
 from explain.types import METHODS, Explainer
 
 
-def differentiable_maps(
-    model: nn.Module, images: Tensor, method: Explainer, targets: Tensor | None = None, stage: Literal[1, 2] = 2
-) -> Tensor:
+def differentiable_maps(model: nn.Module, images: Tensor, method: Explainer, targets: Tensor | None = None) -> Tensor:
     """The maps of `explain` for images [B, 3, H, W], with their graph: [B, h, w], float32, also under autocast.
 
     Gradients reach every trainable weight that the map depends on, and the images. The model runs in eval mode (no
@@ -25,24 +22,24 @@ def differentiable_maps(
     if not method.keeps_graph:
         known = ", ".join(name for name in METHODS if METHODS[name].keeps_graph)
         raise UserError(f"{type(method).__name__}: its maps cannot be differentiated; those of {known} can")
-    with twice_differentiable(model, images, stage) as explained:
+    with twice_differentiable(model, images) as explained:
         method.check(explained)
         return method.maps(explained, images, targets)
 
 
-def predicted_classes(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Tensor:
+def predicted_classes(model: nn.Module, images: Tensor) -> Tensor:
     """The model's top class for each image [B, 3, H, W] in eval mode: [B] int64."""
-    with twice_differentiable(model, images, stage) as explained, torch.no_grad():
+    with twice_differentiable(model, images) as explained, torch.no_grad():
         return explained.logits(images).argmax(1)
 
 
 @contextlib.contextmanager
-def twice_differentiable(model: nn.Module, images: Tensor, stage: Literal[1, 2] = 2) -> Iterator[ExplainedModel]:
+def twice_differentiable(model: nn.Module, images: Tensor) -> Iterator[ExplainedModel]:
     """The model, ready to be explained with a graph. Inside, attention uses torch's math kernel.
 
     The fused kernels have no second derivative, and a map already contains a first one.
     """
     with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        explained = explained_model(model, images, stage, graph=True)
+        explained = explained_model(model, images, graph=True)
         with explainable(explained):
             yield explained

@@ -63,6 +63,16 @@ class ExplainedModel:
             return cast(tuple[int, int], embed.dynamic_feat_size(tuple(images.shape[-2:])))
         return cast(tuple[int, int], embed.grid_size)
 
+    def readout_row(self, like_BNN: Tensor) -> Tensor:
+        """[B, N] weights that sum to 1, equal over the tokens that the classifier reads: class token or all patches."""
+        row_BN = like_BNN.new_zeros(like_BNN.shape[0], like_BNN.shape[-1])
+        row_BN[:, self.rows()] = 1
+        return row_BN / row_BN.sum(1, keepdim=True)
+
+    def on_grid(self, tokens: Tensor, images: Tensor) -> Tensor:
+        """Values of all tokens [B, N, ...] -> those of the patches [B, h, w, ...]; prefix tokens are dropped."""
+        return tokens[:, self.num_prefix :].reshape(len(tokens), *self.grid(images), *tokens.shape[2:])
+
     def target_score(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         """Sum over the batch of each image's target logit (targets [B] int64; None: its predicted class).
 

@@ -25,7 +25,6 @@ from common.errors import UserError
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_attention, require_block
 from explain.gradients import at_least_float
-from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
@@ -59,12 +58,10 @@ class GradCAM(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; of a CNN, h x w is the size of its features."""
-        if self.compat:
-            a_BhwH, gradient_BhwH = self._attention(explained, images, targets)
-            maps = (a_BhwH * gradient_BhwH.mean((1, 2), keepdim=True)).mean(-1)
-        else:
-            a_BhwD, gradient_BhwD = self._features(explained, images, targets)
-            maps = (a_BhwD * gradient_BhwD.mean((1, 2), keepdim=True)).sum(-1)
+        values = self._attention if self.compat else self._features
+        a_BhwD, gradient_BhwD = values(explained, images, targets)
+        weighted_BhwD = a_BhwD * gradient_BhwD.mean((1, 2), keepdim=True)
+        maps = weighted_BhwD.mean(-1) if self.compat else weighted_BhwD.sum(-1)
         if explained.selection is not None:
             maps = maps.masked_fill(~explained.selection.mask, 0)
         return maps.relu() if self.relu else maps
@@ -90,7 +87,7 @@ class GradCAM(Explainer):
         def row(matrix: Literal["weights", "weights_gradient"]) -> Tensor:
             heads = [getattr(attention, matrix)(explained.rows()) for attention in capture.attentions]
             row_BHN = torch.cat(heads, dim=1).mean(2)  # mean over the rows, R
-            return patch_grid(row_BHN.transpose(1, 2), explained, images)
+            return explained.on_grid(row_BHN.transpose(1, 2), images)
 
         return row("weights"), row("weights_gradient")
 
@@ -109,7 +106,7 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     """[B, h, w, D] of tokens [B, P + N, D] or features [B, D, h, w]."""
     t = at_least_float(t)
     if t.ndim == 3:
-        return patch_grid(t, explained, images)
+        return explained.on_grid(t, images)
     return t if getattr(explained.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
 
 

@@ -1,7 +1,6 @@
 """A classifier to explain, by name or from a run's folder, and what its input must look like."""
 
 import contextlib
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from torch import nn
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from explain.explained_model import check_explainable
+from models.backbone import check_timm_name
 from models.interface import ImageClassifier
 from models.registry import MODELS
 from models.weights.checkpoints import load_into, read_state
@@ -59,11 +59,12 @@ def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = No
     `weights`: "hub" (timm's download), "none" (random), or a file with timm's names, classifier included. Positions are
     resampled to the size. Raises UserError where that cannot be had.
     """
-    if not timm.is_model(name):
-        near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
-        raise UserError(f"--model: timm has no model {name!r}; nearest: {', '.join(near)}")
+    check_timm_name(name, "--model")
     settings: dict[str, Any] = {"img_size": size} if size else {}
-    state = None if weights in ("hub", "none") else read_state(_existing(weights))
+    from_file = weights not in ("hub", "none")
+    if from_file and not Path(weights).is_file():
+        raise UserError(f"--weights: no such file {weights}; give hub, none or a weights file")
+    state = read_state(weights) if from_file else None
     if state is not None and "head.weight" in state and state["head.weight"].ndim:
         settings["num_classes"] = len(state["head.weight"])
     model = _create(name, weights == "hub", settings)
@@ -107,12 +108,6 @@ def _filtered(state: State, model: VisionTransformer, weights: str) -> State:
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise UserError(f"--weights: {weights} holds no weights of this model ({what})") from None
-
-
-def _existing(weights: str) -> str:
-    if not Path(weights).is_file():
-        raise UserError(f"--weights: no such file {weights}; give hub, none or a weights file")
-    return weights
 
 
 def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> VisionTransformer:

@@ -15,7 +15,6 @@ from torch import Tensor
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_block
 from explain.rollout import Fusion, fuse_heads
-from explain.tokens import patch_grid
 from explain.types import METHODS, Explainer
 
 
@@ -40,4 +39,4 @@ class RawAttention(Explainer):
         with torch.no_grad(), record([explained.vit.blocks[self.layer]]) as capture:
             explained.logits(images)
         rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
-        return patch_grid(rows_BRN.mean(1), explained, images)
+        return explained.on_grid(rows_BRN.mean(1), images)

@@ -20,7 +20,6 @@ from torch import Tensor
 from common.errors import UserError
 from explain.attention_capture import ALL, Attention, AttentionCapture, exact_product, record
 from explain.explained_model import ExplainedModel
-from explain.tokens import patch_grid, readout_row
 from explain.types import METHODS, Explainer
 
 Fusion = Literal["mean", "max", "min"]
@@ -111,12 +110,12 @@ def roll_out(last_first: Iterable[Tensor], explained: ExplainedModel, images: Te
     """
     row_BN: Tensor | None = None
     for fused_BNN in last_first:
-        row_BN = readout_row(explained, fused_BNN) if row_BN is None else row_BN
+        row_BN = explained.readout_row(fused_BNN) if row_BN is None else row_BN
         sums_BN = fused_BNN.sum(-1) + 1  # + 1: the identity
         row_BN = _times(row_BN, fused_BNN) / sums_BN if by_column else _times(row_BN / sums_BN, fused_BNN)
     if row_BN is None:
         raise UserError("--start-layer: the model has no block from there on")
-    return patch_grid(row_BN, explained, images)
+    return explained.on_grid(row_BN, images)
 
 
 def _times(row_BN: Tensor, fused_BNN: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
 from explain.rollout import check_start
-from explain.tokens import patch_grid, readout_row
 from explain.types import METHODS, Explainer
 from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
@@ -76,7 +75,7 @@ class Lrp(Explainer):
         with torch.autocast(images.device.type, enabled=False):
             if self.variant == "full":
                 return self._pixel_relevance(explained, images, targets)
-            return patch_grid(self._token_relevance(explained, images, targets), explained, images)
+            return explained.on_grid(self._token_relevance(explained, images, targets), images)
 
     def _mode(self, explained: ExplainedModel) -> RelevanceMode:
         return RelevanceMode(explained.module, self.rules, whole_batch=self.compat == "chefer")
@@ -114,7 +113,7 @@ class Lrp(Explainer):
         row_BN: Tensor | None = None
         for block in reversed(blocks):
             M_BNN = torch.stack([self._head_mean(attention, R_out) for attention, R_out in block]).mean(0)
-            row_BN = readout_row(explained, M_BNN) if row_BN is None else row_BN
+            row_BN = explained.readout_row(M_BNN) if row_BN is None else row_BN
             step_BN = (row_BN.unsqueeze(1) @ M_BNN).squeeze(1)
             row_BN = row_BN + step_BN if self.variant in PRODUCTS else step_BN
         assert row_BN is not None  # `check` made sure that there is a block
@@ -145,9 +144,7 @@ def logits_with_fixed_parts(explained: ExplainedModel) -> Callable[[Tensor], Ten
     def logits(images: Tensor) -> Tensor:
         tokens = patch_tokens(explained.vit, images)
         generator = torch.Generator(images.device).manual_seed(0)  # as in models.interface.select_parts
-        noise = draw_noise(
-            parts.config, (tokens.shape[0], tokens.shape[1]), images.device, training=False, generator=generator
-        )
+        noise = draw_noise(parts.config, tokens.shape[:2], images.device, training=False, generator=generator)
         with torch.no_grad():
             maps = parts(tokens, noise).maps
         return parts.class_scores(parts.part_features(tokens, maps), None).mean(-1)
