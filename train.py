@@ -125,7 +125,7 @@ def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
     """Validation and test metrics of the best checkpoint, with training time and provenance."""
     path = Path(config.out) / BEST / "model.safetensors"
     barrier()  # wait for the first process to write it
-    load_weights(trainer.evaluated_model(), read_best(path), path)
+    load_weights(trainer.evaluated_model(), read_checkpoint(path).tensors, path)
     progress = trainer.progress
     return {
         **trainer.evaluate("val"),
@@ -140,11 +140,6 @@ def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
         "split_origin": {name: split.info.split_origin for name, split in trainer.splits.items()},
         "provenance": provenance(),
     }
-
-
-def read_best(path: Path) -> dict[str, torch.Tensor]:
-    """The best weights of a run."""
-    return read_checkpoint(path).tensors
 
 
 @exit_on_user_error

@@ -42,17 +42,17 @@ class RecordCollector:
             true = batch.present.cpu()
         wrong = probability.masked_fill(true, 0.0).amax(1)
         kept = None if prediction.mask is None else prediction.mask.flatten(1).double().mean(1).cpu()
-        for i, path in enumerate(batch.paths):
-            self.records.append(
-                ImageRecord(
-                    path=path,
-                    label=int(predicted[i] if true[i, predicted[i]] else batch.label[i]),
-                    predicted=int(predicted[i]),
-                    group=None if batch.group is None else int(batch.group[i]),
-                    wrong_confidence=float(wrong[i]),
-                    keep_ratio=None if kept is None else float(kept[i]),
-                )
+        self.records += [
+            ImageRecord(
+                path=path,
+                label=int(predicted[i] if true[i, predicted[i]] else batch.label[i]),
+                predicted=int(predicted[i]),
+                group=None if batch.group is None else int(batch.group[i]),
+                wrong_confidence=float(wrong[i]),
+                keep_ratio=None if kept is None else float(kept[i]),
             )
+            for i, path in enumerate(batch.paths)
+        ]
 
     def gathered(self) -> list[ImageRecord]:
         """The records of all processes, in the order of the split; every process must call this."""

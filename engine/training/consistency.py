@@ -12,7 +12,7 @@ from common.processes import gather_blocks
 from common.seeds import stable_seed
 from datasets.types import Batch
 from engine.training.objectives import Objective, ObjectiveOutput
-from explain import Explainer, build_method, explain
+from explain import build_method, explain
 from explain.differentiable import differentiable_maps, predicted_classes
 from losses.config import ConsistencyConfig
 from losses.consistency import consistency, pearson, standardise
@@ -61,13 +61,11 @@ class Consistency:
         run = differentiable_maps if torch.is_grad_enabled() else explain
 
         def maps_of(name: str) -> MapsOf:
-            return partial(run, model, method=self._method(name), targets=classes)
+            method, options = METHOD_OPTIONS.get(name, (name, {}))
+            layer = {"module": self.config.layer} if name == "gradcam" else {}
+            return partial(run, model, method=build_method(method, **options, **layer), targets=classes)
 
         return maps_of(self.config.first), maps_of(self.config.second)
-
-    def _method(self, name: str) -> Explainer:
-        method, options = METHOD_OPTIONS.get(name, (name, {}))
-        return build_method(method, **options, **({"module": self.config.layer} if name == "gradcam" else {}))
 
 
 def cached(maps_of: MapsOf, images: Tensor) -> MapsOf:

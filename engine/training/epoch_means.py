@@ -27,8 +27,7 @@ class EpochMeans:
         """Add the loss and its terms, and metrics if there is a prediction for the whole batch."""
         count = len(batch)
         for name, value in _sums(output, batch).items():
-            zero = torch.zeros((), dtype=torch.float64, device=value.device)
-            self.sums[name] = self.sums.get(name, zero) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value.double()
             self.counts[name] = self.counts.get(name, 0) + count
 
     def means(self) -> dict[str, float]:

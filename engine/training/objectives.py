@@ -48,7 +48,7 @@ class ClassifierObjective:
         """Loss of one batch. `stage_1_only` has no effect on a model with one stage."""
         images, targets = self.mixup(batch.image, batch.targets)
         output = model(images, **given_mask(model, batch))
-        with _full_precision(images):
+        with torch.autocast(images.device.type, enabled=False):
             loss = self.classify(output.logits.float(), targets)
         return ObjectiveOutput(
             loss, {"classification": loss.detach()}, None if self.mixup.active else prediction_of(output)
@@ -70,7 +70,7 @@ class TwoStageObjective:
         stage_1 = model.select(images)
         stage_2 = None if stage_1_only else self._stage_2(model, images, stage_1)
         maps_back, valid = self._second_view(model, images)
-        with _full_precision(images):
+        with torch.autocast(images.device.type, enabled=False):
             terms = self._terms(stage_1, stage_2, targets)
             if maps_back is not None:
                 maps = stage_1.part_maps[: len(maps_back)]  # a view may be drawn of the first images only
@@ -126,7 +126,3 @@ OBJECTIVES: Registry[type[TwoStageObjective] | type[ClassifierObjective]] = Regi
 OBJECTIVES.register("classification")(ClassifierObjective)
 OBJECTIVES.register("two_stage")(TwoStageObjective)
 OBJECTIVES.register("parts")(PartsObjective)
-
-
-def _full_precision(like: Tensor) -> torch.autocast:
-    return torch.autocast(like.device.type, enabled=False)

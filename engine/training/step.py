@@ -76,7 +76,7 @@ class TrainStep:
 
         # check
         scaler.unscale_(optimizer)
-        norm = gradient_norm(model)
+        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         pending, self.pending = self.pending, []
         # Under fp16 the scaler handles an overflowing gradient: it skips the step and lowers its scale.
         check_finite(pending, None if scaler.is_enabled() else norm, model)
@@ -92,11 +92,6 @@ class TrainStep:
         # average
         if ema:
             ema.update(model, step=self.state.progress.step)
-
-
-def gradient_norm(model: nn.Module) -> Tensor:
-    """Global L2 norm of all gradients."""
-    return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
 
 
 def check_finite(micro_batches: Sequence[MicroBatch], norm: Tensor | None, model: nn.Module) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from common.processes import processes, totals
 from datasets import Batch, Split
@@ -73,7 +73,8 @@ class Trainer:
         intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
         self.metrics = build_metrics((*default_metrics(info, gives_mask(model), sample), *intervals), info)
         if config.train.compile:
-            _compile(model)
+            for module in model.stages or (model,):  # in place: names of weights do not change
+                module.compile()
         self.step = TrainStep(config, self.state, objective, self.precision)
 
     @property
@@ -142,13 +143,13 @@ class Trainer:
             for batch in loader:
                 ends_step = self._train_batch(batch)
                 advance(len(batch))
-                if ends_step and self._measures_now():
+                if ends_step and self._due(config.train.eval_every_steps) and progress.batch < self.steps:
                     self._clock(started)
                     tracker.log(self._measured({"epoch": self.position, "step": progress.step}))
                     started = time.perf_counter()
                 # Saves and stops wait for the end of a step: accumulated gradients are not saved.
                 number = stop.agreed() if ends_step else None
-                if ends_step and (number or self._due()) and progress.batch < self.steps:
+                if ends_step and (number or self._due(config.train.save_every_steps)) and progress.batch < self.steps:
                     self._clock(started)
                     started = time.perf_counter()
                     self.save(tracker)
@@ -161,10 +162,6 @@ class Trainer:
         """Epochs done, as a fraction."""
         return self.progress.epoch + self.progress.batch / self.steps
 
-    def _measures_now(self) -> bool:
-        every, within = self.config.train.eval_every_steps, self.progress.batch < self.steps
-        return bool(every) and within and self.progress.step % every == 0
-
     def _lap(self) -> None:
         now = time.perf_counter()
         self.progress.wall_seconds += now - self._lap_started
@@ -175,8 +172,7 @@ class Trainer:
         self.progress.train_seconds += elapsed
         self.progress.epoch_seconds += elapsed
 
-    def _due(self) -> bool:
-        every = self.config.train.save_every_steps
+    def _due(self, every: int) -> bool:
         return bool(every) and self.progress.step % every == 0
 
     def _train_batch(self, batch: Batch) -> bool:
@@ -233,13 +229,9 @@ class Trainer:
         if best is None or math.isnan(best) or value >= best:
             self.progress.best, self.progress.best_epoch = value, row["epoch"]
             if processes().is_main:
-                self._write_best({"epoch": row["epoch"], f"val/{self.config.train.best_metric}": value})
-
-    def _write_best(self, about: dict[str, float]) -> None:
-        state: dict[str, Tensor] = {
-            name: t.detach().cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()
-        }
-        checkpointing.write_safetensors(self.out / BEST / "model.safetensors", state, about)
+                state = {name: t.cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()}
+                about = {"epoch": row["epoch"], f"val/{self.config.train.best_metric}": value}
+                checkpointing.write_safetensors(self.out / BEST / "model.safetensors", state, about)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -280,9 +272,3 @@ class Trainer:
             f"a step holds {data.batch_size} images of {height} x {width} in {self.config.train.precision}: try "
             f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is intact"
         )
-
-
-def _compile(model: ImageClassifier) -> None:
-    """Compile the heavy modules in place; names of weights do not change."""
-    for module in model.stages or (model,):
-        module.compile()
