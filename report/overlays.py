@@ -9,9 +9,10 @@ from typing import TypeAlias
 import matplotlib
 import numpy as np
 from PIL import Image
+from PIL.ImageColor import getrgb
 from torch import Tensor
 
-from report.style import HIDDEN, part_colour, rgb
+from report.style import HIDDEN, part_colour
 
 Array: TypeAlias = np.ndarray | Tensor
 
@@ -65,7 +66,7 @@ def part_overlay(
     label = part_maps.argmax(axis=0)
     if mask is not None:
         label = np.where(as_array(mask).astype(bool), label, parts)
-    colours = np.array([rgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
+    colours = np.array([getrgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
     strength = np.array([opacity] * parts + [1 - background], dtype=np.float32)
     big = enlarge(label, image.shape[:2])
     # Grey below the parts: a yellow part over a red bird would look like an orange part.
@@ -78,7 +79,7 @@ def part_overlay(
 def mask_view(image: np.ndarray, mask: Array) -> np.ndarray:
     """The image with the patches outside mask [h, w] in plain grey: what stage 2 sees, or the true object alone."""
     kept = enlarge(mask, image.shape[:2]).astype(bool)
-    return np.where(kept[..., None], image, np.array(rgb(HIDDEN), dtype=np.uint8))
+    return np.where(kept[..., None], image, np.array(getrgb(HIDDEN), dtype=np.uint8))
 
 
 def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:

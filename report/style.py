@@ -26,11 +26,6 @@ PARTS = (
 """Colour of part 0, 1, ...: Okabe & Ito, then Tol's muted scheme; they repeat from part 16 on."""
 
 
-def rgb(colour: str) -> tuple[int, int, int]:
-    """ "#rrggbb" as three numbers in 0..255."""
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
-
-
 def part_colour(part: int) -> str:
     """Colour of the part with index `part` (from 0)."""
     return PARTS[part % len(PARTS)]

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageColor import getrgb
 
 from report.evaluation import write_removal_report
 from report.examples import TILE, Example, removal_sheet
 from report.files import png_bytes
 from report.overlays import mask_view, part_overlay, removal_view
 from report.sheets import GAP, PAD
-from report.style import BAD, HIDDEN, part_colour, rgb
+from report.style import BAD, HIDDEN, part_colour
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
 MAPS = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2], [1, 1, 2], [0, 0, 2]]), 3).permute(2, 0, 1).float()
@@ -39,9 +40,9 @@ def test_the_view_shows_kept_removed_and_always_hidden_patches() -> None:
             elif BEFORE[row, column]:
                 wanted = patch(coloured, row, column)
                 inside = patch(view, row, column)[1:-1, 1:-1].astype(float).mean((0, 1))
-                assert np.abs(inside - rgb(part_colour(1))).max() < 60
+                assert np.abs(inside - getrgb(part_colour(1))).max() < 60
             else:
-                wanted = np.broadcast_to(np.array(rgb(HIDDEN), np.uint8), (8, 8, 3))
+                wanted = np.broadcast_to(np.array(getrgb(HIDDEN), np.uint8), (8, 8, 3))
             assert np.array_equal(patch(view, row, column), wanted), (row, column)
     assert np.array_equal(removal_view(IMAGE, MAPS, BEFORE, BEFORE), mask_view(IMAGE, BEFORE))
 
@@ -51,7 +52,7 @@ def examples(mask: torch.Tensor, predictions: Sequence[str]) -> list[Example]:
 
 
 def crosses(tile: np.ndarray) -> bool:
-    return bool((tile[:30, -30:] == rgb(BAD)).all(axis=2).any())
+    return bool((tile[:30, -30:] == getrgb(BAD)).all(axis=2).any())
 
 
 def test_the_sheet_has_a_row_for_each_setting_and_a_cross_for_each_wrong_prediction(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from PIL.ImageColor import getrgb
 
 from report.overlays import denormalise, enlarge, heat_overlay, mask_view, part_overlay, resize
-from report.style import HIDDEN, PARTS, part_colour, rgb
+from report.style import HIDDEN, PARTS, part_colour
 
 IMAGE = np.random.default_rng(0).integers(30, 200, (8, 8, 3), dtype=np.uint8)
 QUARTER = torch.tensor([[True, False], [False, False]])
@@ -33,7 +34,7 @@ def test_enlarge_makes_blocks_also_where_sizes_do_not_divide() -> None:
 def test_hidden_patches_are_grey_and_the_others_untouched() -> None:
     for view in (mask_view(IMAGE, QUARTER), mask_view(IMAGE, enlarge(QUARTER, (8, 8)))):
         assert np.array_equal(view[:4, :4], IMAGE[:4, :4])
-        assert (view[4:] == rgb(HIDDEN)).all() and (view[:, 4:] == rgb(HIDDEN)).all()
+        assert (view[4:] == getrgb(HIDDEN)).all() and (view[:, 4:] == getrgb(HIDDEN)).all()
     assert mask_view(IMAGE, QUARTER.float()).dtype == np.uint8
 
 
@@ -41,7 +42,7 @@ def test_part_overlay() -> None:
     maps = torch.zeros(3, 2, 2, dtype=torch.bfloat16)
     maps[0, 0, 0] = maps[1, 0, 1] = maps[2, 1] = 1.0
     view = part_overlay(IMAGE, maps, opacity=1.0, background=1.0)
-    assert (view[:3, :3] == rgb(PARTS[0])).all() and (view[:3, 4:] == rgb(PARTS[1])).all()
+    assert (view[:3, :3] == getrgb(PARTS[0])).all() and (view[:3, 4:] == getrgb(PARTS[1])).all()
     assert (view[3] == 255).all() and (view[:4, 3] == 255).all()  # edges
     assert np.array_equal(view[4:], IMAGE[4:])
     dark = part_overlay(IMAGE, maps, mask=QUARTER, background=0.0)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from PIL.ImageColor import getrgb
 
 from common.errors import UserError
 from report.examples import TILE, Example, example_sheet, failure_sheet
 from report.sheets import GAP, GROUP_GAP, LABEL, PAD, Column, LegendEntry, contact_sheet, fit, wrap
-from report.style import BAD, GOOD, HIDDEN, part_colour, rgb
+from report.style import BAD, GOOD, HIDDEN, part_colour
 
 RED = np.full((20, 30, 3), (200, 0, 0), dtype=np.uint8)
 BLUE = np.full((20, 30, 3), (0, 0, 200), dtype=np.uint8)
@@ -47,7 +48,7 @@ def test_every_tile_lies_where_it_should(tmp_path: Path) -> None:
     top, second, third = PAD + 40, PAD + 30 + GAP, PAD + 60 + GAP + GROUP_GAP
     assert np.array_equal(sheet[top : top + 20, PAD : PAD + 30], RED)
     assert np.array_equal(sheet[top + 20 + GAP : top + 40 + GAP, PAD : PAD + 30], BLUE)
-    assert (sheet[top + 20 + GAP : top + 40 + GAP, second : second + 30] == rgb(HIDDEN)).all()
+    assert (sheet[top + 20 + GAP : top + 40 + GAP, second : second + 30] == getrgb(HIDDEN)).all()
     assert np.array_equal(sheet[top : top + 20, third : third + 30], BLUE)
 
 
@@ -57,9 +58,9 @@ def test_bands_captions_marks_and_legend(tmp_path: Path) -> None:
     two = pixels(contact_sheet(columns, ("image",), tmp_path / "two.png", per_band=3))
     assert two.shape[0] > 1.5 * one.shape[0] - 2 * PAD and two.shape[1] < one.shape[1]
     assert count(one, (200, 0, 0)) == count(two, (200, 0, 0)) == 5 * 20 * 30
-    assert count(one, rgb(GOOD)) > 100 and count(one, rgb(BAD)) > 50
+    assert count(one, getrgb(GOOD)) > 100 and count(one, getrgb(BAD)) > 50
     legend = pixels(contact_sheet(columns, ("image",), tmp_path / "l.png", "T", [LegendEntry("#123456", "part")]))
-    assert count(legend, rgb("#123456")) > 200
+    assert count(legend, getrgb("#123456")) > 200
     assert not list(tmp_path.glob(".*"))
 
 
@@ -90,12 +91,12 @@ def test_example_sheet_shows_hidden_patches_and_parts(tmp_path: Path) -> None:
     sheet = pixels(example_sheet([shown, example()], tmp_path / "sheet.png"))
     assert sheet.shape[1] > 2 * TILE + GAP and sheet.shape[0] > 4 * (TILE + GAP)
     # 5 of 6 rows of patches of the first image are hidden, about half of the second's and of both true objects.
-    assert count(sheet, rgb(HIDDEN)) > 0.8 * TILE * TILE + 1.3 * TILE * TILE
-    assert count(sheet, rgb(part_colour(2))) > 200  # the legend
-    assert count(sheet, rgb(part_colour(3))) < 200
+    assert count(sheet, getrgb(HIDDEN)) > 0.8 * TILE * TILE + 1.3 * TILE * TILE
+    assert count(sheet, getrgb(part_colour(2))) > 200  # the legend
+    assert count(sheet, getrgb(part_colour(3))) < 200
     plain = example(maps=None, mask=None, truth=None)
     without = pixels(example_sheet([plain], tmp_path / "plain.png"))
-    assert without.shape[0] < 3 * TILE and count(without, rgb(HIDDEN)) == 0
+    assert without.shape[0] < 3 * TILE and count(without, getrgb(HIDDEN)) == 0
 
 
 def test_groups_stand_together_in_order_of_appearance(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_failures_keep_their_order_and_show_their_group_in_the_caption(tmp_path:
     ]
     sheet = pixels(failure_sheet(failures, tmp_path / "deep" / "f.png"))
     lefts = [int(np.argwhere((sheet == colour).all(axis=2))[:, 1].min()) for colour in colours]
-    assert lefts == sorted(lefts) and count(sheet, rgb(BAD)) > 10
+    assert lefts == sorted(lefts) and count(sheet, getrgb(BAD)) > 10
     other = pixels(failure_sheet([replace(f, group="c") for f in failures], tmp_path / "g.png"))
     assert other.shape == sheet.shape and not np.array_equal(other, sheet)
     for draw in (example_sheet, failure_sheet):
