@@ -11,7 +11,6 @@ Parts, classes, registers, image size and DINOv2 backbones are recognised by the
 import argparse
 import contextlib
 import json
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from safetensors.torch import save_file
 
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
+from engine.run.atomic_files import replacing
 from engine.run.checkpointing import write_safetensors
 from engine.run.command_line import load_config, parse_config
-from engine.run.config import RunConfig
 from engine.run.folder import BEST, open_run
 from models.pdiscoformer import PDiscoFormer
 from models.published import PublishedModel, load_published, to_published
@@ -64,21 +63,14 @@ def import_checkpoint(options: argparse.Namespace) -> None:
     config = load_config(options.data_config) if options.data_config else parse_config([])
     size = (options.image_size[0], options.image_size[-1]) if options.image_size else None
     model, layout = load_published(read_state(source), str(source), config.model, options.backbone, size)
-    config = _run_config(config, options.to, model)
+    height, width = model.input_size
+    data = replace(config.data, image_size=height if height == width else (height, width))
+    config = replace(config, out=str(options.to), model=model.model_config, data=data)
     out = open_run(config, model)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     write_safetensors(out / BEST / "model.safetensors", state, {"source": source.name, "layout": str(layout)})
-    height, width = config.data.size_hw
     print(f"read {source.name}: {layout}")
     print(f"wrote {out}: {config.model.backbone}, images of {height} x {width} pixels")
-
-
-def _run_config(config: RunConfig, out: Path, model: PublishedModel) -> RunConfig:
-    patch_embed = model.stage_1.backbone.patch_embed
-    (rows, columns), (height, width) = patch_embed.grid_size, patch_embed.patch_size
-    size = (rows * height, columns * width)
-    data = replace(config.data, image_size=size[0] if size[0] == size[1] else size)
-    return replace(config, out=str(out), model=model.model_config, data=data)
 
 
 def export_checkpoint(source: Path, form: Format, out: Path) -> None:
@@ -86,18 +78,15 @@ def export_checkpoint(source: Path, form: Format, out: Path) -> None:
     if out.exists():
         raise UserError(f"--to: {out} already exists; choose another file")
     state = to_published(_our_model(source), form)
-    partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".safetensors":
-            save_file(state, partial)
-        else:
-            torch.save({"model_state": state}, partial)
-        os.replace(partial, out)
+        with replacing(out) as partial:
+            if out.suffix == ".safetensors":
+                save_file(state, partial)
+            else:
+                torch.save({"model_state": state}, partial)
     except OSError as error:
         raise UserError(f"--to: cannot write {out} ({error.strerror})") from None
-    finally:
-        partial.unlink(missing_ok=True)
     print(f"wrote {out}: {form}, {sum(tensor.numel() for tensor in state.values()):,} values")
 
 
