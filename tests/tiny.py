@@ -103,14 +103,14 @@ class Session:
             self.trainer.load()
         self.tracker = Tracker(Path(self.config.out), self.config)
         self.tracker.truncate(self.trainer.position)
-        objective = self.trainer.objective
+        objective = self.trainer.step.objective
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.before_batch(self.batches)
             self.batches += 1
             return objective(*args, **kwargs)
 
-        self.trainer.objective = counted
+        self.trainer.step.objective = counted
 
     def go(self) -> "Session":
         self.trainer.run(self.tracker)

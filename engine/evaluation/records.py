@@ -20,11 +20,8 @@ class ImageRecord:
     label: int
     """The true class; of a multi-label image, the predicted class if it is one of its labels."""
     predicted: int
-    group: int | None
     wrong_confidence: float
     """Probability of the most likely wrong class."""
-    keep_ratio: float | None
-    """Fraction of patches that stage 2 saw."""
 
 
 class RecordCollector:
@@ -41,15 +38,12 @@ class RecordCollector:
         if batch.present is not None:
             true = batch.present.cpu()
         wrong = probability.masked_fill(true, 0.0).amax(1)
-        kept = None if prediction.mask is None else prediction.mask.flatten(1).double().mean(1).cpu()
         self.records += [
             ImageRecord(
                 path=path,
                 label=int(predicted[i] if true[i, predicted[i]] else batch.label[i]),
                 predicted=int(predicted[i]),
-                group=None if batch.group is None else int(batch.group[i]),
                 wrong_confidence=float(wrong[i]),
-                keep_ratio=None if kept is None else float(kept[i]),
             )
             for i, path in enumerate(batch.paths)
         ]

@@ -82,20 +82,6 @@ class Trainer:
         """Progress of the run."""
         return self.state.progress
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimiser."""
-        return self.state.optimizer
-
-    @property
-    def objective(self) -> Objective:
-        """The training objective."""
-        return self.step.objective
-
-    @objective.setter
-    def objective(self, objective: Objective) -> None:
-        self.step.objective = objective
-
     # --- the run -------------------------------------------------------------------------------------------------
 
     def run(self, tracker: Tracker, after_epoch: Callable[[MetricsRow], None] = lambda row: None) -> None:

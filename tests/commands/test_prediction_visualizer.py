@@ -41,7 +41,7 @@ def visualizer(split: Split, monkeypatch: pytest.MonkeyPatch) -> PredictionVisua
 
 
 def record(split: Split, index: int, predicted: int, confidence: float) -> ImageRecord:
-    return ImageRecord(f"{index}", split.labels[index], predicted, None, confidence, None)
+    return ImageRecord(f"{index}", split.labels[index], predicted, confidence)
 
 
 def shown(examples: object) -> list[bytes]:

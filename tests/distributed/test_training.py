@@ -85,7 +85,7 @@ def trained_with_parts_of_the_state(out: str, zero: bool) -> int:
     with pytest.raises(RunStopped):
         Session(tiny_config(Path(out), keys), before_batch=ask).go()
     session = Session(resumed(tiny_config(Path(out), keys))).go()
-    optimizer = session.trainer.optimizer
+    optimizer = session.trainer.state.optimizer
     return len((optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer).state)
 
 
@@ -115,7 +115,9 @@ def trained_with_few_labels(out: str, mode: str) -> None:
     splits = tiny_splits(config)
     splits["train"], rest = split_labels(splits["train"], config.data.semi, 0)
     session = Session(config, splits)
-    session.trainer.objective = ConsistencyObjective(session.trainer.objective, config.loss.consistency, False)
+    session.trainer.step.objective = ConsistencyObjective(
+        session.trainer.step.objective, config.loss.consistency, False
+    )
     session.trainer.sampler = SemiSupervisedSampler(splits["train"], rest, batch_size, config.data.semi, 0)
     session.trainer.steps = session.trainer.sampler.steps
     session.go()
@@ -198,7 +200,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step_and_they_go_on_exactly(tm
 
 def spoil(trainer: Trainer, rank: int, what: str) -> None:
     """From the third batch on, make the loss or gradient of one process non-finite."""
-    objective, seen = trainer.objective, []
+    objective, seen = trainer.step.objective, []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
         outcome = objective(model, batch, **options)
@@ -210,7 +212,7 @@ def spoil(trainer: Trainer, rank: int, what: str) -> None:
         weight = next(p for name, p in model.named_parameters() if name == "head.weight")
         return replace(outcome, loss=outcome.loss + (weight - weight.detach()).abs().sum().sqrt())  # 0, slope inf
 
-    trainer.objective = spoilt
+    trainer.step.objective = spoilt
 
 
 def failing(out: str, rank: int, what: str) -> tuple[str, str, int]:

@@ -162,7 +162,7 @@ def test_normalised_weight_decay_of_the_published_cub_run() -> None:
 def test_the_trainer_normalises_by_whole_batches_and_epochs(tmp_path) -> None:
     keys = {"optim.normalise_weight_decay": True, "optim.weight_decay": 0.05, "train.epochs": 3}
     trainer = tiny_trainer(tiny_config(tmp_path, keys))  # 34 images, 8 per batch
-    decays = {group["weight_decay"] for group in trainer.optimizer.param_groups}
+    decays = {group["weight_decay"] for group in trainer.state.optimizer.param_groups}
     assert sorted(decays) == pytest.approx([0.0, 0.05 / (4 * 3) ** 0.5])
 
 

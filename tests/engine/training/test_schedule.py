@@ -97,7 +97,7 @@ def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:
     session.trainer.state.scaler.step = watched
     session.go()
     config = session.config.optim
-    bases = [group["base_lr"] for group in session.trainer.optimizer.param_groups]
+    bases = [group["base_lr"] for group in session.trainer.state.optimizer.param_groups]
     assert {round(base / 1e-5) for base in bases} == {1, 10}
     expected = [[base * lr_factor(config, 3, i / 4) for base in bases] for i in range(12)]
     assert seen == [pytest.approx(rates) for rates in expected]

@@ -102,7 +102,7 @@ def test_killed_loader_worker(tmp_path: Path) -> None:
 @pytest.mark.parametrize("clip", [0.0, 2.0])
 def test_non_finite_gradient_stops_before_the_step(clip: float, tmp_path: Path) -> None:
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "optim.clip": clip}))
-    trainer, objective = session.trainer, session.trainer.objective
+    trainer, objective = session.trainer, session.trainer.step.objective
     before: list[dict[str, torch.Tensor]] = []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
@@ -114,7 +114,7 @@ def test_non_finite_gradient_stops_before_the_step(clip: float, tmp_path: Path) 
         weight.register_hook(lambda gradient: gradient / 0)
         return output
 
-    trainer.objective = spoilt
+    trainer.step.objective = spoilt
     with pytest.raises(UserError, match=r"the gradient is not finite at epoch 1, batch 3 \(head\.weight\)") as caught:
         session.go()
     assert "synthetic/train/" in str(caught.value)
@@ -124,7 +124,7 @@ def test_non_finite_gradient_stops_before_the_step(clip: float, tmp_path: Path) 
 def test_fp16_scaler_skips_overflowing_gradients(tmp_path: Path) -> None:
     """The norm is not checked: the step is skipped, the scale is halved, and training continues."""
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.precision": "fp16", "train.epochs": 1}))
-    trainer, objective = session.trainer, session.trainer.objective
+    trainer, objective = session.trainer, session.trainer.step.objective
     weights: list[dict[str, torch.Tensor]] = []
     scales: list[float] = []
 
@@ -136,7 +136,7 @@ def test_fp16_scaler_skips_overflowing_gradients(tmp_path: Path) -> None:
             model.get_parameter("head.weight").register_hook(lambda gradient: gradient * torch.inf)
         return output
 
-    trainer.objective = overflowing
+    trainer.step.objective = overflowing
     session.go()
     assert len(weights) == 4 and scales[2] == scales[1] / 2
     assert_same_tensors(weights[2], weights[1])
@@ -146,14 +146,14 @@ def test_fp16_scaler_skips_overflowing_gradients(tmp_path: Path) -> None:
 def test_every_micro_batch_has_its_own_seed(tmp_path: Path) -> None:
     """It depends on the run's seed, the epoch and the batch."""
     session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.epochs": 2}))
-    trainer, objective = session.trainer, session.trainer.objective
+    trainer, objective = session.trainer, session.trainer.step.objective
     seeds: dict[tuple[int, int], int] = {}
 
     def noted(model: nn.Module, batch: Batch, **options: Any) -> Any:
         seeds[trainer.progress.epoch, trainer.progress.batch] = torch.initial_seed()
         return objective(model, batch, **options)
 
-    trainer.objective = noted
+    trainer.step.objective = noted
     session.go()
     assert seeds == {(epoch, batch): stable_seed("step", 0, epoch, batch) for epoch in range(2) for batch in range(4)}
     assert len(set(seeds.values())) == 8

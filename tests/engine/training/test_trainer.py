@@ -85,9 +85,9 @@ def test_clipping_bounds_the_global_norm(clip: float, precision: str, tmp_path: 
 
     trainer.state.scaler.step = watched
     batch = first_batches(trainer, 1, 8)[0]
-    trainer.objective(trainer.model, batch).loss.backward()
+    trainer.step.objective(trainer.model, batch).loss.backward()
     free = torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
-    trainer.optimizer.zero_grad()
+    trainer.state.optimizer.zero_grad()
     trainer._train_batch(batch)
     assert seen[0] == pytest.approx(0.01 if clip == 0.01 else free, rel=1e-3 if precision == "fp32" else 0.1)
 
@@ -121,7 +121,7 @@ def test_non_finite_loss_stops_before_the_step(
     accumulation: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = Session(tiny_config(tmp_path, {"optim.grad_accum_steps": accumulation, "train.save_every_steps": 1}))
-    trainer, objective = session.trainer, session.trainer.objective
+    trainer, objective = session.trainer, session.trainer.step.objective
     seen: list[tuple[str, ...]] = []
 
     def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
@@ -132,7 +132,7 @@ def test_non_finite_loss_stops_before_the_step(
         terms = {**output.terms, "presence": torch.tensor(math.inf)}
         return replace(output, loss=output.loss * math.nan, terms=terms)
 
-    trainer.objective = spoilt
+    trainer.step.objective = spoilt
     with pytest.raises(UserError) as caught:
         session.go()
     message = str(caught.value)
@@ -145,7 +145,7 @@ def test_non_finite_loss_stops_before_the_step(
 
 def test_rows_are_means_over_the_epochs_images(tmp_path: Path) -> None:
     session = Session(tiny_config(tmp_path, {"train.epochs": 1}))
-    objective, seen = session.trainer.objective, []
+    objective, seen = session.trainer.step.objective, []
 
     def watched(model: nn.Module, batch: Batch, **options: Any) -> Any:
         output = objective(model, batch, **options)
@@ -153,7 +153,7 @@ def test_rows_are_means_over_the_epochs_images(tmp_path: Path) -> None:
         seen.append((output.loss.item(), output.terms["entropy"].item(), right))
         return output
 
-    session.trainer.objective = watched
+    session.trainer.step.objective = watched
     row = session.go().tracker.rows()[0]
     loss, entropy, right = (sum(values) / 4 for values in zip(*seen, strict=True))
     assert row["train/loss"] == pytest.approx(loss) and row["train/entropy"] == pytest.approx(entropy)
