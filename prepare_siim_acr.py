@@ -32,6 +32,7 @@ from PIL import Image
 from rich.progress import track
 
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from datasets.formats.dicom import read_dicom
 from datasets.formats.dicom_copy import without_patient
 from datasets.formats.images import UnreadableImageError
@@ -189,7 +190,7 @@ def digest(content: object) -> str:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line. Raises UserError for a bad value."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pkl_file_path", type=Path, required=True, metavar="FILE", help="table of chest tubes")
     parser.add_argument("--root_dir", type=Path, required=True, metavar="DIR", help="Kaggle's unpacked archive")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: --root_dir")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from common.archives import unpack_member
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from engine.run.atomic_files import replacing
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def write_weights(state: dict[str, Tensor], out: Path) -> str:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Download, convert, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the .safetensors file to write")
     out: Path = parser.parse_args(argv).out
     if importlib.util.find_spec("onnx") is None:

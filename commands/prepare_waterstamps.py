@@ -26,6 +26,7 @@ from rich.progress import track
 
 from common.archives import unpack_tar
 from common.errors import UserError, exit_on_user_error
+from common.flags import Parser
 from datasets.formats.images import FORMATS, read_image
 from datasets.formats.layout import Entry, new_folder, write_layout
 from datasets.synthetic.groups import balanced_groups
@@ -221,7 +222,7 @@ def entries(source: Source, args: argparse.Namespace) -> Iterator[Entry]:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Parse the command line. Raises UserError for a size or count that is too small."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="new folder; CUB_200_2011/ is created in it")
     parser.add_argument("--size", type=int, default=224, help="side of the square images, pixels (default 224)")
     parser.add_argument("--train", type=int, default=1200, help="training images (default 1200)")

@@ -1,13 +1,21 @@
 """Command-line parser of the scripts."""
 
 import argparse
-from typing import NoReturn
+import sys
+from typing import Any, NoReturn
 
 from common.errors import UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are UserErrors."""
+    """An ArgumentParser whose errors are UserErrors, and whose usage line can be typed: "python -m commands.NAME"."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # The module that `python -m` runs; None for a script. Newer versions of Python do this themselves.
+        spec = getattr(sys.modules["__main__"], "__spec__", None)
+        if spec is not None and spec.name.startswith(("commands.", "slurm.", "benchmarks.")):
+            kwargs.setdefault("prog", f"python -m {spec.name}")
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message."""

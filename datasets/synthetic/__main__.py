@@ -3,11 +3,11 @@
 python -m datasets.synthetic OUT --train 60 --val 20 --test 40 --size 96
 """
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 from common.errors import exit_on_user_error
+from common.flags import Parser
 from common.ranges import PositiveInt
 from datasets.config import DataConfig, SyntheticConfig
 from datasets.formats.layout import Entry, new_folder, write_layout
@@ -40,7 +40,7 @@ def _entries(config: DataConfig) -> Iterator[Entry]:
 @exit_on_user_error
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `python -m datasets.synthetic`."""
-    parser = argparse.ArgumentParser(prog="python -m datasets.synthetic", description=(__doc__ or "").split("\n")[0])
+    parser = Parser(prog="python -m datasets.synthetic", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path, help="new folder; the birds go into its sub-folder CUB_200_2011")
     parser.add_argument("--train", type=PositiveInt, default=2000, help="training images")
     parser.add_argument("--val", type=PositiveInt, default=400, help="validation images")

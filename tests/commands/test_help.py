@@ -38,7 +38,7 @@ def test_help(path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert " ".join(first_words) in " ".join(printed.split())
 
 
-@pytest.mark.parametrize("path", [path for path in SCRIPTS if not path.stem.startswith("prepare_")], ids=NAME)
+@pytest.mark.parametrize("path", SCRIPTS, ids=NAME)
 def test_a_wrong_flag_is_one_line(
     path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
