@@ -1,4 +1,4 @@
-"""A classifier as the explanation methods see it: a timm ViT or a CNN, and what makes class logits of images."""
+"""The view of a classifier that explanation methods get: a timm ViT or a CNN, and a function from images to logits."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,24 +19,24 @@ from models.selection import Selection
 
 @dataclass(frozen=True)
 class ExplainedModel:
-    """What is explained. Build one with `explained_model`."""
+    """A model to explain. Build one with `explained_model`."""
 
     module: nn.Module
-    """All of it: what is put into eval mode and must leave unchanged."""
+    """The whole model. It is in eval mode during an explanation and unchanged after it."""
     network: nn.Module
-    """The ViT whose attention and tokens are read, or the CNN whose features are."""
+    """The ViT whose attention and tokens are read, or the CNN whose features are read."""
     logits: Callable[[Tensor], Tensor]
     """[B, 3, H, W] -> [B, C], differentiable."""
     readout: Readout
     """Which tokens the classifier reads after the last block."""
     selection: Selection | None = None
-    """What stage 2 was shown; None where nothing is hidden."""
+    """The patches that stage 2 sees; None if no patch is hidden."""
     graph: bool = False
-    """Whether maps keep their graph, to be differentiated in turn (`explain.differentiable`)."""
+    """Whether maps keep their graph, so that they can be differentiated (`explain.differentiable`)."""
 
     @property
     def vit(self) -> VisionTransformer:
-        """The network as a ViT. Raises UserError where it is none."""
+        """The network as a ViT. Raises UserError if it is not one."""
         if not isinstance(self.network, VisionTransformer):
             kind = type(self.network).__name__
             raise UserError(f"--method: a {kind} has no attention; choose gradcam or a method at pixels")
@@ -44,13 +44,13 @@ class ExplainedModel:
 
     @property
     def num_prefix(self) -> int:
-        """Class token and registers, which stand before the patch tokens."""
+        """Number of tokens before the patch tokens: class token and registers."""
         return int(self.vit.num_prefix_tokens)
 
     def rows(self) -> slice:
         """The tokens that the classifier reads: the class token (and DeiT's distillation token), or all patches.
 
-        Of one that reads both (gap_cls), all tokens, registers included.
+        For a classifier that reads both (gap_cls): all tokens, including registers.
         """
         if self.readout == "class_token":
             return slice(0, 2 if isinstance(self.vit, VisionTransformerDistilled) else 1)
@@ -76,8 +76,8 @@ class ExplainedModel:
     def target_score(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         """Sum over the batch of each image's target logit (targets [B] int64; None: its predicted class).
 
-        Images do not meet in a ViT, so the gradient of the sum is every image's own. Raises UserError unless there is
-        one target per image.
+        Images of a batch do not interact in a ViT, so the gradient of the sum is the gradient of each image's logit.
+        Raises UserError unless there is one target per image.
         """
         chosen = logits.argmax(1) if targets is None else targets
         if chosen.shape != logits.shape[:1]:
@@ -86,12 +86,12 @@ class ExplainedModel:
 
 
 def explained_model(model: nn.Module, images: Tensor, stage: Stage = 2, graph: bool = False) -> ExplainedModel:
-    """What to explain of `model` for these images [B, 3, H, W].
+    """The part of `model` to explain for these images [B, 3, H, W].
 
-    `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage` chooses what is
-    explained of a two-stage model: how stage 1 scores classes by its parts, or how stage 2 classifies what stage 1
-    selected in these images; the selection is then fixed. `graph`: see `ExplainedModel.graph`; the selection then
-    keeps its graph. Raises UserError for any other model.
+    `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage`, for a two-stage
+    model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that stage 1 makes for
+    these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises UserError
+    for any other model.
     """
     selection = None
     if stage == 2 and is_two_stage(model):
@@ -120,12 +120,12 @@ def check_explainable(model: ImageClassifier) -> None:
 
 
 def usable(t: Tensor) -> Tensor:
-    """The tensor without its graph; a copy of one made in inference mode, which autograd would refuse to save."""
+    """The tensor without its graph. An inference tensor is copied, because autograd cannot save it for backward."""
     return t.detach().clone() if t.is_inference() else t.detach()
 
 
 def with_selection(explained: ExplainedModel, selection: Selection) -> ExplainedModel:
-    """The same stage 2, shown another selection."""
+    """The same stage 2 with another selection."""
     view = cast(ImageClassifier, explained.module).network_view(2, selection)
     return replace(explained, logits=view.logits, selection=selection)
 
@@ -149,7 +149,7 @@ def require_block(explained: ExplainedModel, layer: int) -> None:
 
 @contextlib.contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every submodule's own mode restored after."""
+    """Put the module in eval mode; restore the mode of every submodule afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -161,11 +161,11 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def explainable(explained: ExplainedModel) -> Iterator[None]:
-    """What every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with all its
-    tokens in place. Everything is restored after.
+    """The state that every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with
+    all tokens in the sequence. Everything is restored afterwards.
 
-    Frozen weights spare what a forward pass would keep for their gradients; a method makes its own leaf of the graph.
-    Where maps keep theirs, weights stay as they are.
+    Frozen weights save the memory of their gradients; a method makes its own leaf of the graph. If maps keep their
+    graph, weights are not frozen.
     """
     changed: list[tuple[object, str, object]] = []
 

@@ -1,4 +1,4 @@
-"""A classifier to explain, by name or from a run's folder, and what its input must look like."""
+"""Load a classifier to explain, by timm name or from a run folder, with the size and normalisation of its input."""
 
 import contextlib
 from dataclasses import dataclass
@@ -54,10 +54,10 @@ def patch_size(model: nn.Module) -> int:
 
 
 def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = None) -> Classifier:
-    """timm's ViT `name`, for inputs of `size` (height, width) pixels; None: the size it was made for.
+    """timm's ViT `name`, for inputs of `size` (height, width) pixels; None: its default size.
 
     `weights`: "hub" (timm's download), "none" (random), or a file with timm's names, classifier included. Positions are
-    resampled to the size. Raises UserError where that cannot be had.
+    resampled to the size. Raises UserError if the model or the weights cannot be loaded.
     """
     check_timm_name(name, "--model")
     settings: dict[str, Any] = {"img_size": size} if size else {}
