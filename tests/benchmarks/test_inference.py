@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import harness, inference
 from engine.run.checkpointing import write_safetensors
 from engine.run.folder import BEST, open_run
-from models.masked_vit import MaskedViT
+from models import masked_attention
 from tests.models.small import FLAT
 from tests.tiny import tiny_config, tiny_model
 
@@ -88,13 +90,16 @@ def test_paths_have_the_name_of_what_is_run(backbone: str, monkeypatch: pytest.M
     pruned = "gathered" if backbone == "vit_t_parallel" else "packed"
     assert model.paths(["dense", "auto", "gathered"]) == list(dict.fromkeys(["dense", pruned, "gathered"]))
     seen = []
-    hard = MaskedViT._hard
 
-    def note(self: MaskedViT, *args: Any) -> Any:
-        seen.append(self.path)
-        return hard(self, *args)
+    def noted(name: str, run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def note(*args: Any) -> Tensor:
+            seen.append(name)
+            return run(*args)
 
-    monkeypatch.setattr(MaskedViT, "_hard", note)
+        return note
+
+    for name in ("dense", "gathered", "packed"):
+        monkeypatch.setattr(masked_attention, name, noted(name, getattr(masked_attention, name)))
     table = inference.cases(random_model(f"two_stage/{backbone}"), ["dense", pruned], [2], torch.float32, CPU)
     harness.measure(table, 2, CPU)
     assert seen == ["dense", pruned] + ["dense", pruned] * 2
@@ -104,7 +109,8 @@ def test_paths_have_the_name_of_what_is_run(backbone: str, monkeypatch: pytest.M
 def test_a_path_with_other_logits_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     each = random_model("two_stage/vit_t_dino")
     assert inference.difference(each, ["dense", "packed", "gathered"], 4, CPU) < 1e-5
-    monkeypatch.setattr(MaskedViT, "_hard", lambda self, x, mask: x[:, 0] + float(self.path == "packed"))
+    packed = masked_attention.packed
+    monkeypatch.setattr(masked_attention, "packed", lambda *args: packed(*args).roll(1, -1))
     assert inference.difference(each, ["dense", "packed"], 4, CPU) > 1e-3
 
 
