@@ -67,7 +67,7 @@ def test_last_accumulation_window_is_divided_like_the_others(tmp_path: Path) -> 
     for batch in batches[:3]:
         replay._train_batch(batch)
     alone.model.load_state_dict(replay.model.state_dict())
-    alone.objective(alone.model, batches[3]).loss.backward()
+    alone.step.objective(alone.model, batches[3]).loss.backward()
     norm = torch.cat([p.grad.flatten() for p in alone.model.parameters()]).norm()
     assert norms[1].item() == pytest.approx(norm.item() / 3, rel=1e-4)
 
