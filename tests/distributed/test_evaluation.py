@@ -30,7 +30,7 @@ from engine.training.consistency import Agreement
 from losses.config import ConsistencyConfig
 from metrics import build_metrics
 from tests.distributed.test_metrics import few_resamples
-from tests.engine.evaluation.test_backgrounds import Swayed
+from tests.engine.evaluation.test_backgrounds import BackgroundBiased
 from tests.engine.evaluation.test_evaluation import lively_model
 from tests.processes import on_processes
 from tests.scripts.running import ROOT
@@ -95,7 +95,7 @@ def test_any_number_of_images(world_size: int, alone: list[Found]) -> None:
 def figures_of_backgrounds(config: RunConfig) -> str:
     """As text: nan equals nan."""
     sets = read_sets(config, None, challenge=True)
-    model = Swayed(sets)
+    model = BackgroundBiased(sets)
     values = measure_set(model, sets["mixed_rand"], config, CPU)
     return repr(values | run_challenge(model, sets, config, CPU, lambda count: None))
 
