@@ -78,5 +78,5 @@ def _refuse(key: str, value: Any) -> None:
     key = _OLD_KEYS.get(key.rpartition(".")[2], key)
     if key in KEYS:
         raise UserError(f"{key}: now {KEYS[key]}")
-    if (new := converted_value(key, value)) != value:
+    if isinstance(value, str) and (new := converted_value(key, value)) != value:
         raise UserError(f"{key}={value}: now {new}")

@@ -109,5 +109,5 @@ def test_overrides_of_a_study(value: str) -> None:
 @pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "9" * 400])
 def test_numbers_that_nothing_can_be_computed_with(number: str, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"optim: {{weight_decay: {number}}}\n")
-    with pytest.raises(UserError, match=r"optim\.weight_decay is not a number|a number is too large"):
+    with pytest.raises(UserError, match=r"optim\.weight_decay.* (must be a number|is too large)|a number is too large"):
         parse_config([f"--config={tmp_path / 'c.yaml'}"])
