@@ -43,6 +43,8 @@ class OptimConfig:
     freeze_stage_2: bool = False
     """Stage-2 backbone, except its class token, registers and positions. A plain ViT: the whole backbone."""
     freeze_stage_2_tokens: bool = False
+    freeze_stage_2_blocks: NonNegativeInt = 0
+    """Freeze the patch embedding and the first N blocks of stage 2's backbone (of a plain ViT's backbone)."""
     clip: NonNegativeFloat = 2.0
     """Maximum global gradient norm; 0 = no clipping."""
     grad_accum_steps: PositiveInt = 1

@@ -41,6 +41,7 @@ def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
         ParamGroupRule(r"^stage_1\.parts\.prototypes$", config.prototype_lr_mult, False),
         ParamGroupRule(r"^stage_1\.backbone" + _TOKENS, 1.0, False, config.freeze_stage_1_tokens),
         ParamGroupRule(r"^stage_2\.backbone" + _TOKENS, config.stage_2_lr_mult, False, config.freeze_stage_2_tokens),
+        *frozen_blocks(config),
         ParamGroupRule(r"^stage_2\.", config.stage_2_lr_mult, None, config.freeze_stage_2),
         ParamGroupRule(r"^stage_1\.", 1.0, None, config.freeze_stage_1),
     ]
@@ -51,8 +52,17 @@ def classifier_rules(config: OptimConfig) -> list[ParamGroupRule]:
     return [
         ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
         ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None),
+        *frozen_blocks(config),
         ParamGroupRule(r"", config.stage_2_lr_mult, None, config.freeze_stage_2),
     ]
+
+
+def frozen_blocks(config: OptimConfig) -> list[ParamGroupRule]:
+    """The rule of `freeze_stage_2_blocks`, if it freezes any."""
+    if not config.freeze_stage_2_blocks:
+        return []
+    indices = "|".join(map(str, range(config.freeze_stage_2_blocks)))
+    return [ParamGroupRule(rf"^(stage_2\.)?backbone\.(patch_embed|blocks\.({indices}))\.", 0.0, None, frozen=True)]
 
 
 PARAM_GROUP_RULES: Registry[Callable[[OptimConfig], list[ParamGroupRule]]] = Registry("parameter groups of a model")
@@ -96,6 +106,9 @@ def build_optimizer(
 
     Raises UserError for an unknown name, or if all parameters are frozen.
     """
+    last = f"blocks.{config.freeze_stage_2_blocks - 1}."
+    if config.freeze_stage_2_blocks and not any(last in name for name, _ in model.named_parameters()):
+        raise UserError(f"optim.freeze_stage_2_blocks={config.freeze_stage_2_blocks}: the backbone has fewer blocks")
     groups = parameter_groups(model, rules, config, weight_decay)
     if not groups:
         raise UserError("optim.freeze_*: all parameters are frozen, so there is nothing to train")

@@ -194,3 +194,21 @@ def test_invalid_optimiser_is_a_one_line_error(name: str) -> None:
 def test_everything_frozen_is_an_error() -> None:
     with pytest.raises(UserError, match="freeze"):
         build_optimizer(nn.Linear(2, 2), [ParamGroupRule("", 1.0, None, frozen=True)], OptimConfig(), 0.0)
+
+
+@pytest.mark.parametrize("name", ["two_stage", "decoupled", "vit"])
+def test_first_blocks_of_stage_2_are_frozen(name: str) -> None:
+    model = build_model(ModelConfig(name=name, backbone="vit_nano_patch8", weights="none"), 3, (32, 32))
+    config = replace(BASE, freeze_stage_2_blocks=2)
+    build_optimizer(model, PARAM_GROUP_RULES[model.parameter_rules](config), config, DECAY)
+    stage_2 = {n.removeprefix("stage_2."): p for n, p in model.named_parameters() if not n.startswith("stage_1.")}
+    frozen = {n for n, p in stage_2.items() if not p.requires_grad}
+    assert frozen == {n for n in stage_2 if "patch_embed" in n or "blocks.0." in n or "blocks.1." in n}
+    assert any("blocks.2." in n for n in stage_2.keys() - frozen)
+
+
+def test_more_frozen_blocks_than_there_are_is_an_error() -> None:
+    model = build_model(ModelConfig(name="vit", backbone="vit_nano_patch8", weights="none"), 3, (32, 32))
+    config = replace(BASE, freeze_stage_2_blocks=50)
+    with pytest.raises(UserError, match="freeze_stage_2_blocks=50: the backbone has fewer blocks"):
+        build_optimizer(model, classifier_rules(config), config, DECAY)
