@@ -61,7 +61,7 @@ class PredictionVisualizer:
                 confidence=float(probability[i].max()),
                 group=groups[sample.group] if groups and sample.group is not None else names[sample.label],
                 maps=None if prediction.maps is None else prediction.maps[i].cpu(),
-                mask=None if prediction.mask is None else prediction.mask[i].cpu(),
+                mask=None if prediction.visible is None else prediction.visible[i].cpu(),
                 truth=sample.mask,
             )
             for i, sample in enumerate(samples)

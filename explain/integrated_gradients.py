@@ -18,7 +18,6 @@ from common.errors import UserError
 from explain.explained_model import ExplainedModel, with_selection
 from explain.gradients import PixelExplainer, at_least_float, image_gradient
 from explain.types import METHODS
-from models.selection import Selection
 
 IMAGES_AT_ONCE = 32
 """Several points of the line are computed in one batch of up to this many images."""
@@ -66,5 +65,4 @@ def _repeat(explained: ExplainedModel, times: int) -> ExplainedModel:
     selection = explained.selection
     if selection is None:
         return explained
-    gate = None if selection.gate is None else selection.gate.repeat(times, 1, 1)
-    return with_selection(explained, Selection(selection.mask.repeat(times, 1, 1), gate=gate))
+    return with_selection(explained, selection.each(lambda t: t.repeat(times, *[1] * (t.ndim - 1))))

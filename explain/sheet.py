@@ -73,7 +73,7 @@ class ExplanationSheet:
             return []
         selection = select_parts(self.classifier.model, images).selection
         assert selection.maps is not None
-        maps, mask = selection.maps[0], selection.mask[0]
+        maps, mask = selection.maps[0], selection.visible[0]
         return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]
 
     def _heat(self, name: str, pixels: np.ndarray, images: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:

@@ -19,10 +19,17 @@ class Prediction:
     """[B, C], mean over parts of the stage-1 class scores."""
     mask: Tensor | None = None
     """[B, h, w] bool on the patch grid: the patches that stage 2 saw."""
+    pixels: Tensor | None = None
+    """[B, H, W] bool: the pixels of these patches that stage 2 saw; None: all."""
     maps: Tensor | None = None
     """[B, K+1, h, w] part maps; the last channel is the background."""
     empty: Tensor | None = None
     """[B] bool: stage 1 kept nothing (before any fallback)."""
+
+    @property
+    def visible(self) -> Tensor | None:
+        """What stage 2 saw, as fine as it is known: `pixels` or else `mask`."""
+        return self.mask if self.pixels is None else self.pixels
 
 
 class Metric(Protocol):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from common.ranges import HalfOpenUnitInterval, PositiveFloat, PositiveInt
+from common.ranges import HalfOpenUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,12 @@ class PartsConfig:
     """Probability of dropping a part's vector from the stage-1 classifier, per image, in training."""
     mask_dropout: HalfOpenUnitInterval = 0.3
     """Probability of dropping a part from the mask, per image, in training."""
+    margin: float = 0.0
+    """How much a patch's (pixel's) best part logit must exceed the background's to be foreground; published: 0."""
+    margin_noise: NonNegativeFloat = 0.0
+    """In training, draw the margin of each image uniformly from `margin` plus or minus this."""
+    border_dropout: HalfOpenUnitInterval = 0.0
+    """Probability of hiding a visible patch with a hidden neighbour (of four), in training."""
     independent_draws: bool = False
     """Draw separate noise for the mask and the maps, as published; in training they then disagree."""
     eval_noise: bool = False
@@ -59,6 +65,9 @@ class ModelConfig:
     """soft: ablation in which part probabilities bias stage 2's attention; not faithful."""
     mask_gradient: Literal["detached", "straight_through"] = "detached"
     """Whether stage 2's loss reaches stage 1: no (as published; hidden patches are dropped), or by straight-through."""
+    mask_resolution: Literal["patch", "pixel"] = "patch"
+    """patch: stage 2 sees whole patches (as published). pixel: part logits are interpolated to pixels, and stage 2 sees
+    the foreground pixels alone; it runs on the patches that hold any."""
     empty_mask: Literal["best_token", "prefix_only"] = "best_token"
     """What stage 2 sees if stage 1 keeps no patch: the best-scoring patch, or (as published) no patch."""
     stage_2_path: Literal["auto", "dense", "gathered", "packed"] = "auto"

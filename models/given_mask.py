@@ -3,6 +3,7 @@
 Shape legend: B images, N patches (h x w grid), D width, C classes.
 """
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,25 +11,29 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from common.errors import UserError
 from models.backbone import create_backbone, patch_tokens
 from models.baseline import linear_head
 from models.config import ModelConfig
 from models.interface import ImageClassifier
 from models.masked_vit import MaskedViT, check_masked_vit
 from models.outputs import ClassifierOutput
-from models.selection import Selection, keep_best_token
+from models.selection import Selection, keep_best_token, selection_of
 
 
-def select_given(mask: Tensor, grid: tuple[int, int], empty_mask: str) -> Selection:
-    """The patches whose centre pixel (nearest) lies in a pixel mask [B, H, W] bool.
+def select_given(mask: Tensor, grid: tuple[int, int], config: ModelConfig) -> Selection:
+    """The Selection of given masks [B, H, W] bool.
 
-    With `empty_mask="best_token"`, an object that covers no centre keeps the patch it covers most. An image without
-    object pixels keeps no patch. `Selection.empty` marks both cases (before the fallback).
+    With `config.mask_resolution="pixel"`, their pixels; otherwise the patches whose centre pixel (nearest) they hold.
+    With `config.empty_mask="best_token"`, an object that covers no centre keeps the patch it covers most. An image
+    without object pixels keeps no patch. `Selection.empty` marks both cases (before the fallback).
     """
+    if config.mask_resolution == "pixel":
+        return replace(selection_of(mask, grid), empty=~mask.flatten(1).any(1))
     pixels = mask[:, None].float()
     kept_BN = F.interpolate(pixels, size=grid, mode="nearest-exact").flatten(1) > 0
     empty = ~kept_BN.any(1)
-    if empty_mask == "best_token":
+    if config.empty_mask == "best_token":
         # Covered fraction of each patch; -inf keeps a patch without object pixels from being chosen.
         cover_BN = F.adaptive_avg_pool2d(pixels, grid).flatten(1)
         kept_BN = keep_best_token(kept_BN, cover_BN.masked_fill(cover_BN == 0, -torch.inf))
@@ -44,8 +49,8 @@ class GivenMaskModel(ImageClassifier):
 
     def forward(self, images: Tensor, mask: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:
         """Images [B, 3, H, W], mask [B, H, W] bool -> ClassifierOutput. `generator` is unused: there is no noise."""
-        selection = select_given(mask, self.patch_grid, self.model_config.empty_mask)
-        return ClassifierOutput(self.predict(images, selection), selection.mask, selection.empty)
+        selection = select_given(mask, self.patch_grid, self.model_config)
+        return ClassifierOutput(self.predict(images, selection), selection.mask, selection.empty, selection.pixels)
 
 
 class DecoupledViT(GivenMaskModel):
@@ -90,6 +95,8 @@ class LateMaskingViT(GivenMaskModel):
         """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""
         super().__init__()
         self.model_config = config = model_config
+        if config.mask_resolution == "pixel":
+            raise UserError("model.mask_resolution=pixel: late masking selects tokens, which have no pixels; use patch")
         self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
         self.head = linear_head(self.backbone.embed_dim, num_classes)
 

@@ -44,7 +44,7 @@ class MaskedViT(nn.Module):
         Without a gate, hidden patches are dropped or masked, with the same result. With a gate all tokens stay in the
         sequence: as the straight-through mask in training or, with `soft`, as the soft-mask ablation.
         """
-        x_BSD = embed(self.backbone, images)
+        x_BSD = embed(self.backbone, selection.shown(images))
         if selection.gate is None:
             drop_hidden = getattr(masked_attention, self.chosen_path())
             token = drop_hidden(self.backbone, x_BSD, selection.mask.flatten(1))

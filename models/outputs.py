@@ -27,6 +27,10 @@ class ModelOutput(Protocol):
         """[B, h, w] bool: the patches that the classifier saw, or (model with parts only) those assigned to a part."""
 
     @property
+    def pixels(self) -> Tensor | None:
+        """[B, H, W] bool: the pixels of these patches that the classifier saw; None: all."""
+
+    @property
     def part_maps(self) -> Tensor | None:
         """[B, K+1, h, w], last = background."""
 
@@ -45,6 +49,8 @@ class ClassifierOutput:
     """[B, h, w] bool: the patches of a given mask; None if the model takes no mask."""
     empty: Tensor | None = None
     """[B] bool: the given mask selects no patch (before any fallback)."""
+    pixels: Tensor | None = None
+    """[B, H, W] bool: the pixels of a given mask, if the model sees no other; None: all of these patches."""
     stage_1_logits: ClassVar[None] = None
     """There is only one stage."""
     part_maps: ClassVar[None] = None
@@ -77,6 +83,11 @@ class StageOneOutput:
     def mask(self) -> Tensor:
         """[B, h, w] bool: the patches assigned to a part."""
         return self.selection.mask
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """[B, H, W] bool: the pixels assigned to a part, with `model.mask_resolution=pixel`."""
+        return self.selection.pixels
 
     @property
     def part_maps(self) -> Tensor:
@@ -116,6 +127,11 @@ class TwoStageOutput:
     def mask(self) -> Tensor:
         """[B, h, w] bool: the patches that stage 2 saw."""
         return self.stage_1.mask
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """[B, H, W] bool: the pixels of them that it saw, with `model.mask_resolution=pixel`; None: all."""
+        return self.stage_1.pixels
 
     @property
     def part_features(self) -> Tensor:

@@ -4,8 +4,8 @@ Shape legend: B images, N patches, D width, C classes, K foreground parts; chann
 Everything runs in fp32, also under autocast: a logit is a small difference between numbers in the thousands.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -29,6 +29,15 @@ class PartNoise:
     """[B, K] bool: parts whose vectors the stage-1 classifier sees."""
     keep_in_mask: Tensor | None = None
     """[B, K] bool: parts that can make patches visible."""
+    margin: Tensor | None = None
+    """[B]: added to the margin by which the foreground must exceed the background."""
+    border: Tensor | None = None
+    """[B, N] in [0, 1): a visible patch with a hidden neighbour is hidden where this is below the dropout rate."""
+
+    def at(self, places: Callable[[Tensor], Tensor]) -> "PartNoise":
+        """The same with the Gumbel noise of patches [B, N, K+1] taken to other places [B, M, K+1]."""
+        gumbel, mask = (None if noise is None else places(noise) for noise in (self.gumbel, self.gumbel_mask))
+        return replace(self, gumbel=gumbel, gumbel_mask=mask)
 
 
 def draw_noise(
@@ -47,11 +56,11 @@ def draw_noise(
         # -log(E) of an exponential variable E follows the standard Gumbel distribution.
         return -torch.empty(size, device=device).exponential_(generator=generator).log()
 
+    def uniform(*size: int) -> Tensor:
+        return own_rows(lambda count: torch.rand((count, *size), device=device, generator=generator), batch)
+
     def keep(dropout: float) -> Tensor | None:
-        if not training or dropout == 0:
-            return None
-        size = config.num_parts
-        return own_rows(lambda count: torch.rand((count, size), device=device, generator=generator), batch) >= dropout
+        return uniform(config.num_parts) >= dropout if training and dropout else None
 
     # Every process draws the noise of all processes and takes its own rows: results do not depend on their number.
     return PartNoise(
@@ -59,6 +68,8 @@ def draw_noise(
         gumbel_mask=own_rows(gumbel, batch) if noisy and config.independent_draws else None,
         keep_features=keep(config.part_dropout),
         keep_in_mask=keep(config.mask_dropout),
+        margin=(2 * uniform() - 1) * config.margin_noise if training and config.margin_noise else None,
+        border=uniform(patches) if training and config.border_dropout else None,
     )
 
 
@@ -81,9 +92,9 @@ class PartOutput:
     maps: Tensor
     """[B, N, K+1] fp32, probabilities."""
     noisy_logits: Tensor
-    """[B, N, K+1] fp32: logits with the mask's noise."""
+    """[B, M, K+1] fp32: logits with the mask's noise, at the M places of the mask (patches or pixels)."""
     mask_logits: Tensor
-    """[B, N, K+1] fp32: `noisy_logits` after part dropout and removal; the mask is computed from them."""
+    """[B, M, K+1] fp32: `noisy_logits` after part dropout and removal; the mask is computed from them."""
     fallback_score: Tensor
     """[B, N] fp32: foreground margin of each patch without noise; -inf for patches of removed parts."""
     part_features: Tensor
@@ -140,18 +151,25 @@ class PartHead(nn.Module):
             z_BKD = z_BKD * keep_BK.unsqueeze(-1) / (1 - self.config.part_dropout)
         return cast(Tensor, self.classifier(z_BKD).transpose(1, 2))
 
-    def forward(self, tokens: Tensor, noise: PartNoise, intervention: Intervention | None = None) -> PartOutput:
-        """Patch tokens [B, N, D] -> PartOutput. `intervention` is ignored in training."""
+    def forward(
+        self,
+        tokens: Tensor,
+        noise: PartNoise,
+        intervention: Intervention | None = None,
+        at_places: Callable[[Tensor], Tensor] = lambda values: values,
+    ) -> PartOutput:
+        """Patch tokens [B, N, D] -> PartOutput. `intervention` is ignored in training.
+
+        `at_places` takes values of the patches [B, N, K+1] to the M places of the mask [B, M, K+1].
+        """
         with torch.autocast(tokens.device.type, enabled=False):
             x_BND = tokens.float()
             raw, dots = self.logits(x_BND)
             intervention = intervention if intervention and not self.training else Intervention()
             logits = self._thresholded(raw, dots, intervention.thresholds)
             maps = self._noisy(logits, noise.gumbel).softmax(-1)
-            noisy = self._noisy(logits, noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask)
-            if intervention.remove_parts and self.config.independent_draws:
-                noisy = self._noisy(logits, noise.gumbel)  # the published code removes parts with the noise of the maps
-            # Removal turns patches into background; their second-best part does not take over.
+            # Interpolated before thresholds and removal, because values of -inf cannot be interpolated.
+            noisy, mask_logits = self._for_mask(at_places(raw), at_places(dots), noise.at(at_places), intervention)
             removed = _argmax_in(maps, intervention.remove_parts)
             remaining = self._remaining(intervention.remove_parts, maps.device)
             features = self.part_features(x_BND, maps)
@@ -159,12 +177,25 @@ class PartHead(nn.Module):
                 logits=logits,
                 maps=maps,
                 noisy_logits=noisy,
-                mask_logits=without_parts(noisy, noise.keep_in_mask, removed),
+                mask_logits=mask_logits,
                 # Without thresholds and noise: the best patch even if no patch passes a threshold.
                 fallback_score=foreground_margin(without_parts(raw, remaining, removed)),
                 part_features=features,
                 part_logits=self.class_scores(features, noise.keep_features),
             )
+
+    def _for_mask(
+        self, raw: Tensor, dots: Tensor, noise: PartNoise, intervention: Intervention
+    ) -> tuple[Tensor, Tensor]:
+        """`PartOutput.noisy_logits` and `mask_logits`, from raw, dots [B, M, K+1] and noise at the mask's places."""
+        logits = self._thresholded(raw, dots, intervention.thresholds)
+        gumbel = noise.gumbel if noise.gumbel_mask is None else noise.gumbel_mask
+        if intervention.remove_parts and self.config.independent_draws:
+            gumbel = noise.gumbel  # the published code removes parts with the noise of the maps
+        noisy = self._noisy(logits, gumbel)
+        # Removal turns patches into background; their second-best part does not take over.
+        maps = self._noisy(logits, noise.gumbel).softmax(-1) if intervention.remove_parts else logits
+        return noisy, without_parts(noisy, noise.keep_in_mask, _argmax_in(maps, intervention.remove_parts))
 
     def _remaining(self, removed: tuple[int, ...], device: torch.device) -> Tensor | None:
         """[1, K] bool: the parts that were not removed; None if no part was."""

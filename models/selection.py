@@ -3,9 +3,11 @@
 Shape legend: B images, N patches (h x w grid), K foreground parts; channel K (the last of K+1) is background.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -15,6 +17,8 @@ class Selection:
 
     mask: Tensor
     """[B, h, w] bool: the patches that stage 2 sees."""
+    pixels: Tensor | None = None
+    """[B, H, W] bool: what it sees of these patches, with the mean colour elsewhere; None: all of their pixels."""
     maps: Tensor | None = None
     """[B, K+1, h, w] fp32: probabilities over the channels; last = background."""
     logits: Tensor | None = None
@@ -23,6 +27,55 @@ class Selection:
     """[B, h, w] fp32 in [0, 1]: a mask with a gradient (straight-through) or a soft mask; None: `mask` alone counts."""
     empty: Tensor | None = None
     """[B] bool: no patch was selected (before the fallback)."""
+
+    @property
+    def visible(self) -> Tensor:
+        """What stage 2 sees, as fine as it is known: `pixels` [B, H, W] or else `mask` [B, h, w], bool."""
+        return self.mask if self.pixels is None else self.pixels
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Selection":
+        """The selection with every tensor changed, such as to some of the images."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
+
+    def shown(self, images: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] with hidden pixels set to the mean colour (0); unchanged without `pixels`."""
+        # Replaced, not multiplied: 0 times a pixel that is not finite would be nan.
+        return images if self.pixels is None else torch.where(self.pixels[:, None], images, 0.0)
+
+
+def selection_of(visible: Tensor, grid: tuple[int, int]) -> Selection:
+    """The Selection of a mask [B, h, w] bool of the patches, or [B, H, W] bool of the pixels that stage 2 may see."""
+    if visible.shape[1:] == grid:
+        return Selection(visible)
+    return Selection(patches_with(visible, grid), visible)
+
+
+def patches_with(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, h, w] bool: the patches that hold a pixel of [B, H, W] bool."""
+    return F.adaptive_max_pool2d(pixels[:, None].float(), grid)[:, 0] > 0
+
+
+def enlarge_patches(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """[B, H, W] bool: all pixels of the patches in [B, h, w] bool; H, W are multiples of h, w."""
+    tall, wide = size[0] // mask.shape[1], size[1] // mask.shape[2]
+    return mask.repeat_interleave(tall, 1).repeat_interleave(wide, 2)
+
+
+def drop_border(mask: Tensor, drop: Tensor) -> Tensor:
+    """`mask` [B, h, w] bool without those patches of `drop` [B, h, w] bool that have a hidden neighbour (of four).
+
+    Neighbours outside the image count as visible: an object that the frame cuts off has no border there.
+    """
+    padded = F.pad(mask.float(), (1, 1, 1, 1), value=1.0) > 0
+    inside = padded[:, 1:-1, :-2] & padded[:, 1:-1, 2:] & padded[:, :-2, 1:-1] & padded[:, 2:, 1:-1]
+    return mask & (inside | ~drop)
+
+
+def enlarge_tokens(x_BNC: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Values of patches [B, N, C] at pixels [B, H * W, C], bilinear (align_corners=False)."""
+    x_BChw = x_BNC.transpose(1, 2).unflatten(2, grid)
+    return F.interpolate(x_BChw, size=size, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 
 def foreground_margin(logits: Tensor) -> Tensor:

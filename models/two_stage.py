@@ -13,7 +13,17 @@ from models.interface import ImageClassifier, NetworkView, Stage, select_parts
 from models.masked_vit import MaskedViT, check_masked_vit
 from models.outputs import StageOneOutput, TwoStageOutput
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
-from models.selection import Selection, foreground_margin, keep_best_token, soft_gate, straight_through
+from models.selection import (
+    Selection,
+    drop_border,
+    enlarge_patches,
+    enlarge_tokens,
+    foreground_margin,
+    keep_best_token,
+    patches_with,
+    soft_gate,
+    straight_through,
+)
 
 
 class StageOne(nn.Module):
@@ -26,6 +36,7 @@ class StageOne(nn.Module):
         self.backbone = create_backbone(name, image_size, config.stage_1_drop_path)
         self.parts = PartHead(self.backbone.embed_dim, num_classes, config.parts)
         self.config = config
+        self.image_size = image_size
 
     def forward(
         self,
@@ -47,16 +58,32 @@ class StageOne(nn.Module):
         """The same from patch tokens [B, N, D], so that several interventions can share one pass of the backbone."""
         if noise is None:
             noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator)
-        out = self.parts(tokens, noise, intervention)
-        return StageOneOutput(self._selection(out), out.part_logits, out.part_features)
+        grid, size = grid_of(self.backbone), self.image_size
+        if self.config.mask_resolution == "pixel":
+            out = self.parts(tokens, noise, intervention, lambda values: enlarge_tokens(values, grid, size))
+        else:
+            out = self.parts(tokens, noise, intervention)
+        return StageOneOutput(self._selection(out, noise), out.part_logits, out.part_features)
 
-    def _selection(self, out: PartOutput) -> Selection:
-        grid = grid_of(self.backbone)
-        margin = foreground_margin(out.mask_logits)
-        mask = margin >= 0  # as published, a tie with the background counts as foreground
+    def _selection(self, out: PartOutput, noise: PartNoise) -> Selection:
+        grid, config = grid_of(self.backbone), self.config
+        margin = foreground_margin(out.mask_logits) - config.parts.margin
+        if noise.margin is not None:
+            margin = margin - noise.margin[:, None]
+        mask, pixels = margin >= 0, None  # as published, a tie with the background counts as foreground
+        if config.mask_resolution == "pixel":
+            pixels = mask.unflatten(1, self.image_size)
+            mask = patches_with(pixels, grid).flatten(1)
+        if noise.border is not None:
+            mask = drop_border(mask.unflatten(1, grid), noise.border.unflatten(1, grid) < config.parts.border_dropout)
+            mask = mask.flatten(1)
         empty = ~mask.any(1)
-        if self.config.empty_mask == "best_token":  # otherwise stage 2 sees only the prefix tokens
+        if config.empty_mask == "best_token":  # otherwise stage 2 sees only the prefix tokens
             mask = keep_best_token(mask, out.fallback_score)
+        if pixels is not None:
+            shown = enlarge_patches(mask.unflatten(1, grid), self.image_size)
+            # The fallback patch is shown whole: no pixel of it is foreground.
+            pixels = torch.where(empty[:, None, None], shown, pixels & shown)
         gate = self._gate(out, mask, margin)
 
         def channels_first(t: Tensor) -> Tensor:
@@ -64,6 +91,7 @@ class StageOne(nn.Module):
 
         return Selection(
             mask=mask.unflatten(1, grid),
+            pixels=pixels,
             maps=channels_first(out.maps),
             logits=channels_first(out.logits),
             gate=None if gate is None else gate.unflatten(1, grid),
@@ -149,10 +177,12 @@ def _check(config: ModelConfig, model: TwoStageModel) -> None:
     if grids[0] != grids[1]:  # one mask entry per patch of stage 2
         raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not that of stage 2, {grids[1]}")
     check_masked_vit(config, model.stage_2)
+    if config.mask_resolution == "pixel" and (config.mask_kind, config.mask_gradient) != ("hard", "detached"):
+        raise UserError("model.mask_resolution=pixel needs model.mask_kind=hard and model.mask_gradient=detached")
     if config.mask_gradient == "straight_through" and config.mask_kind == "hard":
         model.stage_2.require_plain_blocks("model.mask_gradient=straight_through")
 
 
 def with_mask(selection: Selection, mask: Tensor) -> Selection:
-    """The selection with another hard mask [B, h, w] bool and without a gate."""
-    return replace(selection, mask=mask, gate=None)
+    """The selection with another hard mask of patches [B, h, w] bool, without pixels and gate."""
+    return replace(selection, mask=mask, pixels=None, gate=None)

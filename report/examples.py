@@ -31,7 +31,7 @@ class Example:
     maps: Array | None = None
     """[K+1, h, w], last = background: the strength of each part."""
     mask: Array | None = None
-    """[h, w] bool: the patches that stage 2 sees."""
+    """[h, w] bool: the patches that stage 2 sees; or its pixels, [H, W] bool."""
     truth: Array | None = None
     """[H, W] bool: the object."""
 

@@ -58,14 +58,18 @@ def part_overlay(
 ) -> np.ndarray:
     """Each patch in the colour of its strongest part, over a grey image, with thin white edges between parts.
 
-    maps [K+1, h, w], last = background; mask [h, w] bool: hidden patches count as background. `background` is the
-    brightness of background patches: 1 leaves them as they are, 0 makes them black.
+    maps [K+1, h, w], last = background; mask [h, w] bool: hidden patches count as background. Below a mask of pixels
+    [H, W] the maps are interpolated. `background` is the brightness of background patches: 1 leaves them as they are, 0
+    makes them black.
     """
     part_maps = as_array(maps)
     parts = part_maps.shape[0] - 1
     label = part_maps.argmax(axis=0)
     if mask is not None:
-        label = np.where(as_array(mask).astype(bool), label, parts)
+        kept = as_array(mask).astype(bool)
+        if kept.shape != label.shape:  # pixels: a visible one belongs to a part, whatever its patch does
+            label = _bilinear(part_maps[:-1], kept.shape).argmax(axis=0)
+        label = np.where(kept, label, parts)
     colours = np.array([getrgb(part_colour(part)) for part in range(parts)] + [(0, 0, 0)], dtype=np.float32)
     strength = np.array([opacity] * parts + [1 - background], dtype=np.float32)
     big = enlarge(label, image.shape[:2])
@@ -85,7 +89,7 @@ def mask_view(image: np.ndarray, mask: Array) -> np.ndarray:
 def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) -> np.ndarray:
     """`mask_view` of `after` [h, w]; patches that only `before` [h, w] shows are in the colour of their part.
 
-    maps [K+1, h, w], last = background: the strength of each part.
+    maps [K+1, h, w], last = background: the strength of each part. `before` and `after` may be masks of pixels.
     """
     gone = as_array(before).astype(bool) & ~as_array(after).astype(bool)
     here = enlarge(gone, image.shape[:2])
@@ -100,9 +104,14 @@ def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6) -> np.nda
     values = np.nan_to_num(as_array(heat).astype(np.float32))
     span = float(values.max() - values.min())
     unit = (values - values.min()) / (span or 1.0)
-    size = (image.shape[1], image.shape[0])
-    smooth = np.asarray(Image.fromarray(unit).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)
+    smooth = _bilinear(unit[None], image.shape[:2])[0].clip(0, 1)
     return _blend(_grey(image), matplotlib.colormaps["inferno"](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
+
+
+def _bilinear(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Maps [C, h, w] float32 enlarged to [C, H, W]."""
+    large = (Image.fromarray(m).resize((size[1], size[0]), Image.Resampling.BILINEAR) for m in maps)
+    return np.stack([np.asarray(m) for m in large])
 
 
 def _grey(image: np.ndarray) -> np.ndarray:

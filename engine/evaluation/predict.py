@@ -73,6 +73,7 @@ def prediction_of(output: ModelOutput) -> Prediction:
         logits=output.logits.detach().float(),
         stage_1_logits=detached(output.stage_1_logits),
         mask=output.mask,
+        pixels=output.pixels,
         maps=detached(output.part_maps),
         empty=output.empty,
     )

@@ -31,7 +31,12 @@ class MaskedClassifier:
 
         pieces = self.auto_batch.pieces(select, len(images))
         gates = [piece.gate for piece in pieces if piece.gate is not None]
-        return Selection(torch.cat([piece.mask for piece in pieces]), gate=torch.cat(gates) if gates else None)
+        pixels = [piece.pixels for piece in pieces if piece.pixels is not None]
+        return Selection(
+            torch.cat([piece.mask for piece in pieces]),
+            torch.cat(pixels) if pixels else None,
+            gate=torch.cat(gates) if gates else None,
+        )
 
     def keep_ratio(self, images: Tensor) -> Tensor:
         """[B]: fraction of patches that its stage 1 keeps."""
@@ -42,8 +47,7 @@ class MaskedClassifier:
         """Logits [B, C] of stage 2, with `selection` in place of stage 1's own."""
 
         def logits(piece: slice) -> Tensor:
-            gate = None if selection.gate is None else selection.gate[piece]
-            return self.model.predict(self._renormalised(images[piece]), Selection(selection.mask[piece], gate=gate))
+            return self.model.predict(self._renormalised(images[piece]), selection.each(lambda t: t[piece]))
 
         return self.auto_batch(logits, len(images))
 

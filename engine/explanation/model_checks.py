@@ -18,14 +18,14 @@ from metrics.maps.background_swap import BackgroundSwap
 from metrics.maps.certificate import Certificate, masked_explanation
 from metrics.maps.per_image import bootstrap, weighted_mean
 from metrics.types import Prediction
-from models.selection import Selection
+from models.selection import selection_of
 
 OWN_MASK, TRUE_MASK = "(its own mask)", "(true mask)"
 PROTOCOLS: dict[str, dict[str, object]] = {
     OF_STAGE_2: {
         "maps_of": "predicted class",
-        "mask": "the largest patches of a map, as many as the two-stage model keeps of that image",
-        "true_mask": "the patches that the object covers at least half",
+        "mask": "the largest patches (pixels, with mask_resolution=pixel) of a map, as many as the model keeps",
+        "true_mask": "the patches that the object covers at least half, or its pixels",
         "nan_maps": "counted, show nothing",
     },
     OF_THE_MODEL: {
@@ -60,11 +60,17 @@ class ModelChecks:
         self.comparison = None
         if masked is not None and self.wanted.as_masks:
             self.comparison = MaskComparison(
-                info, lambda images, mask: class_logits(masked.predict(images, Selection(mask)), info)
+                info,
+                lambda images, visible: class_logits(
+                    masked.predict(images, selection_of(visible, masked.model.patch_grid)), info
+                ),
             )
 
     def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
-        return Prediction(logits, mask=self.own.select(images).mask if self.own else None)
+        if self.own is None:
+            return Prediction(logits)
+        selection = self.own.select(images)
+        return Prediction(logits, mask=selection.mask, pixels=selection.pixels)
 
     def start_after(self, previous: Batch) -> None:
         """Pass the image before the first one, if another process evaluates it."""
@@ -83,11 +89,13 @@ class ModelChecks:
             self.certificate.update(
                 batch,
                 masked_explanation(
-                    batch.image, fixed.mask, lambda images, _: class_logits(own.predict(images, fixed), self.split.info)
+                    batch.image,
+                    fixed.visible,
+                    lambda images, _: class_logits(own.predict(images, fixed), self.split.info),
                 ),
             )
         if self.comparison and self.masked_classifier:
-            self.comparison.update(batch, self.masked_classifier.select(batch.image).mask, maps)
+            self.comparison.update(batch, self.masked_classifier.select(batch.image).visible, maps)
 
     def model_results(self) -> dict[str, float]:
         """Metrics of the model, independent of the methods. Every process must call this, and `rows` too."""

@@ -87,8 +87,8 @@ def _objects(batch: Batch) -> Tensor:
 
 def mask_iou(before: Prediction, after: Prediction) -> Tensor:
     """IoU of the patch masks of two predictions, [B] float64; 1 where both are empty, nan for models without a mask."""
-    if before.mask is None or after.mask is None:
+    if before.visible is None or after.visible is None:
         return torch.full((len(before.logits),), torch.nan, dtype=torch.float64, device=before.logits.device)
-    both = (before.mask & after.mask).flatten(1).sum(1)
-    either = (before.mask | after.mask).flatten(1).sum(1)
+    both = (before.visible & after.visible).flatten(1).sum(1)
+    either = (before.visible | after.visible).flatten(1).sum(1)
     return torch.where(either > 0, both.double() / either.clamp(min=1), 1.0)

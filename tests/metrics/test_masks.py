@@ -89,5 +89,5 @@ def test_a_model_without_masks() -> None:
 
 
 def test_sizes_must_be_multiples() -> None:
-    with pytest.raises(ValueError, match="4x5 pixels is not a multiple of the 2x2 patch grid"):
+    with pytest.raises(ValueError, match="4x5 pixels is not a multiple of the 2x2 grid of the mask"):
         patch_overlap(torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1, 4, 5, dtype=torch.bool))

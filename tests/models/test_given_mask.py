@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from models import build_model
+from models.config import ModelConfig
 from models.given_mask import DecoupledViT, GivenMaskModel, LateMaskingViT, select_given
 from models.selection import Selection
 from tests.models.small import backbone, config, images, shaken
@@ -40,7 +41,7 @@ def slow_patches(mask: Tensor) -> Tensor:
 
 def test_patches_take_the_value_of_their_centre_pixel() -> None:
     mask = pixel_masks()
-    selection = select_given(mask, GRID, "best_token")
+    selection = select_given(mask, GRID, ModelConfig())
     assert torch.equal(selection.mask, slow_patches(mask))
     assert 0.1 < selection.mask.float().mean() < 0.9 and not selection.empty.any()
 
@@ -50,12 +51,12 @@ def test_object_without_a_centre_pixel_keeps_the_patch_it_covers_most() -> None:
     mask[0, 6:8, 9:12] = True  # in patch (0, 1), six pixels
     mask[0, 8, 9] = True  # one pixel in the patch below
     mask[2, 4, 4] = True
-    kept = select_given(mask, GRID, "best_token")
+    kept = select_given(mask, GRID, ModelConfig())
     assert kept.mask[0].nonzero().tolist() == [[0, 1]]
     assert not kept.mask[1].any(), "no object, so no patch is kept"
     assert kept.mask[2].nonzero().tolist() == [[0, 0]]
     assert kept.empty.tolist() == [True, True, False]
-    published = select_given(mask, GRID, "prefix_only")
+    published = select_given(mask, GRID, ModelConfig(empty_mask="prefix_only"))
     assert published.mask.flatten(1).sum(1).tolist() == [0, 0, 1] and published.empty.tolist() == [True, True, False]
 
 
