@@ -2,6 +2,7 @@
 
 import csv
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -10,6 +11,9 @@ from typing import TypeVar
 from common.errors import UserError
 
 T = TypeVar("T")
+
+LARGEST = 1 << 24
+"""Numbers of an index file are smaller, so that float32 holds integers exactly."""
 
 
 @dataclass(frozen=True)
@@ -50,25 +54,25 @@ class IndexRow:
         return value
 
     def number(self, column: str) -> float:
-        """Pixels: finite, and small enough for float32 to hold integers exactly."""
+        """A finite number of pixels below `LARGEST`."""
         cell = self.text(column)
         try:
             value = float(cell)
         except ValueError:
             value = math.nan
-        if not abs(value) < 1 << 24:  # false for NaN too
+        if not abs(value) < LARGEST:  # false for NaN too
             raise self.error(f"column {column} is {cell!r}, not a number of pixels; correct it")
         return value
 
 
 def leaves_folder(name: str) -> bool:
     """Whether a path, joined to a folder, may name a file outside it (or cannot be a path)."""
-    return PurePath(name).is_absolute() or ".." in PurePath(name).parts or "\0" in name
+    return os.path.isabs(name) or (".." in name and ".." in PurePath(name).parts) or "\0" in name
 
 
 def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
     """Rows of whitespace-separated cells, no header; the last column takes the rest of the line."""
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         cells = line.split(maxsplit=len(columns) - 1)
         if not cells:
             continue
@@ -81,7 +85,7 @@ def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
 
 def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
     """Rows of a CSV file whose header has at least `columns`."""
-    reader = csv.DictReader(_text(path).splitlines(), restval="")
+    reader = csv.DictReader(read_text(path).splitlines(), restval="")
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
         if missing := [name for name in columns if name not in header]:
@@ -94,7 +98,8 @@ def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
         raise UserError(f"{problem}; restore the file as published") from None
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole file, UTF-8, without a byte order mark. Raises UserError."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -121,12 +126,3 @@ def _by_cell(rows: Iterable[IndexRow], column: str, cell: Callable[[IndexRow, st
             raise row.error(f"{column} {key} is already in line {found[key].line}; keep one of the two")
         found[key] = row
     return found
-
-
-def same_ids(first: Path, first_ids: Iterable[int], second: Path, second_ids: Iterable[int]) -> None:
-    """Raise a UserError unless two index files have the same ids."""
-    a, b = set(first_ids), set(second_ids)
-    for here, there, lacking in ((first, second, a - b), (second, first, b - a)):
-        if lacking:
-            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise UserError(f"{there}: no line for id {min(lacking)}{more}, which {here.name} has; restore both files")

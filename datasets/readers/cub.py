@@ -5,14 +5,19 @@ training images, class by class, by data.val_fraction and data.seed. With data.i
 waterbird_complete95_forest2water2 the same birds are read on the backgrounds of Waterbirds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 from datasets.config import DataConfig
+from datasets.formats.notices import say_once
+from datasets.formats.number_table import NumberTable
 from datasets.formats.tables import by_id, read_spaced
 from datasets.holdout import check_fraction, choose, split_origin
-from datasets.readers.cub_annotations import IMAGES, read_annotations, rows_of
+from datasets.readers.cub_annotations import CubAnnotations, mask_folder, read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import DatasetInfo
+
+LABELS, SPLIT = "image_class_labels.txt", "train_test_split.txt"
 
 
 class Cub(FileDataset):
@@ -24,22 +29,22 @@ class Cub(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("cub", split)
         base = find_root(config, "images.txt")
-        paths = by_id(read_spaced(base / "images.txt", IMAGES), "id")
         classes = by_id(read_spaced(base / "classes.txt", ("class_id", "name")), "class_id")
-        labelled = rows_of(paths, base / "images.txt", base / "image_class_labels.txt", ("id", "class_id"))
-        flagged = rows_of(paths, base / "images.txt", base / "train_test_split.txt", ("id", "is_training"))
-        class_ids = {key: row.integer("class_id", classes) for key, row in labelled.items()}
+        notes, masks = read_annotations(base), mask_folder(base)
+        class_ids, other_labels = column_of(notes, base / LABELS, "class_id", classes.keys())
+        training, other_flags = column_of(notes, base / SPLIT, "is_training", (0, 1))
+        say_left_out(notes, {LABELS: other_labels, SPLIT: other_flags, **notes.left_out})
         present = sorted(set(class_ids.values()))
         labels = {key: present.index(class_id) for key, class_id in class_ids.items()}
-        train = {key: bool(row.integer("is_training", (0, 1))) for key, row in flagged.items()}
-        notes = read_annotations(base)
+        train = {key: bool(flag) for key, flag in training.items()}
         names = tuple(classes[key].text("name") for key in present)
         info = DatasetInfo("cub", names, part_names=notes.part_names, split_origin=split_origin(split, config))
+        paths = dict(zip(notes.ids.tolist(), notes.position, strict=True))
         records = []
         for key in choose_split(labels, train, split, config):
-            path = paths[key].file("path")
-            boxes, keypoints, mask = notes.of(path)
-            image = base / (config.image_folder or "images") / path
+            image = base / (config.image_folder or "images") / paths[key]
+            mask = masks and (masks / paths[key]).with_suffix(".png")
+            boxes, keypoints = notes.of(paths[key])
             records.append(Record(image, labels[key], None, mask, keypoints, boxes))
         super().__init__(info, records, split)
 
@@ -49,3 +54,18 @@ def choose_split(labels: Mapping[int, int], train: Mapping[int, bool], split: st
     check_fraction("cub", split, config)
     ids = sorted(key for key, flag in train.items() if flag == (split != "test"))
     return [ids[i] for i in choose([labels[key] for key in ids], split, config)]
+
+
+def column_of(notes: CubAnnotations, path: Path, column: str, allowed: Collection[int]) -> tuple[dict[int, int], int]:
+    """Image id -> the value of `column` in a file of ids and numbers, and the number of rows of other images."""
+    table = NumberTable(path, ("id", column))
+    values = table.integers(column, allowed)
+    rows, other = table.positions(notes.ids, notes.source)
+    return dict(zip(notes.ids.tolist(), values[rows].tolist(), strict=True)), other
+
+
+def say_left_out(notes: CubAnnotations, rows: Mapping[str, int]) -> None:
+    """One line for a data set whose images.txt was shortened: file -> number of its rows that were not read."""
+    if any(rows.values()):
+        files = ", ".join(f"{count} of {name}" for name, count in rows.items() if count)
+        say_once(f"{notes.source} lists {len(notes.ids)} images; rows of other images are left out: {files}")

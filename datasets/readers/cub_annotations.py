@@ -1,95 +1,134 @@
-"""Boxes, key points and masks of CUB-200-2011, by the image's relative path.
+"""The images of CUB-200-2011 and their boxes, key points and masks, by the image's relative path.
 
-Each kind is optional (its file or folder may be absent), but must be complete where it is present. Waterbirds has CUB's
-birds on other backgrounds under the same relative paths, so both data sets use these annotations.
+Each kind of annotation is optional (its file or folder may be absent), but must be complete where it is present.
+Waterbirds has CUB's birds on other backgrounds under the same relative paths, so both data sets use these annotations.
+images.txt decides which images there are: rows of other images in the other files are left out, and one line says so.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import UserError
-from datasets.formats.tables import IndexRow, by_id, read_spaced, same_ids
+from datasets.formats.number_table import NumberTable, check_ids
+from datasets.formats.tables import by_id, by_text, read_spaced
 
 IMAGES = ("id", "path")
 BOXES = ("id", "x", "y", "width", "height")
 PARTS = ("part_id", "name")
 PART_LOCATIONS = ("id", "part_id", "x", "y", "visible")
+INDEX, BOX_FILE, PART_FILE, LOCATION_FILE = "images.txt", "bounding_boxes.txt", "parts/parts.txt", "parts/part_locs.txt"
 
 
 @dataclass(frozen=True)
 class CubAnnotations:
-    """Annotations by relative path; None where the data set has none of a kind."""
+    """Images and annotations; None where the data set has none of a kind."""
 
     source: Path
-    boxes: Mapping[str, np.ndarray] | None
-    """[1, 4] float32 xyxy, pixels."""
-    keypoints: Mapping[str, np.ndarray] | None
-    """[P, 3] float32 (x, y, visible), pixels."""
+    """The file images.txt."""
+    ids: np.ndarray
+    """[N] int64, in the order of the file."""
+    position: Mapping[str, int]
+    """Relative path -> position of the image in the arrays."""
+    boxes: np.ndarray | None
+    """[N, 1, 4] float32 xyxy, pixels."""
+    keypoints: np.ndarray | None
+    """[N, P, 3] float32 (x, y, visible), pixels."""
     part_names: tuple[str, ...] | None
-    segmentations: Path | None
+    left_out: Mapping[str, int]
+    """File -> number of its rows that belong to images which images.txt does not list."""
 
-    def of(self, path: str) -> tuple[np.ndarray | None, np.ndarray | None, Path | None]:
-        """Boxes, key points and mask file of an image. Raises UserError if the index has no such image."""
-        mask = None if self.segmentations is None else (self.segmentations / path).with_suffix(".png")
-        return self._look_up(self.boxes, path), self._look_up(self.keypoints, path), mask
-
-    def _look_up(self, table: Mapping[str, np.ndarray] | None, path: str) -> np.ndarray | None:
-        if table is None:
-            return None
-        if path not in table:
+    def of(self, path: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Boxes [1, 4] and key points [P, 3] of an image. Raises UserError if the index has no such image."""
+        if self.boxes is None and self.keypoints is None:
+            return None, None
+        if path not in self.position:
             raise UserError(f"{self.source}: no line for the image {path}; restore the file as published")
-        return table[path]
+        i = self.position[path]
+        return None if self.boxes is None else self.boxes[i], None if self.keypoints is None else self.keypoints[i]
 
 
 def read_annotations(base: Path) -> CubAnnotations:
-    """All annotations in CUB's folder `base`; only the masks where it has no images.txt. Raises UserError."""
-    index = base / "images.txt"
-    boxes = parts = names = None
-    if index.exists():
-        paths = {key: row.text("path") for key, row in by_id(read_spaced(index, IMAGES), "id").items()}
-        if (base / "bounding_boxes.txt").exists():
-            rows = rows_of(paths, index, base / "bounding_boxes.txt", BOXES)
-            boxes = {paths[key]: _box(row) for key, row in rows.items()}
-        if (base / "parts").is_dir():
-            names, parts = _parts(base / "parts", index, paths)
+    """Images and annotations in CUB's folder `base`; none where it has no images.txt. Raises UserError.
+
+    Read once, and shared between splits and data sets, until a file changes.
+    """
+    names = (INDEX, BOX_FILE, PART_FILE, LOCATION_FILE, "parts")
+    return _read(base, tuple(_identity(base / name) for name in names))
+
+
+def mask_folder(base: Path) -> Path | None:
+    """The folder of the masks, which have their images' relative paths with the suffix .png; None if absent."""
     folder = base / "segmentations"
-    return CubAnnotations(index, boxes, parts, names, folder if folder.is_dir() else None)
+    return folder if folder.is_dir() else None
 
 
-def rows_of(ids: Iterable[int], index: Path, path: Path, columns: Sequence[str]) -> dict[int, IndexRow]:
-    """The rows of `path` by id. Raises UserError unless it has exactly the ids of images.txt (`index`)."""
-    rows = by_id(read_spaced(path, columns), "id")
-    same_ids(index, ids, path, rows)
-    return rows
+def _identity(path: Path) -> tuple[int, ...] | None:
+    """What differs between a file and its replacement; None if there is no file."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _box(row: IndexRow) -> np.ndarray:
-    x, y, width, height = (row.number(column) for column in BOXES[1:])
-    box = np.array([[x, y, x + width, y + height]], np.float32)
-    if (box[:, 2:] <= box[:, :2]).any():
-        raise row.error(f"the box is {width:g} wide and {height:g} high; both must be above 0")
-    return box
+@lru_cache(maxsize=2)
+def _read(base: Path, identities: tuple[tuple[int, ...] | None, ...]) -> CubAnnotations:
+    index = base / INDEX
+    if not index.exists():
+        return CubAnnotations(index, np.zeros(0, np.int64), {}, None, None, None, {})
+    rows = by_id(read_spaced(index, IMAGES), "id")
+    ids = np.array(list(rows), np.int64)
+    position = {row.file("path"): i for i, row in enumerate(by_text(rows.values(), "path").values())}
+    boxes = keypoints = names = None
+    left_out = {}
+    if (base / BOX_FILE).exists():
+        boxes, left_out[BOX_FILE] = _boxes(base / BOX_FILE, index, ids)
+    if (base / "parts").is_dir():
+        names, keypoints, left_out[LOCATION_FILE] = _parts(base, index, ids)
+    return CubAnnotations(index, ids, position, boxes, keypoints, names, left_out)
 
 
-def _parts(folder: Path, index: Path, paths: Mapping[int, str]) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
-    """Names in the order of their ids, and the locations [P, 3] of every image."""
-    named = by_id(read_spaced(folder / "parts.txt", PARTS), "part_id")
-    # Part ids may have gaps; row p of the result is the p-th id.
-    position = {key: i for i, key in enumerate(sorted(named))}
-    path = folder / "part_locs.txt"
-    found: dict[int, np.ndarray] = {}
-    for row in read_spaced(path, PART_LOCATIONS):
-        key, part = row.integer("id"), position[row.integer("part_id", position)]
-        # NaN marks a part that has not been read yet.
-        points = found.setdefault(key, np.full((len(position), 3), np.nan, np.float32))
-        if not np.isnan(points[part, 0]):
-            raise row.error(f"part {row.cells['part_id']} of image {key} appears a second time; keep one of the two")
-        points[part] = row.number("x"), row.number("y"), row.integer("visible", (0, 1))
-    same_ids(index, paths, path, found)
-    for key, points in found.items():
-        if np.isnan(points).any():
-            raise UserError(f"{path}: image {key} has fewer than {len(position)} parts; restore the file as published")
-    return tuple(named[key].text("name") for key in position), {paths[key]: each for key, each in found.items()}
+def _boxes(path: Path, index: Path, ids: np.ndarray) -> tuple[np.ndarray, int]:
+    """[N, 1, 4] xyxy, and the number of rows of other images."""
+    table = NumberTable(path, BOXES)
+    corners = table.numbers(*BOXES[1:])
+    flat = (corners[:, 2:] <= 0).any(axis=1)
+    if flat.any():
+        i = int(flat.argmax())
+        raise table.row(i).error(f"the box is {corners[i, 2]:g} wide and {corners[i, 3]:g} high; both must be above 0")
+    corners[:, 2:] += corners[:, :2]
+    rows, other = table.positions(ids, index)
+    return corners[rows].astype(np.float32)[:, None], other
+
+
+def _parts(base: Path, index: Path, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, int]:
+    """Names in the order of their ids, the locations [N, P, 3], and the number of rows of other images."""
+    named = by_id(read_spaced(base / PART_FILE, PARTS), "part_id")
+    part_ids = np.array(sorted(named), np.int64)  # may have gaps; row p of the result is the p-th id
+    table = NumberTable(base / LOCATION_FILE, PART_LOCATIONS)
+    image, part = table.integers("id"), table.integers("part_id", named.keys())
+    table.integers("visible", (0, 1))
+    check_ids(ids, index, image, table.path)
+    listed = np.flatnonzero(np.isin(image, ids))
+    order = np.argsort(ids)
+    cells = order[np.searchsorted(ids, image[listed], sorter=order)] * len(part_ids)
+    cells += np.searchsorted(part_ids, part[listed])
+    found, first = np.unique(cells, return_index=True)
+    if len(found) < len(cells):
+        row = table.row(int(listed[np.setdiff1d(np.arange(len(cells)), first)[0]]))
+        raise row.error(
+            f"part {row.cells['part_id']} of image {row.cells['id']} appears a second time; keep one of the two"
+        )
+    points = np.full((len(ids), len(part_ids), 3), np.nan, np.float32)
+    points.reshape(-1, 3)[cells] = table.numbers("x", "y", "visible")[listed]
+    lacking = np.isnan(points).any(axis=(1, 2))
+    if lacking.any():
+        image_id = ids[lacking.argmax()]
+        raise UserError(
+            f"{table.path}: image {image_id} has fewer than {len(part_ids)} parts; restore the file as published"
+        )
+    return tuple(named[key].text("name") for key in part_ids), points, len(image) - len(listed)

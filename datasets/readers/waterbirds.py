@@ -7,7 +7,7 @@ masks, boxes and key points are used where they are present. Splits: 4795 / 1199
 from datasets.config import DataConfig
 from datasets.formats.layout import WATERBIRDS
 from datasets.formats.tables import by_id, by_text, read_csv
-from datasets.readers.cub_annotations import read_annotations
+from datasets.readers.cub_annotations import mask_folder, read_annotations
 from datasets.readers.files import FileDataset, Record, check_split, find_root
 from datasets.types import SPLITS, DatasetInfo
 
@@ -30,7 +30,7 @@ class Waterbirds(FileDataset):
         base = find_root(config, f"{WATERBIRDS}/metadata.csv")
         by_number = by_id(read_csv(base / WATERBIRDS / "metadata.csv", METADATA_COLUMNS), "img_id")
         rows = by_text(by_number.values(), "img_filename").values()  # an image with two lines could be in two splits
-        images, notes = base / (config.image_folder or WATERBIRDS), read_annotations(base)
+        images, masks, notes = base / (config.image_folder or WATERBIRDS), mask_folder(base), read_annotations(base)
         records, training = [], [0] * len(GROUPS)  # training: images of each group in the training split
         for row in rows:
             label, place = row.integer("y", (0, 1)), row.integer("place", (0, 1))
@@ -38,9 +38,9 @@ class Waterbirds(FileDataset):
             training[2 * label + place] += SPLITS[number] == "train"
             if SPLITS[number] == split:
                 name = row.file("img_filename")
-                boxes, keypoints, mask = notes.of(name)
-                image = images / name
-                records.append(Record(image, label, 2 * label + place, mask, keypoints, boxes))
+                boxes, keypoints = notes.of(name)
+                mask = masks and (masks / name).with_suffix(".png")
+                records.append(Record(images / name, label, 2 * label + place, mask, keypoints, boxes))
         fractions = tuple(count / sum(training) for count in training) if any(training) else None
         info = DatasetInfo("waterbirds", CLASSES, GROUPS, MINORITY, notes.part_names, fractions)
         super().__init__(info, records, split)
