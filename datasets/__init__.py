@@ -35,6 +35,8 @@ def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Spl
     Raises UserError for an unknown name or split, and for missing or wrong files.
     """
     raw = DATASETS[config.name](config, split)
+    if config.exif != "auto" and hasattr(raw, "rotate"):
+        raw.rotate = config.exif == "apply"
     if config.mask_folder:
         raw = MaskedDataset(raw, Path(config.mask_folder).expanduser())
     return Split(raw, build_transform(config, train), train=train, seed=seed)

@@ -87,6 +87,9 @@ class DataConfig:
     mask_folder: str = ""
     """Folder of masks (.png, > 0 is the object) with the same relative paths as the images; replaces the data set's own
     masks."""
+    exif: Literal["auto", "apply", "ignore"] = "auto"
+    """Rotate images and masks by their EXIF orientation? auto: published data sets are read as stored, as their
+    annotations need; images of your own are rotated (docs/data.md)."""
     image_size: int | tuple[int, int] = 224
     """Side of the square input or (height, width), pixels: positive multiples of the patch size."""
     augmentation: Literal[

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from common.errors import UserError
+from datasets.formats.images import size_advice
 
 LARGEST = 1 << 20
 """Bytes of a file; the published ones have a few hundred per box."""
@@ -36,7 +37,8 @@ def read_boxes(path: Path, size_hw: tuple[int, int]) -> np.ndarray:
     found = read_box_file(path)
     if found.size_hw != size_hw:
         sizes = [f"{width:g} x {height:g}" for height, width in (found.size_hw, size_hw)]
-        raise UserError(f"{path} is for an image of {sizes[0]} pixels, not {sizes[1]}; restore both files")
+        advice = size_advice(found.size_hw, size_hw)
+        raise UserError(f"{path} is for an image of {sizes[0]} pixels, not {sizes[1]}; {advice}")
     return found.boxes
 
 

@@ -1,7 +1,7 @@
 """Images and masks of any Pillow mode as plain arrays, or one line that names the unreadable file.
 
-Orientation: images and masks are rotated as their EXIF tag says, as viewers do. Boxes and key points in text files are
-taken to be in those displayed coordinates.
+Orientation: with `rotate`, an image is rotated as its EXIF tag says, as viewers do. Annotations of published data sets
+refer to the pixels as stored, because their loaders do not rotate.
 Transparency: images are composited on white, so colours hidden under transparent pixels are not used.
 """
 
@@ -29,9 +29,9 @@ class UnreadableImageError(UserError):
         return type(self), (self.path, self.reason)
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str, *, rotate: bool = True) -> np.ndarray:
     """[H, W, 3] uint8 RGB; 16-bit and float images are scaled to 8 bits. Raises UnreadableImageError."""
-    image = _load(path)
+    image = _load(path, rotate)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_eight_bits(np.asarray(image), path))
     if image.has_transparency_data:
@@ -40,25 +40,30 @@ def read_image(path: Path | str) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def read_mask(path: Path | str) -> np.ndarray:
+def read_mask(path: Path | str, *, rotate: bool = True) -> np.ndarray:
     """[H, W] bool: True where the grey value is above zero. An image file or a .npy file.
 
     Raises UnreadableImageError.
     """
     if Path(path).suffix == ".npy":
         return _load_array(path) > 0
-    image = _load(path)
+    image = _load(path, rotate)
     if not image.mode.startswith(("I", "F")):
         image = image.convert("L")
     return np.asarray(image) > 0
 
 
-def read_indices(path: Path | str) -> np.ndarray:
+def read_indices(path: Path | str, *, rotate: bool = True) -> np.ndarray:
     """[H, W] uint8: the palette indices of an image, such as classes. Raises UnreadableImageError."""
-    image = _load(path)
+    image = _load(path, rotate)
     if image.mode not in ("P", "L"):
         raise UnreadableImageError(path, f"its mode is {image.mode}, not palette indices (P or L)")
     return np.asarray(image)
+
+
+def size_advice(first: tuple[float, ...], second: tuple[float, ...]) -> str:
+    """What to do where the sizes of an image and its annotation differ: a swap of the sides is a rotation by EXIF."""
+    return "set data.exif, or restore both files" if first == second[::-1] else "restore both files"
 
 
 def check_regular(path: Path | str) -> None:
@@ -73,8 +78,8 @@ def check_pixels(path: Path | str, width: int, height: int) -> None:
         raise UnreadableImageError(path, f"{width} x {height} pixels is over Pillow's limit")
 
 
-def _load(path: Path | str) -> Image.Image:
-    """The decoded, EXIF-rotated image. Every failure of Pillow becomes an UnreadableImageError."""
+def _load(path: Path | str, rotate: bool) -> Image.Image:
+    """The decoded image, rotated by its EXIF tag if `rotate`. All failures of Pillow become UnreadableImageErrors."""
     check_regular(path)
     try:
         with warnings.catch_warnings():
@@ -82,7 +87,7 @@ def _load(path: Path | str) -> Image.Image:
             with Image.open(path, formats=FORMATS) as image:
                 check_pixels(path, *image.size)
                 image.load()
-                return ImageOps.exif_transpose(image)
+                return ImageOps.exif_transpose(image) if rotate else image.copy()
     except UserError:
         raise
     except Image.DecompressionBombError:

@@ -26,6 +26,8 @@ class Cub(FileDataset):
     Raises UserError, naming file and line, on anything missing or wrong in the folder.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("cub", split)
         base = find_root(config, "images.txt")

@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.formats.images import read_image, read_mask
+from datasets.formats.images import read_image, read_mask, size_advice
 from datasets.types import SPLITS, DatasetInfo, RawSample
 
 
@@ -30,6 +30,9 @@ class Record:
 class FileDataset:
     """A list of records. The files' existence is checked at construction; they are read on demand."""
 
+    rotate = True
+    """Rotate images and masks by their EXIF orientation (data.exif=auto). Annotations must fit what this gives."""
+
     def __init__(self, info: DatasetInfo, records: Sequence[Record], split: str) -> None:
         if not records:
             name = f"the {split} split of data set {info.name!r}"
@@ -47,11 +50,11 @@ class FileDataset:
 
     def pixels(self, path: Path) -> np.ndarray:
         """[H, W, 3] uint8 of an image file. Raises UserError where it is unreadable."""
-        return read_image(path)
+        return read_image(path, rotate=self.rotate)
 
     def object(self, path: Path) -> np.ndarray:
         """[H, W] bool of a mask file. Raises UserError where it is unreadable."""
-        return read_mask(path)
+        return read_mask(path, rotate=self.rotate)
 
     def read(self, index: int) -> RawSample:
         """Image, mask and annotations. Raises UserError where a file is unreadable or the sizes differ."""
@@ -70,7 +73,8 @@ def check_mask_size(mask: np.ndarray, mask_path: Path | str | None, image: np.nd
     """Raise a UserError unless the mask [H, W] has the size of the image [H, W, 3]."""
     if mask.shape != image.shape[:2]:
         sizes = [f"{width} x {height}" for height, width in (mask.shape, image.shape[:2])]
-        raise UserError(f"{mask_path} is {sizes[0]} pixels but {path} is {sizes[1]}; restore both files")
+        advice = size_advice(mask.shape, image.shape[:2])
+        raise UserError(f"{mask_path} is {sizes[0]} pixels but {path} is {sizes[1]}; {advice}")
 
 
 def check_split(name: str, split: str) -> None:

@@ -27,6 +27,8 @@ SETS = {"train": "trnid", "val": "valid", "test": "tstid"}
 class Flowers(FileDataset):
     """One split: "train", "val" or "test", as published. Raises UserError, naming the file, on anything wrong."""
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("flowers102", split)
         base = find_root(config, "imagelabels.mat", ("flowers-102",))
@@ -41,7 +43,7 @@ class Flowers(FileDataset):
 
     def object(self, path: Path) -> np.ndarray:
         """[H, W] bool: the pixels of an image of segmim/ that are not blue."""
-        return not_blue(read_image(path))
+        return not_blue(read_image(path, rotate=self.rotate))
 
 
 def not_blue(image: np.ndarray) -> np.ndarray:

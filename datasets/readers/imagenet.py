@@ -4,6 +4,7 @@
 data.seed. At construction only folders are listed; images and boxes are read on demand.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from datasets.types import DatasetInfo, RawSample
 
 CLASS_NAMES = "LOC_synset_mapping.txt"
 BOXES = "Annotations/CLS-LOC/val"
+WNID = re.compile(r"n\d{8}")
 
 
 class ImageNet:
@@ -54,7 +56,10 @@ class ImageNet:
             self.labels += [label] * len(chosen)
         if not self.names:
             raise UserError(f"the {split} split of {root} is empty; raise data.val_fraction or add images")
-        self.boxes = _box_folder(config, root) if split == "test" else None
+        boxes = _box_folder(config, root)
+        self.boxes = boxes if split == "test" else None
+        # Of this class only a tree of your own is rotated: ImageNet's images, and boxes, are as stored.
+        self.rotate = self.name == "imagenet" and boxes is None and not all(map(WNID.fullmatch, folders))
         if self.boxes:
             check_files(map(self._xml, self.names), "unpack the box files again or correct data.box_folder")
 
@@ -65,7 +70,7 @@ class ImageNet:
         """Image, label and, where the data set has them, boxes. Raises UserError for an unreadable file."""
         label, name = self.labels[index], self.names[index]
         path = self.folder / self.folders[label] / name
-        image = read_image(path)
+        image = read_image(path, rotate=self.rotate)
         boxes = read_boxes(self._xml(name), image.shape[:2]) if self.boxes else None
         return RawSample(image, label, str(path), boxes=boxes)
 

@@ -34,6 +34,8 @@ class ImageNet9(FileDataset):
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only("imagenet9", split)
         if config.variant not in VARIANTS:

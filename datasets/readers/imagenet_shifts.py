@@ -22,6 +22,7 @@ class ImageNetSubset(FileDataset):
     """
 
     name: str
+    rotate = False
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only(self.name, split)
@@ -51,6 +52,8 @@ class ImageNetV2(FileDataset):
 
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
+
+    rotate = False
 
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only("imagenet_v2", split)

@@ -11,7 +11,7 @@ from datasets.types import RawDataset, RawSample
 
 
 class MaskedDataset:
-    """The records of `raw` with the masks of `folder`; a RawDataset.
+    """The records of `raw` with the masks of `folder`, rotated by EXIF or not as its images are; a RawDataset.
 
     A mask has its image's relative path with the suffix .png. Raises UserError at construction if one is missing, or
     if the data set does not consist of image files.
@@ -30,7 +30,7 @@ class MaskedDataset:
     def read(self, index: int) -> RawSample:
         """One record with its mask. Raises UserError if the mask is unreadable or not as large as the image."""
         sample = self.raw.read(index)
-        mask = read_mask(self.masks[index])
+        mask = read_mask(self.masks[index], rotate=self.raw.rotate)
         check_mask_size(mask, self.masks[index], sample.image, sample.path)
         return replace(sample, mask=mask)
 

@@ -24,6 +24,8 @@ class MetaShift(FileDataset):
     folder, on anything missing or wrong.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("metashift", split)
         check_fraction("metashift", split, config)

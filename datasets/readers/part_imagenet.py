@@ -17,6 +17,7 @@ from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.config import DataConfig
 from datasets.formats.coco import CocoImage, part_labels, read_coco
+from datasets.formats.images import size_advice
 from datasets.holdout import check_fraction, choose
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.readers.synsets import class_list, imagenet_classes
@@ -51,6 +52,8 @@ class PartImageNet(FileDataset):
     `mask` is the union of the parts. Raises UserError, naming the file, on anything missing or wrong.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("part_imagenet", split)
         check_fraction("part_imagenet", split, config)
@@ -73,7 +76,8 @@ class PartImageNet(FileDataset):
         sample, record = super().read(index), self.part.images[index]
         if sample.image.shape[:2] != record.size_hw:
             sizes = [f"{width} x {height}" for height, width in (record.size_hw, sample.image.shape[:2])]
-            raise UserError(f"{self.part.file} says {sizes[0]} pixels, but {sample.path} has {sizes[1]}; restore both")
+            advice = size_advice(record.size_hw, sample.image.shape[:2])
+            raise UserError(f"{self.part.file} says {sizes[0]} pixels, but {sample.path} has {sizes[1]}; {advice}")
         labels = part_labels(record, self.part.file)
         return replace(sample, part_labels=labels, mask=labels >= 0)
 

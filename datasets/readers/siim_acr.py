@@ -34,6 +34,8 @@ class SiimAcr(FileDataset):
     Raises UserError, naming file or folder, on anything missing or wrong.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("siim_acr", split)
         root = open_root(config, f"{TRAIN}/ and {TESTS['full']}/, as prepare_siim_acr.py writes them")

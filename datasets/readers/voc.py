@@ -36,6 +36,8 @@ VOID = 255
 class Voc2012(FileDataset):
     """One split: "train", "val" or "test". Raises UserError, naming the file, on anything missing or wrong."""
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("voc2012", split)
         if config.variant not in SETS:
@@ -54,7 +56,7 @@ class Voc2012(FileDataset):
 
     def object(self, path: Path) -> np.ndarray:
         """[H, W] bool: pixels of any class, without void pixels."""
-        classes = read_indices(path)
+        classes = read_indices(path, rotate=self.rotate)
         return (classes > 0) & (classes != VOID)
 
 

@@ -25,6 +25,8 @@ class Waterbirds(FileDataset):
     Raises UserError, naming file and line, on anything missing or wrong in the folder.
     """
 
+    rotate = False
+
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split("waterbirds", split)
         base = find_root(config, f"{WATERBIRDS}/metadata.csv")

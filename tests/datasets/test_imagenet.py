@@ -209,7 +209,11 @@ FETCH = '<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (xml(BOX, size=(60, 40)), r"is for an image of 60 x 40 pixels, not 40 x 60; restore both files"),
+        (
+            xml(BOX, size=(60, 40)),
+            r"is for an image of 60 x 40 pixels, not 40 x 60; set data\.exif, or restore both files",
+        ),
+        (xml(BOX, size=(40, 61)), r"is for an image of 40 x 61 pixels, not 40 x 60; restore both files"),
         (xml((4, 5, "six", 7)), r"\.xml: xmax is 'six', not a number"),  # type: ignore[arg-type]
         (xml((4, 5, float("nan"), 7)), r"\.xml: xmax is 'nan', not a number"),
         (xml(BOX).replace("<ymax>48</ymax>", ""), r"\.xml: ymax is '', not a number"),

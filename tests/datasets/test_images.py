@@ -88,6 +88,7 @@ def test_exif_orientation(tmp_path: Path, orientation: int, turn: int) -> None:
     exif[0x0112] = orientation
     path = write(tmp_path, Image.fromarray(RGB), exif=exif)
     assert np.array_equal(read_image(path), np.rot90(RGB, turn))
+    assert np.array_equal(read_image(path, rotate=False), RGB)
     assert np.array_equal(read_mask(path), np.rot90(np.asarray(Image.fromarray(RGB).convert("L")) > 0, turn))
 
 
