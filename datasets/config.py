@@ -73,10 +73,10 @@ class DataConfig:
     timm's list."""
     variant: Literal[
         "original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t",
-        "full", "robust", "non_robust", "segmentation",
+        "full", "robust", "non_robust", "segmentation", "disc",
     ] = "original"  # fmt: skip
     """imagenet9: which of its sets. siim_acr: which test set, full (same as original) | robust | non_robust. voc2012:
-    segmentation = the images that have masks."""
+    segmentation = the images that have masks. metashift: disc = DISC's validation, 15 % of test/."""
     output_rule: Literal["argmax", "restricted"] = "argmax"
     """imagenet9: from 1000 outputs to 9 classes. argmax (published): the class of the highest output, or none if that
     output belongs to none of the nine. restricted: outputs that belong to none of the nine are ignored."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
 from datasets import DataConfig, load_split
@@ -43,6 +44,30 @@ def test_splits_classes_and_groups(root: Path) -> None:
     assert Counter(test.groups) == {1: 5, 5: 5} and test.labels == [0] * 5 + [1] * 5
     assert len({*names(train), *names(val)}) == 20
     assert "held out: 0.2 of every class" in val.info.split_origin and test.info.split_origin == "published"
+
+
+def test_validation_as_disc_takes_it(root: Path) -> None:
+    """15 % of test/ by scikit-learn with seed 0, from the sorted cats and then the sorted dogs; train/ is whole."""
+    for folder in ("cat/cat(shelf)", "dog/dog(shelf)"):
+        for i in range(5, 20):
+            save_image(root / "test" / folder / f"more_{i:02d}.JPEG")
+    files = sorted((root / "test").rglob("*.JPEG"), key=lambda path: (path.parts[-3], path.name))
+    rest, taken = train_test_split(files, train_size=0.15, random_state=0)[::-1]
+    train, val, test = (read(root, split, variant="disc", val_fraction=0.0) for split in ("train", "val", "test"))
+    assert [record.path for record in val.records] == sorted(taken) and len(val) == 6
+    assert [record.path for record in test.records] == sorted(rest) and len(test) == 34
+    assert len(train) == 20 and train.info.split_origin == "published"
+    assert val.info.split_origin == "DISC's: 15 % of test/, drawn with seed 0 from the sorted files"
+    assert test.info.split_origin == "DISC's: test/ without the 15 % for val" and val.info.group_names == GROUPS
+
+
+def test_variants(root: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.variant is robust; metashift has the variants original, disc"):
+        read(root, variant="robust")
+    shutil.rmtree(root / "test" / "dog" / "dog(shelf)")
+    save_image(root / "test" / "dog" / "dog(shelf)" / "a.jpg")
+    with pytest.raises(UserError, match=r"/test has 6 images; data\.variant=disc needs at least 7"):
+        read(root, variant="disc")
 
 
 def test_a_record(root: Path) -> None:
