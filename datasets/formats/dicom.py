@@ -27,8 +27,13 @@ from pydicom.uid import (
 
 from common.isolation import IsolatedError, in_child
 from datasets.formats.images import UnreadableImageError, check_pixels, check_regular
+from datasets.formats.notices import say_once
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
+NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+NARROW = 1 / 8
+"""Of the range of the stored bits: at most 32 of the 256 grey values would be used."""
+WINDOW = (0.5, 99.5)
 BY_PILLOW = (JPEGBaseline8Bit, JPEG2000Lossless, JPEG2000)
 
 
@@ -36,9 +41,10 @@ def read_dicom(path: Path | str) -> np.ndarray:
     """[H, W] uint8 as a viewer shows it: 0 is black.
 
     Values are rescaled to modality units (DICOM PS3.3 C.11.1). Then the VOI window or table (C.11.2), or without one
-    the range of the stored bits, is mapped to 0..255; MONOCHROME1 is inverted. An 8-bit MONOCHROME2 file without a
-    window keeps its values. Raises UnreadableImageError for a file that is broken, truncated, in colour, multi-frame,
-    ...
+    the range of the stored bits, is mapped to 0..255; MONOCHROME1 is inverted. Where the pixels of more than 8 bits use
+    less than `NARROW` of that range, as 12-bit pixels stored as 16 bits do, their percentiles `WINDOW` are the window;
+    one line says so. An 8-bit MONOCHROME2 file without a window keeps its values. Raises UnreadableImageError for a
+    file that is broken, truncated, in colour, multi-frame, ...
     """
     with quiet():
         dataset = _open(path)
@@ -100,6 +106,9 @@ def _problem(dataset: Dataset) -> str | None:
             return f"{frames} frames where a radiograph has one"
         if min(int(dataset.Rows), int(dataset.Columns)) < 1:
             return "no pixels (it has no rows or no columns)"
+        for name in NUMBERS:
+            if not np.isfinite(np.atleast_1d(dataset.get(name) or 0).astype(float)).all():
+                return f"its {name} is not a finite number"
     except Exception as error:
         return f"the tags that describe its pixels are missing or wrong ({type(error).__name__})"
     return None
@@ -132,13 +141,25 @@ def _as_shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         if dataset.get("WindowWidth"):
             values = apply_windowing(values, dataset)  # to low..high, where low > high for a negative slope
         else:
-            low, high = sorted((low, high))
-    if low == high:
-        raise ValueError("the range of grey values is empty")
+            low, high = _used(values, *sorted((low, high)), dataset.BitsStored)
+    if low == high or not np.isfinite((low, high, values.min(), values.max())).all():
+        raise ValueError("the range of grey values is empty or not finite")
     grey = np.clip((values - low) / (high - low), 0, 1)
     if dataset.PhotometricInterpretation == "MONOCHROME1":
         grey = 1 - grey
     return np.round(grey * 255).astype(np.uint8)
+
+
+def _used(values: np.ndarray, low: float, high: float, bits: int) -> tuple[float, float]:
+    """The range to show of a file without a window: low..high, or percentiles of the pixels if they are narrow."""
+    first, last = np.percentile(values, WINDOW)
+    if bits <= 8 or not 0 < last - first < NARROW * (high - low):
+        return low, high
+    say_once(
+        f"DICOM files without a window: where the pixels use less than {NARROW:.1%} of the range of their bits, "
+        f"percentiles {WINDOW[0]:g} and {WINDOW[1]:g} become black and white"
+    )
+    return float(first), float(last)
 
 
 def _range(dataset: Dataset) -> tuple[float, float]:

@@ -19,7 +19,6 @@ from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.types import DatasetInfo
 
-
 VARIANTS = ("original", "disc")
 DISC_TEST = 0.85
 """Fraction of test/ that DISC leaves for the test."""
@@ -60,7 +59,9 @@ class MetaShift(FileDataset):
         entries = [found[base][i] for i in chosen]
         records = [Record(base / e.path, e.label, groups.index((e.label, e.context))) for e in entries]
         names = tuple(context for _, context in groups)
-        info = DatasetInfo("metashift", tuple(classes), names, split_origin=DISC[split] if disc else split_origin(split, config))
+        info = DatasetInfo(
+            "metashift", tuple(classes), names, split_origin=DISC[split] if disc else split_origin(split, config)
+        )
         super().__init__(info, records, split)
 
 

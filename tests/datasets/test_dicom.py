@@ -1,5 +1,7 @@
 """DICOM files as 8-bit pixels: every depth, window and coding, and one line for every error."""
 
+import logging
+import mmap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import JPEG2000Lossless, JPEGBaseline8Bit, RLELossless
 
+from datasets import DataConfig, eval_loader, load_split
+from datasets.formats import notices
 from datasets.formats.dicom import read_dicom
 from datasets.formats.images import UnreadableImageError
 from tests.datasets.radiographs import PATIENT, encoded, smooth, write_dicom
@@ -93,6 +97,54 @@ def test_sixteen_bits_never_wrap(tmp_path: Path) -> None:
     """300 becomes 44 in the published cast."""
     values = np.array([[0, 255, 256, 300, 65535]], dtype=np.uint16)
     assert read_dicom(write_dicom(tmp_path / "a.dcm", values)).tolist() == [[0, 1, 1, 1, 255]]
+
+
+def test_narrow_pixels_without_a_window_fill_the_grey_values(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve bits stored as sixteen, with two hot pixels: nearly black by the range of the bits."""
+    monkeypatch.setattr(notices, "_SAID", bytearray(1 << 12))
+    values = np.round(smooth(0, 64, 64) / 255.0 * 1500 + 200).astype(np.uint16)
+    values[0, :2] = 65535
+    low, high = np.percentile(values, (0.5, 99.5))
+    wanted = np.round(np.clip((values - low) / (high - low), 0, 1) * 255)
+    for tags in ({}, RESCALED, {"RescaleSlope": -1, "RescaleIntercept": 100}, INVERTED):
+        shown = read_dicom(write_dicom(tmp_path / "a.dcm", values, **tags)).astype(int)
+        turned = tags is INVERTED or tags.get("RescaleSlope") == -1
+        assert np.abs(shown - (255 - wanted if turned else wanted)).max() <= 1 and shown.std() > 50
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("DICOM files without a window: where the pixels use less than 12.5% of the range")
+
+
+@pytest.mark.parametrize(
+    ("values", "tags"),
+    [
+        (np.linspace(0, 20, 256).round().astype(np.uint8), {}),  # 8 bits lose nothing
+        (np.linspace(0, 9000, 256).round().astype(np.uint16), {}),  # more than an eighth of the range
+        (np.full(256, 300, np.uint16), {}),  # one value has no range
+        (np.linspace(0, 1500, 256).round().astype(np.uint16), {"WindowCenter": 32768, "WindowWidth": 65536}),
+    ],
+)
+def test_other_pixels_keep_the_range_of_their_bits(
+    tmp_path: Path, values: np.ndarray, tags: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shown = read_dicom(write_dicom(tmp_path / "a.dcm", values.reshape(16, 16), **tags))
+    top = 2 ** (8 * values.itemsize) - 1
+    assert np.abs(shown.ravel() - values / top * 255).max() <= 0.51 and not caplog.records
+
+
+def test_the_line_about_narrow_pixels_appears_once_with_loading_processes(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with other workers in the next epoch."""
+    monkeypatch.setattr(notices, "_SAID", mmap.mmap(-1, 1 << 12))
+    monkeypatch.setattr(logging.getLogger("datasets"), "handlers", [logging.StreamHandler()])
+    for i in range(8):
+        write_dicom(tmp_path / "full_test_set" / str(i % 2) / f"{i}.dcm", smooth(i).astype(np.uint16) * 5)
+    split = load_split(DataConfig(name="siim_acr", root=str(tmp_path), image_size=16), "test", train=False, seed=0)
+    for _ in range(2):
+        assert sum(len(batch) for batch in eval_loader(split, batch_size=2, workers=2)) == 8
+    assert capfd.readouterr().err.count("DICOM files without a window") == 1
 
 
 def test_a_table_in_place_of_a_window(tmp_path: Path) -> None:
@@ -187,6 +239,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"WindowCenter": 5, "WindowWidth": 0.5}, "its grey-value tags are invalid"),
     ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": PATIENT}, "its grey-value tags"),
     ({"RescaleSlope": 0, "RescaleIntercept": 5}, "its grey-value tags are invalid"),
+    ({"RescaleSlope": "nan", "RescaleIntercept": 0}, "its RescaleSlope is not a finite number"),
+    ({"RescaleSlope": 1, "RescaleIntercept": "-inf"}, "its RescaleIntercept is not a finite number"),
+    ({"WindowCenter": [5, 6], "WindowWidth": ["9", "nan"]}, "its WindowWidth is not a finite number"),
+    ({"RescaleSlope": "1e308", "RescaleIntercept": 0}, "its grey-value tags are invalid"),
 ]
 
 
