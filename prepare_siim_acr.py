@@ -43,6 +43,8 @@ from datasets.readers.siim_acr import MASKS, TESTS, TRAIN, folders_of
 from report.files import check_folder, json_text, png_bytes, write_atomic
 
 TABLE, IMAGES = "train-rle.csv", "dicom-images-train"
+COLUMNS = ("ImageId", "EncodedPixels"), ("fname", "mask")
+"""Kaggle's names, and those of other copies of the table."""
 STAMP, REPORT = "prepared.json", "report.csv"
 SETS = (TRAIN, *TESTS.values())
 Runs = tuple[str, ...]
@@ -67,7 +69,7 @@ def read_runs(root: Path, first_row: bool) -> dict[str, Runs]:
     if not path.is_file():
         raise UserError(f"--root_dir: {root} has no {TABLE}; give the folder of Kaggle's unpacked archive")
     found: dict[str, Runs] = {}
-    for row in read_csv(path, ("ImageId", "EncodedPixels")):
+    for row in read_csv(path, *COLUMNS):
         name = row.text("ImageId")
         if not (first_row and name in found):
             found[name] = (*found.get(name, ()), row.text("EncodedPixels"))

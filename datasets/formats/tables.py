@@ -83,16 +83,24 @@ def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
         yield row
 
 
-def read_csv(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
-    """Rows of a CSV file whose header has at least `columns`."""
+def read_csv(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Iterator[IndexRow]:
+    """Rows of a CSV file whose header has at least `columns`, or those of one of `others`: other names for the same.
+
+    Cells are always found by the names in `columns`.
+    """
     reader = csv.DictReader(read_text(path).splitlines(), restval="")
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
-        if missing := [name for name in columns if name not in header]:
-            raise UserError(f"{path}: no column {missing[0]}; its header must have {', '.join(columns)}")
+        found = next((names for names in (columns, *others) if set(names) <= set(header)), None)
+        if found is None:
+            missing = next(name for name in columns if name not in header)
+            known = " or ".join(", ".join(names) for names in (columns, *others))
+            raise UserError(f"{path}: no column {missing}; its header must have {known}")
         reader.fieldnames = header
         for cells in reader:
-            yield IndexRow(path, reader.line_num, {name: cells[name].strip() for name in columns})
+            yield IndexRow(
+                path, reader.line_num, {ours: cells[name].strip() for ours, name in zip(columns, found, strict=True)}
+            )
     except csv.Error as error:
         problem = f"{path} is not valid CSV after line {reader.line_num} ({error})"
         raise UserError(f"{problem}; restore the file as published") from None
