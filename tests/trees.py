@@ -28,6 +28,23 @@ def save_image(path: Path, size: tuple[int, int] = (32, 32)) -> Path:
     return path
 
 
+def save_on_its_side(path: Path, pixels: np.ndarray, kind: str = "JPEG") -> None:
+    """An image with EXIF orientation 6: a viewer shows the stored pixels after a quarter turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, kind, exif=exif)
+
+
+def write_box(path: Path, size_hw: tuple[int, int]) -> None:
+    """A box file of ImageNet for an image of that size: one box from (1, 2) to (20, 21)."""
+    height, width = size_hw
+    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>21</ymax>"
+    path.write_text(
+        f"<annotation><size><width>{width}</width><height>{height}</height></size>"
+        f"<object><name>x</name><bndbox>{corners}</bndbox></object></annotation>"
+    )
+
+
 def class_tree(root: Path, folders: Iterable[str], count: int, size: tuple[int, int] = (32, 32)) -> Path:
     """`count` images FOLDER_0.JPEG, ... in every folder."""
     for folder in folders:

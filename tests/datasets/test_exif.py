@@ -16,20 +16,17 @@ from datasets.readers.imagenet import BOXES
 from engine.run.command_line import parse_config
 from tests.datasets.published import HEIGHT, WIDTH, write_flowers, write_part_imagenet, write_voc
 from tests.datasets.published_files import published
-from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree
+from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree, save_on_its_side, write_box
 
-ORIENTATION = 0x0112
 STORED, ROTATED = (40, 24), (24, 40)
 """(height, width) of an image with orientation 6: a quarter turn."""
 
 
 def tag(path: Path, size_hw: tuple[int, int] = STORED, kind: str = "JPEG") -> None:
     """Replace an image by one of that stored size with orientation 6, its left half bright."""
-    exif = Image.Exif()
-    exif[ORIENTATION] = 6
     pixels = np.zeros((*size_hw, 3), np.uint8)
     pixels[:, : size_hw[1] // 2] = 250
-    Image.fromarray(pixels).save(path, kind, exif=exif)
+    save_on_its_side(path, pixels, kind)
 
 
 def tag_all(root: Path, size_hw: tuple[int, int] = STORED) -> Path:
@@ -133,15 +130,6 @@ def test_a_tree_with_box_files_is_read_as_stored_in_every_split(tmp_path: Path) 
         first(replace(config, exif="apply"))
 
 
-def write_box(path: Path, size_hw: tuple[int, int]) -> None:
-    height, width = size_hw
-    corners = "<xmin>1</xmin><ymin>2</ymin><xmax>20</xmax><ymax>21</ymax>"
-    path.write_text(
-        f"<annotation><size><width>{width}</width><height>{height}</height></size>"
-        f"<object><name>x</name><bndbox>{corners}</bndbox></object></annotation>"
-    )
-
-
 @pytest.fixture
 def mine(tmp_path: Path) -> Iterator[str]:
     """A data set registered from outside: one image file, its mask as stored or as displayed."""
@@ -191,7 +179,7 @@ def test_the_rotated_photograph_of_imagenet(tmp_path: Path) -> None:
     (tmp_path / BOXES).mkdir(parents=True)
     write_box(tmp_path / BOXES / f"{photo.stem}.xml", (294, 392))
     with Image.open(photo) as image:
-        assert image.size == (392, 294) and image.getexif()[ORIENTATION] == 6
+        assert image.size == (392, 294) and image.getexif()[0x0112] == 6
         stored = np.asarray(image.convert("RGB"))
     for data_set in ("imagenet", "imagenet1k"):
         sample = first(DataConfig(name=data_set, root=str(tmp_path)))

@@ -5,14 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import evaluate
 import train
 from commands import imagenet9 as backgrounds
+from datasets.readers.imagenet import BOXES
 from tests.scripts.method_runs import SCRIPT
 from tests.tiny import flags
-from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree
+from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree, save_on_its_side, write_box
 
 pytestmark = pytest.mark.slow
 
@@ -53,6 +55,22 @@ def test_imagenet_and_its_held_out_split(run: Path, tmp_path: Path) -> None:
     val = results(evaluate, tmp_path / "val", "--run", str(run), "--split", "val")
     assert val["split_origin"].startswith("held out: 0.25") and val["val/count/images"] == 8
     assert "held out: 0.25 of every class" in (tmp_path / "val" / "report.html").read_text()
+
+
+def test_boxes_of_an_image_on_its_side(run: Path, tmp_path: Path) -> None:
+    """Boxes are those of the stored image; one such image used to end an evaluation."""
+    root = imagenet_tree(tmp_path / "tree")
+    (root / BOXES).mkdir(parents=True)
+    for path in (root / "val").rglob("*.JPEG"):
+        write_box(root / BOXES / f"{path.stem}.xml", (32, 32))
+    save_on_its_side(path, np.full((30, 48, 3), 90, np.uint8))
+    write_box(root / BOXES / f"{path.stem}.xml", (30, 48))
+    found = results(
+        evaluate, tmp_path / "out", "--run", str(run), "--data.root", str(root), "--method", "rollout", "--metrics",
+        "pointing",
+    )  # fmt: skip
+    (row,) = [row for row in found["rows"] if row["row"] == "rollout"]
+    assert row["count/pointing/images"] == row["count/pointing/with_boxes"] == 8
 
 
 @pytest.mark.parametrize(
