@@ -141,7 +141,7 @@ def _as_shown(stored: np.ndarray, dataset: Dataset) -> np.ndarray:
         if dataset.get("WindowWidth"):
             values = apply_windowing(values, dataset)  # to low..high, where low > high for a negative slope
         else:
-            low, high = _used(values, *sorted((low, high)), dataset.BitsStored)
+            low, high = _used(values, min(low, high), max(low, high), dataset.BitsStored)
     if low == high or not np.isfinite((low, high, values.min(), values.max())).all():
         raise ValueError("the range of grey values is empty or not finite")
     grey = np.clip((values - low) / (high - low), 0, 1)

@@ -17,10 +17,7 @@ from PIL import Image
 
 import prepare_siim_acr as script
 from datasets.formats.dicom import read_dicom
-from datasets.formats.rle import decode_runs
-from datasets.formats.tube_labels import read_tube_labels
 from tests.datasets import radiographs
-from tests.datasets.published_files import published
 from tests.datasets.radiographs import PATIENT, image_id, smooth, source_of, write_archive, write_dicom, write_tubes
 
 ROOT = Path(__file__).parents[2]
@@ -90,38 +87,6 @@ def test_masks_run_down_the_columns_and_join_all_rows(archive: Path) -> None:
     assert np.array_equal(mask_of(archive, 1), wanted)
     assert not mask_of(archive, 2).any()
     assert len(list((archive / "all_masks").iterdir())) == 14
-
-
-def test_a_byte_order_mark_and_other_names_of_the_columns(archive: Path, tmp_path: Path) -> None:
-    """As in copies of Kaggle's table that are passed on: fname,mask and no blanks."""
-    run(archive)
-    table = archive / "train-rle.csv"
-    text = table.read_text().replace("ImageId, EncodedPixels", "fname,mask").replace(", ", ",")
-    table.write_text("\ufeff" + text, encoding="utf-8")
-    assert table.read_bytes().startswith(b"\xef\xbb\xbffname,mask\n1.2.276")
-    run(archive, "--out", str(tmp_path / "other"))
-    assert layout(tmp_path / "other") == layout(archive)
-    for number in (1, 2, 3):
-        assert np.array_equal(mask_of(tmp_path / "other", number), mask_of(archive, number))
-
-
-@pytest.mark.parametrize(("name", "rows", "positive"), [("rle_rows.csv", 1500, None), ("train-rle-sample.csv", 10, 5)])
-def test_published_tables(tmp_path: Path, name: str, rows: int, positive: int | None) -> None:
-    """Every run length of real tables decodes to a mask of 1024 x 1024 pixels with as many pixels as the runs say."""
-    shutil.copy(published(f"siim/{name}"), tmp_path / "train-rle.csv")
-    found = script.read_runs(tmp_path, first_row=False)
-    assert sum(map(len, found.values())) == rows
-    masks = {key: runs for key, runs in found.items() if runs != ("-1",)}
-    assert positive is None or len(masks) == positive
-    for runs in list(masks.values())[::10]:
-        mask = decode_runs(runs, (1024, 1024))
-        covered = sum(sum(map(int, text.split()[1::2])) for text in runs)
-        assert 0 < mask.sum() <= covered and (len(runs) > 1 or mask.sum() == covered)
-
-
-def test_the_published_table_of_tubes() -> None:
-    tubes = read_tube_labels(published("siim/cxr_tube_dict.pkl"))
-    assert len(tubes) == 1951 and set(tubes.values()) == {True, False}
 
 
 def test_the_published_first_row(archive: Path) -> None:
