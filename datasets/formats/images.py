@@ -40,6 +40,19 @@ def read_image(path: Path | str, *, rotate: bool = True) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def read_rgba(path: Path | str, *, rotate: bool = True) -> np.ndarray:
+    """[H, W, 4] uint8 RGB and alpha, not composited; alpha is 255 without transparency. Raises UnreadableImageError."""
+    return np.array(_load(path, rotate).convert("RGBA"))
+
+
+def read_grey(path: Path | str, *, rotate: bool = True) -> np.ndarray:
+    """[H, W] uint8 grey values; 16-bit and float images are scaled to 8 bits. Raises UnreadableImageError."""
+    image = _load(path, rotate)
+    if image.mode.startswith(("I", "F")):
+        return _to_eight_bits(np.asarray(image), path)
+    return np.array(image.convert("L"))
+
+
 def read_mask(path: Path | str, *, rotate: bool = True) -> np.ndarray:
     """[H, W] bool: True where the grey value is above zero. An image file or a .npy file.
 

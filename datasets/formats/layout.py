@@ -37,6 +37,10 @@ class Entry:
     place_name: str
     keypoints: np.ndarray | None = None
     """[P, 3] (x, y, visible), pixels."""
+    stem: str = ""
+    """Path of the image without ending; default: numbered, in the folder of its species."""
+    object_name: str | None = None
+    """File of the object, where images are composed of photographs: one more column of metadata.csv."""
 
 
 @contextmanager
@@ -61,34 +65,45 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def write_layout(
-    root: Path, entries: Iterator[Entry], species: Sequence[str], *, parts: Sequence[str] = (), cub_images: bool = True
+    root: Path,
+    entries: Iterator[Entry],
+    species: Sequence[str],
+    *,
+    parts: Sequence[str] = (),
+    cub_images: bool = True,
+    suffix: str = ".jpg",
+    quality: int = 92,
 ) -> int:
     """Write images and index files into root/CUB_200_2011; return the number of images.
+
+    `suffix` is .jpg or .png, `quality` that of JPEG files.
 
     With `cub_images` the images of Waterbirds are also written as CUB's own `images/`. As published, Waterbirds' train
     and val images are CUB's training split, and its test images CUB's test split.
     """
-    base, index = root / CUB, _Index()
+    base, index = root / CUB, _Index(suffix)
     for number, entry in enumerate(entries, start=1):
         name = f"{entry.species + 1:03d}.{species[entry.species]}"
-        stem = f"{name}/{species[entry.species]}_{number:05d}"
+        stem = entry.stem or f"{name}/{species[entry.species]}_{number:05d}"
         for folder in (WATERBIRDS, "images") if cub_images else (WATERBIRDS,):
-            _save(entry.image, base / folder / f"{stem}.jpg")
-        _save(entry.mask.astype(np.uint8) * 255, base / "segmentations" / f"{stem}.png")
+            _save(entry.image, base / folder / f"{stem}{suffix}", quality)
+        _save(entry.mask.astype(np.uint8) * 255, base / "segmentations" / f"{stem}.png", quality)
         index.add(number, stem, entry)
     index.write(base, species, parts)
     return len(index.metadata)
 
 
-def _save(pixels: np.ndarray, path: Path) -> None:
+def _save(pixels: np.ndarray, path: Path, quality: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path, quality=92)
+    Image.fromarray(pixels).save(path, quality=quality)
 
 
 class _Index:
     """Lines of the index files, collected image by image."""
 
-    def __init__(self) -> None:
+    def __init__(self, suffix: str) -> None:
+        self.suffix = suffix
+        self.columns: tuple[str, ...] = METADATA
         self.metadata: list[tuple[int | str, ...]] = []
         self.lines: defaultdict[str, list[str]] = defaultdict(list)
         """File -> its lines."""
@@ -96,8 +111,12 @@ class _Index:
     def add(self, number: int, stem: str, entry: Entry) -> None:
         rows, columns = np.flatnonzero(entry.mask.any(1)), np.flatnonzero(entry.mask.any(0))
         box = (columns[0], rows[0], np.ptp(columns) + 1, np.ptp(rows) + 1)
-        self.metadata.append((number, f"{stem}.jpg", entry.label, entry.split, entry.place, entry.place_name))
-        self.lines["images.txt"].append(f"{number} {stem}.jpg")
+        name, cells = f"{stem}{self.suffix}", (entry.label, entry.split, entry.place, entry.place_name)
+        self.metadata.append((number, name, *cells))
+        if entry.object_name is not None:
+            self.columns = (*METADATA, "object_filename")
+            self.metadata[-1] += (entry.object_name,)
+        self.lines["images.txt"].append(f"{number} {name}")
         self.lines["image_class_labels.txt"].append(f"{number} {entry.species + 1}")
         self.lines["train_test_split.txt"].append(f"{number} {int(entry.split != SPLITS.index('test'))}")
         self.lines["bounding_boxes.txt"].append(f"{number} " + " ".join(f"{value:.1f}" for value in box))
@@ -106,7 +125,7 @@ class _Index:
 
     def write(self, base: Path, species: Sequence[str], parts: Sequence[str]) -> None:
         with open(base / WATERBIRDS / "metadata.csv", "w", newline="") as file:
-            csv.writer(file).writerows([METADATA, *self.metadata])
+            csv.writer(file).writerows([self.columns, *self.metadata])
         self.lines["classes.txt"] = [f"{i} {i:03d}.{name}" for i, name in enumerate(species, start=1)]
         if parts:
             self.lines["parts/parts.txt"] = [f"{i} {name}" for i, name in enumerate(parts, start=1)]

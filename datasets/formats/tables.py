@@ -83,10 +83,12 @@ def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:
         yield row
 
 
-def read_csv(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Iterator[IndexRow]:
+def read_csv(
+    path: Path, columns: Sequence[str], *others: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[IndexRow]:
     """Rows of a CSV file whose header has at least `columns`, or those of one of `others`: other names for the same.
 
-    Cells are always found by the names in `columns`.
+    Cells are always found by the names in `columns`; also those of the `optional` columns that the header has.
     """
     reader = csv.DictReader(read_text(path).splitlines(), restval="")
     try:
@@ -97,10 +99,10 @@ def read_csv(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Iter
             known = " or ".join(", ".join(names) for names in (columns, *others))
             raise UserError(f"{path}: no column {missing}; its header must have {known}")
         reader.fieldnames = header
+        extra = [name for name in optional if name in header]
         for cells in reader:
-            yield IndexRow(
-                path, reader.line_num, {ours: cells[name].strip() for ours, name in zip(columns, found, strict=True)}
-            )
+            ours = {name: cells[theirs].strip() for name, theirs in zip(columns, found, strict=True)}
+            yield IndexRow(path, reader.line_num, ours | {name: cells[name].strip() for name in extra})
     except csv.Error as error:
         problem = f"{path} is not valid CSV after line {reader.line_num} ({error})"
         raise UserError(f"{problem}; restore the file as published") from None
