@@ -25,7 +25,7 @@ from common.seeds import stable_seed
 from datasets.composition import recipe
 from datasets.composition.backgrounds import backgrounds_in, backgrounds_of_places, listed_backgrounds
 from datasets.composition.checks import check_usable
-from datasets.composition.files import BackgroundFile, ObjectFile, excluding
+from datasets.composition.files import BackgroundFile, ObjectFile, excluding, without_ending
 from datasets.composition.objects import find_objects
 from datasets.composition.pixels import ComposedImage, PixelOptions, compose
 from datasets.composition.plan import PlannedImage, PlanOptions, plan_images
@@ -212,7 +212,7 @@ def shown_images(images: Sequence[PlannedImage]) -> dict[str, Column | None]:
 
     They are chosen by their objects, so an object on both kinds of place is shown on both.
     """
-    drawn = sorted(images, key=lambda image: stable_seed("sheet", image.object.name, image.pose))
+    drawn = sorted(images, key=lambda image: stable_seed("sheet", without_ending(image.object.name), image.pose))
     cells = [(split, group) for split in SPLITS for group in range(len(GROUPS))]
     found = {cell: [each.name for each in drawn if (each.split, group_of(each)) == cell][:SHOWN] for cell in cells}
     return dict.fromkeys(name for names in found.values() for name in names)

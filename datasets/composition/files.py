@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
 from datasets.formats.folders import EXTENSIONS
@@ -47,6 +47,12 @@ class BackgroundFile:
     split: str | None
     photograph: str
     """Backgrounds with the same value are of one photograph and stay in one split."""
+
+
+def without_ending(name: str) -> str:
+    """A name without the ending of an image: draws depend on it, so they are the same for a.jpg and a.png."""
+    path = PurePosixPath(name)
+    return str(path.with_suffix("")) if path.suffix.lower() in EXTENSIONS else name
 
 
 def image_files(folder: Path, flag: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from common.errors import UserError
 from common.seeds import stable_seed
-from datasets.composition.files import ObjectFile
+from datasets.composition.files import ObjectFile, without_ending
 from datasets.composition.plan import PlannedImage
 from datasets.formats.images import read_grey, read_image, read_rgba
 from datasets.readers.files import check_mask_size
@@ -97,7 +97,7 @@ def _soft(grey: np.ndarray) -> np.ndarray:
 
 def _placed(cutout: Image.Image, planned: PlannedImage, options: PixelOptions) -> tuple[Image.Image, bool]:
     """The object on a transparent square, in a size and at a place that depend on its name and pose."""
-    rng = np.random.default_rng(stable_seed("pose", planned.object.name, planned.pose, options.seed))
+    rng = np.random.default_rng(stable_seed("pose", without_ending(planned.object.name), planned.pose, options.seed))
     rows, columns = (np.flatnonzero((np.asarray(cutout)[..., 3] >= HALF).any(axis)) for axis in (1, 0))
     left, top, right, bottom = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
     longer = max(right - left, bottom - top)
@@ -126,8 +126,8 @@ def _cover(planned: PlannedImage, size: tuple[int, int], options: PixelOptions) 
     scale = enlargement(background.size, size)
     if scale > options.max_upscale:
         raise too_small(path, background.size, size)
-    key = ("crop", planned.background.name, planned.object.name, planned.pose, options.seed)
-    rng = np.random.default_rng(stable_seed(*key))
+    names = without_ending(planned.background.name), without_ending(planned.object.name)
+    rng = np.random.default_rng(stable_seed("crop", *names, planned.pose, options.seed))
     width, height = (min(side / scale, of) for side, of in zip(size, background.size, strict=True))
     left, top = rng.random(2) * (background.width - width, background.height - height)
     box = (left, top, min(left + width, background.width), min(top + height, background.height))

@@ -4,17 +4,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import Literal, TypeVar
+from typing import Literal
 
 from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.composition.backgrounds import KINDS
-from datasets.composition.files import BackgroundFile, ObjectFile
+from datasets.composition.files import BackgroundFile, ObjectFile, without_ending
 from datasets.types import SPLITS
 
 EvalPlaces = Literal["both", "balanced", "correlated"]
 SplitBy = Literal["given", "object", "class"]
-T = TypeVar("T")
 Placing = tuple[ObjectFile, int]
 """An object, and how often it was placed before."""
 
@@ -202,8 +201,8 @@ def _rounded(value: float) -> int:
 
 
 def _shuffled(names: Iterable[str], purpose: str, seed: int) -> list[str]:
-    """The names in an order that depends on purpose and seed, for any two names alone."""
-    return sorted(names, key=lambda name: (stable_seed(purpose, name, seed), name))
+    """The names in a random order: that of any two depends on them, the purpose and the seed alone."""
+    return sorted(names, key=lambda name: (stable_seed(purpose, without_ending(name), seed), name))
 
 
 def _objects_shuffled(objects: Sequence[ObjectFile], seed: int) -> list[ObjectFile]:
