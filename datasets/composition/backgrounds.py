@@ -5,11 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import UserError
-from datasets.composition.files import LABELS, BackgroundFile, copies, folder_of_list, image_files, split_of, word
+from datasets.composition.files import (
+    KINDS,
+    LABELS,
+    BackgroundFile,
+    copies,
+    folder_of_list,
+    image_files,
+    split_of,
+    word,
+)
 from datasets.composition.recipe import LAND_CATEGORIES, WATER_CATEGORIES
 from datasets.formats.tables import by_text, read_csv
-
-KINDS = ("land", "water")
 
 
 def listed_backgrounds(path: Path) -> list[BackgroundFile]:

@@ -10,6 +10,8 @@ from datasets.formats.folders import EXTENSIONS
 from datasets.formats.tables import IndexRow, by_text, read_spaced
 from datasets.types import SPLITS
 
+KINDS = ("land", "water")
+"""The two kinds of place."""
 LABELS = {"land": 0, "landbird": 0, "0": 0, "water": 1, "waterbird": 1, "1": 1}
 """Words for a class or a kind of place."""
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
-from datasets.composition.files import LABELS, ObjectFile, copies, folder_of_list, image_files, split_of, word
+from datasets.composition.files import KINDS, LABELS, ObjectFile, copies, folder_of_list, image_files, split_of, word
 from datasets.composition.recipe import bare_name, published_label
 from datasets.formats.folders import EXTENSIONS
 from datasets.formats.layout import CUB
@@ -77,10 +77,12 @@ def _listed(path: Path, masks: Path | None) -> list[ObjectFile]:
     folder, found = folder_of_list(path), []
     rows = read_csv(path, ("file", "y"), optional=("species", "split"))
     for name, row in by_text(rows, "file").items():
-        category = row.text("species") if "species" in row.cells else PurePosixPath(row.file("file")).parent.name
+        file, label = row.file("file"), row.integer("y", (0, 1))
+        category = row.text("species") if "species" in row.cells else PurePosixPath(file).parent.name or KINDS[label]
+        if category == ".." or PurePosixPath(category).name != category:  # it becomes a folder
+            raise row.error(f"species is {category!r}; it must be a name without /")
         mask = None if masks is None else _mask_of(name, masks)
-        label, split = row.integer("y", (0, 1)), split_of(row)
-        found.append(ObjectFile(row.file("file"), folder / name, mask, category, label, split))
+        found.append(ObjectFile(file, folder / file, mask, category, label, split_of(row)))
     return found
 
 
@@ -134,7 +136,7 @@ def _check(objects: list[ObjectFile]) -> None:
             raise UserError(f"{other.path} and {each.path} would have the same name {other.stem}; rename one of them")
         if labels.setdefault(each.category, each).label != each.label:
             raise UserError(f"class {each.category} has both labels ({labels[each.category].name}, {each.name})")
-    for label, kind in enumerate(("land", "water")):
+    for label, kind in enumerate(KINDS):
         if not any(each.label == label for each in objects):
             raise UserError(f"--objects: no object belongs on {kind}; two classes are needed (--labels)")
 

@@ -8,8 +8,7 @@ from typing import Literal
 
 from common.errors import UserError
 from common.seeds import stable_seed
-from datasets.composition.backgrounds import KINDS
-from datasets.composition.files import BackgroundFile, ObjectFile, without_ending
+from datasets.composition.files import KINDS, BackgroundFile, ObjectFile, without_ending
 from datasets.types import SPLITS
 
 EvalPlaces = Literal["both", "balanced", "correlated"]

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from datasets.composition.backgrounds import KINDS
+from datasets.composition.files import KINDS
 from datasets.composition.plan import PlannedImage
 from datasets.readers.waterbirds import GROUPS
 from datasets.types import SPLITS
@@ -27,9 +27,9 @@ def readme(images: Sequence[PlannedImage], options: Mapping[str, str], smaller: 
         "## Sources",
         "Objects and background photographs are disjoint between splits.",
         _table(["different files", *SPLITS], _sources(of_split)),
-        f"An object is in at most {_most(image.object.name for image in images)} images, a background in at most "
-        f"{_most(image.background.name for image in images)}. In {smaller} images the object is smaller than drawn, "
-        "because it would have been enlarged by more than --max-upscale.",
+        f"Most images of one object: {_most(image.object.name for image in images)}; of one background: "
+        f"{_most(image.background.name for image in images)}. Images with a smaller object than drawn, which would have "
+        f"been enlarged by more than --max-upscale: {smaller}.",
         "## Options",
         _table(["option", "value"], options.items()),
     ]

@@ -15,7 +15,15 @@ from datasets.readers.cub import Cub
 from datasets.readers.waterbirds import Waterbirds
 from datasets.types import SPLITS
 from tests.commands.composing import compose, in_folders, listed
-from tests.datasets.composition.photographs import SOURCES, disc, photograph, save, write_sources
+from tests.datasets.composition.photographs import (
+    SOURCES,
+    disc,
+    photograph,
+    save,
+    save_cutout,
+    write_sources,
+    write_table,
+)
 
 IMAGES = Path("CUB_200_2011/waterbird_complete95_forest2water2")
 
@@ -51,7 +59,9 @@ def test_lists(sources: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert row["object_filename"].startswith(("landbird", "waterbird")[int(row["y"])])
     readme = (out / "README.md").read_text()
     assert "| landbird on water | 2 | 2 | 3 |" in readme and "| --seed | 0 |" in readme
-    assert "An object is in at most 2 images" in readme and "| water backgrounds | 4 | 2 | 3 |" in readme
+    most = max(Counter(row["place_filename"] for row in table).values())
+    assert f"Most images of one object: 2; of one background: {most}." in readme
+    assert "| water backgrounds | 4 | 2 | 3 |" in readme
     with Image.open(out / "contact_sheet.png") as sheet:
         assert sheet.width > 1000
 
@@ -201,6 +211,19 @@ def test_files_can_be_left_out(sources: Path, tmp_path: Path) -> None:
     assert len(table) == 38
     assert not {row["object_filename"] for row in table} & set(left_out)
     assert "land/train_0.png" not in {row["place_filename"] for row in table}
+
+
+def test_a_list_without_species(tmp_path: Path) -> None:
+    """The class is the file's folder; a file in no folder is named by its kind."""
+    sources = write_sources(tmp_path / "sources")
+    names = [f"{kind}{i}" for kind in "ab" for i in range(8)]
+    for i, name in enumerate(names):
+        save_cutout(tmp_path / f"{name}.png", seed=i)
+        save_cutout(tmp_path / "c" / f"{name}.png", seed=100 + i)
+    table = [(f"{name}.png", int(name[0] == "b")) for name in names] + [(f"c/{name}.png", 1) for name in names]
+    given = write_table(tmp_path / "mine.csv", ("file", "y"), table)
+    found = rows(compose(tmp_path / "out", *listed(sources, "--objects", given)))
+    assert {row["img_filename"].split("/")[0]: row["y"] for row in found} == {"land": "0", "water": "1", "c": "1"}
 
 
 @pytest.mark.slow

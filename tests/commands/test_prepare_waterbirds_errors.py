@@ -143,6 +143,8 @@ def test_wrong_flags(
         ("objects", ("gone.png", 0, "land_species_0", "train"), "gone.png is missing"),
         ("objects", ("landbird/land_species_0/train_0.png", 0, "a", "test"), "is already in line"),
         ("objects", ("../x.png", 0, "a", "test"), "leaves its folder"),
+        ("objects", ("x.png", 1, "../../a", "test"), "species is '../../a'; it must be a name without /"),
+        ("objects", ("x.png", 1, "..", "test"), "species is '..'; it must be a name without /"),
         ("objects", ("x.png", 2, "a", "test"), "column y is 2; it must be 0, 1"),
         ("objects", ("x.png", 1, "a", "dev"), "split is 'dev'; it must be train, val, test"),
         ("backgrounds", ("gone.png", "land", "train"), "gone.png is missing"),

@@ -3,12 +3,13 @@
 import re
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import evaluate
-from commands import compare_evaluations, imagenet9, part_thresholds
+from commands import compare_evaluations, imagenet9, part_thresholds, prepare_waterbirds
 from engine.run.command_line import parse_config
 from slurm import submit
 
@@ -40,6 +41,11 @@ COMMANDS = sorted(
 PARSERS = {"evaluate.py": evaluate.parse_args} | {
     f"-m {script.__name__}": script.parse_args for script in (imagenet9, part_thresholds, submit)
 }
+ONLY_PARSED: dict[str, Callable[[], object]] = {
+    "-m commands.compare_evaluations": compare_evaluations.parse_args,
+    "-m commands.prepare_waterbirds": prepare_waterbirds.parse_args,
+}
+"""Commands without a config."""
 
 
 def split_command(line: str) -> tuple[str, list[str]]:
@@ -61,8 +67,8 @@ def test_it_can_be_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [script, *arguments])
     if script in PARSERS:
         _, arguments = PARSERS[script]()
-    elif script == "-m commands.compare_evaluations":
-        compare_evaluations.parse_args()
+    elif script in ONLY_PARSED:
+        ONLY_PARSED[script]()
         return
     elif script != "train.py":
         return

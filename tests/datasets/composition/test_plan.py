@@ -58,8 +58,15 @@ def test_the_published_numbers() -> None:
 
 def test_val_is_drawn_from_train() -> None:
     """CUB's numbers: 4615 and 1379 training images; 1,199 of all become val, as published."""
-    images = plan_images(in_splits((4615, 1379), (0, 0), (4510, 1284)), background_files(60, 60), options())
-    assert Counter(image.split for image in images) == {"train": 4795, "val": 2 * 1199, "test": 2 * 5794}
+    objects = in_splits((4615, 1379), (0, 0), (4510, 1284))
+    images = plan_images(objects, background_files(10_000, 10_000), options(eval_places="balanced"))
+    assert Counter(image.split for image in images) == {"train": 4795, "val": 1199, "test": 5794}
+    assert groups(images) == {
+        "train": [3507, 185, 55, 1048],
+        "val": [462, 461, 138, 138],
+        "test": [2255, 2255, 642, 642],
+    }
+    assert max(Counter(image.background.name for image in images).values()) == 1
 
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no shared/data/published/waterbirds_metadata.csv")
