@@ -28,8 +28,8 @@ def readme(images: Sequence[PlannedImage], options: Mapping[str, str], smaller: 
         "Objects and background photographs are disjoint between splits.",
         _table(["different files", *SPLITS], _sources(of_split)),
         f"Most images of one object: {_most(image.object.name for image in images)}; of one background: "
-        f"{_most(image.background.name for image in images)}. Images with a smaller object than drawn, which would have "
-        f"been enlarged by more than --max-upscale: {smaller}.",
+        f"{_most(image.background.name for image in images)}. Images whose object is smaller than drawn, because of "
+        f"--max-upscale: {smaller}.",
         "## Options",
         _table(["option", "value"], options.items()),
     ]
