@@ -22,9 +22,7 @@ def check_usable(images: Sequence[PlannedImage], options: PixelOptions) -> None:
     problems = dict(_problems(images, options))
     if len(problems) > 1:
         names, first = ", ".join(problems), next(iter(problems.values()))
-        raise UserError(
-            f"{len(problems)} files cannot be used (--exclude leaves files out): {names}; the first: {first}"
-        )
+        raise UserError(f"{first} (and {len(problems) - 1} more; --exclude leaves files out: {names})")
     for error in problems.values():
         raise error
 

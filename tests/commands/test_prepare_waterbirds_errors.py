@@ -87,14 +87,14 @@ def existing_output(folders: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_masks, r"2 files cannot be used .*: gull/0\.png, gull/1\.png; the first: .*no transparent pixel"),
+        (without_masks, r"gull/0\.png .*no transparent pixel.* \(and 1 more; .*: gull/0\.png, gull/1\.png\)"),
         (empty_mask, r"gull/3\.png: the mask is empty"),
         (loose_image, r"x\.png is in no class folder; move it to objects/CLASS/"),
         (same_photograph, r"gull/3\.png and .*gull/copy\.png are the same photograph; remove one"),
         (same_background, r"land/0\.jpg and .*water/copy\.jpg are of one photograph but differ in split or kind"),
         (same_stem, r"3\.png and .*3\.webp would have the same name 3; rename one"),
         (few_backgrounds, r"2 water backgrounds cannot be shared out to 3 splits; give at least 3"),
-        (small_background, r"files cannot be used .*; the first: .*water/\d\.jpg: 15 x 15 pixels, enlarged 2\.13"),
+        (small_background, r"water/\d\.jpg: 15 x 15 pixels, enlarged 2\.13 .* \(and 3 more; .*\)"),
         (no_backgrounds, r"--water: no images .* in .*water; correct the path"),
         (unlabelled, r"class hen house has no label; give --labels with a line"),
         (mistyped, r"labels\.txt line 3: --objects has no class gul; correct the name"),
