@@ -47,21 +47,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("out", type=Path, help="new folder; CUB_200_2011/ is created in it")
     parser.add_argument(
         "--preset", choices=("waterbirds",),
-        help="the published Waterbirds: its species, and other defaults for --correlation, --placement, --eval-places",
+        help="the published Waterbirds: its species, and other defaults for --placement and --eval-places",
     )  # fmt: skip
     _add_source_flags(parser.add_argument_group("sources"))
     _add_image_flags(parser.add_argument_group("images"))
     _add_split_flags(parser.add_argument_group("splits"))
     args = parser.parse_args(argv)
     published = args.preset == "waterbirds"
-    defaults = {
-        "correlation": recipe.CORRELATION,
-        "placement": "original" if published else "random",
-        "eval_places": "balanced" if published else "both",
-    }
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    args.placement = args.placement or ("original" if published else "random")
+    args.eval_places = args.eval_places or ("balanced" if published else "both")
     _check(args)
     args.size = args.size or 224
     args.object_size = args.object_size or [0.6, 0.9]
@@ -91,7 +85,7 @@ def _add_source_flags(group: argparse._ArgumentGroup) -> None:
 
 
 def _add_image_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--size", type=PositiveInt, help="side of the square images, pixels; default: 224")
+    group.add_argument("--size", type=PositiveInt, metavar="PIXELS", help="side of the square images; default: 224")
     group.add_argument(
         "--placement", choices=("centred", "random", "original"),
         help="original: as in the object's photograph, whose size the image has; default: random, preset: original",
@@ -111,7 +105,7 @@ def _add_image_flags(group: argparse._ArgumentGroup) -> None:
 
 def _add_split_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--correlation", type=ClosedUnitInterval, metavar="FRACTION",
+        "--correlation", type=ClosedUnitInterval, default=recipe.CORRELATION, metavar="FRACTION",
         help="training images of each class on the place where it belongs; default: 0.95",
     )  # fmt: skip
     group.add_argument(
@@ -121,7 +115,7 @@ def _add_split_flags(group: argparse._ArgumentGroup) -> None:
     )  # fmt: skip
     for split in SPLITS:
         group.add_argument(
-            f"--{split}", type=PositiveInt, metavar="N", help=f"{split} images; default: all objects once"
+            f"--{split}", type=PositiveInt, metavar="N", help=f"images of {split}; default: all objects once"
         )
     group.add_argument("--balance-classes", action="store_true", help="equally many objects of both classes")
     group.add_argument(
@@ -136,7 +130,7 @@ def _add_split_flags(group: argparse._ArgumentGroup) -> None:
         "--test-fraction", type=float, default=0.3, metavar="FRACTION",
         help="of the objects, if no test is given; default: 0.3",
     )  # fmt: skip
-    group.add_argument("--seed", type=NonNegativeInt, default=0, help="random seed; default: 0")
+    group.add_argument("--seed", type=NonNegativeInt, default=0, metavar="N", help="random seed; default: 0")
 
 
 def _check(args: argparse.Namespace) -> None:

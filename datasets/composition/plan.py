@@ -33,6 +33,7 @@ class PlanOptions:
     val_fraction: float
     """Of the objects that are not test objects, where the source states no val."""
     test_fraction: float
+    """Of the objects, where the source states no test."""
     seed: int
 
 
@@ -76,8 +77,9 @@ def split_objects(objects: Sequence[ObjectFile], options: PlanOptions) -> dict[s
         if not all(each.split for each in objects):
             raise UserError("--split-by given: the objects' source states no splits; use object or class")
         found = {split: [each for each in objects if each.split == split] for split in SPLITS}
-        if not found["val"]:
-            found["val"], found["train"] = _drawn(found["train"], "val", options.val_fraction, False, options.seed)
+        for split, fraction in (("test", options.test_fraction), ("val", options.val_fraction)):
+            if not found[split]:
+                found[split], found["train"] = _drawn(found["train"], split, fraction, False, options.seed)
     else:
         by_class = split_by == "class"
         found["test"], rest = _drawn(objects, "test", options.test_fraction, by_class, options.seed)

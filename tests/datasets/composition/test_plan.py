@@ -69,6 +69,11 @@ def test_val_is_drawn_from_train() -> None:
     assert max(Counter(image.background.name for image in images).values()) == 1
 
 
+def test_a_source_that_only_states_train() -> None:
+    images = plan_images(object_files(20, 10, "train"), background_files(9, 9), options(eval_places="balanced"))
+    assert Counter(image.split for image in images) == {"train": 17, "val": 4, "test": 9}
+
+
 @pytest.mark.skipif(not PUBLISHED.exists(), reason="no shared/data/published/waterbirds_metadata.csv")
 def test_published_species() -> None:
     """Every line of the published metadata.csv."""
