@@ -31,6 +31,8 @@ class ObjectFile:
     """0 or 1: the kind of place where the object belongs."""
     split: str | None
     """Where the source states one."""
+    rotate: bool = True
+    """Whether to apply the EXIF orientation of `path`; published masks refer to the pixels as stored."""
 
     @property
     def stem(self) -> str:

@@ -8,8 +8,9 @@ from datasets.composition.files import KINDS, LABELS, ObjectFile, copies, folder
 from datasets.composition.recipe import bare_name, published_label
 from datasets.formats.folders import EXTENSIONS
 from datasets.formats.layout import CUB
-from datasets.formats.tables import by_id, by_text, read_csv, read_spaced
-from datasets.readers.cub_annotations import IMAGES, rows_of
+from datasets.formats.tables import by_text, read_csv, read_spaced
+from datasets.readers.cub import column_of
+from datasets.readers.cub_annotations import read_annotations
 
 Labelling = Callable[[str], int]
 """A category (a folder below the objects' folder) to its label."""
@@ -89,16 +90,13 @@ def _listed(path: Path, masks: Path | None) -> list[ObjectFile]:
 def _of_cub(base: Path, masks: Path, label_of: Labelling) -> list[ObjectFile]:
     if not masks.is_dir():
         raise UserError(f"{masks} is missing; unpack CUB's segmentations (a separate download) there, or give --masks")
-    index = base / "images.txt"
-    paths = by_id(read_spaced(index, IMAGES), "id")
-    flags = rows_of(paths, index, base / "train_test_split.txt", ("id", "is_training"))
+    notes = read_annotations(base)
+    training, _ = column_of(notes, base / "train_test_split.txt", "is_training", (0, 1))
     found = []
-    for key, row in paths.items():
-        name = row.file("path")
-        category = PurePosixPath(name).parent.name
-        split = "train" if flags[key].integer("is_training", (0, 1)) else "test"
-        label = label_of(category)
-        found.append(ObjectFile(name, base / "images" / name, _mask_of(name, masks), category, label, split))
+    for key, name in zip(notes.ids.tolist(), notes.position, strict=True):
+        category, split = PurePosixPath(name).parent.name, "train" if training[key] else "test"
+        file, mask = base / "images" / name, _mask_of(name, masks)
+        found.append(ObjectFile(name, file, mask, category, label_of(category), split, rotate=False))
     return found
 
 

@@ -76,7 +76,7 @@ def read_cutout(source: ObjectFile) -> Image.Image:
         if (pixels[..., 3] == 255).all():
             raise UserError(f"{file} has no mask: it has no transparent pixel; give --masks or exclude it")
     else:
-        rgb, file = read_image(source.path), source.mask
+        rgb, file = read_image(source.path, rotate=source.rotate), source.mask
         if not file.is_file():
             raise UserError(f"{file} is missing; every object needs a mask, restore it or exclude {source.name}")
         alpha = _soft(read_grey(file))
