@@ -1,7 +1,8 @@
 """Stage 1: patch tokens -> part maps -> part features -> class scores, and the logits of the mask.
 
 Shape legend: B images, N patches, D width, C classes, K foreground parts; channel K (the last of K+1) is background.
-Everything runs in fp32, also under autocast: a logit is a small difference between numbers in the thousands.
+Everything runs in fp32 (fp64 for a float64 model), also under autocast: a logit is a small difference between numbers
+in the thousands.
 """
 
 from collections.abc import Callable, Sequence
@@ -163,7 +164,7 @@ class PartHead(nn.Module):
         `at_places` takes values of the patches [B, N, K+1] to the M places of the mask [B, M, K+1].
         """
         with torch.autocast(tokens.device.type, enabled=False):
-            x_BND = tokens.float()
+            x_BND = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
             raw, dots = self.logits(x_BND)
             intervention = intervention if intervention and not self.training else Intervention()
             logits = self._thresholded(raw, dots, intervention.thresholds)

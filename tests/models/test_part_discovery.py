@@ -7,7 +7,7 @@ from torch import Tensor
 from models.config import PartsConfig
 from models.part_discovery import Intervention, PartHead, PartNoise, PartOutput, draw_noise
 from models.selection import foreground_margin, keep_best_token, soft_gate, straight_through, without_parts
-from models.two_stage import StageOne
+from models.two_stage import StageOne, TwoStageModel
 from tests.models.small import backbone, config, images, shaken
 from tests.models.textbook import Slow, stage_one
 
@@ -185,6 +185,28 @@ def test_best_token_fills_only_empty_rows() -> None:
     score = torch.tensor([[-3.0, -1.0, -2.0], [-3.0, -1.0, -2.0], [-torch.inf] * 3])
     expected = [[False, True, False], [True, False, False], [False, False, False]]
     assert keep_best_token(mask, score).tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["none", "all"])
+def test_a_float64_model_is_computed_in_float64(kind: str) -> None:
+    head, x, noise = head_of().double(), tokens_of().double(), noise_of(kind)
+    thresholds = torch.zeros(K)
+    out = head(x, noise, Intervention(thresholds))
+    rows = [stage_one(x, head, noise, b, thresholds.tolist()) for b in range(B)]
+    for name, mine in (("logits", out.logits), ("maps", out.maps), ("features", out.part_features)):
+        expected = torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
+        torch.testing.assert_close(mine, expected, atol=1e-10, rtol=1e-10)
+
+
+def test_a_float64_two_stage_model_agrees_with_float32() -> None:
+    torch.manual_seed(0)
+    model, x = TwoStageModel(config(mask_gradient="straight_through"), C, (32, 32)), images(B)
+    single = model.eval()(x)
+    double = model.double()(x.double())
+    assert double.logits.dtype == double.stage_1.part_maps.dtype == torch.float64
+    torch.testing.assert_close(double.logits.float(), single.logits, atol=1e-5, rtol=1e-5)
+    model.train()(x.double()).logits.sum().backward()
+    assert model.stage_1.parts.prototypes.grad.isfinite().all()
 
 
 def test_fp32_under_autocast() -> None:
