@@ -189,3 +189,20 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
         finally:
             for owner, name, value in reversed(changed):
                 setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def in_float64(explained: ExplainedModel) -> Iterator[None]:
+    """The state in which the model computes in float64: inside, its weights and buffers are float64 copies.
+
+    The original tensors are put back, also after an exception.
+    """
+    tensors = (*explained.module.parameters(), *explained.module.buffers())
+    originals = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float64]
+    try:
+        for tensor, original in originals:
+            tensor.data = original.double()
+        yield
+    finally:
+        for tensor, original in originals:
+            tensor.data = original

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
 from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
+from explain.lrp.rules import divide
 from models.interface import is_two_stage
 
 LAYERS = (
@@ -24,6 +25,8 @@ LAYERS = (
     *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid),
 )
 """Leaf modules whose operations all have rules. The operations of other modules are checked when they run."""
+CLASS_TOKEN = (slice(None), 0)
+"""The index of the class token in tokens [B, N, D]."""
 
 
 class _OperationNode(torch.autograd.Function):
@@ -43,11 +46,16 @@ class _OperationNode(torch.autograd.Function):
 class RelevanceMode(TorchFunctionMode):
     """See above. Run the forward pass inside the mode, leave it, then call `relevance` on a score of its output."""
 
-    def __init__(self, root: nn.Module, rules: RuleSet = "ours", whole_batch: bool = False) -> None:
-        """`root`: its layers are named in errors. `whole_batch`: residual sums over the batch, as published."""
+    def __init__(self, root: nn.Module, rules: RuleSet = "ours", published: bool = False) -> None:
+        """`root`: its layers are named in errors.
+
+        `published`: residual sums run over the batch, and the relevance of every tensor x that several operations use,
+        and of the class token that the head picks, becomes x q(R, x).
+        """
         super().__init__()
-        self.root, self.rules, self.whole_batch = root, rules, whole_batch
+        self.root, self.rules, self.published = root, rules, published
         self.wants_relevance = False
+        self._uses: dict[int, list[Tensor]] = {}  # the tensor once for each operation that used it; keeps ids unique
 
     def relevance(self, score: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The relevance of each tensor in `of` for `score`, a sum of outputs that start with relevance 1 each.
@@ -67,7 +75,10 @@ class RelevanceMode(TorchFunctionMode):
         # Attributes such as x.mT arrive as the __get__ of a property: its owner has the name.
         name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
         if name in DATA_MOVEMENT:
-            return func(*args, **kwargs)
+            out = func(*args, **kwargs)
+            if self.published and name == "__getitem__" and args[1] == CLASS_TOKEN:
+                self._guard(out)
+            return out
         rule = rule_for(name, args, kwargs)
         if rule is not None:
             return self._apply(func, args, kwargs, rule)
@@ -87,13 +98,31 @@ class RelevanceMode(TorchFunctionMode):
             if not is_tracked(x):
                 return x
             data.append(x)
+            self._count_use(x)
             leaves.append(x.detach().requires_grad_())
             return leaves[-1]
 
         args, kwargs = tuple(map(as_leaf, args)), {key: as_leaf(x) for key, x in kwargs.items()}
         out = func(*args, **kwargs)
-        operation = Operation(args, kwargs, tuple(leaves), out, self.rules, self.whole_batch)
+        operation = Operation(args, kwargs, tuple(leaves), out, self.rules, self.published)
         return _OperationNode.apply(self, operation, rule, *data)  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        self._uses.clear()
+        super().__exit__(*error)
+
+    def _count_use(self, x: Tensor) -> None:
+        if not self.published:
+            return
+        uses = self._uses.setdefault(id(x), [])
+        uses.append(x)
+        if len(uses) == 2:
+            self._guard(x)
+
+    def _guard(self, x: Tensor) -> None:
+        """Let the relevance R that all uses of x add up to pass the published guarded division, x q(R, x)."""
+        values = x.detach()
+        x.register_hook(lambda R: values * divide(R, values) if self.wants_relevance else None)
 
     def _running_layer(self) -> str:
         """The module whose forward is running: "blocks.3.mlp (Mlp)". It is the nearest `self` on the call stack."""

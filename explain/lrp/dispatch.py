@@ -27,8 +27,8 @@ class Operation:
     """The tracked tensors among the arguments."""
     out: Tensor
     rules: RuleSet
-    whole_batch: bool
-    """Residual sums over the whole batch, as published."""
+    published: bool
+    """Residual sums over the whole batch."""
 
     def tracks(self, argument: Tensor) -> bool:
         """Whether relevance goes to `argument`."""
@@ -67,7 +67,7 @@ def _add(op: Operation, R: Tensor) -> list[Tensor]:
     if any(not isinstance(term, Tensor) or term.ndim < 2 for term in op.args):
         return _pass_on(op, R)
     plain = op.rules == "plain"
-    sides = relevance.residual_plain(R, op.args) if plain else relevance.residual(R, op.args, op.whole_batch)
+    sides = relevance.residual_plain(R, op.args) if plain else relevance.residual(R, op.args, op.published)
     return [side.sum_to_size(x.shape) for x, side in zip(op.args, sides, strict=True) if op.tracks(x)]
 
 

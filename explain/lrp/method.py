@@ -11,6 +11,8 @@ classifier's row of the product is computed, from the last block to the first, w
 Shape suffixes: B images, H heads, N tokens.
 """
 
+import contextlib
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain.attention_capture import Attention, record
-from explain.explained_model import ExplainedModel, require_attention
+from explain.explained_model import ExplainedModel, in_float64, require_attention
 from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
@@ -31,10 +33,11 @@ from models.part_discovery import draw_noise
 from models.two_stage import StageOne
 
 Variant = Literal[
-    "transformer_attribution", "rollout", "last_layer", "last_layer_grad", "second_layer", "last_layer_attn", "full"
-]
+    "transformer_attribution", "rollout", "last_layer", "last_layer_grad", "second_layer", "second_layer_grad",
+    "last_layer_attn", "full",
+]  # fmt: skip
 PRODUCTS = ("transformer_attribution", "rollout")
-WITH_GRADIENT = ("transformer_attribution", "last_layer_grad")
+WITH_GRADIENT = ("transformer_attribution", "last_layer_grad", "second_layer_grad")
 
 
 @METHODS.register("lrp")
@@ -44,14 +47,18 @@ class Lrp(Explainer):
 
     variant: Variant = "transformer_attribution"
     """transformer_attribution: product over blocks of I + E_h (G C)⁺. rollout: of I + E_h C⁺. last_layer: E_h C⁺.
-    last_layer_grad: E_h (G C)⁺. second_layer: E_h C⁺ of the second block. last_layer_attn: E_h A. full: relevance of
-    the pixels, [B, H, W]."""
+    last_layer_grad: E_h (G C)⁺. second_layer, second_layer_grad: the same two of the second block. last_layer_attn:
+    E_h A. full: relevance of the pixels, [B, H, W]."""
     rules: RuleSet = "ours"
     """ours: the paper's. plain: the LRP it compares with, without rescaled residuals; its values can explode."""
     start_layer: int | None = None
     """First block of the products, from 0. None: 0."""
     compat: Literal["", "chefer"] = ""
-    """chefer: start_layer defaults to 1; residual sums run over the whole batch."""
+    """chefer: start_layer defaults to 1; residual sums run over the whole batch; the relevance of a tensor that is used
+    twice, and of the class token, passes another guarded division."""
+    precision: Literal["float64", "model"] = "float64"
+    """float64: forward pass and relevance are computed in float64, because the rules divide by sums that cancel. model:
+    in the precision of the weights; the maps of a float32 model can then be mostly rounding errors."""
 
     def __post_init__(self) -> None:
         """Raise UserError for an unknown name or a negative start."""
@@ -72,13 +79,19 @@ class Lrp(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        with torch.autocast(images.device.type, enabled=False):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(torch.autocast(images.device.type, enabled=False))
+            if self.precision == "float64":
+                stack.enter_context(in_float64(explained))
+                images = images.double()
+            elif images.dtype != torch.float64:
+                warnings.warn("lrp in float32: maps can be mostly rounding errors; use precision=float64", stacklevel=2)
             if self.variant == "full":
                 return self._pixel_relevance(explained, images, targets)
             return explained.on_grid(self._token_relevance(explained, images, targets), images)
 
     def _mode(self, explained: ExplainedModel) -> RelevanceMode:
-        return RelevanceMode(explained.module, self.rules, whole_batch=self.compat == "chefer")
+        return RelevanceMode(explained.module, self.rules, published=self.compat == "chefer")
 
     def _pixel_relevance(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         images = images.detach().requires_grad_()
@@ -106,7 +119,7 @@ class Lrp(Explainer):
         """The first block that the variant reads; -1: the last one."""
         if self.variant in PRODUCTS:
             return int(self.compat == "chefer") if self.start_layer is None else self.start_layer
-        return 1 if self.variant == "second_layer" else -1
+        return 1 if self.variant in ("second_layer", "second_layer_grad") else -1
 
     def _readout(self, explained: ExplainedModel, blocks: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
         """The classifier's row [B, N] of the product of I + M, or of M alone, M the mean over parallel attentions."""

@@ -79,7 +79,7 @@ CASES = {
     "stage_2": Case(two_stage, stage=2),
 }
 TIMM = tuple(name for name in CASES if "stage" not in name and "plain" not in name)
-"""Cases of timm's own models; the others' part head is fp32."""
+"""Cases of timm's own models."""
 
 
 def waves() -> VisionTransformer:

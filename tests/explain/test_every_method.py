@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from explain import METHODS, explain
-from tests.explain.small import CASES, TIMM, Case
+from tests.explain.small import CASES, Case
 from tests.explain.textbook import sdpa_modules
 
 TARGETS = torch.tensor([4, 0, 2])
@@ -168,7 +168,7 @@ def test_the_callers_context_and_frozen_weights_change_nothing(method: str, name
     assert_same(maps(model, case, method, x.clone().requires_grad_()), wanted, 1e-6)
 
 
-@pytest.mark.parametrize(("method", "name"), pairs(TIMM))
+@pytest.mark.parametrize(("method", "name"), pairs(CASES))
 def test_double_precision(method: str, name: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images()

@@ -1,5 +1,6 @@
 """LRP: parity with relevance computed by hand, conservation, coverage of timm's ViTs, and refusals by name."""
 
+import warnings
 from typing import Any, get_args
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain import explain, explained_model
+from explain.lrp import rules
 from explain.lrp.autograd_mode import RelevanceMode
 from explain.lrp.method import Lrp, Variant, logits_with_fixed_parts
 from models.backbone import embed
@@ -83,12 +85,33 @@ def test_equals_relevance_by_hand(layout: str, variant: Variant, rules: str) -> 
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_published_guard_where_tensors_are_used_twice_changes_little(
-    variant: Variant, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_compat_guards_where_tensors_are_used_twice(
+    layout: str, variant: Variant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vit, x = classifier(), images(1)
+    vit, x = classifier(**LAYOUTS[layout]), images(1, size_of(LAYOUTS[layout]))
+    monkeypatch.setattr(textbook_lrp, "EPSILON", 1e-4)  # large enough to change maps of this small model
+    monkeypatch.setattr(rules.divide, "__defaults__", (1e-4,))
+    monkeypatch.setattr(rules, "EPSILON", 1e-4)
+    unguarded = by_hand(vit, x, None, variant, "ours")[None]
     monkeypatch.setattr(textbook_lrp, "merge", textbook_lrp.guarded_merge)
-    assert error(explain(vit, x, "lrp", variant=variant), by_hand(vit, x, None, variant, "ours")[None]) < 1e-6
+    guarded = by_hand(vit, x, None, variant, "ours")[None]
+    assert error(explain(vit, x, "lrp", variant=variant), unguarded) < 1e-9
+    assert error(explain(vit, x, "lrp", variant=variant, compat="chefer", start_layer=0), guarded) < 1e-9
+    assert (error(guarded, unguarded) > 1e-6) is (variant != "last_layer_attn")
+
+
+@pytest.mark.parametrize("variant", ["transformer_attribution", "full"])
+def test_maps_of_a_float32_model_are_computed_in_float64(variant: Variant) -> None:
+    vit, x = classifier().float(), images(2).float()
+    found = explain(vit, x, "lrp", variant=variant)
+    assert found.dtype == torch.float32 and vit.head.weight.dtype == torch.float32
+    with pytest.warns(UserWarning, match="precision=float64"):
+        single = explain(vit, x, "lrp", variant=variant, precision="model")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a float64 model needs none
+        expected = explain(vit.double(), x.double(), "lrp", variant=variant, precision="model")
+    assert error(found, expected) < 1e-7 < error(single, expected)
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -102,14 +125,14 @@ def test_start_layer_and_the_published_one() -> None:
     assert error(explain(vit, x, "lrp", start_layer=2), by_hand(vit, x, None, VARIANTS[0], "ours", 2)[None]) < 1e-6
     published = explain(vit, x, "lrp", compat="chefer", variant="rollout")
     assert error(published, by_hand(vit, x, None, "rollout", "ours", 1)[None]) < 1e-6
-    assert torch.equal(explain(vit, x, "lrp", compat="chefer", start_layer=0), explain(vit, x, "lrp"))
+    assert error(explain(vit, x, "lrp", compat="chefer", start_layer=0), explain(vit, x, "lrp")) < 1e-6
 
 
 def test_published_residual_sums_couple_the_images_of_a_batch() -> None:
     vit, x = classifier(), images(2)
     alone = torch.cat([explain(vit, x[i : i + 1], "lrp", variant="rollout", compat="chefer") for i in range(2)])
     assert error(explain(vit, x, "lrp", variant="rollout", compat="chefer"), alone) > 1e-3
-    assert error(explain(vit, x, "lrp", variant="rollout", start_layer=1), alone) < 1e-9
+    assert error(explain(vit, x, "lrp", variant="rollout", start_layer=1), alone) < 1e-6
 
 
 @pytest.mark.parametrize("kind", FAMILY)

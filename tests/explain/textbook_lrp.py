@@ -175,6 +175,7 @@ def lrp(vit: VisionTransformer, image: Tensor, target: int | None, variant: str,
         "last_layer": lambda: positive(C[-1]).mean(0),
         "last_layer_grad": lambda: positive(G[-1] * C[-1]).mean(0),
         "second_layer": lambda: positive(C[1]).mean(0),
+        "second_layer_grad": lambda: positive(G[1] * C[1]).mean(0),
         "last_layer_attn": lambda: A[-1].mean(0),
     }[variant]()
     P = vit.num_prefix_tokens
