@@ -109,7 +109,7 @@ class RelevanceMode(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         self._uses.clear()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def _count_use(self, x: Tensor) -> None:
         if not self.published:

@@ -1,5 +1,6 @@
 """Integrated gradients: the definition, step by step, and its axioms."""
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain import explain, integrated_gradients
+from explain.explained_model import ExplainedModel
 from explain.input_x_gradient import InputXGradient
-from explain.integrated_gradients import IntegratedGradients
+from explain.integrated_gradients import IntegratedGradients, completeness_gap
 from tests.explain.classifiers import bare, classifier, images, two_stage
 
 
@@ -102,6 +104,71 @@ def test_steps_taken_together_change_nothing(
     torch.testing.assert_close(explain(model, x, "integrated_gradients", steps=5), expected)
 
 
-def test_too_few_steps() -> None:
-    with pytest.raises(UserError, match="--steps: 0"):
-        explain(classifier(), images(), "integrated_gradients", steps=0)
+class Waves(nn.Module):
+    """y = sum of cos(rate x): fast waves need many points. A constant second output makes the difference of classes."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.rate * x).cos().flatten(1).sum(1, keepdim=True)
+        return torch.cat([y, torch.zeros_like(y)], 1)
+
+
+def test_auto_takes_as_many_steps_as_each_image_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.stack([image * scale for image, scale in zip(images(3, (4, 4)), (0.1, 1.0, 3.0), strict=True)])
+    explained, targets = bare(Waves(40.0)), torch.zeros(3, dtype=torch.long)
+    asked: list[tuple[int, int]] = []
+    plain = integrated_gradients.mean_gradient
+
+    def watched(explained: ExplainedModel, images: Tensor, targets: Tensor, steps: int) -> Tensor:
+        asked.append((len(images), steps))
+        return plain(explained, images, targets, steps)
+
+    monkeypatch.setattr(integrated_gradients, "mean_gradient", watched)
+    maps = IntegratedGradients("auto", max_gap=1e-6).maps(explained, x, targets)
+    assert asked == [(3, 32), (2, 64), (1, 128)]
+    torch.testing.assert_close(maps, ((40 * x).cos() - 1).sum(1), rtol=1e-5, atol=1e-5)
+    assert completeness_gap(explained, x, targets, maps).max() <= 1e-6
+
+
+def test_auto_gives_up_with_a_warning() -> None:
+    x, targets = 100 * images(1, (4, 4)), torch.zeros(1, dtype=torch.long)
+    with pytest.warns(UserWarning, match="with 1024 steps: some maps do not sum to"):
+        IntegratedGradients("auto").maps(bare(Waves(40.0)), x, targets)
+
+
+def test_a_gap_is_measured_and_warned_of() -> None:
+    x, targets = images(2, (4, 4)), torch.zeros(2, dtype=torch.long)
+    explained = bare(Waves(40.0))
+    with pytest.warns(UserWarning, match="with 8 steps: some maps do not sum .* within 5%.*; use steps=auto"):
+        maps = IntegratedGradients(8).maps(explained, x, targets)
+    difference = ((40 * x).cos() - 1).flatten(1).sum(1)
+    expected = ((maps.flatten(1).sum(1) - difference) / difference).abs()
+    torch.testing.assert_close(completeness_gap(explained, x, targets, maps), expected)
+    assert expected.max() > 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        IntegratedGradients(8, max_gap=float(expected.max()) + 1e-9).maps(explained, x, targets)
+        IntegratedGradients(8, absolute=True).maps(explained, x, targets)
+        assert completeness_gap(explained, 0 * x, targets, 0 * maps).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_auto_explains_some_images_of_a_two_stage_batch_with_their_own_masks(soft: bool) -> None:
+    model, x = two_stage(mask_kind="soft" if soft else "hard").double(), 3 * images()
+    together = explain(model, x, "integrated_gradients", steps="auto", max_gap=1e-9)
+    alone = [explain(model, image[None], "integrated_gradients", steps="auto", max_gap=1e-9) for image in x]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
+@pytest.mark.parametrize("steps", [0, 2.5, "many"])
+def test_a_number_of_steps_that_is_none(steps: Any) -> None:
+    with pytest.raises(UserError, match="--steps: .* is neither a whole number above 0 nor auto"):
+        explain(classifier(), images(), "integrated_gradients", steps=steps)
+
+
+def test_a_largest_gap_that_is_none() -> None:
+    with pytest.raises(UserError, match="--max-gap: 0"):
+        explain(classifier(), images(), "integrated_gradients", max_gap=0)
