@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from benchmarks.harness import Case, Section, measure, parser, report, start
+from benchmarks.harness import SEED, Case, Section, measure, parser, report, start
 from common.errors import UserError, exit_on_user_error
 from common.ranges import PositiveInt
 from datasets.config import DataConfig
@@ -51,9 +51,9 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
 
 def load_model(name: str, weights: str, size: int) -> VisionTransformer:
     """timm's ViT `name` in eval mode with a random linear classifier on its class token. Raises UserError."""
+    torch.manual_seed(SEED)
     vit = create_backbone(name, (size, size))
     load_backbone_weights(vit, name, weights)
-    torch.manual_seed(0)
     vit.head = nn.Linear(vit.num_features, CLASSES)
     return vit.eval()
 
