@@ -54,34 +54,59 @@ class Perturbation(CurveMetric):
     least relevant (higher is better). For each: `..._auc`, the trapezoid area over [0.1, 0.9] (at most 0.8), and
     `..._mean`, the plain mean of the hit rates. The published code prints neither; the published values have the size
     of the first, times 100. Costs 2 (steps - 1) forward passes per image.
+
+    Also recorded by the published code, here the means over images and the covered fractions 10 ... 90 %:
+    `..._dissimilarity`, log(p(label) / second largest p), and `..._probability_change` and `..._logit_change`, the
+    largest probability or logit minus that of the clean image, whatever their classes.
     """
 
     name = "perturbation"
     target: ClassVar[Literal["predicted", "label"]] = "predicted"
-    lines = ("positive", "negative")
+    lines = (
+        *("positive", "negative", "positive_dissimilarity", "negative_dissimilarity"),
+        *(
+            "positive_probability_change",
+            "negative_probability_change",
+            "positive_logit_change",
+            "negative_logit_change",
+        ),
+    )
     results: ClassVar[tuple[str, ...]] = (
         "perturbation/positive_auc",
         "perturbation/negative_auc",
         "perturbation/positive_mean",
         "perturbation/negative_mean",
+        *(f"perturbation/{line}" for line in lines[2:]),
     )
     fill: ClassVar[Fill] = "black"
-    with_ends = False
+    with_blank = False
     shown: ClassVar = {
         "perturbation/positive_auc": MetricInfo(headline=80),
         "perturbation/negative_auc": MetricInfo(headline=90),
     }
-    facts = {"score": "hit: the predicted class is the label", "area": "trapezoid without both ends; mean beside it"}
+    facts = {
+        "score": "hit: the predicted class is the label",
+        "area": "trapezoid without both ends; mean beside it",
+        "dissimilarity": "log(p(label) / second largest p)",
+        "changes": "largest probability or logit minus the clean image's",
+    }
 
     def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """[B, 2, steps - 1] hits, 0 or 1."""
-        logits = self.both_orders(batch, explanation)
+        """[B, 8, steps], in the order of `lines`: hits 0 or 1, dissimilarities, changes."""
+        clean = explanation.logits[:, None, None].expand(-1, 2, 1, -1)
+        logits = torch.cat([clean, self.both_orders(batch, explanation)], 2)
         label = batch.label[:, None, None].expand(logits.shape[:-1])
-        return is_correct(logits.flatten(0, 2), label.flatten()).view(label.shape).double()
+        hits = is_correct(logits.flatten(0, 2), label.flatten()).view(label.shape).double()
+        logits = logits.double()
+        largest = logits.topk(min(2, logits.shape[-1]), dim=-1).values  # equal to the ratio of probabilities
+        dissimilarity = logits.gather(-1, label[..., None])[..., 0] - largest[..., -1]
+        values = logits.softmax(-1).amax(-1), largest[..., 0]
+        return torch.cat([hits, dissimilarity, *(value - value[..., :1] for value in values)], 1)
 
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
         """The values named in the class docstring."""
-        return (*self.area(curves).unbind(1), *curves.mean(-1).unbind(1))
+        covered = curves[..., 1:]  # without the clean image
+        return (*self.area(covered[:, :2]).unbind(1), *covered.mean(-1).unbind(1))
 
 
 @MAP_METRICS.register("perturbation_label")

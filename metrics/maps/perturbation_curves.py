@@ -1,6 +1,6 @@
-"""The base of the perturbation metrics: two curves of the model's output per image, and values computed from them.
+"""The base of the perturbation metrics: curves of the model's output per image, and values computed from them.
 
-Shape legend: B images, S points of a curve, C classes.
+Shape legend: B images, L curves, S points of a curve, C classes.
 """
 
 from abc import abstractmethod
@@ -19,7 +19,7 @@ from metrics.types import Explanation
 
 
 class CurveMetric(MapMetric):
-    """Two curves per image and the values computed from them.
+    """Curves per image and the values computed from them.
 
     Keys: means over the images whose map is finite; `count/<name>/images` of them, `count/<name>/nan_maps` left out,
     and `count/<name>/constant_maps`, which rank nothing (all ties, so pixels are covered in row-major order) and are
@@ -27,16 +27,16 @@ class CurveMetric(MapMetric):
     """
 
     name: ClassVar[str]
-    lines: ClassVar[tuple[str, str]]
-    """Names of the two curves."""
+    lines: ClassVar[tuple[str, ...]]
+    """Names of the curves."""
     results: ClassVar[tuple[str, ...]]
     """Names of the values that `scores` computes from the curves of an image."""
     facts: ClassVar[dict[str, str]]
     """The part of the protocol that does not depend on options."""
     fill: ClassVar[Fill]
     """The published fill."""
-    with_ends: ClassVar[bool] = True
-    """Whether the curves include the clean image and the fully covered one."""
+    with_blank: ClassVar[bool] = True
+    """Whether the curves end with the fully covered image. All start with the clean one."""
 
     def __init__(
         self,
@@ -52,15 +52,14 @@ class CurveMetric(MapMetric):
         """`mean`, `std`: the normalisation of the images. Raises UserError for an option out of range."""
         super().__init__(info)
         self.removal = Removal(mean, std, fill or self.fill, steps, patch, chunk)
-        points_at = range(steps + 1) if self.with_ends else range(1, steps)
-        self.fractions = tuple(step / steps for step in points_at)
+        self.fractions = tuple(step / steps for step in range(steps + self.with_blank))
         points = tuple(f"{self.name}/{line}@{fraction:g}" for line in self.lines for fraction in self.fractions)
         self.columns = (*self.results, *points, "nan_map", "constant_map")
         self._blank: Tensor | None = None
 
     @abstractmethod
     def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
-        """[B, 2, S] float64, lines in the order of `lines`, points in that of `fractions`."""
+        """[B, L, S] float64, lines in the order of `lines`, points in that of `fractions`."""
 
     @abstractmethod
     def scores(self, curves: Tensor) -> tuple[Tensor, ...]:
@@ -131,7 +130,7 @@ class CurveMetric(MapMetric):
         return self._blank.expand(len(batch), -1)
 
     def area(self, curves: Tensor) -> Tensor:
-        """Trapezoid area [B, 2] under curves [B, 2, S]; the width of [0, 1] is the whole image."""
+        """Trapezoid area [B, L] under curves [B, L, S]; the width of [0, 1] is the whole image."""
         return torch.trapezoid(curves, dx=1 / self.removal.steps, dim=-1)
 
 

@@ -112,26 +112,43 @@ def test_abpc_equals_one_image_one_step(fill: str, patch: int) -> None:
     assert results["abpc/low"] <= results["abpc"] <= results["abpc/high"]
 
 
+def published_values(logits: Tensor, clean: Tensor, label: int) -> dict[str, float]:
+    """What the published perturbation test records of one image and step, from soft-max probabilities."""
+    p, p_clean = logits.double().softmax(0), clean.double().softmax(0)
+    return {
+        "": float(logits.argmax() == label),
+        "_dissimilarity": math.log(p[label] / p.sort().values[-2]),
+        "_probability_change": float(p.max() - p_clean.max()),
+        "_logit_change": float(logits.max() - clean.max()),
+    }
+
+
 @pytest.mark.parametrize("name", ["perturbation", "perturbation_label"])
 def test_perturbation_equals_one_image_one_step(name: str) -> None:
     predict, (batch, maps) = classifier(), random_case(n=12)
     batch.label[:9] = predict(batch.image).argmax(1)[:9]  # most clean answers right, so that there is something to lose
     found = feed(metric(name, patch=2), batch, maps, predict)
-    rows: dict[str, list[list[float]]] = {"positive": [], "negative": []}
+    rows: dict[str, list[list[float]]] = {}
     for image, label, heat in zip(batch.image, batch.label, on_grid(maps, (8, 8)), strict=True):
-
-        def hit(logits: Tensor, label: int = int(label)) -> float:
-            return float(logits.argmax() == label)
-
+        clean = predict(image[None])[0]
         for line, sign in {"positive": 1, "negative": -1}.items():
-            curve = slow_curve(predict, hit, image, sign * heat, slow_cover(image, "black"), 2)
-            rows[line].append(curve[1:-1])
+            for kind in published_values(clean, clean, 0):
+
+                def value(logits: Tensor, clean: Tensor = clean, label: int = int(label), kind: str = kind) -> float:
+                    return published_values(logits, clean, label)[kind]
+
+                curve = slow_curve(predict, value, image, sign * heat, slow_cover(image, "black"), 2)
+                rows.setdefault(line + kind, []).append(curve[:-1])
     results, curves = found.compute(), found.mean_curves()
-    for line, hits in rows.items():
-        assert 0.05 < sum(mean_of(hits)) / 9 < 0.95
-        assert curves[line] == pytest.approx(mean_of(hits))
-        assert results[f"{name}/{line}_auc"] == pytest.approx(trapezoid(mean_of(hits), 0.1))
-        assert results[f"{name}/{line}_mean"] == pytest.approx(sum(mean_of(hits)) / 9)
+    assert curves["fraction"] == pytest.approx([i / 10 for i in range(10)])
+    for line, values in rows.items():
+        assert curves[line] == pytest.approx(mean_of(values), abs=1e-5)
+        mean = sum(mean_of(values)[1:]) / 9
+        key = f"{name}/{line}_mean" if line in ("positive", "negative") else f"{name}/{line}"
+        assert results[key] == pytest.approx(mean, abs=1e-5) != 0
+    for line in ("positive", "negative"):
+        assert 0.05 < results[f"{name}/{line}_mean"] < 0.95
+        assert results[f"{name}/{line}_auc"] == pytest.approx(trapezoid(mean_of(rows[line])[1:], 0.1))
 
 
 def test_insertion_and_deletion_equal_one_image_one_step() -> None:
