@@ -85,7 +85,9 @@ def _draw_published(
 ) -> AffineView:
     """One CPU draw for the whole batch, in the order angle, x shift, y shift, scale; whole-pixel shifts.
 
-    Raises UserError for a padding other than zeros, ValueError for a generator that is not on the CPU.
+    As published, width and height are exchanged: the largest x shift is `max_shift` of the height, the largest y shift
+    `max_shift` of the width. Raises UserError for a padding other than zeros, ValueError for a generator that is not on
+    the CPU.
     """
     if config.padding != "zeros":
         raise UserError("loss.equivariance.padding must be zeros with loss.equivariance.published")
@@ -97,8 +99,8 @@ def _draw_published(
 
     height, width = size_hw
     angle = uniform(-config.max_angle, config.max_angle)
-    shift_x = round(uniform(-config.max_shift * width, config.max_shift * width)) / width
-    shift_y = round(uniform(-config.max_shift * height, config.max_shift * height)) / height
+    shift_x = round(uniform(-config.max_shift * height, config.max_shift * height)) / width
+    shift_y = round(uniform(-config.max_shift * width, config.max_shift * width)) / height
     scale = uniform(*config.scale)
     columns = (torch.full((batch,), value, dtype=torch.float64) for value in (angle, shift_x, shift_y, scale))
     angle_B, shift_x_B, shift_y_B, scale_B = columns

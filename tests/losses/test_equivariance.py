@@ -200,8 +200,8 @@ def test_published_draw():
         return torch.empty(1).uniform_(-limit, limit, generator=generator).item()
 
     assert view.angle.tolist() == [uniform(90)] * 3
-    assert view.shift_x.tolist() == [round(uniform(0.11 * 60)) / 60] * 3
-    assert view.shift_y.tolist() == [round(uniform(0.11 * 40)) / 40] * 3
+    assert view.shift_x.tolist() == [round(uniform(0.11 * 40)) / 60] * 3  # width and height exchanged
+    assert view.shift_y.tolist() == [round(uniform(0.11 * 60)) / 40] * 3
     assert view.scale.tolist() == [torch.empty(1).uniform_(0.8, 1.4, generator=generator).item()] * 3
 
 
