@@ -21,7 +21,8 @@ def _phase_factor(config: OptimConfig, epochs: int, progress: float) -> float:
     position = math.floor(progress + 1e-9) if config.schedule_unit == "epoch" else progress
     warmup = min(config.warmup_epochs, epochs)
     if progress < warmup:
-        # The schedule itself also counts from epoch 0: after the warm-up, the factor jumps to its value there.
+        # The schedule itself also counts from epoch 0: after the warm-up, the factor jumps to its value there. The
+        # published code does so for the cosine only (docs/compat.md).
         return max(progress, 1e-3 * warmup) / warmup
     done = min(position / epochs, 1.0)
     if config.schedule == "cosine":

@@ -41,13 +41,14 @@ def test_by_step_the_cosine_moves_within_an_epoch() -> None:
     assert found == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "step"])
 @pytest.mark.parametrize("unit", ["epoch", "step"])
-def test_warmup_climbs_linearly_and_the_cosine_is_not_shifted(unit: str) -> None:
-    config = OptimConfig(warmup_epochs=2, schedule_unit=unit)
+def test_warmup_climbs_linearly_and_shifts_no_schedule(unit: str, schedule: str) -> None:
+    config = OptimConfig(warmup_epochs=2, schedule_unit=unit, schedule=schedule, step_epochs=3)
     found = factors(config, epochs=10, steps=4)
     assert 0 < found[0] <= 1e-2
     assert found[1:8] == pytest.approx([i / 8 for i in range(1, 8)])
-    plain = factors(OptimConfig(schedule_unit=unit), epochs=10, steps=4)
+    plain = factors(OptimConfig(schedule_unit=unit, schedule=schedule, step_epochs=3), epochs=10, steps=4)
     assert found[8:] == plain[8:]
 
 
