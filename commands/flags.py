@@ -81,6 +81,10 @@ def _add_metric_options(group: argparse._ArgumentGroup) -> None:
         "--removal-cell", type=int, default=1, metavar="PIXELS", help=removal + "side of the squares that are covered"
     )
     group.add_argument(
+        "--ties", choices=("position", "published"), default="position",
+        help="abpc: order of equal values: row-major position, or as the published code leaves them; default: position",
+    )  # fmt: skip
+    group.add_argument(
         "--keep-ratio", type=float, metavar="RATIO",
         help="certificate: fraction of patches to keep; default: 0.25, or what the two-stage run keeps of each image",
     )  # fmt: skip
@@ -122,6 +126,7 @@ def read_metric_options(
         steps=args.removal_steps,
         fill=args.removal_fill,
         cell=args.removal_cell,
+        ties=args.ties,
         tolerance=args.tolerance,
         keep_ratio=default_ratio if args.keep_ratio is None else args.keep_ratio,
     )

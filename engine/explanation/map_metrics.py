@@ -71,6 +71,8 @@ class MapMetricOptions:
     """The same metrics: fill of removed pixels; None: the published one of each metric."""
     cell: int = 1
     """The same metrics: side in pixels of the squares that are removed."""
+    ties: str = "position"
+    """abpc: order of equal values; published: as its code leaves them."""
     tolerance: float = 0.0
     """pointing: distance to the object in pixels that still counts as a hit."""
     keep_ratio: float | Callable[[Tensor], Tensor] = 0.25
@@ -81,6 +83,7 @@ class MapMetricOptions:
         removal = {"mean": self.mean, "std": self.std, "steps": self.steps, "patch": self.cell}
         removal |= {"fill": self.fill} if self.fill else {}
         own: dict[str, dict[str, Any]] = {
+            "abpc": removal | {"ties": self.ties},
             "localization": {"threshold": self.threshold, "edges": self.edges},
             "segmentation": {},
             "detection": {},

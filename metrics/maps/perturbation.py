@@ -2,18 +2,22 @@
 deletion.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from common.errors import UserError
+from common.maps import minmax
 from common.metric_info import MetricInfo
-from datasets.types import Batch
+from datasets.types import Batch, DatasetInfo
 from metrics.base import is_correct
 from metrics.maps.per_image import MAP_METRICS
 from metrics.maps.perturbation_curves import CurveMetric, probability
 from metrics.maps.removal import Fill, blur, rank_cells
 from metrics.types import Explanation
+
+Ties = Literal["position", "published"]
 
 
 @MAP_METRICS.register("abpc")
@@ -32,6 +36,35 @@ class ABPC(CurveMetric):
     lines = ("morf", "lerf")
     results = ("abpc", "abpc/lerf_auc", "abpc/morf_auc")
     facts = {"score": "softmax probability of the label", "area": "mean of the points, both ends included"}
+
+    def __init__(self, info: DatasetInfo, *, ties: Ties = "position", **options: Any) -> None:
+        """`options`: see `CurveMetric`. `ties`: the order of equal values.
+
+        position: row-major, in both directions. published: maps are stretched to [0, 1] and 1 is added in float32,
+        which makes values closer than about 6e-8 equal; which of equal values are covered is up to torch.topk, and so
+        to the device. Raises UserError for an option out of range.
+        """
+        super().__init__(info, **options)
+        if ties not in get_args(Ties):
+            raise UserError(f"metric option ties={ties!r} is unknown; known: {', '.join(get_args(Ties))}")
+        self.ties = ties
+
+    def covered_both(self, maps: Tensor) -> Tensor:
+        """See `CurveMetric.covered_both`."""
+        if self.ties == "position":
+            return super().covered_both(maps)
+        shifted = minmax(maps.float())[0] + 1
+        both = torch.cat([shifted, -shifted]).flatten(1)
+        counts = self.removal.counts(both.shape[1])
+        covered = torch.zeros(len(both), len(counts), both.shape[1], dtype=torch.bool, device=maps.device)
+        for step, count in enumerate(counts):
+            covered[:, step].scatter_(1, both.topk(count).indices, True)
+        return covered.view(len(both), len(counts), *maps.shape[1:])
+
+    def protocol(self) -> dict[str, object]:
+        """See `CurveMetric.protocol`."""
+        published = "torch.topk of the map in [0, 1] plus 1, float32"
+        return super().protocol() | ({"ties": published} if self.ties == "published" else {})
 
     def curves(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, 2, steps + 1] probability of the label."""
@@ -146,7 +179,7 @@ class InsertionDeletion(CurveMetric):
         images, clean, blurred = batch.image, explanation.logits, blur(batch.image)
         rank = rank_cells(self.removal.cells(explanation.maps, images)).repeat(2, 1, 1)
         starts, covers = torch.cat([images, blurred]), torch.cat([self.removal.cover(images), images])
-        inner = self.inner(explanation, starts, covers, rank)
+        inner = self.inner(explanation, starts, covers, self.removal.covered(rank))
         first = torch.stack([clean, self.removal.run(explanation.predict, blurred)], 1)
         last = torch.stack([self.blank(batch, explanation), clean], 1)
         return probability(torch.cat([first[:, :, None], inner, last[:, :, None]], 2), clean.argmax(1))

@@ -110,15 +110,18 @@ class CurveMetric(MapMetric):
 
     def both_orders(self, batch: Batch, explanation: Explanation) -> Tensor:
         """Logits [B, 2, S, C] of the inner steps, the most relevant covered first, then the least relevant."""
-        maps = self.removal.cells(explanation.maps, batch.image)
-        rank = rank_cells(torch.cat([maps, -maps]))
+        covered = self.covered_both(self.removal.cells(explanation.maps, batch.image))
         images = batch.image.repeat(2, 1, 1, 1)
-        return self.inner(explanation, images, self.removal.cover(images), rank)
+        return self.inner(explanation, images, self.removal.cover(images), covered)
 
-    def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, rank: Tensor) -> Tensor:
+    def covered_both(self, maps: Tensor) -> Tensor:
+        """[2 B, S, h, w] bool: the cells covered after each inner step, by falling and then by rising value of maps."""
+        return self.removal.covered(rank_cells(torch.cat([maps, -maps])))
+
+    def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, covered: Tensor) -> Tensor:
         """`Removal.logits` of [2 B] images, two for each image, as [B, 2, S, C]."""
         count = len(images) // 2
-        logits = self.removal.logits(explanation.predict, images, cover, rank, count)
+        logits = self.removal.logits(explanation.predict, images, cover, covered, count)
         return logits.reshape(2, count, *logits.shape[1:]).transpose(0, 1)
 
     def blank(self, batch: Batch, explanation: Explanation) -> Tensor:

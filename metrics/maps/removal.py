@@ -98,25 +98,33 @@ class Removal:
         """Maps [B, h', w'] on the cells of images [B, 3, H, W]: [B, h, w]."""
         return on_grid(maps, cell_grid(images, self.patch))
 
+    def counts(self, cells: int) -> list[int]:
+        """How many of the cells are covered after each of the S = steps - 1 inner steps: floor(cells * s / steps)."""
+        return [cells * step // self.steps for step in range(1, self.steps)]
+
+    def covered(self, rank: Tensor) -> Tensor:
+        """The cells that are covered after each inner step, [M, S, h, w] bool, for rank [M, h, w] from `rank_cells`."""
+        counts = torch.tensor(self.counts(rank[0].numel()), device=rank.device)
+        return rank[:, None] < counts[:, None, None]
+
     def run(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Logits [B, C] of images [B, 3, H, W], at most `chunk` at a time."""
         return torch.cat([predict(part) for part in images.split(self.chunk or len(images))])
 
     def logits(
-        self, predict: Callable[[Tensor], Tensor], images: Tensor, cover: Tensor, rank: Tensor, batch: int
+        self, predict: Callable[[Tensor], Tensor], images: Tensor, cover: Tensor, covered: Tensor, batch: int
     ) -> Tensor:
-        """Logits [M, S, C] after each of the S = steps - 1 inner steps; step s covers floor(cells * s / steps) cells.
+        """Logits [M, S, C] after each of the S = steps - 1 inner steps.
 
-        images, cover [M, 3, H, W]; rank [M, h, w] from `rank_cells`; `batch`: images per forward pass without `chunk`.
-        Every step starts from the clean image, and all M * S images share forward batches.
+        images, cover [M, 3, H, W]; covered [M, S, h, w] bool, the cells that are covered after each step; `batch`:
+        images per forward pass without `chunk`. Every step starts from the clean image, and all M * S images share
+        forward batches.
         """
-        cells, inner = rank[0].numel(), self.steps - 1
-        counts = torch.tensor([cells * step // self.steps for step in range(1, self.steps)], device=rank.device)
-        size = (images.shape[2], images.shape[3])
+        inner, size = covered.shape[1], (images.shape[2], images.shape[3])
         logits = []
         # Job m * S + s is step s of image m.
-        for job in torch.arange(len(images) * inner, device=rank.device).split(self.chunk or batch):
+        for job in torch.arange(len(images) * inner, device=images.device).split(self.chunk or batch):
             image, step = job // inner, job % inner
-            covered = enlarge(rank[image] < counts[step, None, None], size)
-            logits.append(predict(torch.where(covered[:, None], cover[image], images[image])))
+            hidden = enlarge(covered[image, step], size)
+            logits.append(predict(torch.where(hidden[:, None], cover[image], images[image])))
         return torch.cat(logits).view(len(images), inner, -1)

@@ -17,7 +17,7 @@ def test_published_pixel_counts_and_colour() -> None:
     cover = removal.cover(image)
     assert torch.equal(cover, torch.zeros_like(image))  # mid-grey, the published code's multiplication by 0
     rank = rank_cells(torch.rand(1, 224, 224, generator=torch.Generator().manual_seed(0)))
-    counts = removal.logits(lambda x: (x == 0).sum((2, 3)), image, cover, rank, batch=2)
+    counts = removal.logits(lambda x: (x == 0).sum((2, 3)), image, cover, removal.covered(rank), batch=2)
     assert counts[0, :, 0].tolist() == [5017, 10035, 15052, 20070, 25088, 30105, 35123, 40140, 45158]
 
 
