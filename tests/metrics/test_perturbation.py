@@ -2,90 +2,31 @@
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.errors import UserError
-from common.maps import minmax
 from datasets.types import Batch
-from metrics.maps.per_image import MAP_METRICS
 from metrics.maps.perturbation import ABPC
-from metrics.maps.perturbation_curves import CurveMetric
 from metrics.maps.removal import blur, on_grid
 from metrics.types import Explanation
-from tests.metrics.cases import many_classes
+from tests.metrics.covering import (
+    INFO,
+    MEAN,
+    STD,
+    classifier,
+    feed,
+    mean_of,
+    metric,
+    random_case,
+    slow_cover,
+    slow_curve,
+    trapezoid,
+)
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-INFO = many_classes(5)
 NAMES = ("abpc", "perturbation", "perturbation_label", "insertion_deletion")
-Predict = Callable[[Tensor], Tensor]
-
-
-def classifier(seed: int = 0) -> Predict:
-    """A small network on images of 16 x 16 pixels, sure enough of itself to change its mind."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        net = nn.Sequential(nn.Flatten(), nn.Linear(768, 32), nn.GELU(), nn.Linear(32, 5)).requires_grad_(False)
-    return lambda images: 8 * net(images)
-
-
-def random_case(n: int = 6, side: int = 16, maps_side: int = 4, seed: int = 0) -> tuple[Batch, Tensor]:
-    """Images and maps; the first map has ties."""
-    g = torch.Generator().manual_seed(seed)
-    image = torch.randn(n, 3, side, side, generator=g)
-    maps = torch.randn(n, maps_side, maps_side, generator=g)
-    maps[0] = maps[0].clamp(min=0)
-    return Batch(image, torch.arange(n) % 5, tuple(map(str, range(n)))), maps
-
-
-def metric(name: str, **options: Any) -> CurveMetric:
-    built = MAP_METRICS[name](INFO, **{"mean": MEAN, "std": STD} | options)
-    assert isinstance(built, CurveMetric)
-    return built
-
-
-def feed(measured: CurveMetric, batch: Batch, maps: Tensor, predict: Predict, size: int = 6) -> CurveMetric:
-    for rows in torch.arange(len(batch)).split(size):
-        part = Batch(batch.image[rows], batch.label[rows], tuple(batch.paths[i] for i in rows))
-        measured.update(part, Explanation(maps[rows], predict(part.image), predict))
-    return measured
-
-
-def slow_cover(image: Tensor, fill: str) -> Tensor:
-    if fill == "blur":
-        return blur(image[None])[0]
-    raw = {"grey": (0.5,) * 3, "black": (0.0,) * 3, "mean": MEAN}[fill]
-    colour = [(raw[c] - MEAN[c]) / STD[c] for c in range(3)]
-    return torch.tensor(colour)[:, None, None].expand_as(image)
-
-
-def slow_step(image: Tensor, heat: Tensor, cover: Tensor, step: int, steps: int, patch: int) -> Tensor:
-    """The image with the first step / steps of its cells, in falling order of heat, taken from `cover`."""
-    cells = heat.flatten().tolist()
-    order = sorted(range(len(cells)), key=lambda i: (-cells[i], i))
-    wide, result = heat.shape[1], image.clone()
-    for cell in order[: len(cells) * step // steps]:
-        y, x = cell // wide * patch, cell % wide * patch
-        result[:, y : y + patch, x : x + patch] = cover[:, y : y + patch, x : x + patch]
-    return result
-
-
-def slow_curve(predict: Predict, score: Callable[[Tensor], float], start: Tensor, heat: Tensor, cover: Tensor,
-               patch: int, steps: int = 10) -> list[float]:  # fmt: skip
-    pictures = (slow_step(start, heat, cover, step, steps, patch) for step in range(steps + 1))
-    return [score(predict(picture[None])[0]) for picture in pictures]
-
-
-def mean_of(rows: list[list[float]]) -> list[float]:
-    return [sum(column) / len(column) for column in zip(*rows, strict=True)]
-
-
-def trapezoid(points: list[float], width: float) -> float:
-    return sum((a + b) / 2 * width for a, b in zip(points, points[1:], strict=False))
 
 
 @pytest.mark.parametrize("patch", [1, 4])
@@ -178,36 +119,6 @@ def test_reversed_map_negates_the_score_and_ends_meet() -> None:
     for end in (0, -1):
         assert curves["lerf"][end] == curves["morf"][end]
     assert curves["lerf"][5] != curves["morf"][5]
-
-
-def test_published_ties_equal_one_image_one_step() -> None:
-    """The k largest of m + 1 and of -m - 1 in float32, by torch.topk, each image and step on its own."""
-    predict, (batch, maps) = classifier(), random_case()
-    heat = minmax(on_grid(maps.clamp(min=0), (16, 16)))[0]
-    cover = slow_cover(batch.image[0], "grey")
-    expected = torch.zeros(2, 6, 11)
-    for i, (image, label) in enumerate(zip(batch.image, batch.label, strict=True)):
-        for order, values in enumerate((heat[i] + 1, -heat[i] - 1)):
-            for step in range(11):
-                seen = image.clone().flatten(1)
-                chosen = values.flatten().topk(256 * step // 10).indices
-                seen[:, chosen] = cover.flatten(1)[:, chosen]
-                expected[order, i, step] = predict(seen.view(1, 3, 16, 16))[0].softmax(0)[label]
-    found = feed(metric("abpc", ties="published"), batch, maps.clamp(min=0), predict)
-    assert found.mean_curves()["morf"] == pytest.approx(expected[0].mean(0).tolist(), abs=1e-5)
-    assert found.mean_curves()["lerf"] == pytest.approx(expected[1].mean(0).tolist(), abs=1e-5)
-    by_position = feed(metric("abpc"), batch, maps.clamp(min=0), predict)
-    assert by_position.compute()["abpc"] != pytest.approx(found.compute()["abpc"], abs=1e-5)
-    assert "topk" in str(found.protocol()["ties"]) and by_position.protocol()["ties"] == "row-major position"
-
-
-def test_without_ties_the_published_order_is_ours() -> None:
-    predict, (batch, maps) = classifier(), random_case(maps_side=16)
-    maps[0] = maps[1]  # without ties
-    found = [feed(metric("abpc", ties=ties), batch, maps, predict).compute() for ties in ("position", "published")]
-    assert found[0]["abpc"] == pytest.approx(found[1]["abpc"], abs=1e-12)
-    with pytest.raises(UserError, match="ties='topk'"):
-        metric("abpc", ties="topk")
 
 
 def test_perfect_map_scores_nine_elevenths() -> None:
