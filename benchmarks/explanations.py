@@ -184,7 +184,7 @@ TASKS = (
     _task("gradient"),
     _task("rollout", {"compat": "vit-explain"}, published=_one_by_one(published.rollout)),
     _task("grad_rollout", {"compat": "vit-explain"}, published=_one_by_one(published.grad_rollout)),
-    _task("lrp", {"start_layer": published.LRP_START}, published=_one_by_one(published.lrp)),
+    _task("lrp", {"start_layer": published.LRP_START, "precision": "model"}, published=_one_by_one(published.lrp)),
     _task("agcam", published=_one_by_one(published.agcam)),
     _task("gradcam", {"compat": "chefer", "relu": False}, published=_one_by_one(published.gradcam)),
     _task("gradcam", equal=False, grad_cam=_grad_cam),

@@ -1,6 +1,6 @@
 """How far relevance propagation in float32 is from float64 on photographs, and what float64 costs.
 
-    python -m benchmarks.lrp_precision data/waterstamps/*/*.jpg --weights weights/dinov2_small.safetensors --save
+    python -m benchmarks.lrp_precision data/waterstamps --image-size 140 --save
 
 Pretrained weights matter: with random weights few of the sums that the rules divide by cancel. A backbone without a
 classifier gets a random linear one. Compared are maps of the predicted class of each image, with precision=float64 and
@@ -42,10 +42,10 @@ CLASSES = 20
 def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     flags = parser(__doc__, rounds=3, precisions=["fp32"])
-    flags.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    flags.add_argument("folder", type=Path, help="its JPEG files are used, at any depth")
     flags.add_argument("--model", default="vit_small_patch14_dinov2", help="a timm ViT")
     flags.add_argument("--weights", default="weights/dinov2_small.safetensors", help="hub, none, or a file")
-    flags.add_argument("--count", type=PositiveInt, default=10, help="photographs, evenly spaced among those given")
+    flags.add_argument("--count", type=PositiveInt, default=10, help="photographs, evenly spaced among all")
     return flags.parse_args(args)
 
 
@@ -58,10 +58,11 @@ def load_model(name: str, weights: str, size: int) -> VisionTransformer:
     return vit.eval()
 
 
-def load_images(files: Sequence[Path], count: int, size: int) -> Tensor:
-    """[count, 3, size, size]: evenly spaced ones of `files`. Raises UserError if there are fewer."""
+def load_images(folder: Path, count: int, size: int) -> Tensor:
+    """[count, 3, size, size]: evenly spaced JPEG files of the folder. Raises UserError if there are fewer."""
+    files = sorted(folder.rglob("*.jpg"))
     if len(files) < count:
-        raise UserError(f"--count: {count} photographs, but only {len(files)} files are given")
+        raise UserError(f"--count: {count} photographs, but {folder} holds only {len(files)} .jpg files")
     transform = EvalTransform(DataConfig(image_size=size))
     chosen = [files[i * len(files) // count] for i in range(count)]
     return torch.stack([transform(RawSample(read_image(file), label=0, path=str(file))).image for file in chosen])
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     device = start(options)
     vit = load_model(options.model, options.weights, options.image_size).to(device)
-    images = load_images(options.images, options.count, options.image_size).to(device)
+    images = load_images(options.folder, options.count, options.image_size).to(device)
     warnings.filterwarnings("ignore", message="lrp in float32")
     with torch.no_grad():
         targets = vit(images).argmax(1)
@@ -124,7 +125,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cost = seconds(vit, images, options.rounds, device)
     sections = [Section("Differences", rows), Section("Cost of variant=transformer_attribution", [cost])]
     stem = f"lrp_precision_{options.model}_{options.image_size}px_{device.type}"
-    options.images = f"{options.count} of {len(options.images)}"
     report("Precision of relevance propagation", sections, METHOD, options, stem)
 
 
