@@ -5,8 +5,8 @@
 
 Every row and seed is an ordinary run in OUT/ROW-seedN. Finished runs are read and interrupted runs resumed, so an
 interrupted study continues with the same command. Writes OUT/results.json (row -> metrics, means over seeds),
-table.{json,csv,md}, curves and a self-contained report.html; with train.log_test also worst-group accuracy over epochs
-and over seconds.
+table.{json,csv,md}, differences.{json,csv,md} (rows of the study file's `compare`, with 95 % intervals over images and
+seeds), curves and a self-contained report.html; with train.log_test also worst-group accuracy over epochs and seconds.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from commands.study_jobs import Job, jobs, load_study, run_job, summarise
+from commands.study_jobs import Job, differences, jobs, load_study, run_job, summarise
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
 from engine.run.distributed import one_process_only
@@ -66,7 +66,8 @@ def main() -> None:
     summary = summarise(results)
     write_atomic(args.out / RESULTS, json_text(summary))
     runs = [finished(job, result) for job, result in results]
-    report = write_study_report(args.out, study.title, study.about, runs)
+    compared = differences(results, study.compare)
+    report = write_study_report(args.out, study.title, study.about, runs, compared)
     if args.publish:
         publish(args.out, runs, args.publish)
     print(f"results: {args.out / RESULTS}; report: {report}")

@@ -23,6 +23,7 @@ from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from datasets.types import SPLITS
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
+from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
@@ -93,8 +94,10 @@ def train(config: RunConfig) -> MetricsRow:
     trainer.run(tracker, after_epoch if first else lambda row: None)
 
     # 5. evaluate the best checkpoint on the test split
-    results = final_results(trainer, config)
+    predictions = PredictionTable(info)
+    results, table = final_results(trainer, config, predictions), predictions.csv()
     if first:
+        write_atomic(out / PREDICTIONS_FILE, table)
         write_atomic(out / RESULTS, json_text(results))
     metric = config.train.best_metric if info.multi_label else "accuracy"
     value = f"{results[f'test/{metric}']:.1%}"
@@ -121,15 +124,18 @@ def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSample
     return SemiSupervisedSampler(splits["train"], splits["unlabelled"], config.data.batch_size, semi, config.train.seed)
 
 
-def final_results(trainer: Trainer, config: RunConfig) -> dict[str, Any]:
-    """Validation and test metrics of the best checkpoint, with training time and provenance."""
+def final_results(trainer: Trainer, config: RunConfig, predictions: PredictionTable) -> dict[str, Any]:
+    """Validation and test metrics of the best checkpoint, with training time and provenance.
+
+    `predictions` gets the predictions of the test images.
+    """
     path = Path(config.out) / BEST / "model.safetensors"
     barrier()  # wait for the first process to write it
     load_weights(trainer.evaluated_model(), read_checkpoint(path).tensors, path)
     progress = trainer.progress
     return {
         **trainer.evaluate("val"),
-        **trainer.evaluate("test"),
+        **trainer.evaluate("test", [predictions]),
         "best_epoch": progress.best_epoch,
         "epochs": progress.epoch,
         "seed": config.train.seed,

@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from common.errors import UserError
 from common.plain_yaml import read_yaml
+from engine.evaluation.records import PREDICTIONS_FILE
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import load_config
 from engine.run.config import RunConfig
 from engine.run.folder import LAST, read_results, run_config
 from engine.run.tracking import MetricsRow
+from metrics.comparison import compare_seeds
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Study:
     """Row name to overrides by dotted key; in strings, {out} and {seed} stand for the study's folder and the seed."""
     more_seeds: dict[str, tuple[int, ...]]
     """Row name to additional seeds of that row."""
+    compare: dict[str, str]
+    """Row name to the row that it is compared with, over all seeds of both."""
 
     def pairs(self, seeds: Sequence[int] | None = None) -> Iterator[tuple[int, str]]:
         """(seed, row) of every run; all rows of one seed first, so that an interrupted study can still compare them.
@@ -72,6 +78,7 @@ def load_study(path: Path) -> Study:
             more_seeds={
                 str(name): tuple(int(seed) for seed in more) for name, more in content.get("more_seeds", {}).items()
             },
+            compare={str(row): str(other) for row, other in content.get("compare", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
@@ -80,6 +87,10 @@ def load_study(path: Path) -> Study:
     if unknown := set(study.more_seeds) - set(study.rows):
         raise UserError(
             f"{path}: more_seeds names unknown rows {', '.join(sorted(unknown))}; rows: {', '.join(study.rows)}"
+        )
+    if unknown := {*study.compare, *study.compare.values()} - set(study.rows):
+        raise UserError(
+            f"{path}: compare names unknown rows {', '.join(sorted(unknown))}; rows: {', '.join(study.rows)}"
         )
     return study
 
@@ -140,6 +151,33 @@ def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
             "seeds": runs,
         }
     return summary
+
+
+def differences(results: list[tuple[Job, MetricsRow]], compare: dict[str, str]) -> list[dict[str, Any]]:
+    """One record per row of `compare`: for each metric the difference of the means over seeds and its 95 % interval.
+
+    Rows without finished runs, or whose runs did not write predictions, are left out. Raises UserError if two rows were
+    evaluated on different images.
+    """
+    tables = {row: _predictions([job for job, _ in results if job.row == row]) for row in {*compare, *compare.values()}}
+    records = []
+    for row, other in compare.items():
+        if not (tables[row] and tables[other]):
+            continue
+        try:
+            found = compare_seeds(tables[row], tables[other])
+        except ValueError as error:
+            raise UserError(f"compare: {row} and {other}: {error}; compare rows with the same test split") from None
+        record: dict[str, Any] = {"row": f"{row} - {other}", "seeds": f"{len(tables[row])}, {len(tables[other])}"}
+        for name, difference in found.items():
+            record |= {name: difference.mean, f"{name}/low": difference.low, f"{name}/high": difference.high}
+        records.append(record)
+    return records
+
+
+def _predictions(jobs: list[Job]) -> list[pd.DataFrame]:
+    files = [Path(job.config.out) / PREDICTIONS_FILE for job in jobs]
+    return [pd.read_csv(file) for file in files] if all(file.is_file() for file in files) else []
 
 
 def _deviation(values: list[float]) -> float:

@@ -1,6 +1,6 @@
 """Do two models differ on the same images? Bootstrap tests of any metric (ATCON, section 4)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,62 @@ def compare(scores: Values, count: int, resamples: int = 1000, seed: int = 0) ->
         p = (1 + (known >= observed - 1e-12).sum()) / (1 + len(known)) if not np.isnan(observed) else np.nan
         results[name] = Difference(first[name], second[name], bounds[f"{name}/low"], bounds[f"{name}/high"], float(p))
     return results
+
+
+@dataclass(frozen=True)
+class SeedDifference:
+    """One metric of two models, each trained with several seeds: difference of the means over seeds."""
+
+    mean: float
+    low: float
+    high: float
+    """Middle 95 % over resampled images (the same for all runs) and resampled seeds of either model."""
+
+
+def compare_seeds(
+    first: Sequence[pd.DataFrame], second: Sequence[pd.DataFrame], resamples: int = 2000, seed: int = 0
+) -> dict[str, SeedDifference]:
+    """`accuracy`, and with groups `worst_group_accuracy`, of the runs `first` minus those of `second`.
+
+    Every run is a `predictions.csv` of the same images in the same order (their folders may differ). A resample draws
+    images with replacement, within each group if there are groups, and as many runs of either model as it has, with
+    replacement. Raises ValueError for different images.
+    """
+    runs, truth = (*first, *second), _images(first[0])
+    if not all(truth.equals(_images(run)) for run in runs):
+        raise ValueError("they were evaluated on different images")
+    random = np.random.default_rng(seed)
+    groups = truth["group"].fillna(-1).to_numpy()
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    right = np.stack([(run["label"] == run["predicted"]).to_numpy(float) for run in runs])
+    weights = np.zeros((resamples, len(truth)))
+    for own in members:
+        weights[:, own] = random.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
+    # How often each run occurs in a resample, as a fraction; [resamples, runs], first minus second.
+    signed = np.hstack(
+        [
+            sign * random.multinomial(len(side), np.full(len(side), 1 / len(side)), size=resamples) / len(side)
+            for sign, side in ((1, first), (-1, second))
+        ]
+    )
+    once = np.repeat([1 / len(first), -1 / len(second)], [len(first), len(second)])
+    metrics = {"accuracy": [np.arange(len(truth))]} | ({"worst_group_accuracy": members} if len(members) > 1 else {})
+    results = {}
+    for name, parts in metrics.items():
+
+        def by_run(weight: np.ndarray, parts: list[np.ndarray] = parts) -> np.ndarray:
+            """[resamples, runs]: the lowest accuracy on a part of the images."""
+            lowest: np.ndarray = np.stack([weight[:, own] @ right[:, own].T / len(own) for own in parts]).min(0)
+            return lowest
+
+        low, high = np.quantile((by_run(weights) * signed).sum(1), (0.025, 0.975))
+        mean = (by_run(np.ones((1, len(truth)))) * once).sum()
+        results[name] = SeedDifference(float(mean), float(low), float(high))
+    return results
+
+
+def _images(run: pd.DataFrame) -> pd.DataFrame:
+    return run[["label", "group"]].assign(name=run["path"].str.rsplit("/", n=1).str[-1])
 
 
 def prediction_metrics(table: pd.DataFrame) -> Values:

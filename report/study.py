@@ -26,6 +26,8 @@ STUDY_COLUMNS = (
     "test/mask_iou",
     "test/mask_dice",
     "test/keep_ratio",
+    "test/keep_ratio_pixels",
+    "test/part_use/parts",
     "best_epoch",
     "train_seconds",
     "wall_seconds",
@@ -49,14 +51,22 @@ class StudyRun:
     """Its resolved config, YAML."""
 
 
-def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRun]) -> Path:
-    """Write table.{json,csv,md}, curves and report.html to `out`; returns the path of the report."""
+def write_study_report(
+    out: Path, title: str, about: str, runs: Sequence[StudyRun], differences: Sequence[Mapping[str, Any]] = ()
+) -> Path:
+    """Write table.{json,csv,md}, curves and report.html to `out`; returns the path of the report.
+
+    `differences`: pairs of rows ("row") with the differences of their metrics and their intervals, for a table of their
+    own, also written as differences.{json,csv,md}.
+    """
     records = [
         {"row": run.row, "seed": run.seed, **{key: run.results[key] for key in STUDY_COLUMNS if key in run.results}}
         for run in runs
     ]
     keys = present(STUDY_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
+    if differences:
+        write_tables(differences, out / "differences")
     caption = "Validation split: image, parts, patches that the classifier sees, true object."
     sections: list[Section] = [
         Cards([_card(row, runs) for row in _rows(runs)]),
@@ -66,6 +76,7 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
             title="Metrics",
             caption="Checkpoints chosen by validation metrics. Mean ± sample standard deviation over seeds.",
         ),
+        *([_differences(differences)] if differences else []),
         *_curves(out, runs),
         *(Figure(run.sheet, f"{run.row}: examples", caption) for run in _firsts(runs) if run.sheet),
         *(
@@ -82,7 +93,8 @@ def write_study_report(out: Path, title: str, about: str, runs: Sequence[StudyRu
 def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
     """Copy the small files of a study from `out` to `target`: tables, comparisons, one contact sheet per row."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("table.json", "table.csv", "table.md", "worst_group.png", "worst_group_by_time.png"):
+    tables = (f"{stem}.{suffix}" for stem in ("table", "differences") for suffix in ("json", "csv", "md"))
+    for name in (*tables, "worst_group.png", "worst_group_by_time.png"):
         if (out / name).is_file():
             shutil.copyfile(out / name, target / name)
     for run in _firsts(runs):
@@ -98,6 +110,11 @@ def _rows(runs: Sequence[StudyRun]) -> list[str]:
 def _firsts(runs: Sequence[StudyRun]) -> list[StudyRun]:
     """The first run of each row."""
     return [next(run for run in runs if run.row == row) for row in _rows(runs)]
+
+
+def _differences(records: Sequence[Mapping[str, Any]]) -> Table:
+    caption = "Difference of the means over seeds, test split; 95 % interval: bootstrap over images and seeds."
+    return Table(table_text(records), title="Differences", caption=caption)
 
 
 def _card(row: str, runs: Sequence[StudyRun]) -> Card:

@@ -5,7 +5,7 @@ The random numbers of a step depend on (seed, epoch, batch) alone, so resuming n
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from common.processes import processes, totals
 from datasets import Batch, Split
 from datasets.loader import BatchSampler
-from engine.evaluation.loop import evaluate, split_loader
+from engine.evaluation.loop import Observer, evaluate, split_loader
 from engine.run import checkpointing
 from engine.run.atomic_files import link_or_copy
 from engine.run.config import RunConfig
@@ -108,12 +108,12 @@ class Trainer:
         """The model that is evaluated and saved as best: the moving average if there is one."""
         return self.state.ema.module if self.state.ema else self.model
 
-    def evaluate(self, split: str) -> MetricsRow:
-        """Metrics of one split, with keys prefixed by its name."""
+    def evaluate(self, split: str, observers: Sequence[Observer] = ()) -> MetricsRow:
+        """Metrics of one split, with keys prefixed by its name; `observers` get its batches with their predictions."""
         loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
         broadcast_buffers(model)
         agreement = Agreement(model, self.config.loss.consistency)
-        observers = [agreement] if agreement.wanted else []
+        observers = [*observers, agreement] if agreement.wanted else observers
         results = evaluate(model, loader, self.metrics, self.device, self.precision, observers) | agreement.results()
         return {f"{split}/{key}": value for key, value in results.items()}
 

@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 
-from commands.study_jobs import Job, jobs, load_study, run_job, same_run, summarise
+from commands.study_jobs import Job, differences, jobs, load_study, run_job, same_run, summarise
 from common.errors import UserError
 from engine.run.config import RunConfig
 from engine.run.folder import LAST, RESULTS, open_run
@@ -236,3 +237,40 @@ def test_summary_is_mean_and_sample_deviation_over_seeds(tmp_path: Path) -> None
     assert summary["b"]["x"] == 0.25 and summary["b"]["std"]["x"] == 0.0
     assert math.isnan(summary["b"]["y"]) and "flag" not in summary["b"]
     assert summary["a"]["seeds"] == runs["a"] and json.dumps(summary)
+
+
+def finished_with(tmp_path: Path, right: dict[str, float], **changes: Any) -> tuple[list[Any], dict[str, str]]:
+    """Finished jobs of rows a and b whose runs predict a fraction `right` of 200 images correctly."""
+    study = load_study(study_file(tmp_path, compare={"b": "a"}, **changes))
+    done = []
+    for job in jobs(study, tmp_path / "runs", None, {}):
+        out = Path(job.config.out)
+        out.mkdir(parents=True)
+        predicted = [int(i >= right[job.row] * 200) for i in range(200)]
+        frame = pd.DataFrame({"path": [f"{out}/{i}.png" for i in range(200)], "label": 0, "predicted": predicted})
+        frame.assign(group=None).to_csv(out / "predictions.csv", index=False)
+        done.append((job, {}))
+    return done, study.compare
+
+
+def test_rows_are_compared_over_images_and_seeds(tmp_path: Path) -> None:
+    done, compare = finished_with(tmp_path, {"a": 0.2, "b": 0.9})
+    (record,) = differences(done, compare)
+    assert record["row"] == "b - a" and record["seeds"] == "2, 2" and record["accuracy"] == pytest.approx(0.7)
+    assert 0.5 < record["accuracy/low"] < 0.7 < record["accuracy/high"] < 0.9
+    assert differences([d for d in done if d[0].row == "a"], compare) == [], "the other row did not run"
+    (Path(done[0][0].config.out) / "predictions.csv").unlink()
+    assert differences(done, compare) == [], "a run of an earlier version wrote no predictions"
+
+
+def test_rows_with_different_test_images_are_named(tmp_path: Path) -> None:
+    done, compare = finished_with(tmp_path, {"a": 0.2, "b": 0.9})
+    file = Path(done[-1][0].config.out) / "predictions.csv"
+    file.write_text(file.read_text().replace("199.png", "200.png"))
+    with pytest.raises(UserError, match="compare: b and a: they were evaluated on different images"):
+        differences(done, compare)
+
+
+def test_a_comparison_of_unknown_rows_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="compare names unknown rows c"):
+        load_study(study_file(tmp_path, compare={"a": "c"}))

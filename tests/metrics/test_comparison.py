@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from metrics.comparison import column_means, compare, prediction_metrics
+from metrics.comparison import column_means, compare, compare_seeds, prediction_metrics
 
 
 def answers(count: int, seed: int, skill: float) -> pd.DataFrame:
@@ -82,3 +82,45 @@ def test_several_classes() -> None:
 def test_a_figure_that_is_not_there() -> None:
     found = compare(column_means(np.full(4, np.nan), "iou"), 2, resamples=5)["iou"]
     assert math.isnan(found.p) and math.isnan(found.first)
+
+
+def runs(count: int, skills: list[float], seed: int) -> list[pd.DataFrame]:
+    tables = [answers(count, seed + i, skill) for i, skill in enumerate(skills)]
+    return [table.assign(path=[f"run{i}/{n}.png" for n in range(count)]) for i, table in enumerate(tables)]
+
+
+def test_difference_over_seeds_is_the_textbook_s_two_level_bootstrap() -> None:
+    """Against a loop that draws images by group and runs, and measures every data set one by one."""
+    first, second = runs(300, [0.9, 0.8, 0.85], 10), runs(300, [0.3, 0.5], 20)
+    found = compare_seeds(first, second, resamples=1500)
+
+    def worst(table: pd.DataFrame) -> float:
+        return (table["label"] == table["predicted"]).groupby(table["group"]).mean().min()
+
+    random, drawn = np.random.default_rng(1), []
+    by_group = [np.flatnonzero(first[0]["group"] == group) for group in (0, 1)]
+    for _ in range(400):
+        rows = np.concatenate([random.choice(own, len(own)) for own in by_group])
+        one, other = (
+            [worst(side[i].iloc[rows]) for i in random.integers(len(side), size=len(side))] for side in (first, second)
+        )
+        drawn.append(np.mean(one) - np.mean(other))
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    result = found["worst_group_accuracy"]
+    assert result.mean == pytest.approx(np.mean([worst(t) for t in first]) - np.mean([worst(t) for t in second]))
+    assert result.low == pytest.approx(low, abs=0.04) and result.high == pytest.approx(high, abs=0.04)
+    assert result.low < result.mean < result.high and result.high - result.low > 0.1
+
+
+def test_one_seed_of_the_same_predictions_has_no_difference() -> None:
+    (table,) = runs(50, [0.7], 1)
+    same = compare_seeds([table], [table])
+    assert all((d.mean, d.low, d.high) == (0, 0, 0) for d in same.values())
+    without = table.assign(group=None)
+    assert list(compare_seeds([without], [without])) == ["accuracy"]
+
+
+def test_runs_on_different_images_cannot_be_compared() -> None:
+    first, second = runs(50, [0.7], 1), runs(50, [0.7], 2)
+    with pytest.raises(ValueError, match="different images"):
+        compare_seeds(first, [second[0].assign(label=0)])
