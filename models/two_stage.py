@@ -24,6 +24,7 @@ from models.selection import (
     soft_gate,
     straight_through,
 )
+from models.token_cache import TokenCache
 
 
 class StageOne(nn.Module):
@@ -37,6 +38,8 @@ class StageOne(nn.Module):
         self.parts = PartHead(self.backbone.embed_dim, num_classes, config.parts)
         self.config = config
         self.image_size = image_size
+        self.token_cache: TokenCache | None = None
+        """Set by training (`train.token_cache`), which then keeps the backbone as it is."""
 
     def forward(
         self,
@@ -44,9 +47,17 @@ class StageOne(nn.Module):
         noise: PartNoise | None = None,
         intervention: Intervention | None = None,
         generator: torch.Generator | None = None,
+        one_time: bool = False,
     ) -> StageOneOutput:
-        """Images [B, 3, H, W] -> StageOneOutput. `noise` None: drawn from `generator` (None: the global one)."""
-        return self.from_tokens(patch_tokens(self.backbone, images), noise, intervention, generator)
+        """Images [B, 3, H, W] -> StageOneOutput. `noise` None: drawn from `generator` (None: the global one).
+
+        `one_time`: these images will not come again, so that their tokens are not worth storing in `token_cache`.
+        """
+        if self.token_cache is None or one_time:
+            tokens = patch_tokens(self.backbone, images)
+        else:
+            tokens = self.token_cache.tokens(self.backbone, images)
+        return self.from_tokens(tokens, noise, intervention, generator)
 
     def from_tokens(
         self,

@@ -78,6 +78,11 @@ class TrainConfig:
     """CPU threads; 0 = torch's default."""
     ema_decay: HalfOpenUnitInterval = 0.0
     """Exponential moving average of the weights, used for evaluation; 0 = off. The published value is 0.9999."""
+    token_cache: str = ""
+    """Folder for stage 1's patch tokens, where its backbone and tokens are frozen: each network input is computed once,
+    for all epochs and runs. Empty: off. No effect on models without stage 1."""
+    token_cache_gb: PositiveFloat = 10.0
+    """Size at which the folder gets no more files."""
     compile: bool = False
     deterministic: bool = False
     """Use deterministic kernels only (slower on CUDA; an operation without one is an error)."""

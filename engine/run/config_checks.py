@@ -28,6 +28,11 @@ def _training(config: RunConfig) -> dict[str, bool]:
     return {
         "optim.stage_1_epochs must be less than train.epochs": optim.stage_1_epochs < train.epochs,
         "optim.stage_1_epochs: every stage-1 term of loss.weights is off": not optim.stage_1_epochs or stage_1_terms,
+        "train.token_cache needs a fixed stage 1: set optim.freeze_stage_1 and optim.freeze_stage_1_tokens to true and "
+        "model.stage_1_drop_path to 0": not train.token_cache
+        or (optim.freeze_stage_1 and optim.freeze_stage_1_tokens and not config.model.stage_1_drop_path),
+        "train.token_cache reads files, which compiled code cannot; set train.compile to false": not train.token_cache
+        or not train.compile,
         "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
     }
 

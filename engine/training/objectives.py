@@ -92,7 +92,7 @@ class TwoStageObjective:
         config = self.config.equivariance
         images = images[: num_views(len(images), config)]
         view = draw_view(len(images), (images.shape[-2], images.shape[-1]), config, device=images.device)
-        warped = model.select(warp_images(images, view))
+        warped = model.select(warp_images(images, view), one_time=True)
         return unwarp_maps(warped.part_maps, view)
 
     def _terms(self, stage_1: StageOneOutput, stage_2: Tensor | None, targets: Tensor) -> dict[str, Tensor]:

@@ -34,6 +34,8 @@ from engine.training.state import Progress, RunState
 from engine.training.step import TrainStep
 from metrics.registry import build_metrics, default_metrics
 from models.interface import ImageClassifier, gives_mask
+from models.token_cache import TokenCache
+from models.two_stage import StageOne
 
 
 class Trainer:
@@ -75,6 +77,8 @@ class Trainer:
         if config.train.compile:
             for module in model.stages or (model,):  # in place: names of weights do not change
                 module.compile()
+        if config.train.token_cache and isinstance(stage_1 := getattr(model, "stage_1", None), StageOne):
+            stage_1.token_cache = TokenCache(Path(config.train.token_cache), config.train.token_cache_gb * 1e9)
         self.step = TrainStep(config, self.state, objective, self.precision)
 
     @property

@@ -1,0 +1,93 @@
+"""Patch tokens of a frozen backbone, stored on disk by the content of the image.
+
+With its backbone and tokens frozen, stage 1's backbone is a fixed function of its input. Training then computes the
+tokens of each input (an image and its flip, say) once, and every later epoch, run and process with the same weights
+reads them. Views that are drawn anew, such as those of the equivariance term, are not stored.
+"""
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from common.errors import UserError
+from models.backbone import patch_tokens
+
+RECOUNT = 200
+"""Files written between two looks at the folder's size, to which other processes may have added."""
+
+
+class TokenCache:
+    """A folder with one file per network input.
+
+    Inputs are computed one at a time, so that stored tokens do not depend on the batch in which an input came first.
+    """
+
+    def __init__(self, folder: Path, max_bytes: float) -> None:
+        """When the files in `folder` reach `max_bytes`, no more are written. Raises UserError if it cannot be made."""
+        self.folder, self.max_bytes = folder, max_bytes
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"train.token_cache: cannot create {folder} ({error.strerror})") from None
+        self._bytes, self._written = 0.0, 0
+        self._versions: tuple[int, ...] = ()
+        self._weights = b""
+
+    def tokens(self, vit: VisionTransformer, images: Tensor) -> Tensor:
+        """`patch_tokens(vit, images)` [B, N, D] without a graph, read where stored."""
+        state = self._state(vit, images)
+        return torch.stack([self._tokens(vit, image, state) for image in images])
+
+    def _tokens(self, vit: VisionTransformer, image: Tensor, state: bytes) -> Tensor:
+        pixels = image.detach().cpu().contiguous()
+        key = hashlib.blake2b(pixels.numpy().tobytes(), key=state, digest_size=20).hexdigest()
+        file = self.folder / key[:2] / f"{key}.npy"
+        # A file that is missing, damaged or of another shape is computed anew.
+        with contextlib.suppress(OSError, ValueError, EOFError):
+            stored = torch.from_numpy(np.load(file, allow_pickle=False))
+            if stored.ndim == 2 and stored.shape[1] == vit.embed_dim and stored.isfinite().all():
+                return stored.to(image.device)
+        with torch.no_grad():
+            tokens = patch_tokens(vit, image[None])[0].float()
+        self._write(file, tokens.cpu().numpy())
+        return tokens
+
+    def _write(self, file: Path, tokens: np.ndarray) -> None:
+        if self._written % RECOUNT == 0:
+            self._bytes = sum(entry.stat().st_size for entry in self.folder.rglob("*.npy"))
+        self._written += 1
+        if self._bytes + tokens.nbytes > self.max_bytes:
+            return
+        self._bytes += tokens.nbytes
+        temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
+        try:
+            file.parent.mkdir(exist_ok=True)
+            with temporary.open("wb") as stream:
+                np.save(stream, tokens)
+            os.replace(temporary, file)
+        except OSError as error:  # training works without; the cache is only faster
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            self.max_bytes = 0.0
+            print(f"train.token_cache: {self.folder} takes no more files ({error.strerror}); training goes on without")
+
+    def _state(self, vit: VisionTransformer, images: Tensor) -> bytes:
+        """A hash of all that the tokens depend on besides the image."""
+        tensors = vit.state_dict()
+        versions = tuple(value for t in tensors.values() for value in (t.data_ptr(), t._version))
+        if versions != self._versions:
+            digest = hashlib.blake2b(type(vit).__name__.encode())
+            for name, tensor in tensors.items():
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            self._versions, self._weights = versions, digest.digest()
+        device = images.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+        where = f"{device} {autocast} {tuple(images.shape[1:])} {torch.__version__}"
+        return hashlib.blake2b(self._weights + where.encode(), digest_size=32).digest()
