@@ -32,7 +32,7 @@ from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain.loading import load_timm, patch_size
-from models.interface import Stage, finds_parts, is_two_stage
+from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import method_sheet, write_explanation_report
 from report.files import check_folder
 
@@ -54,7 +54,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, log)
     auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, log), run.config.data
-    own = MaskedClassifier(model, data, data, auto_batch) if is_two_stage(model) else None
+    own = MaskedClassifier(model, data, data, auto_batch) if selects_patches(model) else None
     masked_classifier = read_masked_classifier(args.masks_for, run, split, auto_batch) if args.masks_for else own
     wanted = wanted_metrics(args.metrics, sample, masked_classifier is not None)
     options = read_metric_options(args, data, patch_size(model), masked_classifier)
@@ -142,7 +142,7 @@ def read_masked_classifier(folder: Path, run: RunContext, split: Split, auto_bat
     """The two-stage run `folder`, to classify the images of `run` with maps as masks."""
     config = run_config(folder)
     model = load_run_model(folder, config, "best", split.info.num_outputs)
-    if not is_two_stage(model):
+    if not selects_patches(model):
         raise UserError(f"--masks-for: {folder} is not a two-stage run; only those classify with a given mask")
     if config.data.size_hw != run.config.data.size_hw:
         sizes = f"{config.data.size_hw}, not {run.config.data.size_hw}"

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import Tensor, nn
 
 from common.errors import UserError
-from models.interface import ImageClassifier, NetworkView, Readout, Stage, is_two_stage, select_parts
+from models.interface import ImageClassifier, NetworkView, Readout, Stage, selects_patches
 from models.masked_vit import MaskedViT
 from models.selection import Selection
 
@@ -89,14 +89,14 @@ def explained_model(model: nn.Module, images: Tensor, stage: Stage = 2, graph: b
     """The part of `model` to explain for these images [B, 3, H, W].
 
     `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage`, for a two-stage
-    model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that stage 1 makes for
-    these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises UserError
-    for any other model.
+    model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that the model
+    makes for these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises
+    UserError for any other model.
     """
     selection = None
-    if stage == 2 and is_two_stage(model):
+    if stage == 2 and selects_patches(model):
         with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
-            selection = select_parts(model, images if graph else usable(images)).selection
+            selection = model.selection(images if graph else usable(images))
     view = _network_view(model, stage, selection)
     return ExplainedModel(model, view.network, view.logits, view.readout, selection, graph)
 

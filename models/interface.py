@@ -48,9 +48,9 @@ class ImageClassifier(nn.Module, SavedModel, library_name="faithful-vit"):
     """Whether it discovers parts: `select` returns part maps and a mask."""
     reads_selection: ClassVar[bool] = False
     """Whether `predict(images, selection)` classifies from any selection of patches."""
-    needs_mask: ClassVar[bool] = False
+    needs_mask: bool = False
     """Whether `forward` takes pixel masks of the objects as `mask` [B, H, W] bool."""
-    not_explainable: ClassVar[str] = ""
+    not_explainable: str = ""
     """Why explanation methods cannot be used; empty if they can."""
 
     model_config: ModelConfig
@@ -68,6 +68,10 @@ class ImageClassifier(nn.Module, SavedModel, library_name="faithful-vit"):
     def select(self, images: Tensor, **options: Any) -> StageOneOutput:
         """Part maps and mask of images [B, 3, H, W], if `finds_parts`."""
         raise NotImplementedError
+
+    def selection(self, images: Tensor) -> Selection:
+        """What the classifier sees of images [B, 3, H, W], if the model selects it (`selects_patches`)."""
+        return select_parts(self, images).selection
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Logits [B, C] of images [B, 3, H, W] given any selection, if `reads_selection`."""
@@ -126,11 +130,16 @@ def needs_mask(model: nn.Module) -> TypeGuard[ImageClassifier]:
 
 def gives_mask(model: nn.Module) -> bool:
     """Whether the model outputs a patch mask: its own, or the one it was given."""
-    return finds_parts(model) or needs_mask(model)
+    return finds_parts(model) or needs_mask(model) or selects_patches(model)
+
+
+def selects_patches(model: nn.Module) -> TypeGuard[ImageClassifier]:
+    """Whether the model selects patches of an image, by parts or by a fixed rule, and classifies from them alone."""
+    return isinstance(model, ImageClassifier) and model.reads_selection and not model.needs_mask
 
 
 def is_two_stage(model: nn.Module) -> TypeGuard[ImageClassifier]:
-    """Whether the model selects patches and classifies from them alone."""
+    """Whether the model selects patches by their parts and classifies from them alone."""
     return isinstance(model, ImageClassifier) and model.finds_parts and model.reads_selection
 
 

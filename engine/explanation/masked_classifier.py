@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datasets.config import DataConfig
 from engine.run.memory import AutoBatchSize
-from models.interface import ImageClassifier, select_parts
+from models.interface import ImageClassifier
 from models.selection import Selection
 
 
@@ -27,7 +27,7 @@ class MaskedClassifier:
         """The patches that stage 1 selects in images [B, 3, H, W]; with the gate of a soft-mask model."""
 
         def select(piece: slice) -> Selection:
-            return select_parts(self.model, self._renormalised(images[piece])).selection
+            return self.model.selection(self._renormalised(images[piece]))
 
         pieces = self.auto_batch.pieces(select, len(images))
         gates = [piece.gate for piece in pieces if piece.gate is not None]

@@ -18,7 +18,7 @@ from common.errors import UserError
 from explain.explained_model import ExplainedModel
 from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
 from explain.lrp.rules import divide
-from models.interface import is_two_stage
+from models.interface import selects_patches
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
@@ -161,6 +161,6 @@ def require_rules(explained: ExplainedModel, pixels: bool) -> None:
 def _runs(explained: ExplainedModel, name: str) -> bool:
     """Whether the module `name` is part of what is explained: of a two-stage model, only one stage is."""
     model = explained.module
-    if not is_two_stage(model):
+    if not selects_patches(model):
         return True
     return name.startswith("stage_2." if explained.network is model.network else "stage_1.")
