@@ -115,6 +115,13 @@ def is_plain(vit: VisionTransformer) -> bool:
     return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
 
 
+def query_key_value(attn: Any, h_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, H, S, E] of the attention of timm's plain Block, from its input (after the norm)."""
+    # [B, S, 3 H E] -> [3, B, H, S, E]
+    q, k, v = attn.qkv(h_BSD).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
+    return attn.q_norm(q), attn.k_norm(k), v
+
+
 def run_block(block: Any, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
     """timm's plain Block with its attention replaced by `attend`: tokens [B, S, D] -> [B, S, D].
 
@@ -122,10 +129,8 @@ def run_block(block: Any, x: Tensor, attend: Attend, rows: Tensor | None = None)
     """
     attn = block.attn
     h = block.norm1(x)
-    # [B, S, 3 H E] -> [3, B, H, S, E]
-    qkv = attn.qkv(h).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4)
-    q, k, v = qkv.unbind(0)
-    out = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale).transpose(1, 2).flatten(2)
+    q, k, v = query_key_value(attn, h)
+    out = attend(q, k, v, attn.scale).transpose(1, 2).flatten(2)
     if rows is not None:
         x, h, out = (t.index_select(1, rows) for t in (x, h, out))
     out = attn.norm(out)
