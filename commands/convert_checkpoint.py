@@ -25,7 +25,7 @@ from engine.run.command_line import load_config, parse_config
 from engine.run.folder import BEST, open_run
 from models.pdiscoformer import PDiscoFormer
 from models.published import PublishedModel, load_published, to_published
-from models.registry import MODELS
+from models.registry import model_class
 from models.two_stage import TwoStageModel
 from models.weights.checkpoints import read_state
 from models.weights.published_layout import FORMATS, Format
@@ -93,14 +93,16 @@ def export_checkpoint(source: Path, form: Format, out: Path) -> None:
 def _our_model(source: Path) -> PublishedModel:
     folder = source / BEST if (source / BEST).is_dir() else source
     try:
-        name = str(json.loads((folder / "config.json").read_text())["model_config"]["name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        config = json.loads((folder / "config.json").read_text())["model_config"]
+        name, selector = str(config["name"]), str(config.get("selector", "parts"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(
             f"{source} is neither a run folder nor one of save_pretrained: no readable config.json"
         ) from None
-    kind = MODELS[name]
+    kind = model_class(name, selector)
     if kind not in (TwoStageModel, PDiscoFormer):
-        raise UserError(f"--export: {source} has model.name={name}; only two_stage and pdiscoformer can be exported")
+        what = f"model.name={name}" if selector == "parts" else f"model.selector={selector}"
+        raise UserError(f"--export: {source} has {what}; only two_stage and pdiscoformer can be exported")
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors yet")
     with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads

@@ -15,7 +15,7 @@ from common.plain_yaml import read_yaml
 from explain.explained_model import check_explainable
 from models.backbone import check_timm_name
 from models.interface import ImageClassifier
-from models.registry import MODELS
+from models.registry import model_class
 from models.weights.checkpoints import load_into, read_state
 from models.weights.huggingface import State
 
@@ -87,7 +87,7 @@ def load_run(folder: Path) -> Classifier:
         name, mean, std = str(config["model"]["name"]), _triple(config["data"]["mean"]), _triple(config["data"]["std"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise UserError(f"--run: {file} is no config of train.py; choose another folder") from None
-    kind = MODELS[name]
+    kind = model_class(name, str(config["model"].get("selector", "parts")))
     if not (folder / "best" / "model.safetensors").is_file():
         raise UserError(f"--run: {folder} has no best/model.safetensors yet; train it for at least one epoch")
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from common.ranges import HalfOpenUnitInterval, NonNegativeFloat, PositiveFloat, PositiveInt
+from common.ranges import (
+    HalfOpenUnitInterval,
+    LeftOpenUnitInterval,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+)
+
+SelectorName = Literal["parts", "attention", "rollout", "gradcam", "pca", "random", "given", "given_background"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,13 @@ class ModelConfig:
     """Weights of stage 1, if other than `weights`."""
     stage_1_drop_path: HalfOpenUnitInterval = 0.0
     parts: PartsConfig = field(default_factory=PartsConfig)
+    selector: SelectorName = "parts"
+    """two_stage: what selects the patches of stage 2, in training too. parts: stage 1. attention, rollout, pca: maps of
+    a frozen backbone; gradcam: of a frozen plain ViT; random patches; given: the true masks, or their complement."""
+    selector_keep: LeftOpenUnitInterval = 0.25
+    """Fraction of the patches (pixels) that a selector by map keeps: those with the largest values."""
+    selector_weights: str = ""
+    """selector=gradcam: a run folder (its best) or a checkpoint of a run with model.name=vit."""
     mask_kind: Literal["hard", "soft"] = "hard"
     """soft: ablation in which part probabilities bias stage 2's attention; not faithful."""
     mask_gradient: Literal["detached", "straight_through"] = "detached"
@@ -73,7 +88,8 @@ class ModelConfig:
     stage_2_path: Literal["auto", "dense", "gathered", "packed"] = "auto"
     """How hidden patches are removed: masked (dense) or dropped (gathered, packed), with the same results."""
     pooling: Literal["cls", "avg", "gap_cls", "ep", "aim"] = "cls"
-    """Plain ViT: class token, average, both concatenated, or attentive pooling (efficient probing, AIM)."""
+    """Plain ViT, also that of selector=gradcam: class token, average, both concatenated, or attentive pooling (ep:
+    efficient probing, aim)."""
 
 
 def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:

@@ -46,11 +46,11 @@ class ClassifierOutput:
     logits: Tensor
     """[B, C]."""
     mask: Tensor | None = None
-    """[B, h, w] bool: the patches of a given mask; None if the model takes no mask."""
+    """[B, h, w] bool: the patches of a given mask or of a fixed selector; None if the model sees all."""
     empty: Tensor | None = None
-    """[B] bool: the given mask selects no patch (before any fallback)."""
+    """[B] bool: the mask selects no patch (before any fallback); None: that cannot be."""
     pixels: Tensor | None = None
-    """[B, H, W] bool: the pixels of a given mask, if the model sees no other; None: all of these patches."""
+    """[B, H, W] bool: the pixels of the mask, if the model sees no other; None: all of these patches."""
     stage_1_logits: ClassVar[None] = None
     """There is only one stage."""
     part_maps: ClassVar[None] = None

@@ -184,6 +184,8 @@ def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
 
 
 def _check(config: ModelConfig, model: TwoStageModel) -> None:
+    if config.selector != "parts":
+        raise UserError(f"model.selector={config.selector} makes a SelectedViT; use build_model or its from_pretrained")
     grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
     if grids[0] != grids[1]:  # one mask entry per patch of stage 2
         raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not that of stage 2, {grids[1]}")

@@ -11,7 +11,7 @@ from common.errors import UserError
 from datasets import Split, collate
 from datasets.types import Batch
 from metrics.types import Prediction
-from models.interface import needs_mask
+from models.interface import ImageClassifier, needs_mask
 from models.outputs import ModelOutput
 
 
@@ -44,10 +44,16 @@ def given_mask(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         return {}
     if batch.mask is None:
         raise UserError(
-            f"model.name={model.model_config.name} needs a mask for every image, but {batch.paths[0]} has none; "
+            f"{_named(model)} needs a mask for every image, but {batch.paths[0]} has none; "
             "set data.mask_folder, and do not use data.augmentation=timm, which drops masks"
         )
     return {"mask": batch.mask}
+
+
+def _named(model: ImageClassifier) -> str:
+    """The key that makes the model need masks."""
+    config = model.model_config
+    return f"model.name={config.name}" if config.selector == "parts" else f"model.selector={config.selector}"
 
 
 def check_masks(model: nn.Module, splits: Iterable[Split], mixes_images: bool = False) -> None:
@@ -56,8 +62,7 @@ def check_masks(model: nn.Module, splits: Iterable[Split], mixes_images: bool = 
         return
     if mixes_images:
         raise UserError(
-            f"loss.classification: mixed images have no mask, which model.name={model.model_config.name} needs; "
-            "set mixup and cutmix to 0"
+            f"loss.classification: mixed images have no mask, which {_named(model)} needs; set mixup and cutmix to 0"
         )
     for split in splits:
         given_mask(model, collate([split[0]]))

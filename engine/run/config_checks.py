@@ -14,9 +14,12 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 def _model_and_data(config: RunConfig) -> dict[str, bool]:
     """Message -> whether the config passes the check."""
+    model, parts = config.model, config.model.selector == "parts"
     return {
         # As a type it would be a union, whose message does not name the range.
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
+        f"model.selector={model.selector} has no stage 1 to train: optim.stage_1_epochs must be 0": parts
+        or not config.optim.stage_1_epochs,
         "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
     }
 

@@ -34,6 +34,7 @@ _TOKENS = r"\.(cls_token|reg_token|pos_embed)$"
 def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """iFAM's groups: separate rates for heads, modulation, prototypes and stage 2."""
     return [
+        ParamGroupRule(r"^selector\.", 0.0, None, frozen=True),
         ParamGroupRule(r"^stage_1\.parts\.classifier\.", config.head_lr_mult, True),
         ParamGroupRule(r"^stage_2\.head\.", config.head_lr_mult, True),
         ParamGroupRule(r"^stage_2\.fc_norm\.", config.head_lr_mult, False),
