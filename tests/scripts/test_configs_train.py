@@ -33,6 +33,7 @@ SMALL: dict[str, Any] = {
     "train.device": "cpu",
     "train.sheet_every": 0,
     "optim.stage_1_epochs": 1,
+    "optim.freeze_stage_2_blocks": 0,
 }
 """Makes any config run in seconds: at most three steps per epoch; everything else stays as it is."""
 
@@ -74,6 +75,7 @@ def test_a_config_trains(path: Path, compat: str, birds: Path, tmp_path: Path) -
         TREES[config.data.name](root)
     overrides = {**SMALL, "data.root": str(root), "out": str(tmp_path / "run"), "compat": compat}
     overrides |= {"optim.stage_1_epochs": 0, **OF_ATCON[path.stem]} if path.stem in OF_ATCON else {}
+    overrides |= {"train.token_cache": str(tmp_path / "tokens")} if config.train.token_cache else {}
     overrides |= OF_CNNS if config.model.name == "cnn" else {}
     results = train(load_config(path, overrides))
     best = config.train.best_metric
