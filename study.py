@@ -36,6 +36,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the seeds of the study file")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows")
     parser.add_argument("--publish", type=Path, metavar="DIR", help="also copy tables and images to this folder")
+    parser.add_argument(
+        "--no-sheets", action="store_true", help="--publish without sheets, for images not to be shared"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="config overrides for every row")
     return parser.parse_args()
 
@@ -69,7 +72,7 @@ def main() -> None:
     compared = differences(results, study.compare)
     report = write_study_report(args.out, study.title, study.about, runs, compared)
     if args.publish:
-        publish(args.out, runs, args.publish)
+        publish(args.out, runs, args.publish, sheets=not args.no_sheets)
     print(f"results: {args.out / RESULTS}; report: {report}")
 
 

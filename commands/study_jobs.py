@@ -168,7 +168,7 @@ def differences(results: list[tuple[Job, MetricsRow]], compare: dict[str, str]) 
             found = compare_seeds(tables[row], tables[other])
         except ValueError as error:
             raise UserError(f"compare: {row} and {other}: {error}; compare rows with the same test split") from None
-        record: dict[str, Any] = {"row": f"{row} - {other}", "seeds": f"{len(tables[row])}, {len(tables[other])}"}
+        record: dict[str, Any] = {"row": f"{row} - {other}", "runs": f"{len(tables[row])}, {len(tables[other])}"}
         for name, difference in found.items():
             record |= {name: difference.mean, f"{name}/low": difference.low, f"{name}/high": difference.high}
         records.append(record)

@@ -90,15 +90,15 @@ def write_study_report(
     return write_report(out / "report.html", title, sections)
 
 
-def publish(out: Path, runs: Sequence[StudyRun], target: Path) -> None:
-    """Copy the small files of a study from `out` to `target`: tables, comparisons, one contact sheet per row."""
+def publish(out: Path, runs: Sequence[StudyRun], target: Path, sheets: bool = True) -> None:
+    """Copy the small files of a study from `out` to `target`: tables, comparisons, with `sheets` one sheet per row."""
     target.mkdir(parents=True, exist_ok=True)
     tables = (f"{stem}.{suffix}" for stem in ("table", "differences") for suffix in ("json", "csv", "md"))
     for name in (*tables, "worst_group.png", "worst_group_by_time.png"):
         if (out / name).is_file():
             shutil.copyfile(out / name, target / name)
     for run in _firsts(runs):
-        if run.sheet is not None:
+        if sheets and run.sheet is not None:
             small = Image.open(run.sheet).convert("RGB").quantize(256)  # small, for version control
             write_atomic(target / f"sheet_{run.row}.png", png_bytes(small))
 

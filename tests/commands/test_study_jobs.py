@@ -256,7 +256,7 @@ def finished_with(tmp_path: Path, right: dict[str, float], **changes: Any) -> tu
 def test_rows_are_compared_over_images_and_seeds(tmp_path: Path) -> None:
     done, compare = finished_with(tmp_path, {"a": 0.2, "b": 0.9})
     (record,) = differences(done, compare)
-    assert record["row"] == "b - a" and record["seeds"] == "2, 2" and record["accuracy"] == pytest.approx(0.7)
+    assert record["row"] == "b - a" and record["runs"] == "2, 2" and record["accuracy"] == pytest.approx(0.7)
     assert 0.5 < record["accuracy/low"] < 0.7 < record["accuracy/high"] < 0.9
     assert differences([d for d in done if d[0].row == "a"], compare) == [], "the other row did not run"
     (Path(done[0][0].config.out) / "predictions.csv").unlink()

@@ -44,6 +44,19 @@ def test_publish_copies_tables_comparisons_and_one_sheet_per_row(tmp_path: Path,
     names = {path.name for path in (tmp_path / "docs").iterdir()}
     curves = {"worst_group.png", "worst_group_by_time.png"}
     assert names == {"table.json", "table.csv", "table.md", "sheet_two_stage.png"} | curves
+    publish(tmp_path, runs, tmp_path / "unseen", sheets=False)
+    assert {path.name for path in (tmp_path / "unseen").iterdir()} == names - {"sheet_two_stage.png"}
+
+
+def test_differences_have_a_table_of_their_own(tmp_path: Path) -> None:
+    record = {"row": "b - a", "runs": "2, 3", "accuracy": 0.5, "accuracy/low": 0.25, "accuracy/high": 0.75}
+    report = write_study_report(tmp_path, "Title", "About.", [run("a", 0, 0.1, None)], [record]).read_text()
+    assert "b - a" in report and "2, 3" in report and "bootstrap over images and seeds" in report
+    (stored,) = json.loads((tmp_path / "differences.json").read_text())["rows"]
+    assert stored["accuracy"] == 0.5 and stored["accuracy/high"] == 0.75
+    publish(tmp_path, [run("a", 0, 0.1, None)], tmp_path / "docs")
+    assert (tmp_path / "docs" / "differences.md").read_text() == (tmp_path / "differences.md").read_text()
+    assert "50.0" in (tmp_path / "differences.md").read_text()
 
 
 def test_a_study_without_logged_test_metrics_has_no_comparison(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def test_studies_run(name: str, elsewhere: Path) -> None:
     settings = [f"{key}={yaml.safe_dump(value).splitlines()[0]}" for key, value in small.items()]
     out = f"runs/{name}"
     done = script(
-        ["study.py", f"studies/{name}", "--seeds", "0", "--out", out, "--publish", f"docs/{name}", "--set", *settings], elsewhere
+        ["study.py", f"studies/{name}", "--seeds", "0", "--out", out, "--publish", f"docs/{name}", "--set", *settings],
+        elsewhere,
     )
     assert done.returncode == 0, done.stderr
     assert (elsewhere / out / "report.html").is_file()
