@@ -2,7 +2,7 @@
 
 from metrics import auroc, classification, f1, groups, masks, multilabel  # noqa: F401
 from metrics.maps import certificate, detection, localization, perturbation, pointing, segmentation  # noqa: F401
-from metrics.parts import agreement, foreground, keypoints  # noqa: F401
+from metrics.parts import agreement, foreground, keypoints, use  # noqa: F401
 from metrics.registry import METRICS, MetricSet, build_metrics, default_metrics
 from metrics.types import Metric, Prediction
 

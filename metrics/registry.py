@@ -88,6 +88,7 @@ def default_metrics(info: DatasetInfo, has_mask: bool, sample: Sample | None = N
         "groups": info.group_names is not None,
         "auroc": info.num_classes <= MAX_NAMED_CLASSES and not info.multi_label,
         "mask": has_mask,
+        "part_use": sample is not None,
         "foreground": "mask" in there,
         "parts": info.part_names is not None and bool(there & {"keypoints", "part_labels"}),
     }

@@ -15,12 +15,9 @@ from common.errors import UserError
 from common.metric_info import MetricInfo
 from datasets.types import Batch, DatasetInfo
 from metrics.base import ExactMetric, count_by
-from metrics.parts.part_maps import maps_of, pixel_labels, point_labels
+from metrics.parts.part_maps import MOST_CHANNELS, check_channels, maps_of, pixel_labels, point_labels
 from metrics.registry import METRICS
 from metrics.types import Prediction
-
-MOST_CHANNELS = 256
-"""Width of the tables, at least K + 1: a state needs its shape before the first prediction is seen."""
 
 
 @METRICS.register("parts")
@@ -59,8 +56,7 @@ class PartAgreement(ExactMetric):
         maps = maps_of(prediction, "parts")
         if batch.keypoints is None and batch.part_labels is None:
             raise UserError(f"metric 'parts': a batch of data set {self.info.name!r} carries no parts")
-        if maps.shape[1] > MOST_CHANNELS:
-            raise UserError(f"metric 'parts' supports {MOST_CHANNELS - 1} parts, the model has {maps.shape[1] - 1}")
+        check_channels(maps, "parts")
         size = (batch.image.shape[2], batch.image.shape[3])
         if batch.keypoints is not None:
             names = torch.arange(self.parts, device=maps.device).expand(len(batch), -1)

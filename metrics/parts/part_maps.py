@@ -10,6 +10,8 @@ from torch.nn.functional import grid_sample, interpolate
 from common.errors import UserError
 from metrics.types import Prediction
 
+MOST_CHANNELS = 256
+"""Width of the tables, at least K + 1: a state needs its shape before the first prediction is seen."""
 IMAGES_AT_A_TIME = 8
 """Maps at pixels are K+1 times as large as the image: a whole batch of them may not fit into memory."""
 
@@ -19,6 +21,12 @@ def maps_of(prediction: Prediction, metric: str) -> Tensor:
     if prediction.maps is None:
         raise UserError(f"metric {metric!r}: this model has no part maps; drop it from --metrics")
     return prediction.maps.detach().float()
+
+
+def check_channels(maps: Tensor, metric: str) -> None:
+    """Raise UserError, naming the metric, if maps [B, K+1, h, w] have more than MOST_CHANNELS channels."""
+    if maps.shape[1] > MOST_CHANNELS:
+        raise UserError(f"metric {metric!r} supports {MOST_CHANNELS - 1} parts, the model has {maps.shape[1] - 1}")
 
 
 def pixel_labels(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -119,10 +119,10 @@ def test_default_metrics_of_part_maps_fit_the_annotations() -> None:
     def chosen(**annotations: torch.Tensor) -> tuple[str, ...]:
         return default_metrics(BIRDS, True, replace(sample, **annotations))[4:]
 
-    assert chosen() == ()
-    assert chosen(mask=mask, keypoints=points, frame=torch.ones(4)) == ("foreground", "parts")  # a fit costs a pass
-    assert chosen(keypoints=points) == ("parts",)
-    assert chosen(mask=mask, part_labels=labels) == ("foreground", "parts")
+    assert chosen() == ("part_use",)
+    assert chosen(mask=mask, keypoints=points, frame=torch.ones(4)) == ("part_use", "foreground", "parts")  # a fit costs a pass
+    assert chosen(keypoints=points) == ("part_use", "parts")
+    assert chosen(mask=mask, part_labels=labels) == ("part_use", "foreground", "parts")
 
 
 def test_unknown_and_repeated_names() -> None:

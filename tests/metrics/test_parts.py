@@ -11,8 +11,7 @@ from torch.nn.functional import interpolate, one_hot
 from common.errors import UserError
 from datasets.types import Batch
 from metrics import Prediction, build_metrics
-from metrics.parts.agreement import MOST_CHANNELS
-from metrics.parts.part_maps import point_labels
+from metrics.parts.part_maps import MOST_CHANNELS, point_labels
 from tests.metrics.cases import BIRDS, feed, random_set
 
 
