@@ -120,7 +120,8 @@ def test_default_metrics_of_part_maps_fit_the_annotations() -> None:
         return default_metrics(BIRDS, True, replace(sample, **annotations))[4:]
 
     assert chosen() == ("part_use",)
-    assert chosen(mask=mask, keypoints=points, frame=torch.ones(4)) == ("part_use", "foreground", "parts")  # a fit costs a pass
+    framed = chosen(mask=mask, keypoints=points, frame=torch.ones(4))
+    assert framed == ("part_use", "foreground", "parts")  # a fit costs a pass
     assert chosen(keypoints=points) == ("part_use", "parts")
     assert chosen(mask=mask, part_labels=labels) == ("part_use", "foreground", "parts")
 
