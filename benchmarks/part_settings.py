@@ -38,7 +38,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "presence 5": {f"{WEIGHT}presence": 5.0},
     "300 steps": {"steps": 300},
     # The recipe, more or less of it.
-    "recipe, presence 3": {**RECIPE, f"{WEIGHT}presence": 3.0},
+    "recipe, presence 5": {**RECIPE, f"{WEIGHT}presence": 5.0},
     "recipe, prototype rate x 2": {**RECIPE, PROTOTYPES: 133.0},
     "recipe, 150 steps": {**RECIPE, "steps": 150},
     "recipe, Gumbel noise": {**RECIPE, GUMBEL: True},
@@ -59,10 +59,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "equivariance 4": {f"{WEIGHT}equivariance": 4.0},
     "orthogonality 5": {f"{WEIGHT}orthogonality": 5.0},
     "enforced presence 5": {f"{WEIGHT}enforced_presence": 5.0},
-    "concentration 20": {f"{WEIGHT}concentration": 20.0},
+    "modulation rate 0": {"optim.modulation_lr_mult": 0.0},
+    "concentration 50": {f"{WEIGHT}concentration": 50.0},
     # As published.
     "published": PUBLISHED,
     "published, 300 steps": {**PUBLISHED, "steps": 300},
+    "published, logit scale 0.1": {**PUBLISHED, SCALE: 0.1},
     "published, logit scale 0.0333": {**PUBLISHED, SCALE: 0.0333},
     "published, no Gumbel noise": {**PUBLISHED, GUMBEL: False},
     # 8 parts. The presence term is a mean over the parts.

@@ -8,13 +8,16 @@ every data set and seed with the losses, optimiser and schedule of train.py; the
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from sklearn.cluster import KMeans
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, one_hot
 
 from benchmarks.cached_tokens import CachedSplit, TokenModel, TokenObjective, cache_split, rows_of
 from benchmarks.harness import RESULTS, Section, log, report, start
@@ -34,10 +37,12 @@ from engine.training.schedule import lr_factor
 from engine.training.state import Progress, RunState
 from engine.training.step import TrainStep
 from losses.equivariance import AffineView
-from metrics import build_metrics
+from metrics import Prediction, build_metrics
 from metrics.base import mean
 from models.backbone import create_backbone, load_backbone_weights
 
+Predict = Callable[[Batch, Tensor], Prediction]
+"""Annotations of images [B] and their tokens [B, N, D] -> part maps."""
 STEPS = "steps"
 """A row's key for its number of training steps; all others are config keys."""
 COLUMNS = {
@@ -65,6 +70,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     flags.add_argument("--seeds", type=int, nargs="+", default=[0])
     flags.add_argument("--rows", nargs="+", default=[], metavar="ROW", help="default: all")
     flags.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="one more row; key steps: its length")
+    flags.add_argument("--clusters", type=PositiveInt, nargs="+", default=[], metavar="K", help="rows of k-means")
     flags.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     flags.add_argument("--threads", type=NonNegativeInt, default=0, help="CPU threads; 0: torch's default")
     flags.add_argument("--out", type=Path, help="write the results to this file, as .json and .md")
@@ -139,20 +145,48 @@ def draw_batch(
     return batch, (warped.float().to(device), rows_of(data.view, which, rows))
 
 
-def measure_head(
-    model: TokenModel, train: CachedSplit, held_out: CachedSplit, device: torch.device
-) -> dict[str, float]:
+def measure(predict: Predict, train: CachedSplit, held_out: CachedSplit) -> dict[str, float]:
     """The metrics of part maps on the held-out images; those of key points where there are any."""
     points = held_out.batches[0].keypoints is not None
     names = ["accuracy", "part_use", "mask", "foreground", *(["parts", "keypoints"] if points else [])]
     metrics = build_metrics(names, held_out.info)
-    with evaluation_mode(model, device, seed=0):
-        for update, data in ((metrics.fit, train), (metrics.update, held_out)):
-            if update == metrics.fit and not points:
-                continue
-            for batch, tokens in data.evaluated():
-                update(batch.to(device), prediction_of(model.select(tokens.to(device))))
+    for batch, tokens in train.evaluated() if points else ():
+        metrics.fit(batch, predict(batch, tokens))
+    for batch, tokens in held_out.evaluated():
+        metrics.update(batch, predict(batch, tokens))
     return metrics.compute()
+
+
+def measure_head(
+    model: TokenModel, train: CachedSplit, held_out: CachedSplit, device: torch.device
+) -> dict[str, float]:
+    """`measure` of a trained part head."""
+    with evaluation_mode(model, device, seed=0):
+        return measure(lambda _, tokens: prediction_of(model.select(tokens.to(device))), train, held_out)
+
+
+def measure_clusters(train: CachedSplit, held_out: CachedSplit, parts: int) -> dict[str, float]:
+    """`measure` of k-means clusters of the tokens inside the true masks: what tokens give without any training."""
+    inside = torch.cat([object_patches(batch, tokens) for batch, tokens in train.evaluated()])
+    found = KMeans(parts, n_init=3, random_state=0).fit(train.tokens[0].float()[inside].numpy())
+
+    def predict(batch: Batch, tokens: Tensor) -> Prediction:
+        patches = object_patches(batch, tokens)
+        label = torch.from_numpy(found.predict(tokens.flatten(0, 1).numpy())).view(patches.shape).long()
+        grid = (math.isqrt(tokens.shape[1]), -1)
+        maps = one_hot(label.where(patches, parts), parts + 1).movedim(-1, 1).unflatten(2, grid).float()
+        logits = torch.zeros(len(tokens), held_out.info.num_outputs)
+        return Prediction(logits, mask=patches.unflatten(1, grid), maps=maps)
+
+    return measure(predict, train, held_out)
+
+
+def object_patches(batch: Batch, tokens: Tensor) -> Tensor:
+    """[B, N] bool: patches of which the true mask covers at least half. Raises UserError without true masks."""
+    if batch.mask is None:
+        raise UserError(f"--clusters: {batch.paths[0]} has no true mask")
+    side = math.isqrt(tokens.shape[1])
+    return adaptive_avg_pool2d(batch.mask[:, None].float(), side).flatten(1) >= 0.5
 
 
 def measure_row(
@@ -165,8 +199,13 @@ def measure_row(
         config = config_of(options, keys, *source, seed)
         model = train_head(config, data[0], keys.get(STEPS, options.steps), device)
         found.append(measure_head(model, *data, device))
+    return table_row(f"{source[0]}, {row}", row, found)
+
+
+def table_row(what: str, row: str, found: list[dict[str, float]]) -> dict[str, Any]:
+    """Means of the metrics of all seeds."""
     means = {title: mean(one[key] for one in found) for key, title in COLUMNS.items() if key in found[0]}
-    log(f"{source[0]}, {row}: " + ", ".join(f"{title} {value:.3g}" for title, value in means.items()))
+    log(f"{what}: " + ", ".join(f"{title} {value:.3g}" for title, value in means.items()))
     return {"setting": row, **means, "parts used by seed": [one["parts_used"] for one in found]}
 
 
@@ -181,6 +220,9 @@ def main(args: Sequence[str] | None = None) -> None:
         name, _, root = item.partition("=")
         data = read_data(options, name, root)
         rows = [measure_row(options, row, keys, (name, root), data) for row, keys in settings.items()]
+        for parts in options.clusters:
+            title = f"k-means in the true masks, K = {parts}"
+            rows.append(table_row(f"{name}, {title}", title, [measure_clusters(*data, parts)]))
         notes = [f"{len(data[0].label)} training images, {len(data[1].label)} held out"]
         sections.append(Section(name, rows, notes, {"settings": settings}))
     report("Part use", sections, METHOD, options, "part_use")

@@ -100,12 +100,14 @@ def test_it_measures_and_writes_the_table(tmp_path: Path, capsys: pytest.Capture
     keys = ["optim.lr=0.01", "steps=3", "model.parts.num_parts=2"]
     part_use.main([
         f"--config={file}", "--data", "synthetic=.", "--image-size=32", "--images=16", "--steps=2", "--seeds", "0", "1",
-        "--rows", "current", "--set", *keys, f"--out={tmp_path / 'table.json'}",
+        "--rows", "current", "--set", *keys, "--clusters", "2", f"--out={tmp_path / 'table.json'}",
     ])  # fmt: skip
     (section,) = json.loads((tmp_path / "table.json").read_text())["sections"]
-    assert [row["setting"] for row in section["rows"]] == ["current", "set"]
+    assert [row["setting"] for row in section["rows"]] == ["current", "set", "k-means in the true masks, K = 2"]
     assert section["details"]["settings"]["set"] == {"optim.lr": 0.01, "steps": 3, "model.parts.num_parts": 2}
-    assert all(len(row["parts used by seed"]) == 2 and 0 <= row["mask IoU"] <= 1 for row in section["rows"])
+    assert section["rows"][2]["parts used"] == 2 and section["rows"][2]["mask IoU"] > 0.5
+    assert [len(row["parts used by seed"]) for row in section["rows"]] == [2, 2, 1]
+    assert all(0 <= row["mask IoU"] <= 1 for row in section["rows"])
     assert {"NMI", "key-point error"} <= section["rows"][0].keys()
     page = (tmp_path / "table.md").read_text()
     assert "| current |" in page and page.strip() in capsys.readouterr().out
