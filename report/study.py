@@ -27,7 +27,7 @@ STUDY_COLUMNS = (
     "test/mask_dice",
     "test/keep_ratio",
     "test/keep_ratio_pixels",
-    "test/part_use/parts",
+    "test/parts_used",
     "best_epoch",
     "train_seconds",
     "wall_seconds",
