@@ -7,7 +7,7 @@ PROTOTYPES = "optim.prototype_lr_mult"
 WEIGHT = "loss.weights."
 
 RECIPE: dict[str, Any] = {PROTOTYPES: 200.0, f"{WEIGHT}presence": 2.0}
-"""K parts are used, and the mask is kept."""
+"""More parts are used than by the current settings, and the mask is kept (docs/parts.md)."""
 
 PUBLISHED: dict[str, Any] = {
     SCALE: 1.0,
