@@ -26,11 +26,13 @@ NANO = ("--model", "timm/vit_nano_patch8")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs `two` (two-stage) and `plain`, and `head`: weights of a ViT with two classes."""
+    """A folder with the finished runs `two` (two-stage), `pixel` (with pixel masks) and `plain`, and `head`: weights of a
+    ViT with two classes."""
     folder = tmp_path_factory.mktemp("runs")
     two_stage = {**SCRIPT, "model.stage_1_backbone": "vit_pico_patch8"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, keys in {"two": two_stage, "plain": {**SCRIPT, "model.name": "vit"}}.items():
+        pixel = {**two_stage, "model.mask_resolution": "pixel"}
+        for name, keys in {"two": two_stage, "pixel": pixel, "plain": {**SCRIPT, "model.name": "vit"}}.items():
             patch.setattr(sys, "argv", ["train.py", *flags({**keys, "out": str(folder / name)})])
             train.main()
     torch.manual_seed(0)

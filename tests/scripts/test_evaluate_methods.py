@@ -24,6 +24,18 @@ METRIC_KEYS = (
 """One or two of every default metric."""
 
 
+def test_pixel_masks_are_certified_and_compared_in_pixels(measure: Measure, runs: Path) -> None:
+    rows = measure("--run", "pixel", "--method", "rollout", "gradient")["rows"]
+    own, trained = rows["(its own mask)"], json.loads((runs / "pixel" / "results.json").read_text())
+    assert own["certificate/max_logit_change"] == 0 and own["certificate/holds"] == 1
+    assert own["certificate/keep_ratio"] == pytest.approx(trained["test/keep_ratio_pixels"])
+    assert own["as_mask/mask_iou"] == pytest.approx(trained["test/mask_iou"])
+    assert own["as_mask/accuracy"] == pytest.approx(trained["test/accuracy"])
+    assert rows["(true mask)"]["as_mask/mask_iou"] == 1
+    for method in ("rollout", "gradient"):
+        assert rows[method]["as_mask/keep_ratio"] == pytest.approx(own["as_mask/keep_ratio"]), "as many pixels"
+
+
 def test_all_methods_on_the_real_command_line(runs: Path, tmp_path: Path) -> None:
     done = run_script(tmp_path, "evaluate.py", "--run", str(runs / "two"), "--method", "all", "--out", "an out [x]")
     assert (done.returncode, done.stderr) == (0, "")
