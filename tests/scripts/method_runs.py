@@ -26,8 +26,8 @@ NANO = ("--model", "timm/vit_nano_patch8")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the finished runs `two` (two-stage), `pixel` (with pixel masks) and `plain`, and `head`: weights of a
-    ViT with two classes."""
+    """A folder with the finished runs `two` (two-stage), `pixel` (the same with pixel masks) and `plain`, and `head`:
+    weights of a ViT with two classes."""
     folder = tmp_path_factory.mktemp("runs")
     two_stage = {**SCRIPT, "model.stage_1_backbone": "vit_pico_patch8"}
     with pytest.MonkeyPatch.context() as patch:

@@ -32,11 +32,14 @@ def test_from_a_config_file_to_results(tmp_path: Path) -> None:
     out = tmp_path / "runs" / "a run"
     written = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert written == {
-        "config.yaml", "metrics.jsonl", "results.json", "curves.png", "sheets/epoch_001.png", "sheets/epoch_002.png",
-        "checkpoints/last.safetensors", "checkpoints/previous.safetensors",
+        "config.yaml", "metrics.jsonl", "results.json", "predictions.csv", "curves.png", "sheets/epoch_001.png",
+        "sheets/epoch_002.png", "checkpoints/last.safetensors", "checkpoints/previous.safetensors",
         "best/model.safetensors", "best/config.json",
     }  # fmt: skip
     results = json.loads((out / "results.json").read_text())
+    rows = (out / "predictions.csv").read_text().splitlines()[1:]
+    right = [label == predicted for _, label, predicted, *_ in (row.split(",") for row in rows)]
+    assert len(rows) == 16 and sum(right) / len(rows) == results["test/accuracy"]
     assert {"test/accuracy", "val/accuracy", "best_epoch", "train_seconds", "wall_seconds", "seed"} <= results.keys()
     assert results["provenance"]["command"].startswith("train.py --config mine.yaml")
     assert f"test accuracy {results['test/accuracy']:.1%}" in done.stdout
