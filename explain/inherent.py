@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, cast
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
@@ -50,4 +51,9 @@ class Inherent(Explainer):
         if self.what == "part":
             return selection.maps[:, self.part]
         foreground = selection.maps[:, :-1].sum(1)  # [B, K + 1, h, w], background last
-        return foreground if self.what == "foreground" else foreground * selection.mask
+        if self.what == "foreground":
+            return foreground
+        if foreground.shape != selection.mask.shape:  # stage 1 has a patch grid of its own
+            size = selection.mask.shape[1:]
+            foreground = F.interpolate(foreground[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return foreground * selection.mask

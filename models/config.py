@@ -7,6 +7,7 @@ from common.ranges import (
     HalfOpenUnitInterval,
     LeftOpenUnitInterval,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
 )
@@ -68,6 +69,9 @@ class ModelConfig:
     stage_1_weights: str = ""
     """Weights of stage 1, if other than `weights`."""
     stage_1_drop_path: HalfOpenUnitInterval = 0.0
+    stage_1_image_size: NonNegativeInt = 0
+    """Side of stage 1's input in pixels: its images are resized (antialiased), its part logits interpolated to the grid
+    of stage 2. 0: as stage 2, data.image_size."""
     parts: PartsConfig = field(default_factory=PartsConfig)
     selector: SelectorName = "parts"
     """two_stage: what selects the patches of stage 2, in training too. parts: stage 1. attention, rollout, pca: maps of

@@ -47,8 +47,12 @@ def draw_noise(
     device: torch.device,
     training: bool,
     generator: torch.Generator | None = None,
+    mask_patches: int | None = None,
 ) -> PartNoise:
-    """Draw the noise for `shape` = (B, N) from `generator` (None: torch's global generator)."""
+    """Draw the noise for `shape` = (B, N) from `generator` (None: torch's global generator).
+
+    `mask_patches`: patches of the mask, if other than N.
+    """
     batch, patches = shape
     noisy = training or config.eval_noise
 
@@ -70,7 +74,7 @@ def draw_noise(
         keep_features=keep(config.part_dropout),
         keep_in_mask=keep(config.mask_dropout),
         margin=(2 * uniform() - 1) * config.margin_noise if training and config.margin_noise else None,
-        border=uniform(patches) if training and config.border_dropout else None,
+        border=uniform(mask_patches or patches) if training and config.border_dropout else None,
     )
 
 

@@ -121,8 +121,16 @@ def to_published(model: PublishedModel, format: Format) -> State:
     """The model's weights under published names, on the CPU. Raises UserError if `format` has no place for them."""
     if (format == "pdiscoformer") != isinstance(model, PDiscoFormer):
         raise UserError(f"--export: {format} is not a format for a {type(model).__name__}")
-    if model.model_config.parts.logit_scale != 1:
-        raise UserError("--export: the published code has no model.parts.logit_scale; train with 1 to export")
+    config = model.model_config
+    published_only = {
+        "parts.logit_scale": config.parts.logit_scale == 1,
+        "parts.margin": config.parts.margin == 0,
+        "mask_resolution=pixel": config.mask_resolution == "patch",
+        "stage_1_image_size": not config.stage_1_image_size,
+    }
+    for key, published_value in published_only.items():
+        if not published_value:
+            raise UserError(f"--export: the published code has no model.{key}; train with its default to export")
     state = model.state_dict()
     vits = _backbones(model)
     published: State = {}

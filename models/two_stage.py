@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.errors import UserError
 from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
@@ -31,13 +32,15 @@ class StageOne(nn.Module):
     """A ViT with a part head on its patch tokens."""
 
     def __init__(self, config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """`image_size`: (height, width) in pixels."""
+        """`image_size`: (height, width) in pixels of the images passed in. Raises UserError."""
         super().__init__()
         name = config.stage_1_backbone or config.backbone
-        self.backbone = create_backbone(name, image_size, config.stage_1_drop_path)
+        self.backbone = create_backbone(name, _input_size(config, image_size), config.stage_1_drop_path)
         self.parts = PartHead(self.backbone.embed_dim, num_classes, config.parts)
         self.config = config
         self.image_size = image_size
+        self.mask_grid = grid_of(self.backbone)
+        """Patch grid (h, w) of the mask: that of stage 2."""
         self.token_cache: TokenCache | None = None
         """Set by training (`train.token_cache`), which then keeps the backbone as it is."""
 
@@ -53,11 +56,20 @@ class StageOne(nn.Module):
 
         `one_time`: these images will not come again, so that their tokens are not worth storing in `token_cache`.
         """
-        if self.token_cache is None or one_time:
-            tokens = patch_tokens(self.backbone, images)
-        else:
-            tokens = self.token_cache.tokens(self.backbone, images)
-        return self.from_tokens(tokens, noise, intervention, generator)
+        cache = None if one_time else self.token_cache
+        return self.from_tokens(self.tokens(images, cache), noise, intervention, generator)
+
+    def tokens(self, images: Tensor, cache: TokenCache | None = None) -> Tensor:
+        """Patch tokens [B, N, D] of images [B, 3, H, W], read from `cache` where stored."""
+        images = self.resized(images)
+        return patch_tokens(self.backbone, images) if cache is None else cache.tokens(self.backbone, images)
+
+    def resized(self, images: Tensor) -> Tensor:
+        """The images in the size of the backbone's input (`model.stage_1_image_size`)."""
+        size = _input_size(self.config, self.image_size)
+        if size == self.image_size:
+            return images
+        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
 
     def from_tokens(
         self,
@@ -68,21 +80,26 @@ class StageOne(nn.Module):
     ) -> StageOneOutput:
         """The same from patch tokens [B, N, D], so that several interventions can share one pass of the backbone."""
         if noise is None:
-            noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator)
-        grid, size = grid_of(self.backbone), self.image_size
-        if self.config.mask_resolution == "pixel":
-            out = self.parts(tokens, noise, intervention, lambda values: enlarge_tokens(values, grid, size))
-        else:
+            patches = self.mask_grid[0] * self.mask_grid[1]
+            noise = draw_noise(self.config.parts, tokens.shape[:2], tokens.device, self.training, generator, patches)
+        grid, size = grid_of(self.backbone), self.image_size if self._by_pixel else self.mask_grid
+        if grid == size:
             out = self.parts(tokens, noise, intervention)
+        else:
+            out = self.parts(tokens, noise, intervention, lambda values: enlarge_tokens(values, grid, size))
         return StageOneOutput(self._selection(out, noise), out.part_logits, out.part_features)
 
+    @property
+    def _by_pixel(self) -> bool:
+        return self.config.mask_resolution == "pixel"
+
     def _selection(self, out: PartOutput, noise: PartNoise) -> Selection:
-        grid, config = grid_of(self.backbone), self.config
+        grid, config = self.mask_grid, self.config
         margin = foreground_margin(out.mask_logits) - config.parts.margin
         if noise.margin is not None:
             margin = margin - noise.margin[:, None]
         mask, pixels = margin >= 0, None  # as published, a tie with the background counts as foreground
-        if config.mask_resolution == "pixel":
+        if self._by_pixel:
             pixels = mask.unflatten(1, self.image_size)
             mask = patches_with(pixels, grid).flatten(1)
         if noise.border is not None:
@@ -90,7 +107,8 @@ class StageOne(nn.Module):
             mask = mask.flatten(1)
         empty = ~mask.any(1)
         if config.empty_mask == "best_token":  # otherwise stage 2 sees only the prefix tokens
-            mask = keep_best_token(mask, out.fallback_score)
+            score = out.fallback_score[:, None].unflatten(2, grid_of(self.backbone))
+            mask = keep_best_token(mask, F.interpolate(score, size=grid).flatten(1))
         if pixels is not None:
             shown = enlarge_patches(mask.unflatten(1, grid), self.image_size)
             # The fallback patch is shown whole: no pixel of it is foreground.
@@ -98,7 +116,8 @@ class StageOne(nn.Module):
         gate = self._gate(out, mask, margin)
 
         def channels_first(t: Tensor) -> Tensor:
-            return cast(Tensor, t.transpose(1, 2).unflatten(2, grid))  # [B, N, K+1] -> [B, K+1, h, w]
+            # [B, N, K+1] -> [B, K+1, h, w]
+            return cast(Tensor, t.transpose(1, 2).unflatten(2, grid_of(self.backbone)))
 
         return Selection(
             mask=mask.unflatten(1, grid),
@@ -137,6 +156,7 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         self.stage_2 = MaskedViT(
             create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
         )
+        self.stage_1.mask_grid = grid_of(self.stage_2.backbone)
         _check(config, self)
 
     def load_pretrained_backbones(self) -> None:
@@ -178,6 +198,14 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         return TwoStageOutput(self.predict(images, stage_1.selection), stage_1)
 
 
+def _input_size(config: ModelConfig, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Size of stage 1's input for images of `image_size`. Raises UserError if one side cannot stand for both."""
+    side = config.stage_1_image_size
+    if side and image_size[0] != image_size[1]:
+        raise UserError(f"model.stage_1_image_size={side} makes square images, but data.image_size is {image_size}")
+    return (side, side) if side else image_size
+
+
 def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
     """Stage 1 of a model with parts, as a classifier of its own."""
     return NetworkView(stage_1.backbone, lambda images: select_parts(model, images).class_logits, "patches")
@@ -186,9 +214,6 @@ def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
 def _check(config: ModelConfig, model: TwoStageModel) -> None:
     if config.selector != "parts":
         raise UserError(f"model.selector={config.selector} makes a SelectedViT; use build_model or its from_pretrained")
-    grids = grid_of(model.stage_1.backbone), grid_of(model.stage_2.backbone)
-    if grids[0] != grids[1]:  # one mask entry per patch of stage 2
-        raise UserError(f"model.stage_1_backbone: its patch grid {grids[0]} is not that of stage 2, {grids[1]}")
     check_masked_vit(config, model.stage_2)
     if config.mask_resolution == "pixel" and (config.mask_kind, config.mask_gradient) != ("hard", "detached"):
         raise UserError("model.mask_resolution=pixel needs model.mask_kind=hard and model.mask_gradient=detached")

@@ -12,7 +12,6 @@ from engine.evaluation.predict import evaluation_mode, prediction_of
 from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
 from metrics.types import Prediction
-from models.backbone import patch_tokens
 from models.outputs import TwoStageOutput
 from models.part_discovery import Intervention, draw_noise
 from models.two_stage import TwoStageModel
@@ -71,7 +70,7 @@ def shared_predictions(
     """A function from interventions to predictions for `images` [B, 3, H, W], with one pass of stage 1's backbone."""
     autocast = partial(torch.autocast, images.device.type, dtype=precision, enabled=precision != torch.float32)
     with autocast():
-        tokens = patch_tokens(model.stage_1.backbone, images)
+        tokens = model.stage_1.tokens(images)
     noise = draw_noise(model.model_config.parts, tokens.shape[:2], tokens.device, model.training)
 
     def predict(intervention: Intervention) -> Prediction:

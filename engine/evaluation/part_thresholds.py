@@ -10,7 +10,6 @@ from torch import Tensor
 from common.errors import UserError
 from datasets.types import Batch
 from engine.evaluation.predict import evaluation_mode
-from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
 from models.two_stage import TwoStageModel
 
@@ -56,7 +55,7 @@ def part_logits(model: TwoStageModel, images: Tensor, precision: torch.dtype) ->
     """
     stage, parts = model.stage_1, model.model_config.parts
     with torch.autocast(images.device.type, dtype=precision, enabled=precision != torch.float32):
-        tokens = patch_tokens(stage.backbone, images)
+        tokens = stage.tokens(images)
     noise = draw_noise(parts, tokens.shape[:2], tokens.device, stage.training)
     part_BN = stage.parts(tokens, noise).maps.argmax(-1)
     _, dots_BNK1 = stage.parts.logits(tokens.float())

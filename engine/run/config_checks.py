@@ -20,6 +20,8 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
         f"model.selector={model.selector} has no stage 1 to train: optim.stage_1_epochs must be 0": parts
         or not config.optim.stage_1_epochs,
+        f"model.stage_1_image_size: model.name={model.name} with model.selector={model.selector} has no stage 1 before "
+        "another one; set data.image_size": not model.stage_1_image_size or (model.name == "two_stage" and parts),
         "loss.weights: every term is off, there is nothing to train": any(asdict(config.loss.weights).values()),
     }
 

@@ -28,7 +28,6 @@ from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
 from explain.rollout import check_start
 from explain.types import METHODS, Explainer
-from models.backbone import patch_tokens
 from models.part_discovery import draw_noise
 from models.two_stage import StageOne
 
@@ -155,7 +154,7 @@ def logits_with_fixed_parts(explained: ExplainedModel) -> Callable[[Tensor], Ten
     parts = stage_1.parts
 
     def logits(images: Tensor) -> Tensor:
-        tokens = patch_tokens(explained.vit, images)
+        tokens = stage_1.tokens(images)
         generator = torch.Generator(images.device).manual_seed(0)  # as in models.interface.select_parts
         noise = draw_noise(parts.config, tokens.shape[:2], images.device, training=False, generator=generator)
         with torch.no_grad():

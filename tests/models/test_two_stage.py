@@ -224,10 +224,7 @@ def test_stage_1_may_have_a_backbone_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"stage_1_backbone": "vit_t_plain16"},
-            r"model\.stage_1_backbone: its patch grid \(2, 3\) is not that of stage 2, \(4, 6\)",
-        ),
+        ({"stage_1_image_size": 16}, r"stage_1_image_size=16 makes square images, but data.image_size is \(32, 48\)"),
         ({"backbone": "vit_t_parallel", "mask_gradient": "straight_through"}, "mask_gradient.*ParallelScalingBlock"),
         ({"backbone": "vit_t_parallel", "stage_2_path": "packed"}, "stage_2_path=packed.*ParallelScalingBlock"),
         ({"stage_2_path": "packed", "drop_path": 0.1}, "cannot apply model.drop_path"),
