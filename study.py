@@ -1,7 +1,7 @@
 """Train and compare the rows of a study: several models or settings, several seeds, one table and one report.
 
     python study.py studies/quickstart.yaml --out runs/quickstart
-    python study.py studies/waterstamps.yaml --out runs/waterstamps --seeds 0 1 2 --rows vit k4
+    python study.py studies/real_birds.yaml --out runs/real_birds --seeds 0 1 2 --rows vit two_stage
 
 Every row and seed is an ordinary run in OUT/ROW-seedN. Finished runs are read and interrupted runs resumed, so an
 interrupted study continues with the same command. Writes OUT/results.json (row -> metrics, means over seeds),

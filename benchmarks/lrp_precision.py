@@ -1,6 +1,6 @@
 """How far relevance propagation in float32 is from float64 on photographs, and what float64 costs.
 
-    python -m benchmarks.lrp_precision data/waterstamps --image-size 140 --save
+    python -m benchmarks.lrp_precision data/real_birds/waterbird_complete95_forest2water2 --image-size 140 --save
 
 Pretrained weights matter: with random weights few of the sums that the rules divide by cancel. A backbone without a
 classifier gets a random linear one. Compared are maps of the predicted class of each image, with precision=float64 and

@@ -1,4 +1,4 @@
-"""The rows of benchmarks.part_use: config keys on top of configs/waterstamps.yaml, the current recipe."""
+"""The rows of benchmarks.part_use: config keys on top of configs/real_birds.yaml."""
 
 from typing import Any
 

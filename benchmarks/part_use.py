@@ -1,7 +1,7 @@
 """Which settings of stage 1 use all K parts. Trains the part head alone, on cached patch tokens of a frozen backbone.
 
     python -m benchmarks.part_use --data cub=../shared/data/published/cub10 waterbirds=../shared/data/real_birds
-    python -m benchmarks.part_use --data waterbirds=data/waterstamps --rows current recipe --seeds 0 1 2 --save
+    python -m benchmarks.part_use --data waterbirds=data/real_birds --rows current recipe --seeds 0 1 2 --save
 
 A row is a setting: config keys on top of --config. --set adds a row of your own. Each row is trained from scratch on
 every data set and seed with the losses, optimiser and schedule of train.py; the tables show means over the seeds.
@@ -63,7 +63,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     flags = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     flags.add_argument("--data", nargs="+", required=True, metavar="NAME=FOLDER", help="data.name=data.root of each")
-    flags.add_argument("--config", type=Path, default=Path("configs/waterstamps.yaml"), help="what the rows change")
+    flags.add_argument("--config", type=Path, default=Path("configs/real_birds.yaml"), help="what the rows change")
     flags.add_argument("--image-size", type=PositiveInt, default=224, help="pixels")
     flags.add_argument("--images", type=PositiveInt, default=400, help="largest number of training images")
     flags.add_argument("--steps", type=PositiveInt, default=60, help="of rows that do not set their own")
