@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from benchmarks.harness import log
@@ -20,6 +19,7 @@ from losses.equivariance import AffineView, draw_view, num_views, unwarp_maps, w
 from models.backbone import patch_tokens
 from models.outputs import StageOneOutput
 from models.pdiscoformer import PDiscoFormer
+from models.transformer import ViT
 
 FLIPS = (False, True)
 COLUMNS = ("angle", "shift_x", "shift_y", "scale")
@@ -52,9 +52,7 @@ class CachedSplit:
 
 
 @torch.no_grad()
-def cache_split(
-    backbone: VisionTransformer, split: Split, warps: EquivarianceConfig | None, device: torch.device
-) -> CachedSplit:
+def cache_split(backbone: ViT, split: Split, warps: EquivarianceConfig | None, device: torch.device) -> CachedSplit:
     """Run the backbone, which is on `device`, on all images of a split with the evaluation transform.
 
     With `warps`, for training: also flipped, and with one warped view of each, drawn with seed 0.

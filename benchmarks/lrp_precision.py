@@ -53,6 +53,8 @@ def load_model(name: str, weights: str, size: int) -> VisionTransformer:
     """timm's ViT `name` in eval mode with a random linear classifier on its class token. Raises UserError."""
     torch.manual_seed(SEED)
     vit = create_backbone(name, (size, size))
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"--model: {name!r} is a {type(vit).__name__}, not a timm VisionTransformer")
     load_backbone_weights(vit, name, weights)
     vit.head = nn.Linear(vit.num_features, CLASSES)
     return vit.eval()

@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
-from models.masked_attention import is_plain
+from models.transformer import describe
 
 DISCARD = 0.9
 """Fraction of each fused attention matrix that vit-explain sets to 0."""
@@ -51,7 +51,7 @@ def explicit(vit: VisionTransformer) -> VisionTransformer:
     """A copy of the model with ExplicitAttention. Raises UserError for a ViT that the published code cannot explain."""
     rows, columns = vit.patch_embed.grid_size
     attn = cast(Any, vit.blocks[0]).attn
-    plain = is_plain(vit) and isinstance(attn.q_norm, nn.Identity) and attn.gate is None
+    plain = describe(vit).is_plain and isinstance(attn.q_norm, nn.Identity) and attn.gate is None
     if not plain or vit.num_prefix_tokens != 1 or vit.global_pool != "token" or rows != columns:
         raise UserError(
             "--models: the published code explains only ViTs with plain blocks, one class token and square images"

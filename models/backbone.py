@@ -3,43 +3,55 @@
 Shape legend: B images, N patches (h x w grid), P prefix tokens (class token, registers), D width.
 """
 
+import contextlib
 import difflib
-from typing import cast
+from typing import Any, cast
 
 import timm
-from timm.layers import PatchEmbed
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
-from models.nano import MlpPatchEmbed  # the import also registers the small ViTs with timm
+from models.transformer import ViT, describe, is_vit
 from models.weights.checkpoints import fit_backbone_state, load_into, read_state
 
 
-def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> VisionTransformer:
+def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> ViT:
     """timm's model `name`, randomly initialised and without a classifier, for `image_size` (height, width) in pixels.
 
-    Raises UserError for an unknown name, a model that is not a VisionTransformer or has no class token, or an image
-    size that is not a multiple of the patch size.
+    Raises UserError for an unknown name, a model that is neither a VisionTransformer nor an Eva, or an image size that
+    is not a multiple of the patch size.
     """
     check_timm_name(name)
     try:
-        # fc_norm=False: timm applies the final norm after pooling in models made for average pooling, but the part head
-        # and the explanation methods read normalised patch tokens.
-        model = timm.create_model(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path, fc_norm=False)
+        model = _create(name, num_classes=0, img_size=image_size, drop_path_rate=drop_path)
     except RuntimeError as error:  # an unknown pretrained tag (the part after the dot)
         raise UserError(f"model.backbone: {' '.join(str(error).split())[:300]}") from None
     except TypeError as error:
         what = " ".join(str(error).split())[:300]
-        raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer ({what})") from None
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"model.backbone: {name!r} is a {type(model).__name__}, not a timm VisionTransformer")
-    if model.cls_token is None:
-        raise UserError(f"model.backbone: {name!r} has no class token, which both stages need")
+        raise UserError(f"model.backbone: {name!r} is not a timm VisionTransformer or Eva ({what})") from None
+    if not is_vit(model):
+        kind = type(model).__name__
+        raise UserError(f"model.backbone: {name!r} is a {kind}, not a timm VisionTransformer or Eva")
+    cast(Any, model).attn_pool = None  # tokens are read, not timm's pooling
     patch = model.patch_embed.patch_size
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
         raise UserError(f"data.image_size: {image_size} is not a multiple of {name}'s patch size {patch}")
     return model
+
+
+def _create(name: str, **settings: Any) -> nn.Module:
+    """`timm.create_model` with the final norm before pooling.
+
+    timm applies it after pooling in models made for average pooling, but the part head and the explanation methods read
+    normalised patch tokens.
+    """
+    try:
+        return timm.create_model(name, **settings, fc_norm=False)
+    except TypeError as error:
+        with contextlib.suppress(TypeError):
+            # Eva's name of the same option. DINOv3 would take images of any size; the grid of our models is fixed.
+            return timm.create_model(name, **settings, use_fc_norm=False, dynamic_img_size=False)
+        raise error from None
 
 
 def check_timm_name(name: str, flag: str = "model.backbone") -> None:
@@ -49,7 +61,7 @@ def check_timm_name(name: str, flag: str = "model.backbone") -> None:
         raise UserError(f"{flag}: timm has no model {name!r}; nearest: {', '.join(near)}")
 
 
-def load_backbone_weights(vit: VisionTransformer, name: str, source: str) -> None:
+def load_backbone_weights(vit: ViT, name: str, source: str) -> None:
     """Load weights into `vit` from `source`: "none" (keep as is), "hub" (timm's download), or a weights file.
 
     Position embeddings are resampled to the grid of `vit`. Raises UserError naming missing or unexpected keys.
@@ -71,22 +83,17 @@ def hub_state(name: str) -> dict[str, Tensor]:
         ) from None
 
 
-def embed(vit: VisionTransformer, images: Tensor) -> Tensor:
-    """Input tokens of the first block: [B, 3, H, W] -> [B, P + N, D], prefix tokens first, with positions."""
-    x = vit._pos_embed(vit.patch_embed(images))
-    return cast(Tensor, vit.norm_pre(vit.patch_drop(x)))
+def require_class_token(vit: ViT, name: str, key: str) -> None:
+    """Raise UserError that starts with `key`, the setting that reads it, unless the backbone `name` has one."""
+    if not describe(vit).has_class_token:
+        raise UserError(f"{key} reads the class token, which the backbone {name!r} does not have")
 
 
-def embeds_patches_separately(vit: VisionTransformer) -> bool:
-    """Whether each input token depends on its own patch alone, unlike with an overlapping convolutional stem."""
-    return isinstance(vit.patch_embed, PatchEmbed | MlpPatchEmbed)
-
-
-def grid_of(vit: VisionTransformer) -> tuple[int, int]:
+def grid_of(vit: ViT) -> tuple[int, int]:
     """Patch grid (h, w) of the backbone's input."""
-    return cast(tuple[int, int], vit.patch_embed.grid_size)
+    return describe(vit).grid
 
 
-def patch_tokens(vit: VisionTransformer, images: Tensor) -> Tensor:
+def patch_tokens(vit: ViT, images: Tensor) -> Tensor:
     """Patch tokens after the final norm: [B, 3, H, W] -> [B, N, D], row-major."""
     return vit.forward_features(images)[:, vit.num_prefix_tokens :]

@@ -4,13 +4,13 @@ from typing import cast
 
 import torch
 from timm.layers import trunc_normal_
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from models.backbone import create_backbone
+from models.backbone import create_backbone, require_class_token
 from models.config import ModelConfig
 from models.interface import ImageClassifier, Readout
 from models.outputs import ClassifierOutput
+from models.transformer import ViT
 
 
 class EfficientProbing(nn.Module):
@@ -69,13 +69,15 @@ def linear_head(width: int, num_classes: int, bias: bool = True) -> nn.Linear:
 class PlainViT(ImageClassifier):
     """A timm ViT with class-token, average or attentive pooling and a linear classifier with bias."""
 
-    backbone: VisionTransformer
+    backbone: ViT
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""
         super().__init__()
         self.model_config = config = model_config
         self.backbone = create_backbone(config.backbone, image_size, config.drop_path)
+        if config.pooling in ("cls", "gap_cls"):
+            require_class_token(self.backbone, config.backbone, f"model.pooling={config.pooling}")
         width = self.backbone.embed_dim
         pools: dict[str, type[nn.Module]] = {"ep": EfficientProbing, "aim": AimPooling}
         self.pool = pools[config.pooling](width) if config.pooling in pools else nn.Identity()

@@ -4,7 +4,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -13,6 +12,7 @@ from models.baseline import linear_head
 from models.config import ModelConfig
 from models.interface import ImageClassifier
 from models.outputs import ClassifierOutput
+from models.transformer import is_vit
 from models.weights.checkpoints import load_into, read_state
 
 
@@ -59,6 +59,6 @@ def _create(name: str, drop_path: float) -> nn.Module:
         model = timm.create_model(name, num_classes=0, **extra)
     except (RuntimeError, TypeError) as error:  # an unknown pretrained tag; a network without stochastic depth
         raise UserError(f"model.backbone: {error}") from None
-    if isinstance(model, VisionTransformer) or not hasattr(model, "head_hidden_size"):
+    if is_vit(model) or not hasattr(model, "head_hidden_size"):
         raise UserError(f"model.backbone: {name!r} is a {type(model).__name__}; for a ViT use model.name=vit")
     return model

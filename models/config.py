@@ -55,7 +55,8 @@ class ModelConfig:
     name: str = "two_stage"
     """A name in the model registry: two_stage | vit | decoupled | late_masking | pdiscoformer | cnn."""
     backbone: str = "vit_base_patch14_reg4_dinov2.lvd142m"
-    """Any timm VisionTransformer; with name=cnn, any timm network that pools its features."""
+    """Any timm VisionTransformer or Eva (DINOv3, EVA-02, PE, rotary ViTs); with name=cnn, any timm network that pools
+    its features."""
     weights: str = "hub"
     """hub (timm's download) | none (random) | a file with timm's or Hugging Face's DINOv2 / RAD-DINO names."""
     init_from: str = ""

@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -19,6 +18,7 @@ from models.interface import ImageClassifier
 from models.masked_vit import MaskedViT, check_masked_vit
 from models.outputs import ClassifierOutput
 from models.selection import Selection, keep_best_token, selection_of
+from models.transformer import ViT
 
 
 def select_given(mask: Tensor, grid: tuple[int, int], config: ModelConfig) -> Selection:
@@ -89,7 +89,7 @@ class LateMaskingViT(GivenMaskModel):
     their number.
     """
 
-    backbone: VisionTransformer
+    backbone: ViT
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
         """Random weights; `load_pretrained_backbones` loads `model_config.weights` into the backbone."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeGuard, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from models.backbone import load_backbone_weights
@@ -16,6 +15,7 @@ from models.config import ModelConfig
 from models.hub import SavedModel
 from models.outputs import ModelOutput, StageOneOutput
 from models.selection import Selection
+from models.transformer import ViT
 
 Stage = Literal[1, 2]
 Readout = Literal["class_token", "patches", "all"]
@@ -59,7 +59,7 @@ class ImageClassifier(nn.Module, SavedModel, library_name="faithful-vit"):
     def load_pretrained_backbones(self) -> None:
         """Load `model_config.weights` into the backbones; by default into `network`, a ViT. Raises UserError."""
         config = self.model_config
-        load_backbone_weights(cast(VisionTransformer, self.network), config.backbone, config.weights)
+        load_backbone_weights(cast(ViT, self.network), config.backbone, config.weights)
 
     def forward(self, *args: Any, **options: Any) -> ModelOutput:
         """Normalised images [B, 3, H, W] -> output; `mask=` if `needs_mask`. Other options depend on the model."""
@@ -110,7 +110,7 @@ class ImageClassifier(nn.Module, SavedModel, library_name="faithful-vit"):
     @property
     def patch_size(self) -> int:
         """Side of a patch in pixels; for a CNN, the stride of its last feature map."""
-        return int(cast(VisionTransformer, self.network).patch_embed.patch_size[0])
+        return int(cast(ViT, self.network).patch_embed.patch_size[0])
 
     @property
     def patch_grid(self) -> tuple[int, int]:

@@ -2,11 +2,16 @@
 
 - `dense`: all tokens stay, hidden keys are masked. Any timm block.
 - `gathered`: visible tokens are gathered and padded to the largest count in the batch. Any timm block.
-- `packed`: visible tokens of all images in one row, padded at most inside attention. timm's plain `Block`.
-- `straight_through`: all tokens stay; the mask is a 0/1 gate with a gradient. timm's plain `Block`.
+- `packed`: visible tokens of all images in one row, padded at most inside attention. Plain blocks.
+- `straight_through`: all tokens stay; the mask is a 0/1 gate with a gradient. Plain blocks.
 - `soft`: the ablation; the log of a gate in [0, 1] is added to the attention scores. Any timm block.
 
-Shape legend: B images, P prefix tokens, S = P + N tokens, T packed tokens, H heads, E head width.
+Each returns what the classifier reads after the final norm, [B, D]: the class token or, if the backbone has none, the
+mean over the visible patches (0 if there are none; with a gate, the mean weighted by it). Rotary positions follow
+the tokens. Plain blocks: `Transformer.is_plain`.
+
+Shape legend: B images, P prefix tokens, S = P + N tokens, T packed tokens, L tokens of the longest image, H heads, E
+head width, D width.
 """
 
 from collections.abc import Callable
@@ -14,9 +19,9 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor
 
+from models.transformer import Tokens, Transformer, ViT, describe
 from models.varlen import Packing, packed_attention
 
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
@@ -24,73 +29,95 @@ Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 def key_mask(mask_BN: Tensor, num_prefix: int) -> Tensor:
-    """[B, N] -> [B, S] bool; prefix tokens are always visible."""
-    return F.pad(mask_BN, (num_prefix, 0), value=True)
+    """[B, N] -> [B, S] bool; prefix tokens are always visible.
+
+    Without prefix tokens, an image of which no patch is visible would have no keys: all are, and `read` counts none.
+    """
+    keys_BN = mask_BN if num_prefix else mask_BN | ~mask_BN.any(1, keepdim=True)
+    return F.pad(keys_BN, (num_prefix, 0), value=True)
 
 
-def dense(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
-    """Class token after the last block, [B, D]. Hidden tokens stay in the sequence, but no token attends to them."""
+def dense(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
+    """Hidden tokens stay in the sequence, but no token attends to them."""
+    described = describe(vit)
     # [B, 1, 1, S]: the same keys for every head and query.
-    return _run_blocks(vit, x_BSD, key_mask(mask_BN, vit.num_prefix_tokens)[:, None, None, :])
+    keys = key_mask(mask_BN, described.num_prefix_tokens)[:, None, None, :]
+    return described.read(_run_blocks(described, tokens, keys), _weights(described, mask_BN))
 
 
-def gathered(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
+def gathered(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
     """Like `dense`, on the visible tokens only; shorter images are padded with masked tokens.
 
     One host sync: the largest number of visible tokens determines the shapes.
     """
-    keys = key_mask(mask_BN, vit.num_prefix_tokens)
+    described = describe(vit)
+    keys = key_mask(mask_BN, described.num_prefix_tokens)
     longest = int(keys.sum(1).max())
     order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in order of position
-    x_BSD = x_BSD.gather(1, order.unsqueeze(-1).expand(-1, -1, x_BSD.shape[-1]))
-    return _run_blocks(vit, x_BSD, keys.gather(1, order)[:, None, None, :])  # False at padding
+    x_BLD = _run_blocks(described, tokens.gather(order), keys.gather(1, order)[:, None, None, :])  # False at padding
+    return described.read(x_BLD, _weights(described, mask_BN).gather(1, order))
 
 
-def packed(vit: VisionTransformer, x_BSD: Tensor, mask_BN: Tensor) -> Tensor:
+def packed(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
     """Like `dense`, with the visible tokens of all images in one row, so that linear layers see no padding.
 
     One host sync: the number of visible tokens determines the shapes.
     """
-    packing = Packing.of(key_mask(mask_BN, vit.num_prefix_tokens))
-    x_1TD = x_BSD.flatten(0, 1).index_select(0, packing.index).unsqueeze(0)
+    described = describe(vit)
+    packing = Packing.of(key_mask(mask_BN, described.num_prefix_tokens))
+    tokens = tokens.pack(packing.index)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return packed_attention(q, k, v, scale, packing)
 
-    *blocks, last = vit.blocks
-    for block in blocks:
-        x_1TD = run_block(block, x_1TD, attend)
-    # Only the class tokens are read afterwards: the last block's projection and MLP can skip all others.
-    return run_block(last, x_1TD, attend, packing.starts)[0]
+    x_1TD, last = tokens.x, len(described.blocks) - 1
+    for index in range(last):
+        x_1TD = run_block(described, index, tokens, x_1TD, attend)
+    if described.has_class_token:
+        # Only the class tokens are read afterwards: the last block's projection and MLP can skip all others.
+        return cast(Tensor, described.norm(run_block(described, last, tokens, x_1TD, attend, packing.starts)[0]))
+    x_TD = run_block(described, last, tokens, x_1TD, attend)[0]
+    weight_T = _weights(described, mask_BN).flatten().index_select(0, packing.index)
+    return described.read(packing.padded(x_TD), packing.padded(weight_T))
 
 
-def straight_through(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
-    """Class token, [B, D], with attention sum_j p_ij g_j v_j / sum_j p_ij g_j, where p is the softmax over ALL keys.
+def straight_through(vit: ViT, tokens: Tokens, gate_BN: Tensor) -> Tensor:
+    """With attention sum_j p_ij g_j v_j / sum_j p_ij g_j, where p is the softmax over ALL keys.
 
     With a gate of exact zeros and ones this equals the masked attention of `dense`. Its derivative at a hidden patch is
     the effect of making that patch visible.
     """
-    gate_BS = F.pad(gate_BN, (vit.num_prefix_tokens, 0), value=1.0)
+    described = describe(vit)
+    gate_BS = _weights(described, gate_BN)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         return ratio_attention(q, k, v, gate_BS, scale)
 
-    for block in vit.blocks:
-        x_BSD = run_block(block, x_BSD, attend)
-    return x_BSD[:, 0]
+    x_BSD = tokens.x
+    for index in range(len(described.blocks)):
+        x_BSD = run_block(described, index, tokens, x_BSD, attend)
+    return described.read(x_BSD, gate_BS)
 
 
-def soft(vit: VisionTransformer, x_BSD: Tensor, gate_BN: Tensor) -> Tensor:
-    """Class token, [B, D], with log(gate + 1e-10) added to the attention scores (the published soft-mask ablation)."""
+def soft(vit: ViT, tokens: Tokens, gate_BN: Tensor) -> Tensor:
+    """With log(gate + 1e-10) added to the attention scores (the published soft-mask ablation)."""
+    described = describe(vit)
     # The log is taken in fp32: in fp16, 1e-10 would round to 0 and the bias to -inf.
-    bias = (F.pad(gate_BN, (vit.num_prefix_tokens, 0), value=1.0) + 1e-10).log()
-    return _run_blocks(vit, x_BSD, bias.to(x_BSD.dtype)[:, None, None, :])
+    gate_BS = _weights(described, gate_BN) + 1e-10
+    bias = gate_BS.log().to(tokens.x.dtype)[:, None, None, :]
+    return described.read(_run_blocks(described, tokens, bias), gate_BS)
 
 
-def _run_blocks(vit: VisionTransformer, x_BSD: Tensor, attn_mask: Tensor) -> Tensor:
-    for block in vit.blocks:
-        x_BSD = block(x_BSD, attn_mask=attn_mask)
-    return x_BSD[:, 0]
+def _weights(vit: Transformer, values_BN: Tensor) -> Tensor:
+    """Mask or gate of the patches [B, N] -> of all tokens [B, S]; it is True or 1 at prefix tokens."""
+    return F.pad(values_BN, (vit.num_prefix_tokens, 0), value=1)
+
+
+def _run_blocks(vit: Transformer, tokens: Tokens, attn_mask: Tensor) -> Tensor:
+    x_BSD = tokens.x
+    for index in range(len(vit.blocks)):
+        x_BSD = vit.run_block(index, tokens, x_BSD, attn_mask)
+    return x_BSD
 
 
 def ratio_attention(q: Tensor, k: Tensor, v: Tensor, gate_BS: Tensor, scale: float) -> Tensor:
@@ -110,31 +137,22 @@ def ratio_attention(q: Tensor, k: Tensor, v: Tensor, gate_BS: Tensor, scale: flo
     return (out[..., :width] / mass).to(v.dtype)
 
 
-def is_plain(vit: VisionTransformer) -> bool:
-    """Whether every block is timm's plain Block, whose attention `packed` and `straight_through` can replace."""
-    return all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks)
-
-
-def query_key_value(attn: Any, h_BSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v [B, H, S, E] of the attention of timm's plain Block, from its input (after the norm)."""
-    # [B, S, 3 H E] -> [3, B, H, S, E]
-    q, k, v = attn.qkv(h_BSD).unflatten(-1, (3, attn.num_heads, attn.head_dim)).permute(2, 0, 3, 1, 4).unbind(0)
-    return attn.q_norm(q), attn.k_norm(k), v
-
-
-def run_block(block: Any, x: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
-    """timm's plain Block with its attention replaced by `attend`: tokens [B, S, D] -> [B, S, D].
+def run_block(
+    vit: Transformer, index: int, tokens: Tokens, x: Tensor, attend: Attend, rows: Tensor | None = None
+) -> Tensor:
+    """A plain block with its attention replaced by `attend`: x [B, S, D] -> [B, S, D], rotated as `tokens` say.
 
     `rows` [R] int64: return only these tokens, [B, R, D]; the others are dropped after attention.
     """
+    block: Any = vit.blocks[index]
     attn = block.attn
     h = block.norm1(x)
-    q, k, v = query_key_value(attn, h)
+    q, k, v = vit.query_key_value(index, h, tokens.rope_of(index))
     out = attend(q, k, v, attn.scale).transpose(1, 2).flatten(2)
     if rows is not None:
         x, h, out = (t.index_select(1, rows) for t in (x, h, out))
     out = attn.norm(out)
     if attn.gate is not None:  # timm's optional output gate
         out = out * attn.gate(h).sigmoid()
-    x = x + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(out))))
-    return cast(Tensor, x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))))
+    x = x + block.drop_path1(vit.layer_scale(index, 1, attn.proj_drop(attn.proj(out))))
+    return cast(Tensor, x + block.drop_path2(vit.layer_scale(index, 2, block.mlp(block.norm2(x)))))

@@ -3,24 +3,26 @@
 from typing import Literal, cast
 
 from timm.layers import trunc_normal_
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from common.errors import UserError
 from models import masked_attention
-from models.backbone import embed, embeds_patches_separately
 from models.config import ModelConfig
 from models.selection import Selection
+from models.transformer import ViT, describe
 
 Path = Literal["auto", "dense", "gathered", "packed"]
 
 
 class MaskedViT(nn.Module):
-    """A timm ViT with a new LayerNorm and a linear head without bias on its class token (iFAM, section 3.2)."""
+    """A timm ViT with a new LayerNorm and a linear head without bias on its class token (iFAM, section 3.2).
 
-    def __init__(
-        self, backbone: VisionTransformer, num_classes: int, path: Path = "auto", new_norm: bool = True
-    ) -> None:
+    On a ViT without a class token, they read the mean of the visible patch tokens.
+    """
+
+    def __init__(self, backbone: ViT, num_classes: int, path: Path = "auto", new_norm: bool = True) -> None:
         """`path`: how hidden patches are removed; "auto" takes the fastest way that applies.
 
         `new_norm=False` omits the new LayerNorm (iFAM's decoupled baseline).
@@ -32,9 +34,15 @@ class MaskedViT(nn.Module):
         trunc_normal_(self.head.weight, std=0.02)
         self.path: Path = path
 
+    @property
+    def not_explainable(self) -> str:
+        """Why explanation methods cannot be used: they know no mean over the visible patches alone."""
+        reads_token = describe(self.backbone).has_class_token
+        return "" if reads_token else "its stage 2 has no class token and averages the visible patches"
+
     def require_plain_blocks(self, why: str) -> None:
-        """Raise UserError, starting with `why`, unless all blocks are timm's plain Block."""
-        if not masked_attention.is_plain(self.backbone):
+        """Raise UserError, starting with `why`, unless the attention of all blocks can be replaced."""
+        if not describe(self.backbone).is_plain:
             kind = type(self.backbone.blocks[0]).__name__
             raise UserError(f"{why} needs a ViT with timm's plain blocks; this backbone has {kind}")
 
@@ -44,16 +52,15 @@ class MaskedViT(nn.Module):
         Without a gate, hidden patches are dropped or masked, with the same result. With a gate all tokens stay in the
         sequence: as the straight-through mask in training or, with `soft`, as the soft-mask ablation.
         """
-        x_BSD = embed(self.backbone, selection.shown(images))
+        tokens = describe(self.backbone).embed(selection.shown(images))
         if selection.gate is None:
             drop_hidden = getattr(masked_attention, self.chosen_path())
-            token = drop_hidden(self.backbone, x_BSD, selection.mask.flatten(1))
+            features = drop_hidden(self.backbone, tokens, selection.mask.flatten(1))
         elif soft:
-            token = masked_attention.soft(self.backbone, x_BSD, selection.gate.flatten(1))
+            features = masked_attention.soft(self.backbone, tokens, selection.gate.flatten(1))
         else:
-            token = masked_attention.straight_through(self.backbone, x_BSD, selection.gate.flatten(1))
-        # Both norms act on each token separately, so the class token alone is enough.
-        return cast(Tensor, self.head(self.fc_norm(self.backbone.norm(token))))
+            features = masked_attention.straight_through(self.backbone, tokens, selection.gate.flatten(1))
+        return cast(Tensor, self.head(self.fc_norm(features)))
 
     def chosen_path(self) -> Path:
         """The path for a hard mask. Dropout and stochastic depth act per image, so they cannot run on a packed row."""
@@ -63,13 +70,20 @@ class MaskedViT(nn.Module):
             getattr(module, "drop_prob", 0) or (isinstance(module, nn.Dropout) and module.p)
             for module in self.backbone.modules()
         )
-        return "packed" if masked_attention.is_plain(self.backbone) and not random_depth else "gathered"
+        return "packed" if describe(self.backbone).is_plain and not random_depth else "gathered"
 
 
 def check_masked_vit(config: ModelConfig, vit: MaskedViT) -> None:
     """Raise UserError if the backbone would leak hidden patches or cannot run `config.stage_2_path`."""
-    if not embeds_patches_separately(vit.backbone):
-        raise UserError(f"model.backbone: the stem of {config.backbone!r} mixes patches; stage 2 would see hidden ones")
+    described, name = describe(vit.backbone), config.backbone
+    if not described.embeds_patches_separately:
+        raise UserError(f"model.backbone: the stem of {name!r} mixes patches; stage 2 would see hidden ones")
+    for module in vit.backbone.blocks.modules():
+        if isinstance(module, _ConvNd | _BatchNorm):  # attention alone can be masked
+            kind = type(module).__name__
+            raise UserError(
+                f"model.backbone: a {kind} in the blocks of {name!r} mixes patches; stage 2 would see hidden ones"
+            )
     if config.stage_2_path == "packed":
         vit.require_plain_blocks("model.stage_2_path=packed")
         if config.drop_path:

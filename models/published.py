@@ -9,6 +9,7 @@ from common.errors import UserError
 from models.backbone import grid_of
 from models.config import ModelConfig
 from models.pdiscoformer import PDiscoFormer
+from models.transformer import ViT
 from models.two_stage import TwoStageModel
 from models.weights.checkpoints import check_fit, fit_positions, load_into
 from models.weights.huggingface import State, huggingface_dinov2_to_timm, timm_to_huggingface_dinov2
@@ -89,7 +90,7 @@ def _with_positions(state: State, model: PublishedModel) -> State:
     return state
 
 
-def _backbones(model: PublishedModel) -> dict[str, VisionTransformer]:
+def _backbones(model: PublishedModel) -> dict[str, ViT]:
     stages = {"stage_1": model.stage_1.backbone}
     return stages | ({"stage_2": model.stage_2.backbone} if isinstance(model, TwoStageModel) else {})
 
@@ -147,7 +148,9 @@ def to_published(model: PublishedModel, format: Format) -> State:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in published.items()}
 
 
-def _published_backbone(state: State, vit: VisionTransformer, format: Format) -> State:
+def _published_backbone(state: State, vit: ViT, format: Format) -> State:
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"--export: the published models are plain ViTs; this backbone is an {type(vit).__name__}")
     if missing := [name for name in (PATCHES, POSITIONS) if name not in state]:
         raise UserError(f"--export: the published models are plain ViTs; this backbone has no {missing[0]}")
     rows, columns = grid_of(vit)

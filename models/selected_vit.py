@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
 from models import selectors
-from models.backbone import create_backbone, grid_of, load_backbone_weights
+from models.backbone import create_backbone, grid_of, load_backbone_weights, require_class_token
 from models.baseline import PlainViT
 from models.config import ModelConfig
 from models.given_mask import select_given
 from models.interface import ImageClassifier, NetworkView, Stage
-from models.masked_attention import is_plain
 from models.masked_vit import MaskedViT, check_masked_vit
 from models.outputs import ClassifierOutput
 from models.selection import Selection
+from models.transformer import ViT, describe, is_vit
 from models.weights.checkpoints import load_into, read_state
 
 WEIGHTS = "model.selector_weights"
@@ -52,6 +51,7 @@ class SelectedViT(ImageClassifier):
         self.stage_2 = MaskedViT(
             create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
         )
+        self.not_explainable = self.not_explainable or self.stage_2.not_explainable
         check_masked_vit(config, self.stage_2)
         _check(config, self.selector, grid_of(self.stage_2.backbone))
 
@@ -59,7 +59,7 @@ class SelectedViT(ImageClassifier):
         """Load the pretrained weights of the selector and of stage 2's backbone. Raises UserError."""
         config = self.model_config
         load_backbone_weights(self.stage_2.backbone, config.backbone, config.weights)
-        if isinstance(self.selector, VisionTransformer):
+        if is_vit(self.selector):
             name = config.stage_1_backbone or config.backbone
             load_backbone_weights(self.selector, name, config.stage_1_weights or config.weights)
         elif isinstance(self.selector, PlainViT):
@@ -87,7 +87,7 @@ class SelectedViT(ImageClassifier):
             return selectors.random_scores(images, self.patch_grid[0] * self.patch_grid[1])
         if name == "gradcam":
             return selectors.grad_cam(cast(PlainViT, self.selector), images)
-        return OF_BACKBONE[name](cast(VisionTransformer, self.selector), images)
+        return OF_BACKBONE[name](cast(ViT, self.selector), images)
 
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Class logits [B, C] for any Selection."""
@@ -134,11 +134,13 @@ def _check(config: ModelConfig, network: nn.Module, grid: tuple[int, int]) -> No
     if config.selector != "gradcam" and config.selector_weights:
         raise UserError(f"model.selector_weights is for model.selector=gradcam; {key} reads model.weights at most")
     vit = network.backbone if isinstance(network, PlainViT) else network
-    if not isinstance(vit, VisionTransformer):
+    if not is_vit(vit):
         return
     if grid_of(vit) != grid:
         raise UserError(f"model.stage_1_backbone: its patch grid {grid_of(vit)} is not that of stage 2, {grid}")
-    if config.selector != "pca" and not is_plain(vit):
+    if config.selector in ("attention", "rollout"):
+        require_class_token(vit, config.stage_1_backbone or config.backbone, key)
+    if config.selector != "pca" and not describe(vit).is_plain:
         kind = type(vit.blocks[0]).__name__
         raise UserError(f"{key} needs a ViT with timm's plain blocks; its backbone has {kind}")
 

@@ -10,51 +10,53 @@ import hashlib
 from typing import Any
 
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from models.backbone import embed, patch_tokens
+from models.backbone import grid_of, patch_tokens
 from models.baseline import PlainViT
-from models.masked_attention import query_key_value
 from models.selection import Selection, enlarge_tokens, patches_with
+from models.transformer import Tokens, Transformer, ViT, describe
 
 
-def class_attention(vit: VisionTransformer, images: Tensor) -> Tensor:
+def class_attention(vit: ViT, images: Tensor) -> Tensor:
     """Attention of the class token to the patches in the last block, mean over heads: [B, 3, H, W] -> [B, N].
 
-    The ViT must have timm's plain blocks.
+    The ViT must have a class token and plain blocks (`Transformer.is_plain`).
     """
-    *blocks, last = vit.blocks
-    x_BSD = embed(vit, images)
-    for block in blocks:
-        x_BSD = block(x_BSD)
-    return _head_mean(last, x_BSD, slice(0, 1))[:, 0, vit.num_prefix_tokens :]
+    described = describe(vit)
+    tokens = described.embed(images)
+    x_BSD, last = tokens.x, len(described.blocks) - 1
+    for index in range(last):
+        x_BSD = described.run_block(index, tokens, x_BSD)
+    return _head_mean(described, last, tokens, x_BSD, slice(0, 1))[:, 0, described.num_prefix_tokens :]
 
 
-def attention_rollout(vit: VisionTransformer, images: Tensor) -> Tensor:
+def attention_rollout(vit: ViT, images: Tensor) -> Tensor:
     """The class token's row of M_L ... M_1, M_l = (A_l + I) / 2, A_l the mean over heads: [B, 3, H, W] -> [B, N].
 
     Abnar and Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020; the same as `explain` with "rollout". The
-    ViT must have timm's plain blocks.
+    ViT must have a class token and plain blocks (`Transformer.is_plain`).
     """
-    x_BSD, means_BSS = embed(vit, images), []
-    for block in vit.blocks:
-        means_BSS.append(_head_mean(block, x_BSD))
-        x_BSD = block(x_BSD)
+    described = describe(vit)
+    tokens = described.embed(images)
+    x_BSD, means_BSS = tokens.x, []
+    for index in range(len(described.blocks)):
+        means_BSS.append(_head_mean(described, index, tokens, x_BSD))
+        x_BSD = described.run_block(index, tokens, x_BSD)
     row_B1S = torch.zeros_like(means_BSS[0][:, :1])
     row_B1S[..., 0] = 1
     with torch.autocast(images.device.type, enabled=False):
         for mean_BSS in reversed(means_BSS):
             row_B1S = (row_B1S @ mean_BSS + row_B1S) / 2
-    return row_B1S[:, 0, vit.num_prefix_tokens :]
+    return row_B1S[:, 0, described.num_prefix_tokens :]
 
 
-def _head_mean(block: Any, x_BSD: Tensor, rows: slice = slice(None)) -> Tensor:
-    """Attention weights of the query tokens `rows` of a plain Block, mean over heads: [B, S, D] -> [B, R, S]."""
-    attn = block.attn
-    q, k, _ = query_key_value(attn, block.norm1(x_BSD))
+def _head_mean(vit: Transformer, index: int, tokens: Tokens, x_BSD: Tensor, rows: slice = slice(None)) -> Tensor:
+    """Attention weights of the query tokens `rows` of a plain block, mean over heads: [B, S, D] -> [B, R, S]."""
+    block: Any = vit.blocks[index]
+    q, k, _ = vit.query_key_value(index, block.norm1(x_BSD), tokens.rope_of(index))
     with torch.autocast(x_BSD.device.type, enabled=False):
-        q, k = q[:, :, rows].float() * attn.scale, k.float()
+        q, k = q[:, :, rows].float() * block.attn.scale, k.float()
         total_BRS: Tensor = q.new_zeros(q.shape[0], q.shape[2], k.shape[2])
         for head in range(q.shape[1]):  # one at a time: S x S matrices of all heads take much memory
             total_BRS += (q[:, head] @ k[:, head].mT).softmax(-1)
@@ -66,7 +68,7 @@ def grad_cam(model: PlainViT, images: Tensor) -> Tensor:
 
     sum_k w_k a_k with w_k = mean over patches of dy/da_k (Selvaraju et al., ICCV 2017), as `explain` with "gradcam" and
     relu=False: without the ReLU the patches of negative value keep an order. No parameter gets a gradient, and the
-    caller's grad mode does not matter. The ViT must have timm's plain blocks.
+    caller's grad mode does not matter. The ViT must have plain blocks (`Transformer.is_plain`).
     """
     leaves: list[Tensor] = []
 
@@ -84,12 +86,12 @@ def grad_cam(model: PlainViT, images: Tensor) -> Tensor:
     return (a_BND * gradient_BND.mean(1, keepdim=True)).sum(-1)
 
 
-def first_component(vit: VisionTransformer, images: Tensor) -> Tensor:
+def first_component(vit: ViT, images: Tensor) -> Tensor:
     """First principal component of each image's patch tokens (after the final norm): [B, 3, H, W] -> [B, N].
 
     Its sign is chosen so that the mean over the patches at the image border is negative (the mean over all is 0).
     """
-    grid = vit.patch_embed.grid_size
+    grid = grid_of(vit)
     x_BND = patch_tokens(vit, images).float()
     with torch.autocast(images.device.type, enabled=False):
         x_BND = x_BND - x_BND.mean(1, keepdim=True)

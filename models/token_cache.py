@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from common.errors import UserError
 from models.backbone import patch_tokens
+from models.transformer import ViT, describe
 
 RECOUNT = 200
 """Files written between two looks at the folder's size, to which other processes may have added."""
@@ -39,12 +39,14 @@ class TokenCache:
         self._versions: tuple[int, ...] = ()
         self._weights = b""
 
-    def tokens(self, vit: VisionTransformer, images: Tensor) -> Tensor:
+    def tokens(self, vit: ViT, images: Tensor) -> Tensor:
         """`patch_tokens(vit, images)` [B, N, D] without a graph, read where stored."""
+        if vit.training and describe(vit).draws_positions:
+            raise UserError("train.token_cache: this stage 1 draws its rotary positions anew in every training step")
         state = self._state(vit, images)
         return torch.stack([self._tokens(vit, image, state) for image in images])
 
-    def _tokens(self, vit: VisionTransformer, image: Tensor, state: bytes) -> Tensor:
+    def _tokens(self, vit: ViT, image: Tensor, state: bytes) -> Tensor:
         pixels = image.detach().cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), key=state, digest_size=20).hexdigest()
         file = self.folder / key[:2] / f"{key}.npy"
@@ -77,12 +79,15 @@ class TokenCache:
             self.max_bytes = 0.0
             print(f"train.token_cache: {self.folder} takes no more files ({error.strerror}); training goes on without")
 
-    def _state(self, vit: VisionTransformer, images: Tensor) -> bytes:
+    def _state(self, vit: ViT, images: Tensor) -> bytes:
         """A hash of all that the tokens depend on besides the image."""
         tensors = vit.state_dict()
         versions = tuple(value for t in tensors.values() for value in (t.data_ptr(), t._version))
         if versions != self._versions:
-            digest = hashlib.blake2b(type(vit).__name__.encode())
+            digest = hashlib.blake2b(repr(vit).encode())
+            digest.update(repr([getattr(module, "num_heads", None) for module in vit.modules()]).encode())
+            rope = describe(vit).embed(torch.zeros_like(images[:1])).rope  # its settings are in no weight
+            tensors = tensors if rope is None else tensors | {"rope": rope}
             for name, tensor in tensors.items():
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

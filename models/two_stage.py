@@ -157,6 +157,7 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
             create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
         )
         self.stage_1.mask_grid = grid_of(self.stage_2.backbone)
+        self.not_explainable = self.stage_2.not_explainable
         _check(config, self)
 
     def load_pretrained_backbones(self) -> None:

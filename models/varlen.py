@@ -26,7 +26,7 @@ class Packing:
     bounds: Tensor
     """[B + 1] int32: image b has the packed tokens bounds[b] to bounds[b + 1] - 1."""
     starts: Tensor
-    """[B] int64: the first packed token of each image, which is its class token."""
+    """[B] int64: the first packed token of each image; its class token, if it has one."""
     slot: Tensor
     """[T] int64: position of each packed token in a padded [B * L] batch."""
     valid: Tensor
@@ -34,7 +34,7 @@ class Packing:
 
     @staticmethod
     def of(visible_BS: Tensor) -> "Packing":
-        """Pack the tokens where `visible_BS` is True. Its first column, the class token, must be True."""
+        """Pack the tokens where `visible_BS` is True. Every row must have one."""
         counts = visible_BS.sum(1)
         ends = counts.cumsum(0)
         starts = ends - counts
@@ -45,6 +45,11 @@ class Packing:
         slot = image * longest + torch.arange(len(index), device=index.device) - starts[image]
         valid = torch.arange(longest, device=index.device) < counts.unsqueeze(1)
         return Packing(index, F.pad(ends, (1, 0)).int(), starts, slot, valid)
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """Values of the packed tokens [T, ...] -> those of each image [B, L, ...], 0 at padding."""
+        empty = rows.new_zeros(self.valid.numel(), *rows.shape[1:])
+        return cast(Tensor, empty.index_copy(0, self.slot, rows).unflatten(0, self.valid.shape))
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
@@ -66,13 +71,6 @@ def _flash_supports(q: Tensor) -> bool:
 
 def _padded_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
     """The same on any device and dtype: tokens are padded for attention only, the cheap part of a ViT block."""
-    batch, longest = packing.valid.shape
-
-    def pad(t: Tensor) -> Tensor:
-        # [1, H, T, E] -> [B * L, H, E] -> [B, H, L, E]
-        rows = t.new_zeros(batch * longest, t.shape[1], t.shape[3])
-        rows = rows.index_copy(0, packing.slot, t[0].transpose(0, 1))
-        return cast(Tensor, rows.unflatten(0, (batch, longest)).transpose(1, 2))
-
-    out = F.scaled_dot_product_attention(pad(q), pad(k), pad(v), attn_mask=packing.valid[:, None, None, :], scale=scale)
+    q, k, v = (packing.padded(t[0].transpose(0, 1)).transpose(1, 2) for t in (q, k, v))  # [B, H, L, E]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=packing.valid[:, None, None, :], scale=scale)
     return out.transpose(1, 2).flatten(0, 1).index_select(0, packing.slot).transpose(0, 1).unsqueeze(0)

@@ -28,7 +28,7 @@ class ParamGroupRule:
     frozen: bool = False
 
 
-_TOKENS = r"\.(cls_token|reg_token|pos_embed)$"
+_TOKENS = r"\.(cls_token|reg_token|pos_embed|rope\.freqs)$"
 
 
 def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
@@ -54,6 +54,7 @@ def classifier_rules(config: OptimConfig) -> list[ParamGroupRule]:
         ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
         ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None),
         *frozen_blocks(config),
+        ParamGroupRule(r"\.rope\.freqs$", config.stage_2_lr_mult, False, config.freeze_stage_2),
         ParamGroupRule(r"", config.stage_2_lr_mult, None, config.freeze_stage_2),
     ]
 

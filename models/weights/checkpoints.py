@@ -11,15 +11,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.sealing import check_seal
+from models.transformer import ViT
 from models.weights.huggingface import State, huggingface_dinov2_to_timm
 
 _DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
-_HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist)\.")
+_HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist|attn_pool)\.")
 
 
 def read_state(path: str | Path) -> State:
@@ -77,7 +77,7 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split())[:160] or type(error).__name__
 
 
-def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
+def fit_backbone_state(state: State, vit: ViT) -> State:
     """Convert a backbone's state dict for `vit`: timm's names, no heads, position embeddings resampled to its grid."""
     if any(name.startswith(("embeddings.", "dinov2")) for name in state):
         state = huggingface_dinov2_to_timm(state)
@@ -89,7 +89,7 @@ def fit_backbone_state(state: State, vit: VisionTransformer) -> State:
     return fit_positions(state, vit)
 
 
-def fit_positions(state: State, vit: VisionTransformer) -> State:
+def fit_positions(state: State, vit: ViT) -> State:
     """Resample a square grid of position embeddings bicubically to that of `vit`.
 
     If `vit` has no position for the class token (DINOv2 with registers), it is added to the class token. Embeddings of

@@ -21,7 +21,7 @@ from explain import explain, explained_model
 from explain.lrp import rules
 from explain.lrp.autograd_mode import RelevanceMode
 from explain.lrp.method import Lrp, Variant, logits_with_fixed_parts
-from models.backbone import embed
+from models.transformer import describe
 from tests.explain import classifiers, textbook_lrp
 from tests.explain.classifiers import images, two_stage
 from tests.explain.textbook_lrp import lrp as by_hand
@@ -139,7 +139,7 @@ def test_published_residual_sums_couple_the_images_of_a_batch() -> None:
 def test_relevance_of_the_tokens_sums_to_its_start(kind: str) -> None:
     """The rules "ours" neither make nor lose relevance, in any block of timm's; twice the start is twice everything."""
     vit = classifier(**FAMILY[kind]).requires_grad_(False)
-    tokens = embed(vit, images(2, size_of(FAMILY[kind]))).detach().requires_grad_()
+    tokens = describe(vit).embed(images(2, size_of(FAMILY[kind]))).x.detach().requires_grad_()
     with RelevanceMode(vit) as mode:
         logits = vit.forward_head(vit.norm(vit.blocks(tokens)))
     score = logits[:, 1].sum()
@@ -151,7 +151,7 @@ def test_relevance_of_the_tokens_sums_to_its_start(kind: str) -> None:
 @pytest.mark.parametrize("kind", FAMILY)
 def test_the_pass_leaves_logits_and_gradients_true(kind: str) -> None:
     vit = classifier(**FAMILY[kind]).requires_grad_(False)
-    tokens = embed(vit, images(2, size_of(FAMILY[kind]))).detach().requires_grad_()
+    tokens = describe(vit).embed(images(2, size_of(FAMILY[kind]))).x.detach().requires_grad_()
 
     def score() -> Tensor:
         return vit.forward_head(vit.norm(vit.blocks(tokens)))[:, 1].sum()

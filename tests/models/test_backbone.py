@@ -9,15 +9,9 @@ import torch
 from torch import nn
 
 from common.errors import UserError
-from models.backbone import (
-    create_backbone,
-    embed,
-    embeds_patches_separately,
-    grid_of,
-    load_backbone_weights,
-    patch_tokens,
-)
-from tests.models.small import FLAT, backbone, images
+from models.backbone import create_backbone, grid_of, load_backbone_weights, patch_tokens
+from models.transformer import describe
+from tests.models.small import EVAS, FLAT, backbone, images
 
 
 @pytest.mark.parametrize(
@@ -28,7 +22,6 @@ from tests.models.small import FLAT, backbone, images
         ("vit_base_patch14_dinov2.typo", (28, 28), r"model\.backbone: Invalid pretrained tag \(typo\)"),
         ("resnet18", (32, 32), "'resnet18' is not a timm VisionTransformer"),
         ("swin_tiny_patch4_window7_224", (32, 32), "'swin_tiny_patch4_window7_224' is not a timm VisionTransformer"),
-        ("vit_t_gap", (32, 32), "'vit_t_gap' has no class token"),
         (
             "vit_nano_patch8",
             (32, 36),
@@ -56,28 +49,33 @@ def test_final_norm_is_applied_before_pooling() -> None:
     assert isinstance(vit.norm, nn.LayerNorm) and isinstance(vit.fc_norm, nn.Identity)
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("name", (*FLAT, *EVAS, "eva_t_post", "vit_t_gap"))
 @torch.no_grad()
 def test_embed_and_blocks_are_timms_own_forward(name: str) -> None:
     vit, x = backbone(name, (16, 40)).eval(), images(2, (16, 40))
-    tokens = embed(vit, x)
-    assert tokens.shape == (2, vit.num_prefix_tokens + 10, vit.embed_dim)
-    full = vit.norm(vit.blocks(tokens))
+    described = describe(vit)
+    tokens = described.embed(x)
+    assert tokens.x.shape == (2, vit.num_prefix_tokens + 10, vit.embed_dim)
+    full = tokens.x
+    for index in range(len(described.blocks)):
+        full = described.run_block(index, tokens, full)
+    full = described.norm(full)
     assert torch.equal(full, vit.forward_features(x))
     assert torch.equal(patch_tokens(vit, x), full[:, vit.num_prefix_tokens :])
 
 
-@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_t_dino"])
+@pytest.mark.parametrize("name", ["vit_nano_patch8", "vit_pico_patch8", "vit_t_dino", "eva_t_dinov3"])
 @torch.no_grad()
 def test_patches_do_not_leak_before_attention(name: str) -> None:
     vit, x = backbone(name, (16, 40)), images(1, (16, 40))
-    tokens = embed(vit, x)[0, vit.num_prefix_tokens :]
+    embed = describe(vit).embed
+    tokens = embed(x).x[0, vit.num_prefix_tokens :]
     for row, column in ((0, 0), (1, 3)):
         changed = x.clone()
         changed[..., 8 * row : 8 * row + 8, 8 * column : 8 * column + 8] += 1
-        moved = (embed(vit, changed)[0, vit.num_prefix_tokens :] != tokens).any(-1)
+        moved = (embed(changed).x[0, vit.num_prefix_tokens :] != tokens).any(-1)
         assert moved.nonzero().tolist() == [[5 * row + column]], "row-major, and only that patch"
-    assert embeds_patches_separately(vit)
+    assert describe(vit).embeds_patches_separately
 
 
 @torch.no_grad()
@@ -85,8 +83,8 @@ def test_overlapping_stem_is_detected() -> None:
     vit, x = backbone("vit_t_leaky"), images(1)
     changed = x.clone()
     changed[..., :8, :8] += 1
-    assert (embed(vit, changed) != embed(vit, x)).any(-1).sum() > 1
-    assert not embeds_patches_separately(vit)
+    assert (describe(vit).embed(changed).x != describe(vit).embed(x).x).any(-1).sum() > 1
+    assert not describe(vit).embeds_patches_separately
 
 
 def test_initialisation_of_nano_vits() -> None:

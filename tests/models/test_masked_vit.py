@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from models import masked_attention
-from models.backbone import embed
 from models.masked_vit import MaskedViT
 from models.selection import Selection
-from tests.models.small import FLAT, backbone, images, random_mask, shaken
+from models.transformer import describe
+from tests.models.small import EVAS, FLAT, backbone, images, random_mask, shaken
 from tests.models.textbook import stage_two
 
 PATHS = ("dense", "gathered", "packed")
@@ -50,7 +50,7 @@ def assert_same(mine: dict[str, Tensor], other: dict[str, Tensor], tolerance: fl
         assert (mine[name] - other[name]).abs().max() <= tolerance * scale, name
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("name", FLAT + EVAS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("square", [True, False], ids=["square", "wide"])
 def test_three_paths_give_the_same_logits_and_gradients(name: str, training: bool, square: bool) -> None:
@@ -67,8 +67,8 @@ def test_three_paths_give_the_same_logits_and_gradients(name: str, training: boo
 @pytest.mark.parametrize("path", ["dense", "gathered"])
 def test_blocks_other_than_timms_plain_block_run_unchanged(path: str) -> None:
     model, x, mask = model_of("vit_t_parallel"), images(), grid_mask((32, 32))
-    assert not masked_attention.is_plain(model.backbone)
-    expected = embed(model.backbone, x)
+    assert not describe(model.backbone).is_plain
+    expected = describe(model.backbone).embed(x).x
     keys = masked_attention.key_mask(mask.flatten(1), 1)[:, None, None, :]
     for block in model.backbone.blocks:
         expected = block(expected, attn_mask=keys)
@@ -101,7 +101,7 @@ def test_soft_mask_is_a_logarithmic_bias() -> None:
     assert (logits - model(x, Selection(selection.mask))).abs().max() > 1e-2
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("name", FLAT + EVAS)
 @pytest.mark.parametrize("path", PATHS)
 @torch.no_grad()
 def test_hidden_pixels_do_not_change_logits_bitwise(name: str, path: str) -> None:
@@ -112,7 +112,7 @@ def test_hidden_pixels_do_not_change_logits_bitwise(name: str, path: str) -> Non
     assert (before - model(torch.where(pixels, images(seed=9), x), Selection(mask))).abs().amax(1).min() > 1e-3
 
 
-@pytest.mark.parametrize("name", FLAT)
+@pytest.mark.parametrize("name", FLAT + EVAS)
 def test_straight_through_forward_is_the_hard_forward(name: str) -> None:
     model, x, mask = model_of(name).train(), images(), grid_mask((32, 32))
     gated = Selection(mask, gate=mask.float())
@@ -162,7 +162,7 @@ def test_empty_mask_leaves_only_prefix_tokens(path: str) -> None:
     outputs = logits_and_gradients(model, x, Selection(mask, gate=gate))
     assert all(value.isfinite().all() for value in outputs.values())
     assert outputs["input"].abs().max() <= (1e-7 if path == "gate" else 0), "with a gate, rounding differences"
-    tokens = embed(model.backbone, x)[:, : model.backbone.num_prefix_tokens]
+    tokens = describe(model.backbone).embed(x).x[:, : model.backbone.num_prefix_tokens]
     for block in model.backbone.blocks:
         tokens = block(tokens)
     expected = model.head(model.fc_norm(model.backbone.norm(tokens)[:, 0]))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from explain import explain
-from models.backbone import embed, patch_tokens
+from models.backbone import patch_tokens
 from models.baseline import PlainViT
 from models.selectors import (
     attention_rollout,
@@ -19,6 +19,7 @@ from models.selectors import (
     random_scores,
     select_largest,
 )  # fmt: skip
+from models.transformer import describe
 from tests.models.small import FLAT, backbone, config, images, shaken
 
 SIZE, GRID = (32, 48), (4, 6)
@@ -56,7 +57,7 @@ def test_attention_and_rollout_are_those_of_the_formula(name: str) -> None:
     vit, x = backbone(name, SIZE).eval(), images(2, SIZE)
     attention, rollout = class_attention(vit, x), attention_rollout(vit, x)
     for image in range(2):
-        matrices = slow_attention(vit, embed(vit, x)[image])
+        matrices = slow_attention(vit, describe(vit).embed(x).x[image])
         product = torch.eye(len(matrices[0]), dtype=torch.float64)
         for matrix in matrices:
             step = matrix + torch.eye(len(matrix), dtype=torch.float64)
