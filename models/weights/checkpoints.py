@@ -11,11 +11,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
+from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.sealing import check_seal
 from models.transformer import ViT
+from models.weights.eva import eva_to_timm
 from models.weights.huggingface import State, huggingface_dinov2_to_timm
 
 _DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
@@ -79,7 +81,9 @@ def _reason(error: Exception) -> str:
 
 def fit_backbone_state(state: State, vit: ViT) -> State:
     """Convert a backbone's state dict for `vit`: timm's names, no heads, position embeddings resampled to its grid."""
-    if any(name.startswith(("embeddings.", "dinov2")) for name in state):
+    if isinstance(vit, Eva):
+        state = eva_to_timm(state, vit)
+    elif any(name.startswith(("embeddings.", "dinov2")) for name in state):
         state = huggingface_dinov2_to_timm(state)
     if "norm.weight" not in state:  # made for average pooling: its final norm is applied after pooling
         state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
