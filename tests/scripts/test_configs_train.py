@@ -11,6 +11,7 @@ import prepare_siim_acr
 from engine.run.command_line import load_config
 from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
 from tests.datasets.radiographs import write_archive
+from tests.models.small import eva_t_dinov3
 from tests.trees import imagenet_tree, metashift_tree
 from train import train
 
@@ -44,6 +45,7 @@ OF_ATCON: dict[str, dict[str, Any]] = {
     "atcon_voc": {"data.semi.images_per_class": 0, "data.semi.unlabelled": "labelled"},
 }
 """The tiny trees have few images, and none of most classes."""
+OF_DINOV3: dict[str, Any] = {"model.backbone": eva_t_dinov3.__name__}
 OF_CNNS: dict[str, Any] = {"model.backbone": "test_resnet", "data.image_size": 64}
 
 
@@ -77,6 +79,7 @@ def test_a_config_trains(path: Path, compat: str, birds: Path, tmp_path: Path) -
     overrides |= {"optim.stage_1_epochs": 0, **OF_ATCON[path.stem]} if path.stem in OF_ATCON else {}
     overrides |= {"train.token_cache": str(tmp_path / "tokens")} if config.train.token_cache else {}
     overrides |= OF_CNNS if config.model.name == "cnn" else {}
+    overrides |= OF_DINOV3 if "dinov3" in config.model.backbone else {}
     results = train(load_config(path, overrides))
     best = config.train.best_metric
     stored = json.loads((tmp_path / "run" / "results.json").read_text())
