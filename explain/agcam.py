@@ -20,6 +20,7 @@ from torch import Tensor
 
 from explain.attention_capture import AttentionCapture, record, replay
 from explain.explained_model import ExplainedModel
+from explain.isolation import is_stock_throughout
 from explain.types import METHODS, Explainer
 
 
@@ -36,18 +37,29 @@ class Agcam(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        blocks = list(explained.vit.blocks)
-        if explained.readout == "class_token" and not explained.graph:
-            # A plain forward pass of all tokens, then one with a graph for the class token only: less memory and time.
-            with torch.no_grad(), record(blocks) as all_tokens:
-                explained.logits(images)
-            with replay(blocks, all_tokens, explained.rows()) as capture:
-                logits = explained.logits(images)
-        else:
-            with record(blocks, stop_gradient=True, graph=explained.graph) as capture:
-                logits = explained.logits(images)
+        capture, logits = self._of_class_token(explained, images) or self._of_all_tokens(explained, images)
         capture.compute_gradients(explained.target_score(logits, targets))
         return self.maps_from(capture, explained, images)
+
+    def _of_all_tokens(self, explained: ExplainedModel, images: Tensor) -> tuple[AttentionCapture, Tensor]:
+        with record(explained.blocks, stop_gradient=True, graph=explained.graph) as capture:
+            return capture, explained.logits(images)
+
+    def _of_class_token(self, explained: ExplainedModel, images: Tensor) -> tuple[AttentionCapture, Tensor] | None:
+        """A plain forward pass of all tokens, then one with a graph for the class token only: less memory and time.
+
+        None if other tokens are read, or if something besides attention mixes tokens, as parts of a user's own may do.
+        """
+        if explained.readout != "class_token" or explained.graph:
+            return None
+        if not all(map(is_stock_throughout, explained.blocks)):
+            return None
+        with torch.no_grad(), record(explained.blocks) as all_tokens:
+            wanted = explained.logits(images)
+        with replay(explained.blocks, all_tokens, explained.rows()) as capture:
+            logits = explained.logits(images)
+        tolerance = torch.finfo(logits.dtype).eps ** 0.5 * wanted.abs().max()
+        return (capture, logits) if (logits - wanted).abs().max() <= tolerance else None
 
     def maps_from(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
         """Maps from a capture whose gradients are computed."""

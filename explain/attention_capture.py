@@ -1,7 +1,8 @@
 """Capture q, k, v and the output of every attention in a forward pass; the attention methods compute from these.
 
 The calls of `scaled_dot_product_attention` are intercepted, so attention stays fused, no module names are needed, and
-N x N matrices are formed only for the query rows that a method asks for:
+N x N matrices are formed only for the query rows that a method asks for. Of a block that computes its attention step by
+step, the argument of the softmax is captured, with the product of the softmax and v:
 
     S = scale q kᵀ + mask      A = softmax(S)      O = A v
     dy/dA = dy/dO vᵀ           dy/dS = A * (dy/dA - rowsum(A * dy/dA))
@@ -10,16 +11,16 @@ Shape suffixes: B images, H heads, N tokens, R query rows (a slice of the N), D 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
+from explain.attention_calls import AttentionCalls, version
+from explain.isolation import gradients
 
 ALL = slice(None)
 
@@ -40,9 +41,19 @@ class Attention:
     """O [B, H, N, D]."""
     out_gradient: Tensor | None = None
     """dy/dO [B, H, N, D]; set by `AttentionCapture.compute_gradients`."""
+    explicit_scores: Tensor | None = None
+    """S [B, H, N, N], of an attention that the model computes step by step; q, k, scale and mask are then unused."""
+
+    @property
+    def name(self) -> str:
+        """For error messages."""
+        return f"the attention of blocks.{self.block}"
 
     def scores(self, rows: slice = ALL) -> Tensor:
         """S [B, H, R, N] in fp32 (fp64 for an fp64 model), -inf where masked."""
+        if self.explicit_scores is not None:
+            S_BHRN = self.explicit_scores[:, :, rows]
+            return S_BHRN.to(torch.promote_types(S_BHRN.dtype, torch.float32))
         scores_BHRN = exact_product(self.q[:, :, rows], self.k, self.scale)
         mask = self._mask_rows(rows)
         if mask is None:
@@ -64,8 +75,18 @@ class Attention:
         weights, gradient = self.weights(rows), self.weights_gradient(rows)
         return weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
 
+    def detached(self) -> "Attention":
+        """The same attention with inputs that keep no graph."""
+        scores = None if self.explicit_scores is None else self.explicit_scores.detach()
+        return replace(self, q=self.q.detach(), k=self.k.detach(), v=self.v.detach(), explicit_scores=scores)
+
+    def versions(self) -> list[int]:
+        """Changes whenever one of the tensors is changed in place."""
+        tensors = (self.q, self.k, self.v, self.mask, self.out, self.explicit_scores)
+        return [version(t) for t in tensors if t is not None]
+
     def select_rows(self, rows: slice) -> "Attention":
-        """The same attention for the query rows `rows` only; its output is a new leaf of the autograd graph."""
+        """The same fused attention for the query rows `rows` only; its output is a new leaf of the autograd graph."""
         out = self.out[:, :, rows].detach().requires_grad_()
         return replace(self, q=self.q[:, :, rows], mask=self._mask_rows(rows), out=out)
 
@@ -80,8 +101,9 @@ def attention_from_call(
     dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Attention:  # fmt: skip
     """The Attention of `out = scaled_dot_product_attention(query, ...)`. Raises UserError if it cannot be rebuilt."""
-    if is_causal or enable_gqa:
-        raise UserError("--method: causal or grouped-query attention is not supported; choose a method at pixels")
+    if is_causal or enable_gqa or dropout_p:
+        why = "causal or grouped-query attention, or attention with dropout in eval mode, is not supported"
+        raise UserError(f"blocks.{block}: {why}; choose a method without attention")
     return Attention(block, query, key, value, query.shape[-1] ** -0.5 if scale is None else scale, attn_mask, out)
 
 
@@ -103,27 +125,27 @@ class AttentionCapture:
         return list(blocks.values())
 
     def compute_gradients(self, score: Tensor) -> None:
-        """Set every `out_gradient` to d score / d O. No `.grad` is touched."""
+        """Set every `out_gradient` to d score / d O. No `.grad` is touched.
+
+        Raises UserError naming a block on whose attention the score does not depend, as far as autograd knows.
+        """
         outs = [attention.out for attention in self.attentions]
-        gradients = torch.autograd.grad(score, outs, materialize_grads=True, create_graph=self.graph)
+        found = gradients(score, outs, [attention.name for attention in self.attentions], create_graph=self.graph)
         self.gradient_stopped = False  # a later backward through the maps must reach q, k and v of earlier blocks
-        for attention, gradient in zip(self.attentions, gradients, strict=True):
+        for attention, gradient in zip(self.attentions, found, strict=True):
             attention.out_gradient = gradient
 
 
-class _Recorder(TorchFunctionMode):
-    """Adds every attention that runs while `block` is set to the capture."""
+class _Recorder(AttentionCalls):
+    """Adds every attention to the capture."""
 
-    def __init__(self, capture: AttentionCapture, stop_gradient: bool) -> None:
-        super().__init__()
+    def __init__(self, capture: AttentionCapture, stop_gradient: bool, *where: Any) -> None:
+        super().__init__(*where)
         self.capture, self.stop_gradient = capture, stop_gradient
-        self.block: int | None = None
+        self.versions: list[list[int]] = []  # of the tensors of each attention when it ran
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        if func is not F.scaled_dot_product_attention or self.block is None:
-            return out
+    def attend(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
+        out: Tensor = func(*args, **kwargs)
         keep_graph = self.capture.graph and out.requires_grad
         if keep_graph and self.stop_gradient:
             # detach() would cut the graph for good; this hook can be switched off once dy/dO is known.
@@ -131,58 +153,69 @@ class _Recorder(TorchFunctionMode):
             out = out.view_as(out)  # dy/dO is taken at this view, which the hook does not affect
         elif torch.is_grad_enabled() and (self.stop_gradient or not out.requires_grad):
             out = out.detach().requires_grad_()  # with frozen weights the graph starts here
-        attention = attention_from_call(self.block, out, *args, **kwargs)
-        if not keep_graph:
-            attention.q, attention.k, attention.v = (t.detach() for t in (attention.q, attention.k, attention.v))
-        self.capture.attentions.append(attention)
+        assert self.index is not None
+        if scores is None:
+            attention = attention_from_call(self.index, out, *args, **kwargs)
+        else:
+            unused = torch.empty(0)
+            attention = Attention(self.index, unused, unused, args[1], 1.0, None, out, explicit_scores=scores)
+        for t in (attention.v,) if self.pooling else (attention.v, out):
+            if t.ndim != 4 or (t.shape[0], t.shape[2]) != self.tokens:
+                raise self.refuse(f"its attention has values {tuple(t.shape)} instead of one row for every token")
+        self.capture.attentions.append(attention if keep_graph else attention.detached())
+        self.versions.append(attention.versions())
         return out
+
+    def finish(self) -> None:
+        """Raise UserError if a captured tensor was changed in place after its attention ran."""
+        for attention, versions in zip(self.capture.attentions, self.versions, strict=True):
+            if attention.versions() != versions:
+                raise self.refuse("it changes what its attention read or returned in place", attention.block)
 
 
 @contextlib.contextmanager
-def record(blocks: Iterable[nn.Module], stop_gradient: bool = False, graph: bool = False) -> Iterator[AttentionCapture]:
-    """Capture the attentions of `blocks` (some or all blocks of a ViT) inside this context.
+def record(
+    blocks: Sequence[nn.Module], layers: Container[int] | None = None, stop_gradient: bool = False,
+    graph: bool = False, pooling: bool = False,
+) -> Iterator[AttentionCapture]:  # fmt: skip
+    """Capture the attentions of `blocks`, all blocks of a ViT, inside this context, in one forward pass.
 
-    `stop_gradient`: no gradient passes through an attention; it flows along the residual stream and the MLPs only, as
-    AGCAM needs. `graph`: see `AttentionCapture.graph`; maps computed from the capture are then differentiable through
-    the attentions too. Use it inside `explainable`, which turns fused attention on. All hooks are removed, also after
-    an exception.
+    `layers`: indices of the blocks to capture; None: all. `stop_gradient`: no gradient passes through an attention; it
+    flows along the residual stream and the MLPs only, as AGCAM needs. `graph`: see `AttentionCapture.graph`; maps
+    computed from the capture are then differentiable through the attentions too. `pooling`: `blocks` is one
+    attention pooling, whose queries are not the tokens.
+
+    Use it inside `explainable`, which turns fused attention on. All hooks are removed, also after an exception. Raises
+    UserError naming the block if not exactly one attention (one per parallel branch) is found in each captured block.
     """
     capture = AttentionCapture(graph=graph)
-    recorder = _Recorder(capture, stop_gradient)
-
-    def set_block(index: int | None) -> Callable[..., None]:
-        return lambda *_: setattr(recorder, "block", index)
-
-    with contextlib.ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            stack.enter_context(block.register_forward_pre_hook(set_block(index)))
-            stack.enter_context(block.register_forward_hook(set_block(None)))  # pooling attention is not recorded
-        stack.enter_context(recorder)
+    layers = range(len(blocks)) if layers is None else layers
+    with _Recorder(capture, stop_gradient, blocks, layers, pooling).watching():
         yield capture
 
 
-class _AttentionReplay(TorchFunctionMode):
+class _AttentionReplay(AttentionCalls):
     """Returns captured outputs, in order, instead of computing attention."""
 
-    def __init__(self, capture: AttentionCapture) -> None:
-        super().__init__()
+    def __init__(self, capture: AttentionCapture, blocks: Sequence[nn.Module]) -> None:
+        super().__init__(blocks, range(len(blocks)))
         self.outs = iter([attention.out for attention in capture.attentions])
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return next(self.outs) if func is F.scaled_dot_product_attention else func(*args, **(kwargs or {}))
+    def attend(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
+        return next(self.outs)
 
 
 @contextlib.contextmanager
 def replay(blocks: Sequence[nn.Module], capture: AttentionCapture, rows: slice) -> Iterator[AttentionCapture]:
     """Inside, a forward pass computes only the tokens `rows`, from the first block on; yields the capture of these.
 
-    `capture`: all attentions of the model on the same images. Attention is not recomputed: each returns its captured
-    output for these rows as a leaf, which gives the graph of `record(stop_gradient=True)` restricted to `rows`. The
-    logits are unchanged if the classifier reads no other tokens.
+    `capture`: all attentions of the model on the same images, all fused. Attention is not recomputed: each returns its
+    captured output for these rows as a leaf, which gives the graph of `record(stop_gradient=True)` restricted to
+    `rows`. The logits are unchanged if the classifier reads no other tokens.
     """
     selected = AttentionCapture([attention.select_rows(rows) for attention in capture.attentions])
     keep_rows = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))
-    with keep_rows, _AttentionReplay(selected):
+    with keep_rows, _AttentionReplay(selected, blocks).watching():
         yield selected
 
 

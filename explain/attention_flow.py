@@ -46,7 +46,7 @@ class AttentionFlow(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record(explained.vit.blocks) as capture:
+        with torch.no_grad(), record(explained.blocks) as capture:
             explained.logits(images)
         fused_LBNN = torch.stack([fuse_heads(attentions, self.head_fusion) for attentions in capture.by_block()[::-1]])
         M_LBNN = fused_LBNN + torch.eye(fused_LBNN.shape[-1], device=images.device)

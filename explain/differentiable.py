@@ -1,6 +1,7 @@
 """Maps that can be differentiated with respect to weights and images, for losses on explanations."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -10,6 +11,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from common.errors import UserError
 from explain.explained_model import ExplainedModel, explainable, explained_model
 from explain.types import METHODS, Explainer
+
+_math_kernel = threading.RLock()
+"""Held while torch's choice of attention kernels, which all threads share, is changed."""
 
 
 def differentiable_maps(model: nn.Module, images: Tensor, method: Explainer, targets: Tensor | None = None) -> Tensor:
@@ -39,7 +43,11 @@ def twice_differentiable(model: nn.Module, images: Tensor) -> Iterator[Explained
 
     The fused kernels have no second derivative, and a map already contains a first one.
     """
-    with torch.autocast(images.device.type, enabled=False), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_math_kernel)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.autocast(images.device.type, enabled=False))
+        stack.enter_context(torch.enable_grad())
         explained = explained_model(model, images, graph=True)
-        with explainable(explained):
-            yield explained
+        stack.enter_context(explainable(explained))
+        yield explained

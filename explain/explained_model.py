@@ -12,6 +12,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 from torch import Tensor, nn
 
 from common.errors import UserError
+from explain.isolation import alone, derivatives_checked, without_compilation
 from models.interface import ImageClassifier, NetworkView, Readout, Stage, selects_patches
 from models.masked_vit import MaskedViT
 from models.selection import Selection
@@ -41,6 +42,11 @@ class ExplainedModel:
             kind = type(self.network).__name__
             raise UserError(f"--method: a {kind} has no attention; choose gradcam or a method at pixels")
         return self.network
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The ViT's blocks, first block first; of compiled ones, the module inside."""
+        return [eager(block) for block in self.vit.blocks]
 
     @property
     def num_prefix(self) -> int:
@@ -77,8 +83,10 @@ class ExplainedModel:
         """Sum over the batch of each image's target logit (targets [B] int64; None: its predicted class).
 
         Images of a batch do not interact in a ViT, so the gradient of the sum is the gradient of each image's logit.
-        Raises UserError unless there is one target per image.
+        Raises UserError unless there is one target per image, or if gradients are on and the logits have none.
         """
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            raise UserError("the class scores have no derivative (frozen, quantized or detached); use rollout")
         chosen = logits.argmax(1) if targets is None else targets
         if chosen.shape != logits.shape[:1]:
             raise UserError(f"targets: shape {tuple(chosen.shape)} for {len(logits)} images; give one class per image")
@@ -91,14 +99,15 @@ def explained_model(model: nn.Module, images: Tensor, stage: Stage = 2, graph: b
     `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage`, for a two-stage
     model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that the model
     makes for these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises
-    UserError for any other model.
+    UserError for any other model. Of a model made by `torch.compile`, the module inside is explained.
     """
     selection = None
+    model = eager(model)
     if stage == 2 and selects_patches(model):
         with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
             selection = model.selection(images if graph else usable(images))
     view = _network_view(model, stage, selection)
-    return ExplainedModel(model, view.network, view.logits, view.readout, selection, graph)
+    return ExplainedModel(model, eager(view.network), view.logits, view.readout, selection, graph)
 
 
 def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -> NetworkView:
@@ -111,6 +120,11 @@ def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -
             raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
         return NetworkView(model, model, "class_token" if model.global_pool == "token" else "patches")
     raise UserError(f"cannot explain a {kind}; give a timm VisionTransformer or a model of this project")
+
+
+def eager(module: nn.Module) -> nn.Module:
+    """The module itself; of what `torch.compile(module)` returned, the module inside."""
+    return cast(nn.Module, module._modules.get("_orig_mod", module))
 
 
 def check_explainable(model: ImageClassifier) -> None:
@@ -131,41 +145,49 @@ def with_selection(explained: ExplainedModel, selection: Selection) -> Explained
 
 
 def require_attention(explained: ExplainedModel) -> None:
-    """Raise UserError naming the first block whose attention matrix cannot be rebuilt from q, k and v."""
-    for index, block in enumerate(explained.vit.blocks):
-        kinds = [type(part) for part in block.modules() if hasattr(part, "fused_attn")] or [type(block)]
-        for kind in kinds:
-            if not issubclass(kind, Attention | ParallelScalingBlock):
+    """Raise UserError if the model's attention cannot be read, as far as its modules show it.
+
+    The forward pass checks the rest: `explain.attention_capture.record`.
+    """
+    for index, block in enumerate(explained.blocks):
+        for kind in [type(part) for part in block.modules() if hasattr(part, "fused_attn")]:
+            if kind.__module__.startswith("timm.") and not issubclass(kind, Attention | ParallelScalingBlock):
                 why = f"blocks.{index}: a {kind.__name__} has no attention matrix that could be rebuilt"
                 raise UserError(f"{why}; choose a method without attention")
 
 
 def require_block(explained: ExplainedModel, layer: int) -> None:
     """Raise UserError unless the model has a block `layer`, from 0, or from the end with -1."""
-    depth = len(explained.vit.blocks)
+    depth = len(explained.blocks)
     if not -depth <= layer < depth:
         raise UserError(f"--layer: {layer}; the model has blocks 0 to {depth - 1}, or -{depth} to -1")
 
 
 @contextlib.contextmanager
 def evaluated(module: nn.Module) -> Iterator[None]:
-    """Put the module in eval mode; restore the mode of every submodule afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
+    """Put the module in eval mode; restore the mode of every submodule afterwards.
+
+    Other threads that explain a model with a part of this one wait, and compiled parts run eagerly.
+    """
+    with alone(module), without_compilation():
+        training = [part for part in module.modules() if part.training]
+        if training:
+            module.eval()
+        try:
+            yield
+        finally:
+            for part in training:
+                part.training = True
 
 
 @contextlib.contextmanager
 def explainable(explained: ExplainedModel) -> Iterator[None]:
     """The state that every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with
-    all tokens in the sequence. Everything is restored afterwards.
+    all tokens in the sequence, nothing compiled. Everything is restored afterwards.
 
     Frozen weights save the memory of their gradients; a method makes its own leaf of the graph. If maps keep their
-    graph, weights are not frozen.
+    graph, weights are not frozen. Explanations of one model by several threads wait for each other. Raises UserError
+    where a gradient is lost: see `derivatives_checked`.
     """
     changed: list[tuple[object, str, object]] = []
 
@@ -173,7 +195,11 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
         changed.append((owner, name, getattr(owner, name)))
         setattr(owner, name, value)
 
-    with evaluated(explained.module), torch.inference_mode(False), torch.enable_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(evaluated(explained.module))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(derivatives_checked(explained.module))
         try:
             for part in explained.network.modules():
                 if hasattr(part, "fused_attn"):

@@ -44,7 +44,7 @@ class GradRollout(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
-        with record(explained.vit.blocks, graph=explained.graph) as capture:
+        with record(explained.blocks, graph=explained.graph) as capture:
             logits = explained.logits(images)
         capture.compute_gradients(explained.target_score(logits, targets))
         return self.maps_from(capture, explained, images)

@@ -25,6 +25,7 @@ from common.errors import UserError
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_attention, require_block
 from explain.gradients import at_least_float
+from explain.isolation import gradients
 from explain.types import METHODS, Explainer
 
 
@@ -68,19 +69,27 @@ class GradCAM(Explainer):
 
     def _features(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """a and dy/da, [B, h, w, D] each."""
-        if self.module or not isinstance(explained.network, VisionTransformer):
-            source, at_input = find_module(explained.network, self.module), False
-        else:
-            source, at_input = _before_attention(explained.vit.blocks[self.layer])
-        with _capture(source, at_input, explained.graph) as features:
-            score = explained.target_score(explained.logits(images), targets)
-        (gradient,) = torch.autograd.grad(score, features, create_graph=explained.graph)
+        source, at_input, call, calls = self._source(explained)
+        with _capture(source, at_input, call, calls, explained.graph) as features:
+            logits = explained.logits(images)
+        score = explained.target_score(logits, targets)
+        name = self.module or f"the input of the attention of blocks.{self.layer}"
+        (gradient,) = gradients(score, features, [name], create_graph=explained.graph)
         return _on_grid(features[0], explained, images), _on_grid(gradient, explained, images)
+
+    def _source(self, explained: ExplainedModel) -> tuple[nn.Module, bool, int, int]:
+        """The module, whether to read its input, and which of how many calls: blocks may share modules."""
+        if self.module or not isinstance(explained.network, VisionTransformer):
+            return find_module(explained.network, self.module), False, 0, 1
+        sources = [_before_attention(block) for block in explained.blocks]
+        source, at_input = sources[self.layer]
+        shared = [index for index, (other, _) in enumerate(sources) if other is source]
+        return source, at_input, shared.index(range(len(sources))[self.layer]), len(shared)
 
     def _attention(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """The classifier's row of the block's A and dy/dA, [B, h, w, H] each."""
-        block = explained.vit.blocks[self.layer]
-        with record([block], stop_gradient=True, graph=explained.graph) as capture:
+        layers = [range(len(explained.blocks))[self.layer]]
+        with record(explained.blocks, layers, stop_gradient=True, graph=explained.graph) as capture:
             score = explained.target_score(explained.logits(images), targets)
         capture.compute_gradients(score)
 
@@ -121,14 +130,22 @@ def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
 
 
 @contextlib.contextmanager
-def _capture(module: nn.Module, at_input: bool, graph: bool) -> Iterator[list[Tensor]]:
+def _capture(module: nn.Module, at_input: bool, call: int, calls: int, graph: bool) -> Iterator[list[Tensor]]:
     """Inside, a forward pass appends the output of `module` to the list; with `at_input`, its first input.
 
-    It becomes a leaf of the autograd graph, unless `graph` asks to keep its own.
+    It becomes a leaf of the autograd graph, unless `graph` asks to keep its own. `call`: which call of the module, from
+    0. Raises UserError unless there are `calls` of them, and for an output that is no tensor.
     """
     captured: list[Tensor] = []
+    count = 0
 
     def capture(values: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        if count - 1 != call:
+            return values
+        if not isinstance(values, Tensor):
+            raise UserError(f"--module: its output is a {type(values).__name__}, not a tensor; choose another module")
         captured.append(values if graph and values.requires_grad else values.detach().requires_grad_())
         return captured[-1]
 
@@ -138,3 +155,7 @@ def _capture(module: nn.Module, at_input: bool, graph: bool) -> Iterator[list[Te
         handle = module.register_forward_hook(lambda _, __, out: capture(out))
     with handle:
         yield captured
+    if count != calls:
+        raise UserError(
+            f"--module: a {type(module).__name__} that runs {count} times, not {calls}; choose another module"
+        )

@@ -36,7 +36,8 @@ class RawAttention(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record([explained.vit.blocks[self.layer]]) as capture:
+        layers = [range(len(explained.blocks))[self.layer]]
+        with torch.no_grad(), record(explained.blocks, layers) as capture:
             explained.logits(images)
         rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
         return explained.on_grid(rows_BRN.mean(1), images)

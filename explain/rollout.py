@@ -51,7 +51,7 @@ class Rollout(Explainer):
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
-        with torch.no_grad(), record(explained.vit.blocks) as capture:
+        with torch.no_grad(), record(explained.blocks) as capture:
             explained.logits(images)
         return self.maps_from(capture, explained, images)
 

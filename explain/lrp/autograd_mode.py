@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
+from explain.isolation import gradients
 from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
 from explain.lrp.rules import divide
 from models.interface import selects_patches
@@ -57,14 +58,15 @@ class RelevanceMode(TorchFunctionMode):
         self.wants_relevance = False
         self._uses: dict[int, list[Tensor]] = {}  # the tensor once for each operation that used it; keeps ids unique
 
-    def relevance(self, score: Tensor, of: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def relevance(self, score: Tensor, of: Sequence[Tensor], names: Sequence[str]) -> Sequence[Tensor]:
         """The relevance of each tensor in `of` for `score`, a sum of outputs that start with relevance 1 each.
 
-        The graph is kept, so gradients can be computed afterwards.
+        The graph is kept, so gradients can be computed afterwards. Raises UserError with the name of a tensor that
+        the score does not depend on.
         """
         self.wants_relevance = True
         try:
-            return torch.autograd.grad(score, of, retain_graph=True)
+            return gradients(score, of, names, retain_graph=True)
         finally:
             self.wants_relevance = False
 

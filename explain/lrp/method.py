@@ -73,8 +73,8 @@ class Lrp(Explainer):
         """Raise UserError naming the first layer without a rule, or if there is no block to start from."""
         require_attention(explained)
         require_rules(explained, pixels=self.variant == "full")
-        if self._first_block() >= len(explained.vit.blocks):
-            raise UserError(f"--start-layer: no block {self._first_block()} in a model of {len(explained.vit.blocks)}")
+        if self._first_block() >= len(explained.blocks):
+            raise UserError(f"--start-layer: no block {self._first_block()} in a model of {len(explained.blocks)}")
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
@@ -97,18 +97,20 @@ class Lrp(Explainer):
         mode = self._mode(explained)
         with mode:
             logits = logits_with_fixed_parts(explained)(images)
-        (relevance,) = mode.relevance(explained.target_score(logits, targets), [images])
+        (relevance,) = mode.relevance(explained.target_score(logits, targets), [images], ["the pixels"])
         return relevance.sum(1)
 
     def _token_relevance(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """[B, N]."""
         mode = self._mode(explained)
         # The output of the first recorded attention is where the graph starts: nothing before it is tracked.
-        with mode, record(list(explained.vit.blocks)[self._first_block() :]) as capture:
+        layers = range(len(explained.blocks))[self._first_block() :]
+        with mode, record(explained.blocks, layers) as capture:
             logits = logits_with_fixed_parts(explained)(images)
         blocks = capture.by_block() if self.variant in PRODUCTS else capture.by_block()[:1]
         score = explained.target_score(logits, targets)
-        relevance = iter(mode.relevance(score, [attention.out for block in blocks for attention in block]))
+        read = [attention for block in blocks for attention in block]
+        relevance = iter(mode.relevance(score, [each.out for each in read], [each.name for each in read]))
         if self.variant in WITH_GRADIENT:
             capture.compute_gradients(score)
         with torch.no_grad():

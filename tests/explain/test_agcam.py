@@ -1,15 +1,19 @@
 """AGCAM against autograd through explicit attention, and known values."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from timm.layers import Mlp
+from torch import Tensor, nn
 
 from explain import explain
 from explain.agcam import Agcam
 from explain.attention_capture import Attention
-from tests.explain.small import CASES, TIMM
+from tests.explain.small import CASES, TIMM, vit
 from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import explicit_layers, read_out
+from tests.models.small import shaken
 
 TARGETS = torch.tensor([4, 1])
 
@@ -30,6 +34,23 @@ def test_equals_autograd_with_detached_attention_inputs(name: str) -> None:
         total = sum((layer.G.clamp(min=0) * layer.S.sigmoid()).sum(0) for layer in layers)
         assert isinstance(total, Tensor)
         torch.testing.assert_close(maps[image].flatten(), read_out(total, explained), rtol=1e-4, atol=1e-5)
+
+
+class TokenMixingMlp(Mlp):
+    """A user's own: it needs every token, in their order."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = x[:, 1:].unflatten(1, (4, 4))
+        return super().forward(x) + patches.amax((1, 2))[:, None]
+
+
+@pytest.mark.parametrize("mlp", [TokenMixingMlp, lambda **_: nn.Softmax(dim=1)])
+def test_parts_besides_attention_that_mix_tokens(mlp: Any) -> None:
+    torch.manual_seed(0)
+    model, x = shaken(vit(mlp_layer=mlp)).double().eval(), CASES["class_token"].images(1).double()
+    layers = explicit_layers(CASES["class_token"].explained(model, x), x, 3, detach_inputs=True)
+    wanted: Any = sum((layer.G.clamp(min=0) * layer.S.sigmoid()).sum(0) for layer in layers)
+    torch.testing.assert_close(explain(model, x, "agcam", TARGETS[:1] * 0 + 3).flatten(), wanted[0, 1:])
 
 
 def test_only_the_class_tokens_row_is_formed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ TARGETS = torch.tensor([3, 0, 3])
 
 def captured(explained: ExplainedModel, x: Tensor, stop_gradient: bool = False) -> AttentionCapture:
     with explainable(explained):
-        with record(explained.vit.blocks, stop_gradient) as capture:
+        with record(explained.blocks, stop_gradient=stop_gradient) as capture:
             logits = explained.logits(x)
         capture.compute_gradients(explained.target_score(logits, TARGETS[: len(x)]))
     return capture
@@ -104,7 +104,7 @@ def test_some_blocks_alone() -> None:
     case = CASES["class_token"]
     x = case.images()
     explained = case.explained(case.model(), x)
-    with torch.no_grad(), record([explained.vit.blocks[1]]) as capture:
+    with torch.no_grad(), record(explained.blocks, [1]) as capture:
         explained.logits(x)
     (attention,) = capture.attentions
     torch.testing.assert_close(attention.weights(), captured(explained, x).attentions[1].weights())
@@ -136,6 +136,6 @@ def test_gradients_come_first() -> None:
 def test_no_hook_stays_when_the_model_raises() -> None:
     case = CASES["class_token"]
     explained = case.explained(case.model(), case.images())
-    with pytest.raises(RuntimeError, match="shape"), record(explained.vit.blocks):
+    with pytest.raises(RuntimeError, match="shape"), record(explained.blocks):
         explained.vit.blocks(torch.zeros(1, 2, 3))
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in explained.vit.blocks)

@@ -66,7 +66,6 @@ def test_refused_models(model: nn.Module, message: str) -> None:
     [
         ({"attn_layer": "diff"}, "DiffAttention"),
         ({"block_fn": DiffParallelScalingBlock}, "DiffParallelScalingBlock"),
-        ({"block_fn": lambda **_: nn.Identity()}, "Identity"),
     ],
 )
 def test_blocks_without_an_attention_matrix_are_named(settings: dict[str, Any], kind: str) -> None:

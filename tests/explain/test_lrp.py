@@ -143,9 +143,9 @@ def test_relevance_of_the_tokens_sums_to_its_start(kind: str) -> None:
     with RelevanceMode(vit) as mode:
         logits = vit.forward_head(vit.norm(vit.blocks(tokens)))
     score = logits[:, 1].sum()
-    (R,) = mode.relevance(score, [tokens])
+    (R,) = mode.relevance(score, [tokens], ["tokens"])
     torch.testing.assert_close(R.sum((1, 2)), torch.ones(2).double(), atol=2e-6, rtol=0)
-    torch.testing.assert_close(mode.relevance(2 * score, [tokens])[0], 2 * R)
+    torch.testing.assert_close(mode.relevance(2 * score, [tokens], ["tokens"])[0], 2 * R)
 
 
 @pytest.mark.parametrize("kind", FAMILY)
@@ -158,7 +158,7 @@ def test_the_pass_leaves_logits_and_gradients_true(kind: str) -> None:
 
     with RelevanceMode(vit) as mode:
         ruled = score()
-    mode.relevance(ruled, [tokens])  # before the gradients, which need the same graph
+    mode.relevance(ruled, [tokens], ["tokens"])  # before the gradients, which need the same graph
     assert torch.equal(ruled, score())
     (expected,) = torch.autograd.grad(score(), tokens)
     torch.testing.assert_close(torch.autograd.grad(ruled, tokens)[0], expected)
