@@ -28,6 +28,9 @@ from explain.gradients import at_least_float
 from explain.isolation import gradients
 from explain.types import METHODS, Explainer
 
+MAX_STRIDE = 64
+"""Of a CNN's features, in pixels. What is smaller, such as [B, D, 1, 1] after a pooling, shows no places."""
+
 
 @METHODS.register("gradcam")
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class GradCAM(Explainer):
 
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError for a block or module that does not exist; compat=chefer needs attention."""
+        if self.compat and self.module:
+            raise UserError("--module: compat=chefer reads the attention of a block; give --layer instead")
         if self.compat:
             require_attention(explained)
         if self.module or not isinstance(explained.network, VisionTransformer):
@@ -75,7 +80,10 @@ class GradCAM(Explainer):
         score = explained.target_score(logits, targets)
         name = self.module or f"the input of the attention of blocks.{self.layer}"
         (gradient,) = gradients(score, features, [name], create_graph=explained.graph)
-        return _on_grid(features[0], explained, images), _on_grid(gradient, explained, images)
+        a_BhwD, gradient_BhwD = (_on_grid(t, explained, images) for t in (features[0], gradient))
+        if self.module and explained.selection is None and not gradient_BhwD.any():
+            raise UserError(f"--module: the class score does not read the patches from {name}; choose one before")
+        return a_BhwD, gradient_BhwD
 
     def _source(self, explained: ExplainedModel) -> tuple[nn.Module, bool, int, int]:
         """The module, whether to read its input, and which of how many calls: blocks may share modules."""
@@ -112,11 +120,34 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
 
 
 def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
-    """[B, h, w, D] of tokens [B, P + N, D] or features [B, D, h, w]."""
+    """[B, h, w, D] of tokens [B, P + N, D] or [B, N, D], or of features [B, D, h, w] or [B, h, w, D].
+
+    The patch grid must fit, or for a CNN the proportions of the images. Raises UserError for another tensor.
+    """
     t = at_least_float(t)
-    if t.ndim == 3:
-        return explained.on_grid(t, images)
-    return t if getattr(explained.network, "output_fmt", "NCHW") == "NHWC" else t.movedim(1, -1)
+    is_vit = isinstance(explained.network, VisionTransformer)
+    grid = explained.grid(images) if is_vit else (0, 0)
+    patches = grid[0] * grid[1]
+    same_batch = len(t) == len(images)
+    if is_vit and same_batch and t.ndim == 3 and t.shape[1] in (patches, patches + explained.num_prefix):
+        return t[:, -patches:].reshape(len(t), *grid, -1)
+
+    def fits(height: int, width: int) -> bool:
+        if is_vit:
+            return (height, width) == grid
+        H, W = images.shape[-2:]
+        same_proportions = abs(height / H - width / W) < 1 / min(H, W)
+        return same_proportions and H / MAX_STRIDE <= height <= H and W / MAX_STRIDE <= width <= W
+
+    if same_batch and t.ndim == 4:
+        layouts = [t.movedim(1, -1), t]
+        if getattr(explained.network, "output_fmt", "NCHW") == "NHWC":
+            layouts.reverse()
+        for t_BhwD in layouts:
+            if fits(*t_BhwD.shape[1:3]):
+                return t_BhwD
+    what = f"neither the patch tokens nor a feature map of {len(images)} images"
+    raise UserError(f"--module: its output {tuple(t.shape)} is {what}; choose another module, such as a block")
 
 
 def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:

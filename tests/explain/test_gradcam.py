@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain import explain
 from tests.explain.classifiers import classifier, hooks, images, two_stage
+from tests.explain.small import vit
 
 
 def textbook(vit: VisionTransformer, layer: nn.Module, at_input: bool, image: Tensor, target: int) -> Tensor:
@@ -128,3 +129,38 @@ def test_batch_is_single_and_nothing_is_left(compat: str) -> None:
 def test_no_such_block(layer: int) -> None:
     with pytest.raises(UserError, match=f"--layer: {layer}; the model has blocks 0 to 2"):
         explain(classifier(), images(), "gradcam", layer=layer)
+
+
+@pytest.mark.parametrize(
+    "module", ["blocks.1.attn.k_norm", "head", "blocks.1.attn.attn_drop", "norm_pre", "norm", "pos_drop.inner"]
+)
+def test_a_module_whose_output_is_no_map_is_refused(module: str) -> None:
+    model = vit(qk_norm=True).eval()
+    if module == "norm_pre":  # no grid: one token is missing
+        model.norm_pre.register_forward_hook(lambda _, __, tokens: tokens[:, 1:-1])
+    if module == "pos_drop.inner":  # another batch
+        model.pos_drop = Twice()
+    with pytest.raises(UserError, match=r"^--module: ") as error:
+        explain(model, images().float(), "gradcam", module=module)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"^--module: compat=chefer reads"):
+        explain(model, images().float(), "gradcam", module="blocks.1", compat="chefer")
+
+
+class Twice(nn.Module):
+    """Its inner module sees the batch twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        doubled: Tensor = self.inner(torch.cat([x, x]))
+        return doubled[: len(x)]
+
+
+def test_patch_tokens_and_maps_before_the_class_token() -> None:
+    model, x = vit().double().eval(), images()
+    tokens = explain(model, x, "gradcam", module="patch_embed", relu=False)
+    torch.testing.assert_close(explain(model, x, "gradcam", module="patch_embed.proj", relu=False), tokens)
+    assert tokens.shape == (3, 4, 4)
