@@ -118,8 +118,14 @@ def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -
     if isinstance(model, VisionTransformer):
         if isinstance(model.head, nn.Identity) or not model.global_pool:
             raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
-        return NetworkView(model, model, "class_token" if model.global_pool == "token" else "patches")
+        return NetworkView(model, model, _readout(model))
     raise UserError(f"cannot explain a {kind}; give a timm VisionTransformer or a model of this project")
+
+
+def _readout(vit: VisionTransformer) -> Readout:
+    if vit.global_pool == "token":
+        return "class_token"
+    return "all" if vit.pool_include_prefix else "patches"
 
 
 def eager(module: nn.Module) -> nn.Module:
@@ -145,15 +151,31 @@ def with_selection(explained: ExplainedModel, selection: Selection) -> Explained
 
 
 def require_attention(explained: ExplainedModel) -> None:
-    """Raise UserError if the model's attention cannot be read, as far as its modules show it.
+    """Raise UserError if the model's attention cannot be read, as far as its modules and its pooling show it.
 
     The forward pass checks the rest: `explain.attention_capture.record`.
     """
+    if explained.network is explained.module:
+        _require_known_pooling(explained.vit)
     for index, block in enumerate(explained.blocks):
         for kind in [type(part) for part in block.modules() if hasattr(part, "fused_attn")]:
             if kind.__module__.startswith("timm.") and not issubclass(kind, Attention | ParallelScalingBlock):
                 why = f"blocks.{index}: a {kind.__name__} has no attention matrix that could be rebuilt"
                 raise UserError(f"{why}; choose a method without attention")
+
+
+def _require_known_pooling(vit: VisionTransformer) -> None:
+    """Raise UserError unless the tokens that timm's ViT classifies from are known and the same in every channel."""
+    if vit.global_pool in ("max", "avgmax"):
+        why = "the maximum over tokens reads other tokens in every channel, so no row of attention is the classifier's"
+        raise UserError(f"global_pool={vit.global_pool}: {why}; choose a method without attention")
+    for name in ("forward_head", "pool"):
+        method = getattr(vit, name)
+        method = getattr(method, "_torchdynamo_orig_callable", method)  # of torch.compile
+        kinds = (VisionTransformer, VisionTransformerDistilled)
+        if getattr(method, "__func__", method) not in [getattr(kind, name) for kind in kinds]:
+            why = f"which tokens its own {name} reads is not known"
+            raise UserError(f"cannot explain this {type(vit).__name__}: {why}; choose a method without attention")
 
 
 def require_block(explained: ExplainedModel, layer: int) -> None:

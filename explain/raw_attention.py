@@ -7,12 +7,13 @@ Transformers", ICCV 2021, and compared with in Chefer et al., CVPR 2021. Shape s
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 
-from explain.attention_capture import record
+from common.errors import UserError
+from explain.attention_capture import ALL, record
 from explain.explained_model import ExplainedModel, require_block
 from explain.rollout import Fusion, fuse_heads
 from explain.types import METHODS, Explainer
@@ -26,18 +27,35 @@ class RawAttention(Explainer):
     head_fusion: Fusion = "mean"
     layer: int = -1
     """The block, from 0; negative: from the end."""
+    pooling: bool = False
+    """Show the attention of timm's attention pooling (global_pool="map") instead of a block's."""
 
     class_specific: ClassVar[bool] = False
 
     def check(self, explained: ExplainedModel) -> None:
-        """Raise UserError if attention cannot be read or there is no such block."""
+        """Raise UserError if attention cannot be read or there is no such block or pooling."""
+        if self.pooling:
+            if explained.vit.attn_pool is None:
+                raise UserError("--pooling: this model has no attention pooling")
+            return
         super().check(explained)
         require_block(explained, self.layer)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
+        if self.pooling:
+            return self._of_pooling(explained, images)
         layers = [range(len(explained.blocks))[self.layer]]
         with torch.no_grad(), record(explained.blocks, layers) as capture:
             explained.logits(images)
         rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
         return explained.on_grid(rows_BRN.mean(1), images)
+
+    def _of_pooling(self, explained: ExplainedModel, images: Tensor) -> Tensor:
+        pooling = cast(Any, explained.vit.attn_pool)
+        with torch.no_grad(), record([pooling], pooling=True) as capture:
+            explained.logits(images)
+        rows = slice(0, 1) if pooling.pool == "token" else ALL
+        row_BN = fuse_heads(capture.attentions, self.head_fusion, rows).mean(1)
+        height, width = explained.grid(images)
+        return row_BN[:, -height * width :].reshape(-1, height, width)  # prefix tokens first, if they are pooled
