@@ -4,8 +4,9 @@ Gildenblat, "Exploring Explainability for Vision Transformers", 2020 (github.com
 
     map = the classifier's row of M_L ... M_1,  M_l = rows of (max(E_h[A_l * dy/dA_l], 0) + I), normalised to sum to 1
 
-E_h is the mean over heads. Similar to the rule of Chefer, Gur and Wolf, "Generic Attention-model Explainability for
-Interpreting Bi-Modal and Encoder-Decoder Transformers", ICCV 2021, which does not normalise the rows.
+E_h is the mean over heads. The classifier's row of I is subtracted (not with compat): see `explain.rollout.roll_out`.
+Similar to the rule of Chefer, Gur and Wolf, "Generic Attention-model Explainability for Interpreting Bi-Modal and
+Encoder-Decoder Transformers", ICCV 2021, which does not normalise the rows.
 
 Shape suffixes: B images, H heads, N tokens.
 """
@@ -54,7 +55,8 @@ class GradRollout(Explainer):
         published = self.compat == "vit-explain"
         blocks = capture.by_block()
         pairs = zip(reversed(blocks), blocks if published else reversed(blocks), strict=True)
-        maps = roll_out((self._fused(*pair) for pair in pairs), explained, images, by_column=published)
+        last_first = (self._fused(*pair) for pair in pairs)
+        maps = roll_out(last_first, explained, images, by_column=published, keep_identity=published)
         return divide_by_maximum(maps) if published else maps
 
     def _fused(self, weights_of: list[Attention], gradients_of: list[Attention]) -> Tensor:

@@ -64,7 +64,8 @@ class Rollout(Explainer):
             discard(fuse_heads(attentions, self.head_fusion), ratio, keep_first=True)
             for attentions in reversed(capture.by_block()[start:])
         )
-        maps = roll_out(last_first, explained, images, by_column=self.compat in ("vit-explain", "agcam"))
+        by_column = self.compat in ("vit-explain", "agcam")
+        maps = roll_out(last_first, explained, images, by_column, keep_identity=True)
         return divide_by_maximum(maps) if self.compat == "vit-explain" else maps
 
 
@@ -102,25 +103,34 @@ def discard(matrix_BNN: Tensor, ratio: float, keep_first: bool) -> Tensor:
     return matrix_BNN.masked_fill(dropped, 0)
 
 
-def roll_out(last_first: Iterable[Tensor], explained: ExplainedModel, images: Tensor, by_column: bool) -> Tensor:
+def roll_out(
+    last_first: Iterable[Tensor], explained: ExplainedModel, images: Tensor, by_column: bool, keep_identity: bool
+) -> Tensor:
     """The classifier's row of the product of M = (F + I) / row sums, on the patch grid [B, h, w].
 
     `last_first`: the fused matrices F [B, N, N], last block first. `by_column`: as in published code, where the sum of
-    row j divides column j. Raises UserError if there is no matrix.
+    row j divides column j. `keep_identity`: False subtracts the classifier's row of I, which is the same for all
+    patches. It is 0 for a class token, and otherwise 1 / N, which float32 could not add to much smaller values. Raises
+    UserError if there is no matrix.
     """
-    row_BN: Tensor | None = None
-    for fused_BNN in last_first:
-        row_BN = explained.readout_row(fused_BNN) if row_BN is None else row_BN
-        sums_BN = fused_BNN.sum(-1) + 1  # + 1: the identity
-        row_BN = _times(row_BN, fused_BNN) / sums_BN if by_column else _times(row_BN / sums_BN, fused_BNN)
-    if row_BN is None:
+    # The row is read + added: the classifier's row of I, and what attention adds to it, to full precision.
+    read_BN = added_BN = None
+    for F_BNN in last_first:
+        if read_BN is None or added_BN is None:
+            read_BN = explained.readout_row(F_BNN)
+            added_BN = torch.zeros_like(read_BN)
+        excess_BN = F_BNN.sum(-1)  # of the row sums above 1
+        sums_BN = excess_BN + 1
+        row_BN = read_BN + added_BN
+        moved_BN = _times(row_BN, F_BNN) / sums_BN if by_column else _times(row_BN / sums_BN, F_BNN)
+        added_BN = moved_BN + (added_BN - read_BN * excess_BN) / sums_BN
+    if read_BN is None or added_BN is None:
         raise UserError("--start-layer: the model has no block from there on")
-    return explained.on_grid(row_BN, images)
+    return explained.on_grid(read_BN + added_BN if keep_identity else added_BN, images)
 
 
 def _times(row_BN: Tensor, fused_BNN: Tensor) -> Tensor:
-    """row (F + I)."""
-    return exact_product(row_BN.unsqueeze(1), fused_BNN.transpose(1, 2)).squeeze(1) + row_BN
+    return exact_product(row_BN.unsqueeze(1), fused_BNN.transpose(1, 2)).squeeze(1)
 
 
 def divide_by_maximum(maps: Tensor) -> Tensor:

@@ -6,7 +6,9 @@ Chefer, Gur and Wolf, "Transformer Interpretability Beyond Attention Visualizati
 
 C_l is the relevance of the attention weights of block l, G_l the gradient of the target's logit there, E_h the mean
 over heads. Relevance starts as 1 at that logit and is propagated by the rules of explain/lrp/rules.py. Only the
-classifier's row of the product is computed, from the last block to the first, without products of N x N matrices.
+classifier's row of the product is computed, from the last block to the first, without products of N x N matrices. The
+row starts with the weights of the tokens that the classifier reads; these weights are left out of the map. They are the
+same for every patch, and 1/N would swallow the relevance, which can be many orders of magnitude smaller.
 
 Shape suffixes: B images, H heads, N tokens.
 """
@@ -123,15 +125,18 @@ class Lrp(Explainer):
         return 1 if self.variant in ("second_layer", "second_layer_grad") else -1
 
     def _readout(self, explained: ExplainedModel, blocks: Sequence[Sequence[tuple[Attention, Tensor]]]) -> Tensor:
-        """The classifier's row [B, N] of the product of I + M, or of M alone, M the mean over parallel attentions."""
-        row_BN: Tensor | None = None
-        for block in reversed(blocks):
+        """The classifier's row [B, N] of the product of I + M (PRODUCTS) minus its row of I, or else of M.
+
+        M is the mean over parallel attentions.
+        """
+        read_BN = added_BN = torch.zeros(())
+        for depth, block in enumerate(reversed(blocks)):
             M_BNN = torch.stack([self._head_mean(attention, R_out) for attention, R_out in block]).mean(0)
-            row_BN = explained.readout_row(M_BNN) if row_BN is None else row_BN
-            step_BN = (row_BN.unsqueeze(1) @ M_BNN).squeeze(1)
-            row_BN = row_BN + step_BN if self.variant in PRODUCTS else step_BN
-        assert row_BN is not None  # `check` made sure that there is a block
-        return row_BN
+            if depth == 0:
+                read_BN = explained.readout_row(M_BNN)
+                added_BN = torch.zeros_like(read_BN)
+            added_BN = added_BN + ((read_BN + added_BN).unsqueeze(1) @ M_BNN).squeeze(1)
+        return added_BN
 
     def _head_mean(self, attention: Attention, R_out: Tensor) -> Tensor:
         """E_h of the matrix that the variant uses, [B, N, N]. R_out [B, H, N, D]: relevance of the attention output."""

@@ -10,9 +10,10 @@ from common.errors import UserError
 from explain import explain
 from explain.attention_capture import AttentionCapture
 from explain.grad_rollout import GradRollout
-from tests.explain.small import CASES, TIMM
+from tests.explain.small import CASES, NO_TOKEN, TIMM, vit
 from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
+from tests.models.small import images
 
 TARGETS = torch.tensor([4, 1])
 
@@ -49,8 +50,23 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
         layers = explicit_layers(explained, x[[image]], target)
         fused = [fuse(layer.A * layer.G, options.get("head_fusion", "mean")).clamp(min=0) for layer in layers]
         fused = [dropped(F, options.get("discard_ratio", 0), keep_first=False) for F in fused]
-        wanted = read_out(product(fused, "row"), explained)
+        wanted = read_out(product(fused, "row") - torch.eye(len(fused[0])), explained)
         torch.testing.assert_close(maps[image].flatten(), wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_float32_tells_patches_apart_where_the_classifier_averages_them() -> None:
+    """The gradients are far below the 1 / N of the identity, which float32 cannot add to them."""
+    torch.manual_seed(0)
+    model, x = vit(**NO_TOKEN, global_pool="avg", img_size=96).eval(), images(1, (96, 96))  # 144 patches
+    with torch.no_grad():
+        model.head.weight.mul_(1e-4)
+    maps = explain(model, x, "grad_rollout", TARGETS[:1])
+    model, x = model.double(), x.double()
+    layers = explicit_layers(CASES["gap"].explained(model, x), x, int(TARGETS[0]))
+    fused = [fuse(layer.A * layer.G, "mean").clamp(min=0) for layer in layers]
+    wanted = (product(fused, "row") - torch.eye(144)).mean(0)
+    assert len(maps.unique()) == 144
+    torch.testing.assert_close(maps.flatten().double(), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("ratio", [None, 0.5])

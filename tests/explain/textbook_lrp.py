@@ -167,7 +167,7 @@ def lrp(vit: VisionTransformer, image: Tensor, target: int | None, variant: str,
         out = eye
         for matrix in matrices[start:]:
             out = (eye + matrix) @ out
-        return out
+        return out - eye  # the identity alone adds the same to every patch
 
     matrix = {
         "transformer_attribution": lambda: product([positive(g * c).mean(0) for g, c in zip(G, C, strict=True)]),
