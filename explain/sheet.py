@@ -14,8 +14,9 @@ from common.maps import minmax, to_pixels
 from explain import Explainer, explain, explained_model
 from explain.loading import Classifier
 from models.interface import is_two_stage, select_parts
+from report.legend import LegendEntry, part_legend
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize_shorter
-from report.sheets import Column, LegendEntry, part_legend
+from report.sheets import Column
 
 TILE = 252
 """Shorter side of an image on the sheet, pixels; a multiple of the usual patch grids 12, 14 and 28."""

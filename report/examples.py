@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from report.legend import WRONG, LegendEntry, draw_mark, part_legend
 from report.overlays import Array, mask_view, part_overlay, removal_view, resize_shorter
-from report.sheets import Column, LegendEntry, contact_sheet, draw_mark, part_legend
-from report.style import BAD, PAPER
+from report.sheets import Column, contact_sheet
+from report.style import HIDDEN, PAPER
 
 TILE = 168
 """Pixels of a tile's shorter side; a multiple of the usual patch grids 12, 14 and 28."""
@@ -72,7 +73,7 @@ def removal_sheet(examples: Mapping[str, Sequence[Example]], path: Path) -> Path
         heading = before.group or ""
         columns.append(Column(tiles, heading, _caption(before, heading), before.correct))
     titles = ["image", "parts", *(row.replace("thresholds, ", "thresholds,\n") for row in examples)]
-    legend = [*_legend(examples[first]), LegendEntry(BAD, "× wrong prediction")]
+    legend = [*_legend(examples[first]), WRONG]
     return contact_sheet(columns, titles, path, legend=legend)
 
 
@@ -118,4 +119,5 @@ def _caption(example: Example, heading: str) -> str:
 
 def _legend(examples: Sequence[Example]) -> list[LegendEntry]:
     parts = max((len(example.maps) - 1 for example in examples if example.maps is not None), default=0)
-    return part_legend(parts)
+    hidden = [LegendEntry(HIDDEN, "hidden from stage 2")] if any(e.mask is not None for e in examples) else []
+    return [*part_legend(parts), *hidden]

@@ -10,9 +10,13 @@ import numpy as np
 from common.metric_info import headlines
 from report.files import write_atomic
 from report.html import Figure, Section, Table, Text, provenance_sections, write_report
-from report.overlays import Array, heat_overlay, mask_view
+from report.legend import SCALED_ALONE
+from report.overlays import Array, heat_overlay, mask_view, resize_shorter
 from report.sheets import Column, contact_sheet
 from report.tables import latex, table_text, write_tables
+
+TILE = 168
+"""Smallest shorter side of an image on the sheet, pixels."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,15 @@ def method_sheet(images: Sequence[ExplainedImage], path: Path) -> Path:
     methods = list(images[0].maps) if images else []
     columns = []
     for image in images:
-        tiles: list[np.ndarray | None] = [image.pixels]
-        tiles += [heat_overlay(image.pixels, image.maps[method]) for method in methods]
+        pixels = resize_shorter(image.pixels, max(TILE, min(image.pixels.shape[:2])))
+        tiles: list[np.ndarray | None] = [pixels]
+        tiles += [heat_overlay(pixels, image.maps[method]) for method in methods]
         if images[0].truth is not None:
-            tiles.append(None if image.truth is None else mask_view(image.pixels, image.truth))
+            tiles.append(None if image.truth is None else mask_view(pixels, image.truth))
         columns.append(Column(tiles, caption=image.caption, correct=image.correct))
-    rows = ["image", *(method.replace("_", "\n", 1) for method in methods)]
+    rows = ["image", *(method.replace("_", " ") for method in methods)]
     rows += ["true object"] if images and images[0].truth is not None else []
-    return contact_sheet(columns, rows, path)
+    return contact_sheet(columns, rows, path, notes=[SCALED_ALONE], heat=True)
 
 
 def write_explanation_report(
@@ -64,7 +69,7 @@ def write_explanation_report(
     write_atomic(out / "methods.tex", latex(table))
     sections: list[Section] = [
         Table(table, title="Methods", caption="All metrics and confidence intervals: methods.json, methods.csv."),
-        Figure(sheet, title="Maps", caption="Each map is scaled from its minimum to its maximum."),
+        Figure(sheet, title="Maps", caption=SCALED_ALONE),
         Text("The protocol of each metric is listed under Protocol and provenance."),
         *provenance_sections(details, config, title="Protocol and provenance"),
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from common.errors import UserError
 
@@ -60,8 +61,10 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    """The image as a PNG file."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+def png_bytes(image: Image.Image, software: str = "") -> bytes:
+    """The image as a PNG file; `software`: its text chunk "Software", which says what made it."""
+    buffer, info = io.BytesIO(), PngInfo()
+    if software:
+        info.add_text("Software", software)
+    image.save(buffer, format="PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()

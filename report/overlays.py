@@ -96,16 +96,25 @@ def removal_view(image: np.ndarray, maps: Array, before: Array, after: Array) ->
     return np.where(here[..., None], part_overlay(image, maps, gone), mask_view(image, after))
 
 
-def heat_overlay(image: np.ndarray, heat: Array, opacity: float = 0.6) -> np.ndarray:
-    """A heat map [h, w] over the image in grey: scaled from its minimum to its maximum, enlarged bilinearly.
+def heat_overlay(
+    image: np.ndarray, heat: Array, opacity: float = 0.6, limits: tuple[float, float] | None = None
+) -> np.ndarray:
+    """A heat map [h, w] over the image in grey, enlarged bilinearly.
 
-    A constant map is shown as all minimum.
+    `limits`: the values at both ends of the colours; None: the map's minimum and maximum. A constant map is then shown
+    as all minimum.
     """
     values = np.nan_to_num(as_array(heat).astype(np.float32))
-    span = float(values.max() - values.min())
-    unit = (values - values.min()) / (span or 1.0)
+    low, high = limits or (float(values.min()), float(values.max()))
+    unit = (values - low) / ((high - low) or 1.0)
     smooth = _bilinear(unit[None], image.shape[:2])[0].clip(0, 1)
-    return _blend(_grey(image), matplotlib.colormaps["inferno"](smooth)[..., :3] * 255, np.full(smooth.shape, opacity))
+    return _blend(_grey(image), heat_colours(smooth), np.full(smooth.shape, opacity))
+
+
+def heat_colours(unit: np.ndarray) -> np.ndarray:
+    """The colours [H, W, 3], 0 to 255, not rounded, of values [H, W] in [0, 1]."""
+    colours: np.ndarray = matplotlib.colormaps["inferno"](unit)[..., :3] * 255
+    return colours
 
 
 def _bilinear(maps: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -1,19 +1,23 @@
 """Contact sheets: one column per image, one row per view, as one PNG."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from report.files import png_bytes, write_atomic
-from report.style import BAD, GOOD, HIDDEN, INK, MUTED, PAPER, RULE, font, part_colour
+from report.legend import CORRECT, LABEL, LINE, WRONG, LegendEntry, draw_legend, draw_mark, wrap
+from report.style import HIDDEN, INK, MUTED, PAPER, font
 
 PAD, GAP, GROUP_GAP = 28, 6, 22
-LINE = 27
-TITLE, HEADING, LABEL = font(28, "bold"), font(21, "bold"), font(20)
+HEADING_LINES, CAPTION_LINES = 4, 12
+"""At most; longer text is cut off."""
+SOFTWARE = "Faithful ViT contact sheet"
+"""Text chunk "Software" of the PNG files written here."""
+TITLE, HEADING = font(28, "bold"), font(21, "bold")
 
 
 @dataclass(frozen=True)
@@ -23,24 +27,11 @@ class Column:
     tiles: Sequence[np.ndarray | None]
     """One image [H, W, 3] uint8 per row of the sheet, all of one size; None leaves the tile grey."""
     heading: str = ""
-    """Neighbouring columns with the same heading share it."""
+    """Neighbouring columns with the same heading share it; wrapped."""
     caption: str = ""
-    """Text below the column; wrapped, at most three lines."""
+    """Text below the column; wrapped."""
     correct: bool | None = None
     """Whether the prediction is correct: a dot (True) or a cross (False) before the caption."""
-
-
-@dataclass(frozen=True)
-class LegendEntry:
-    """A colour and its meaning."""
-
-    colour: str
-    label: str
-
-
-def part_legend(parts: int) -> list[LegendEntry]:
-    """The colours of the first `parts` parts, numbered from 0 as in flags and files."""
-    return [LegendEntry(part_colour(part), f"part {part}") for part in range(parts)]
 
 
 def contact_sheet(
@@ -50,25 +41,34 @@ def contact_sheet(
     title: str = "",
     legend: Sequence[LegendEntry] = (),
     per_band: int = 12,
+    notes: Sequence[str] = (),
+    heat: bool = False,
 ) -> Path:
     """Write the sheet, with at most `per_band` columns side by side; further columns go into bands below.
 
-    Raises ValueError without columns, or if their tiles do not match the row titles or differ in size.
+    Below stand the colours of heat maps if `heat`, the legend, the meaning of the marks that appear, and the notes.
+    The PNG's text chunk "Software" is `SOFTWARE`. Raises ValueError without columns, or if their tiles do not match the
+    row titles or differ in size.
     """
     height, width = _tile_size(columns, len(row_titles))
     bands = [columns[start : start + per_band] for start in range(0, len(columns), per_band)]
     captions = max(len(_caption_lines(column, width)) for column in columns)
-    plan = _Plan(height, width, tuple(row_titles), captions, any(c.heading for c in columns))
-    top = PAD + (48 if title else 0)
-    foot = 44 if legend else 0
-    size = (max(map(plan.band_width, bands)), top + len(bands) * plan.band_height - GROUP_GAP + foot + PAD)
-    sheet = Image.new("RGB", size, PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((PAD, PAD - 6), title, fill=INK, font=TITLE)
+    headings = max((len(lines) for band in bands for *_, lines in _headings(band, width)), default=0)
+    plan = _Plan(height, width, tuple(row_titles), captions, headings)
+    top, total = PAD + (48 if title else 0), max(map(plan.band_width, bands))
+    marks = [
+        entry for entry, correct in ((CORRECT, True), (WRONG, False)) if any(c.correct is correct for c in columns)
+    ]
+    entries = dict.fromkeys([*legend, *marks])
+    below = draw_legend(total - 2 * PAD - plan.gutter, list(entries), notes, heat)
+    bottom = top + len(bands) * plan.band_height - GROUP_GAP
+    sheet = Image.new("RGB", (total, bottom + (GROUP_GAP + below.height if below else 0) + PAD), PAPER)
+    ImageDraw.Draw(sheet).text((PAD, PAD - 6), title, fill=INK, font=TITLE)
     for number, band in enumerate(bands):
         _draw_band(sheet, plan, band, top + number * plan.band_height)
-    _draw_legend(draw, legend, PAD + plan.gutter, size[1] - PAD - 22)
-    return write_atomic(path, png_bytes(sheet))
+    if below:
+        sheet.paste(below, (PAD + plan.gutter, bottom + GROUP_GAP))
+    return write_atomic(path, png_bytes(sheet, SOFTWARE))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class _Plan:
     width: int
     row_titles: tuple[str, ...]
     caption_lines: int
-    has_headings: bool
+    heading_lines: int
 
     @property
     def gutter(self) -> int:
@@ -88,7 +88,7 @@ class _Plan:
 
     @property
     def heading_height(self) -> int:
-        return 40 if self.has_headings else 0
+        return 13 + LINE * self.heading_lines if self.heading_lines else 0
 
     @property
     def band_height(self) -> int:
@@ -139,13 +139,22 @@ def _draw_band(sheet: Image.Image, plan: _Plan, band: Sequence[Column], top: int
         _draw_caption(draw, column, x, first + len(plan.row_titles) * (plan.height + GAP) + 4, plan.width)
 
 
-def _draw_headings(draw: ImageDraw.ImageDraw, plan: _Plan, band: Sequence[Column], lefts: list[int], top: int) -> None:
-    for heading, run in groupby(zip(band, lefts, strict=True), key=lambda pair: pair[0].heading):
-        xs = [x for _, x in run]
-        right = xs[-1] + plan.width - 1
+def _headings(band: Sequence[Column], width: int) -> Iterator[tuple[int, int, list[str]]]:
+    """Each heading's first column, number of columns and lines."""
+    first = 0
+    for heading, run in groupby(column.heading for column in band):
+        count = len(list(run))
         if heading:
-            draw.text((xs[0], top), fit(heading, right - xs[0], HEADING), fill=INK, font=HEADING)
-            draw.line((xs[0], top + 30, right, top + 30), fill=INK, width=2)
+            yield first, count, wrap(heading, count * (width + GAP) - GAP, HEADING, HEADING_LINES)
+        first += count
+
+
+def _draw_headings(draw: ImageDraw.ImageDraw, plan: _Plan, band: Sequence[Column], lefts: list[int], top: int) -> None:
+    for first, count, lines in _headings(band, plan.width):
+        left, right, base = lefts[first], lefts[first + count - 1] + plan.width - 1, top + plan.heading_height - 10
+        for number, line in enumerate(reversed(lines)):
+            draw.text((left, base - 30 - number * LINE), line, fill=INK, font=HEADING)
+        draw.line((left, base, right, base), fill=INK, width=2)
 
 
 def _draw_caption(draw: ImageDraw.ImageDraw, column: Column, x: int, y: int, width: int) -> None:
@@ -160,46 +169,4 @@ def _indent(column: Column) -> int:
 
 
 def _caption_lines(column: Column, width: int) -> list[str]:
-    return wrap(column.caption, width - _indent(column), LABEL, lines=3) if column.caption else []
-
-
-def draw_mark(draw: ImageDraw.ImageDraw, correct: bool, x: int, y: int) -> None:
-    """A dot if correct, else a cross: distinguishable by shape and by colour."""
-    if correct:
-        draw.ellipse((x - 6, y - 6, x + 6, y + 6), fill=GOOD)
-    else:
-        draw.line((x - 6, y - 6, x + 6, y + 6), fill=BAD, width=4)
-        draw.line((x - 6, y + 6, x + 6, y - 6), fill=BAD, width=4)
-
-
-def _draw_legend(draw: ImageDraw.ImageDraw, legend: Sequence[LegendEntry], x: int, y: int) -> None:
-    for entry in legend:
-        draw.rounded_rectangle((x, y + 2, x + 18, y + 20), radius=4, fill=entry.colour, outline=RULE)
-        draw.text((x + 27, y), entry.label, fill=INK, font=LABEL)
-        x += 27 + int(LABEL.getlength(entry.label)) + 26
-
-
-def fit(text: str, width: float, face: ImageFont.FreeTypeFont) -> str:
-    """The text, cut off with an ellipsis if it is wider than `width` pixels."""
-    if face.getlength(text) <= width:
-        return text
-    while text and face.getlength(text + "…") > width:
-        text = text[:-1]
-    return text.rstrip() + "…"
-
-
-def wrap(text: str, width: float, face: ImageFont.FreeTypeFont, lines: int) -> list[str]:
-    """The text on at most `lines` lines of `width` pixels, broken at spaces and newlines; long lines are cut off."""
-    broken: list[str] = []
-    for paragraph in text.split("\n"):
-        line = ""
-        for word in paragraph.split():
-            if line and face.getlength(f"{line} {word}") > width:
-                broken.append(line)
-                line = word
-            else:
-                line = f"{line} {word}".strip()
-        broken.append(line)
-    if len(broken) > lines:
-        broken = [*broken[: lines - 1], " ".join(broken[lines - 1 :])]
-    return [fit(line, width, face) for line in broken]
+    return wrap(column.caption, width - _indent(column), LABEL, CAPTION_LINES) if column.caption else []

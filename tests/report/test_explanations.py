@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from report.explanations import ExplainedImage, method_sheet, write_explanation_report
-from report.overlays import heat_overlay
+from report.explanations import TILE, ExplainedImage, method_sheet, write_explanation_report
+from report.overlays import heat_overlay, resize_shorter
 from report.tables import TableText, latex
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8)
+LARGE = resize_shorter(IMAGE, TILE)
 RAMP = torch.arange(24.0).view(4, 6)
 SHOWN = ExplainedImage(IMAGE, "sparrow\nis robin", False, {"rollout": RAMP, "input_x_gradient": RAMP.flip(0)})
 TRUTH = np.zeros((32, 48), bool)
@@ -40,15 +41,15 @@ def holds(sheet: np.ndarray, tile: np.ndarray) -> bool:
 
 def test_the_sheet_shows_image_maps_and_object(tmp_path: Path) -> None:
     sheet = sheet_of(tmp_path, replace(SHOWN, truth=~TRUTH))
-    for tile in (IMAGE, heat_overlay(IMAGE, RAMP), heat_overlay(IMAGE, RAMP.flip(0))):
+    for tile in (LARGE, heat_overlay(LARGE, RAMP), heat_overlay(LARGE, RAMP.flip(0))):
         assert holds(sheet, tile)
-    assert not holds(sheet, heat_overlay(IMAGE, RAMP.flip(1)))
+    assert not holds(sheet, heat_overlay(LARGE, RAMP.flip(1)))
     assert sheet.shape[0] > sheet_of(tmp_path, SHOWN).shape[0]  # without the row of the true object
 
 
 def test_nan_and_constant_maps_are_shown_too(tmp_path: Path) -> None:
     odd = {"rollout": torch.full((4, 6), torch.nan), "input_x_gradient": torch.full((32, 48), 0.5)}
-    assert holds(sheet_of(tmp_path, replace(SHOWN, maps=odd), SHOWN), heat_overlay(IMAGE, RAMP))
+    assert holds(sheet_of(tmp_path, replace(SHOWN, maps=odd), SHOWN), heat_overlay(LARGE, RAMP))
 
 
 def test_no_images_no_sheet(tmp_path: Path) -> None:
