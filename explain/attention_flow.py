@@ -18,18 +18,19 @@ first.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 from torch import Tensor
 
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel
 from explain.rollout import Fusion, fuse_heads
 from explain.types import METHODS, Explainer
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array  # slow to import, and needed by this method only
 
 SCALE = 2**30
 """Capacity 1 as an integer, as scipy wants int32. Capacities are rounded to 1 / SCALE; flows are then exact."""
@@ -72,6 +73,8 @@ class FlowGraph:
 
     def flow_to(self, token: int) -> int:
         """Maximum flow from the classifier to `token` before the first block, in 1 / SCALE."""
+        from scipy.sparse.csgraph import maximum_flow
+
         used = self._first_edges(token)
         while True:
             graph = self._subgraph(np.flatnonzero(used), token)
@@ -88,11 +91,13 @@ class FlowGraph:
         used[:, 0] = used[:, :, token] = True
         return used.ravel()
 
-    def _subgraph(self, edges: np.ndarray, token: int) -> csr_array:
+    def _subgraph(self, edges: np.ndarray, token: int) -> "csr_array":
         """Capacities of `edges` between the nodes level * N + token, followed by the sink and the source.
 
         The first block's edges to `token` lead to the sink, so level L needs no nodes of its own.
         """
+        from scipy.sparse import csr_array
+
         depth, tokens, _ = self.blocks.shape
         sink, source = depth * tokens, depth * tokens + 1
         each = np.arange(tokens)
@@ -102,8 +107,10 @@ class FlowGraph:
         capacities = np.concatenate([self.blocks[:-1].ravel()[edges], self.blocks[-1, :, token], self.entry])
         return csr_array((capacities, (rows, columns)), shape=(source + 1, source + 1))
 
-    def _crossing_edges(self, residual: csr_array) -> np.ndarray:
+    def _crossing_edges(self, residual: "csr_array") -> np.ndarray:
         """Edges of the full graph that leave the set of nodes reachable from the source in the `residual` graph."""
+        from scipy.sparse.csgraph import breadth_first_order
+
         depth, tokens, _ = self.blocks.shape
         residual.eliminate_zeros()  # breadth_first_order would follow stored zeros
         reached = np.zeros(residual.shape[0], dtype=bool)

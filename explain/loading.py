@@ -1,34 +1,52 @@
-"""Load a classifier to explain, by timm name or from a run folder, with the size and normalisation of its input."""
+"""Load a classifier to explain, by timm name or from a run folder, with its preprocessing and class names."""
 
 import contextlib
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
+import numpy as np
 import timm
-from timm.data import resolve_model_data_config
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from explain.explained_model import check_explainable
+from explain.inputs import imagenet_names, num_classes
 from models.backbone import check_timm_name
 from models.interface import ImageClassifier
 from models.registry import model_class
 from models.weights.checkpoints import load_into, read_state
 from models.weights.huggingface import State
 
+if TYPE_CHECKING:
+    from datasets.types import DatasetInfo
+
 Triple = tuple[float, float, float]
+Crop = Literal["model", "center", "squash"]
+"""model: as the model's evaluation does; center: resize to cover, centre crop; squash: the whole image, distorted."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in eval mode, and the normalisation of its input."""
+    """A model in eval mode, the preprocessing of its input, and its class names."""
 
     model: VisionTransformer | ImageClassifier
     mean: Triple
     std: Triple
+    preprocess: Callable[[np.ndarray], Tensor]
+    """[H, W, 3] uint8 RGB -> the network's input [3, h, w]."""
+    preprocessing: str
+    """The same in words."""
+    class_names: list[str] | None = None
+    """None if they are not known."""
+    multi_label: bool = False
+    """Whether an image may show several classes: probabilities are then sigmoids of the logits."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -41,9 +59,11 @@ class Classifier:
     @property
     def num_classes(self) -> int:
         """Length of the logits."""
-        if isinstance(self.model, ImageClassifier):
-            return self.model.num_outputs
-        return self.model.head.out_features if isinstance(self.model.head, nn.Linear) else 0
+        return num_classes(self.model)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Logits [..., C] -> probabilities [..., C], float32."""
+        return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
 
 
 def patch_size(model: nn.Module) -> int:
@@ -53,7 +73,28 @@ def patch_size(model: nn.Module) -> int:
     return int(cast(VisionTransformer, model).patch_embed.patch_size[0])
 
 
-def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = None) -> Classifier:
+@dataclass(frozen=True)
+class Preprocessing:
+    """What replaces a part of a timm model's own preprocessing; None: the model's own."""
+
+    crop: Crop = "model"
+    interpolation: str | None = None
+    mean: Triple | None = None
+    std: Triple | None = None
+
+    def change(self, config: dict[str, Any]) -> None:
+        """Change timm's data config in place."""
+        if self.crop != "model":
+            config["crop_mode"] = self.crop
+        if self.crop == "squash":
+            config["crop_pct"] = 1.0
+        given = {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
+        config.update({key: value for key, value in given.items() if value is not None})
+
+
+def load_timm(
+    name: str, weights: str = "hub", size: tuple[int, int] | None = None, preprocessing: Preprocessing = Preprocessing()
+) -> Classifier:
     """timm's ViT `name`, for inputs of `size` (height, width) pixels; None: its default size.
 
     `weights`: "hub" (timm's download), "none" (random), or a file with timm's names, classifier included. Positions are
@@ -74,11 +115,36 @@ def load_timm(name: str, weights: str = "hub", size: tuple[int, int] | None = No
     if state is not None:
         load_into(model, _filtered(state, model, weights), weights)
     config = resolve_model_data_config(model)
-    return Classifier(model.eval(), config["mean"], config["std"])
+    grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
+    config["input_size"] = (3, grid[0] * patch[0], grid[1] * patch[1])
+    preprocessing.change(config)
+    transform = create_transform(**config)
+    return Classifier(
+        model.eval(), config["mean"], config["std"], lambda pixels: cast(Tensor, transform(Image.fromarray(pixels))),
+        _timm_words(config), imagenet_names(model) if weights != "none" else None,
+    )  # fmt: skip
 
 
-def load_run(folder: Path) -> Classifier:
-    """The best model of a run of train.py, with the run's normalisation. Raises UserError for another folder."""
+def _timm_words(config: Mapping[str, Any]) -> str:
+    height, width = config["input_size"][1:]
+    rows, columns = (math.floor(side / config["crop_pct"]) for side in (height, width))
+    how = {
+        "squash": f"resized to {rows} x {columns}",
+        "border": f"long side resized to fit {rows} x {columns}, padded",
+    }.get(config["crop_mode"], f"resized to cover {rows} x {columns}")
+    cut = "" if (rows, columns) == (height, width) and config["crop_mode"] == "squash" else ", centre crop"
+    scale = f"mean {_numbers(config['mean'])}, std {_numbers(config['std'])}"
+    return f"{how} ({config['interpolation']}){cut}; {height} x {width} pixels; {scale}"
+
+
+def _numbers(values: Triple) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def load_run(folder: Path, crop: Crop = "model") -> Classifier:
+    """The best model of a run of train.py, with the run's evaluation transform and, if its data set is found, the class
+    names. Raises UserError for another folder.
+    """
     file = folder / "config.yaml"
     if not file.is_file():
         raise UserError(f"--run: {folder} is not a run of train.py: it has no config.yaml")
@@ -93,7 +159,40 @@ def load_run(folder: Path) -> Classifier:
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
         model = kind.from_pretrained(folder / "best")
     check_explainable(model)
-    return Classifier(model, mean, std)
+    evaluation = str(config["data"].get("evaluation", "center_crop"))
+    how = {"model": evaluation, "center": "center_crop", "squash": "squash"}[crop]
+    scale = f"mean {_numbers(mean)}, std {_numbers(std)}"
+    words = f"data.evaluation={how}; {model.input_size[0]} x {model.input_size[1]} pixels; {scale}"
+    info = _data_set(config["data"])
+    fits = info is not None and info.class_of_output is None and info.num_classes == model.num_outputs
+    names, multi_label = (list(info.class_names), info.multi_label) if info and fits else (None, False)
+    return Classifier(model, mean, std, _run_transform(model, how, mean, std), words, names, multi_label)
+
+
+def _run_transform(model: ImageClassifier, how: str, mean: Triple, std: Triple) -> Callable[[np.ndarray], Tensor]:
+    from datasets.config import DataConfig  # slow to import, and not needed for timm's models
+    from datasets.transforms import EvalTransform
+    from datasets.types import RawSample
+
+    config = DataConfig(image_size=model.input_size, mean=mean, std=std, evaluation=cast(Any, how))
+    transform = EvalTransform(config)
+    return lambda pixels: transform(RawSample(pixels, label=0, path="")).image
+
+
+def _data_set(data: Mapping[str, Any]) -> "DatasetInfo | None":
+    """What is known of a run's data set; None if it is not found."""
+    from datasets.config import DataConfig, SemiConfig, SyntheticConfig
+    from datasets.registry import DATASETS
+
+    try:
+        flat: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        nested: dict[str, Any] = {
+            "semi": SemiConfig(**flat.pop("semi", {})),
+            "synthetic": SyntheticConfig(**flat.pop("synthetic", {}) | {"test_images": 4}),  # drawn when opened
+        }
+        return DATASETS[flat["name"]](DataConfig(**flat, **nested), "test").info
+    except (UserError, TypeError, KeyError, ValueError):  # moved, or a config of an older version
+        return None
 
 
 def _triple(values: Any) -> Triple:

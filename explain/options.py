@@ -5,12 +5,11 @@ Options are the fields of the methods' dataclasses. A flag applies to every chos
 
 import argparse
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
-
-from jsonargparse import ArgumentError, ArgumentParser
+from typing import Any
 
 from common.errors import UserError
 from explain import METHODS, Explainer, build_method
+from explain.types import describe
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,16 +20,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         for option in METHODS[method].options():
             methods_with.setdefault(option, []).append(method)
     for option, methods in sorted(methods_with.items()):
-        values = "; ".join(dict.fromkeys(_describe(METHODS[method].options()[option]) for method in methods))
+        values = "; ".join(dict.fromkeys(describe(METHODS[method].options()[option]) for method in methods))
         text = f"{values} ({', '.join(methods)})"
         group.add_argument(_flag(option), dest=option, metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
 def build_methods(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, Explainer]:
-    """The named methods with their options. `given`: the parsed flags; those of `add_options` are still text.
+    """The named methods with their options; ["all"]: all methods.
 
+    `given`: the parsed flags; those of `add_options` are still text.
     Raises UserError for an unknown method, a value of the wrong type, or an option that no chosen method has.
     """
+    names = list(names)
+    if "all" in names and names != ["all"]:
+        raise UserError(f"--method: all includes every method; leave out {' '.join(n for n in names if n != 'all')}")
+    names = list(METHODS) if names == ["all"] else names
     chosen = {name: {option: given[option] for option in METHODS[name].options() if option in given} for name in names}
     options = {option for name in METHODS for option in METHODS[name].options()}
     used = {option for texts in chosen.values() for option in texts}
@@ -40,27 +44,21 @@ def build_methods(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, E
 
 
 def _parse(method: str, texts: Mapping[str, str]) -> dict[str, Any]:
+    if not texts:
+        return {}
+    from jsonargparse import ArgumentError, ArgumentParser  # slow to import
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(METHODS[method])
-    values = {}
+    values: dict[str, Any] = {}
     for option, text in texts.items():
         try:
             values[option] = parser.parse_args([f"--{option}={text}"])[option]
         except ArgumentError:
-            known = _describe(METHODS[method].options()[option])
+            known = describe(METHODS[method].options()[option])
             raise UserError(f"{_flag(option)}: {text!r} does not fit; {method} takes {known}") from None
     return values
 
 
 def _flag(option: str) -> str:
     return f"--{option.replace('_', '-')}"
-
-
-def _describe(kind: Any) -> str:
-    """The values of a type as a user writes them: "mean | max | min", "float"."""
-    if get_origin(kind) is Literal:
-        return " | ".join(str(value) for value in get_args(kind) if value != "")
-    if kind is bool:
-        return "true | false"
-    members = [member for member in get_args(kind) if member is not type(None)]
-    return " | ".join(map(_describe, members)) if members else str(kind.__name__)

@@ -1,7 +1,6 @@
-"""The contact sheet that `python -m explain` draws. The only file of this package that needs `report`."""
+"""What `python -m explain` shows: the maps of every image, and their contact sheet. Only this file needs `report`."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,16 +9,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import UserError
 from common.maps import minmax, to_pixels
-from explain import Explainer, explain, explained_model
+from explain import Explainer, explain
+from explain.explained_model import explained_model
 from explain.loading import Classifier
 from models.interface import is_two_stage, select_parts
-from report.legend import LegendEntry, part_legend
+from report.legend import SCALED_ALONE, LegendEntry, part_legend
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize_shorter
-from report.sheets import Column
+from report.sheets import Column, contact_sheet
+from report.style import HIDDEN
 
 TILE = 252
 """Shorter side of an image on the sheet, pixels; a multiple of the usual patch grids 12, 14 and 28."""
+
+
+@dataclass(frozen=True)
+class ExplainedImage:
+    """One image, its prediction, and the maps of its target classes."""
+
+    path: Path
+    pixels: np.ndarray
+    """[H, W, 3] uint8, what the network sees, with the shorter side at `TILE`."""
+    probability: Tensor
+    """[C]."""
+    targets: list[int]
+    shared: list[np.ndarray]
+    """Tiles of a two-stage model's parts, mask and foreground."""
+    maps: Mapping[str, Tensor]
+    """Method -> [T, h, w], as `explain` returns them: one per target, or a single one if they do not depend on it."""
+
+    @property
+    def predicted(self) -> int:
+        return int(self.probability.argmax())
 
 
 @dataclass(frozen=True)
@@ -27,47 +49,97 @@ class ExplanationSheet:
     """What one sheet shows: a classifier, the methods that explain it, and the classes to explain."""
 
     classifier: Classifier
-    methods: Mapping[str, Explainer]
+    methods: dict[str, Explainer]
     names: Sequence[str]
     """Class names."""
     targets: Sequence[int]
     """Classes to explain; empty: each image's predicted class."""
     stage: Literal[1, 2]
+    same_scale: bool = False
+    """One scale for all maps of a method, instead of one for each map."""
 
-    def columns(self, path: Path, image: Tensor) -> list[Column]:
-        """One column per target class of the image [3, H, W]. Prints the prediction."""
+    def leave_out_unable(self, image: Tensor) -> list[str]:
+        """Drop the methods that cannot explain the model, and return why. `image`: [3, H, W], any."""
+        explained, problems = explained_model(self.classifier.model, image[None], self.stage), {}
+        for name, method in self.methods.items():
+            try:
+                method.check(explained)
+            except UserError as error:
+                problems[name] = f"{name} is left out: {error}"
+        for name in problems:
+            del self.methods[name]
+        return list(problems.values())
+
+    def explain(self, path: Path, image: Tensor, start: Callable[[str], object] = str) -> ExplainedImage:
+        """Explain the image [3, H, W]; `start` is called before each method. Raises UserError."""
         model, images = self.classifier.model, image[None]
         explained = explained_model(model, images, self.stage)
         for method in self.methods.values():
             method.check(explained)
         with torch.no_grad():
-            probability = explained.logits(images)[0].softmax(0)
-        predicted = int(probability.argmax())
-        print(f"{self.names[predicted]}  {probability[predicted]:.3f}  {path}")
-        targets = list(self.targets) or [predicted]
+            probability = self.classifier.probabilities(explained.logits(images)[0]).cpu()
+        targets = list(self.targets) or [int(probability.argmax())]
         pixels = resize_shorter(denormalise(image, self.classifier.mean, self.classifier.std), TILE)
-        shared = [pixels, *self._parts(pixels, images)]
-        heat = [self._heat(name, pixels, images, targets, path) for name in self.methods]
+        maps = {}
+        for name, method in self.methods.items():
+            start(f"{_words(name)}: {path.name}")
+            classes = targets if method.class_specific else targets[:1]
+            copies = images.expand(len(classes), -1, -1, -1)
+            maps[name] = explain(model, copies, method, classes, stage=self.stage).cpu()
+        return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images), maps)
+
+    def notes(self, image: ExplainedImage) -> list[str]:
+        """A line for each map without any variation."""
         return [
-            Column([*shared, *(row[i] for row in heat)], path.name, f"{self.names[t]} {float(probability[t]):.1%}")
-            for i, t in enumerate(targets)
+            f"note: {name} gives {image.path} an empty map for {self.names[target]}"
+            for name, maps in image.maps.items()
+            for target, empty in zip(image.targets, minmax(self._shown(name, maps))[1].tolist(), strict=False)
+            if empty
         ]
 
-    def row_titles(self) -> list[str]:
-        """Titles of the tiles in each column."""
-        two_stage = is_two_stage(self.classifier.model)
-        parts = ["parts", "what stage 2\nsees", "foreground"] if two_stage else []
+    def write(self, images: Sequence[ExplainedImage], out: Path) -> Path:
+        """Draw the sheet: one column per image and target, one row per method."""
+        limits = self._limits(images)
+        columns = [column for image in images for column in self._columns(image, limits)]
+        notes = self._notes(limits)
+        return contact_sheet(columns, self._row_titles(), out, legend=self._legend(), notes=notes, heat=True)
+
+    def _columns(self, image: ExplainedImage, limits: Mapping[str, tuple[float, float]]) -> list[Column]:
+        columns, predicted = [], f"predicted: {self._with_probability(image, image.predicted)}"
+        for i, target in enumerate(image.targets):
+            tiles = [image.pixels, *image.shared]
+            for name, maps in image.maps.items():
+                heat = self._shown(name, maps[min(i, len(maps) - 1)][None])
+                heat = to_pixels(heat.nan_to_num(0, 0, 0), image.pixels.shape[:2])
+                tiles.append(heat_overlay(image.pixels, heat[0], limits=limits.get(name)))
+            other = "" if target == image.predicted else f"explained: {self._with_probability(image, target)}\n"
+            columns.append(Column(tiles, image.path.name, other + predicted))
+        return columns
+
+    def _with_probability(self, image: ExplainedImage, target: int) -> str:
+        return f"{self.names[target]} {float(image.probability[target]):.1%}"
+
+    def _shown(self, name: str, maps: Tensor) -> Tensor:
+        """Maps at pixels: positive evidence only, and the square root, because a few pixels dominate."""
+        return maps.relu().sqrt() if self.methods[name].resolution == "pixel" else maps
+
+    def _limits(self, images: Sequence[ExplainedImage]) -> dict[str, tuple[float, float]]:
+        """The lowest and highest value of each method's maps, with `same_scale`."""
+        if not self.same_scale:
+            return {}
+        limits = {}
+        for name in self.methods:
+            values = torch.cat([self._shown(name, image.maps[name]).nan_to_num(0, 0, 0).flatten() for image in images])
+            limits[name] = float(values.min()), float(values.max())
+        return limits
+
+    def _row_titles(self) -> list[str]:
+        parts = ["parts", "what stage 2\nsees", "foreground"] if is_two_stage(self.classifier.model) else []
         methods = [
-            name.replace("_", " ") + ("" if method.class_specific or len(self.targets) < 2 else "\n(any class)")
+            _words(name) + ("" if method.class_specific or len(self.targets) < 2 else "\n(any class)")
             for name, method in self.methods.items()
         ]
         return ["image", *parts, *methods]
-
-    def legend(self) -> list[LegendEntry]:
-        """The colours of the parts."""
-        model = self.classifier.model
-        parts = model.model_config.parts.num_parts if is_two_stage(model) else 0
-        return part_legend(parts)
 
     def _parts(self, pixels: np.ndarray, images: Tensor) -> list[np.ndarray]:
         if not is_two_stage(self.classifier.model):
@@ -77,15 +149,26 @@ class ExplanationSheet:
         maps, mask = selection.maps[0], selection.visible[0]
         return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]
 
-    def _heat(self, name: str, pixels: np.ndarray, images: Tensor, targets: list[int], path: Path) -> list[np.ndarray]:
-        """One overlay per target, from one batch of copies of the image [1, 3, H, W]."""
-        method = self.methods[name]
-        classes = torch.tensor(targets if method.class_specific else targets[:1], device=images.device)
-        copies = images.expand(len(classes), -1, -1, -1)
-        maps = explain(self.classifier.model, copies, method, classes, stage=self.stage)
-        if method.resolution == "pixel":  # positive evidence only; the square root, as a few pixels dominate
-            maps = maps.relu().sqrt()
-        unit, flat = minmax(to_pixels(maps, pixels.shape[:2]))
-        for target in classes[flat].tolist():
-            print(f"note: {name} gives {path} an empty map for {self.names[target]}", file=sys.stderr)
-        return [heat_overlay(pixels, heat) for heat in unit.expand(len(targets), -1, -1)]
+    def _legend(self) -> list[LegendEntry]:
+        model = self.classifier.model
+        if not is_two_stage(model):
+            return []
+        return [*part_legend(model.model_config.parts.num_parts), LegendEntry(HIDDEN, "hidden from stage 2")]
+
+    def _notes(self, limits: Mapping[str, tuple[float, float]]) -> list[str]:
+        lines = [SCALED_ALONE]
+        if limits:
+            ranges = ", ".join(f"{_words(name)} {low:.3g} to {high:.3g}" for name, (low, high) in limits.items())
+            lines = [f"All maps of a method have one scale: {ranges}."]
+        pixels = [_words(name) for name, method in self.methods.items() if method.resolution == "pixel"]
+        if pixels:
+            lines.append(f"{', '.join(pixels)}: square root of the positive values.")
+        if len(self.targets) > 1 and not all(method.class_specific for method in self.methods.values()):
+            lines.append("(any class): the map does not depend on the class.")
+        if is_two_stage(self.classifier.model):
+            lines.append("parts: the strongest part of each patch; foreground: 1 - background, on its own scale.")
+        return [*lines, f"Input: {self.classifier.preprocessing}."]
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

@@ -2,7 +2,8 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor
 
@@ -35,11 +36,12 @@ class Explainer(ABC):
         return {option.name: types[option.name] for option in fields(cls)} if is_dataclass(cls) else {}
 
     def __post_init__(self) -> None:
-        """Raise UserError for a value that is not among an option's choices. Subclasses that override this call it."""
+        """Raise UserError for a value of another type than the option's. Overrides call it first."""
         for option, kind in self.options().items():
             known = get_args(kind) if get_origin(kind) is Literal else ()
-            if known and (value := getattr(self, option)) not in known:
-                raise UserError(f"--{option.replace('_', '-')}: {value!r}; known: {', '.join(filter(None, known))}")
+            if not _fits(value := getattr(self, option), kind):
+                hint = f"known: {', '.join(filter(None, known))}" if known else f"give {describe(kind)}"
+                raise UserError(f"--{option.replace('_', '-')}: {value!r}; {hint}")
 
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError if this method cannot explain the model. By default: if its attention cannot be read."""
@@ -51,6 +53,30 @@ class Explainer(ABC):
 
         Called inside `explainable`: eval mode, gradients enabled, fused attention on.
         """
+
+
+def describe(kind: Any) -> str:
+    """The values of a type as a user writes them: "mean | max | min", "float"."""
+    if get_origin(kind) is Literal:
+        return " | ".join(str(value) for value in get_args(kind) if value != "")
+    if kind is bool:
+        return "true | false"
+    if get_origin(kind) in (Union, UnionType):
+        return " | ".join(describe(member) for member in get_args(kind) if member is not type(None))
+    return str(getattr(kind, "__name__", kind))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return any(type(value) is type(known) and value == known for known in get_args(kind))
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, member) for member in get_args(kind))
+    kind = get_origin(kind) or kind
+    if kind is Any or not isinstance(kind, type):
+        return True
+    if kind is float:  # an int is a float; true is neither
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and isinstance(value, bool) <= (kind is bool)
 
 
 METHODS: Registry[type[Explainer]] = Registry("explanation method (--method)")

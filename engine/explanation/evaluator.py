@@ -13,7 +13,8 @@ from common.processes import gather
 from datasets.types import Batch, DatasetInfo
 from engine.explanation.map_store import MapReader, MapWriter, Target
 from engine.run.memory import AutoBatchSize
-from explain import METHODS, Explainer, explained_model, run_method
+from explain import METHODS, Explainer, run_method
+from explain.explained_model import explained_model
 from explain.options import build_methods
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric

@@ -13,10 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datasets.config import DataConfig, SyntheticConfig
+from datasets.formats.images import read_image
 from datasets.synthetic.dataset import SyntheticBirds
 from engine.run.folder import open_run
 from explain import __main__ as cli
 from explain import explain
+from explain import sheet as drawing
 from explain.loading import load_run, load_timm
 from tests.tiny import tiny_config, tiny_model
 
@@ -39,6 +41,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "note.jpg").write_text("no image")
     (folder / "names.txt").write_text("\n".join(["Golden retriever", "tabby cat", "", *map(str, range(3, 1000))]))
     (folder / "few.txt").write_text("one\ntwo")
+    (folder / "old.npy").write_bytes(b"old")
+    (folder / "empty").mkdir()
+    (folder / "link.png").symlink_to(folder / "bird0.png")
     return folder
 
 
@@ -55,44 +60,53 @@ def run(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sheet(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
-    """Runs the command and returns what was drawn: columns, row titles, legend."""
+    """Runs the command and returns what was drawn: columns, row titles, labels of the legend, notes."""
     drawn: list[Any] = []
-    real = cli.contact_sheet
+    real_sheet = drawing.contact_sheet
 
-    def spy(columns: Any, titles: Any, path: Path, **more: Any) -> Path:
-        drawn.append((columns, titles, more["legend"]))
-        return real(columns, titles, path, **more)
+    def spy(columns: Any, titles: Any, path: Path, legend: Any, notes: Any, heat: bool) -> Path:
+        drawn[:] = [columns, titles, [entry.label for entry in legend], notes]
+        return real_sheet(columns, titles, path, legend=legend, notes=notes, heat=heat)
 
-    monkeypatch.setattr(cli, "contact_sheet", spy)
+    monkeypatch.setattr(drawing, "contact_sheet", spy)
 
     def call(*arguments: Any) -> Any:
         cli.main([str(a) for a in arguments])
-        return drawn.pop()
+        return list(drawn)
 
     yield call
 
 
 def test_an_image_and_a_line_for_each_photo(photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
     out = tmp_path / "new" / "sheet.png"
-    columns, titles, legend = sheet(photos / "bird0.png", photos / "bird1.png", *FAST, "input_x_gradient", "--out", out)
+    columns, titles, legend, below = sheet(
+        photos / "bird0.png", photos / "bird1.png", *FAST, "input_x_gradient", "--out", out
+    )
     lines = capsys.readouterr().out.splitlines()
     assert titles == ["image", "rollout", "input x gradient"] and not legend
     assert [column.heading for column in columns] == ["bird0.png", "bird1.png"]
     assert [line.split("  ")[2] for line in lines[:2]] == [str(photos / "bird0.png"), str(photos / "bird1.png")]
     assert all(line.startswith("class ") and 0 < float(line.split("  ")[1]) < 1 for line in lines[:2])
-    assert [column.caption.rsplit(" ", 1)[0] for column in columns] == [line.split("  ")[0] for line in lines[:2]]
+    shown = [column.caption.rsplit(" ", 1)[0] for column in columns]
+    assert shown == [f"predicted: {line.split('  ')[0]}" for line in lines[:2]]
     assert {tile.shape for column in columns for tile in column.tiles} == {(252, 378, 3)}
-    assert lines[2:] == [f"look at {out}"]
+    assert lines[2].startswith("input: ") and lines[3:] == [f"look at {out}"]
+    assert f"Input: {lines[2].removeprefix('input: ')}." in below and "input x gradient: square root" in " ".join(below)
     assert Image.open(out).format == "PNG" and [path.name for path in out.parent.iterdir()] == ["sheet.png"]
 
 
 def test_several_targets_side_by_side(photos: Path, tmp_path: Path, sheet: Any) -> None:
     torch.manual_seed(0)  # with other weights the maps of two classes may both be blank
-    columns, titles, _ = sheet(
+    columns, titles, _, below = sheet(
         photos / "bird0.png", *FAST, "gradcam", "--target", "tabby cat", "7", "GOLDEN RETRIEVER",
         "--class-names", photos / "names.txt", "--out", tmp_path / "sheet.png",
     )  # fmt: skip
-    assert [column.caption.rsplit(" ", 1)[0] for column in columns] == ["tabby cat", "7", "Golden retriever"]
+    lines = [column.caption.split("\n") for column in columns]
+    assert [line[0].rsplit(" ", 1)[0] for line in lines] == [
+        "explained: tabby cat", "explained: 7", "explained: Golden retriever"
+    ]  # fmt: skip
+    assert len({line[1] for line in lines}) == 1 and lines[0][1].startswith("predicted: ")
+    assert "(any class): the map does not depend on the class." in below
     assert titles == ["image", "rollout\n(any class)", "gradcam"]
     image, rollout, gradcam = zip(*(column.tiles for column in columns), strict=True)
     assert np.array_equal(image[0], image[1]) and np.array_equal(rollout[0], rollout[2])
@@ -100,23 +114,25 @@ def test_several_targets_side_by_side(photos: Path, tmp_path: Path, sheet: Any) 
 
 
 def test_a_run_is_shown_with_its_own_input(run: Path, photos: Path, tmp_path: Path, sheet: Any, capsys: Any) -> None:
-    columns, titles, legend = sheet(
+    columns, titles, legend, below = sheet(
         photos / "bird0.png", "--run", run, "--method", "rollout", "--out", tmp_path / "sheet.png"
     )
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 3
     two_stage = run.name == "two_stage"
     parts = ["parts", "what stage 2\nsees", "foreground"] if two_stage else []
     assert titles == ["image", *parts, "rollout"]
-    assert [entry.label for entry in legend] == (["part 0", "part 1", "part 2"] if two_stage else [])
+    assert legend == (["part 0", "part 1", "part 2", "hidden from stage 2"] if two_stage else [])
     classifier = load_run(run)
     assert (classifier.size, classifier.num_classes, classifier.mean) == ((32, 32), 2, (0.4, 0.5, 0.6))
-    image = cli.read_input(photos / "bird0.png", classifier)
+    image = classifier.preprocess(read_image(photos / "bird0.png"))
     with torch.no_grad():
         probability = classifier.model(image[None]).logits.softmax(1)[0]
     best = int(probability.argmax())
-    assert lines[0] == f"class {best}  {probability[best]:.3f}  {photos / 'bird0.png'}"
-    assert columns[0].caption == f"class {best} {float(probability[best]):.1%}"
+    name = ("checked", "striped")[best]  # the names of its data set
+    assert lines[0] == f"{name}  {probability[best]:.3f}  {photos / 'bird0.png'}"
+    assert columns[0].caption == f"predicted: {name} {float(probability[best]):.1%}"
+    assert "data.evaluation=center_crop; 32 x 32 pixels; mean 0.4 0.5 0.6" in lines[1] and lines[1][7:] in below[-1]
 
 
 def test_stages_of_a_two_stage_run_differ(run: Path, photos: Path, tmp_path: Path, sheet: Any) -> None:
@@ -142,7 +158,7 @@ def test_options_reach_the_methods_that_have_them(photos: Path, tmp_path: Path, 
 
 def test_images_are_turned_as_their_tag_asks(photos: Path) -> None:
     classifier = load_timm("vit_nano_patch8", "none", (64, 64))
-    upright, turned = (cli.read_input(photos / name, classifier) for name in ("bird1.png", "turned.png"))
+    upright, turned = (classifier.preprocess(read_image(photos / name)) for name in ("bird1.png", "turned.png"))
     assert torch.equal(upright, turned)
 
 
@@ -176,7 +192,10 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no run": (["bird0.png", "--run=."], "--run: . is not a run of train.py"),
     "missing weights": (["bird0.png", NANO, "--weights=nowhere.pt"], "--weights: no such file nowhere.pt"),
     "size and patch": (["bird0.png", NANO, "--weights=none", "--size", "36", "36"], "--size: 36 36"),
-    "size of a run": (["bird0.png", "--run=x", "--size", "32", "32"], "--size go with --model"),
+    "size of a run": (["bird0.png", "--run=x", "--size", "32", "32"], "--size goes with --model"),
+    "normalisation of a run": (["bird0.png", "--run=x", "--mean", ".5", ".5", ".5"], "--mean goes with --model"),
+    "no spread": (["bird0.png", *FAST, "--std", "1", "1", "0"], "--std: 1.0 1.0 0.0"),
+    "all and another": (["bird0.png", *FAST, "all"], "--method: all includes every method; leave out rollout"),
     "run and model": (["bird0.png", "--run=x", NANO], "not allowed with"),
     "no classifier": (["bird0.png", "--model=timm/vit_small_patch14_dinov2", "--weights=none"], "no classifier"),
     "target out of range": (["bird0.png", *FAST, "--target", "1000"], "--target: 1000; the model has classes 0 to 999"),
@@ -191,6 +210,16 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "out of range": (["bird0.png", *FAST, "--discard-ratio", "2"], "--discard-ratio: 2"),
     "no such block": (["bird0.png", *FAST, "gradcam", "--layer", "9"], "--layer: 9"),
     "no png": (["bird0.png", *FAST, "--out=sheet.jpg"], "--out: sheet.jpg must end in .png"),
+    "empty folder": (["empty", *FAST], "the folder empty has no images"),
+    "onto an input": (["bird0.png", *FAST, "--out=bird0.png"], "--out: bird0.png is one of the images"),
+    "onto an input, forced": (["bird0.png", *FAST, "--out=bird0.png", "--overwrite"], "is one of the images"),
+    "onto an input of a folder": ([".", *FAST, "--out=bird1.png", "--overwrite"], "is one of the images"),
+    "onto a link to an input": (["bird0.png", *FAST, "--out=link.png"], "link.png is one of the images"),
+    "onto another photograph": (["bird0.png", *FAST, "--out=bird1.png"], "bird1.png exists and was not written by"),
+    "maps onto a file": (["bird0.png", *FAST, "--save-maps=old.npy"], "--save-maps: old.npy exists"),
+    "maps of two methods in one array": (["bird0.png", *FAST, "gradcam", "--save-maps=x.npy"], "name a .h5 file"),
+    "maps as text": (["bird0.png", *FAST, "--save-maps=x.csv"], "--save-maps: x.csv must end in .npy or .h5"),
+    "unknown crop": (["bird0.png", *FAST, "--crop=left"], "--crop"),
     "unwritable": (["bird0.png", *FAST, "--out=names.txt/sheet.png"], "names.txt"),
 }
 
@@ -222,4 +251,4 @@ def test_as_a_module(photos: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "explain", str(photos / "bird0.png"), *FAST, "--out", str(tmp_path / "sheet.png")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert done.stdout.count("\n") == 2 and (tmp_path / "sheet.png").is_file()
+    assert done.stdout.count("\n") == 3 and (tmp_path / "sheet.png").is_file()

@@ -74,7 +74,7 @@ def test_blocks_without_an_attention_matrix_are_named(settings: dict[str, Any], 
         require_attention(explained)
 
 
-@pytest.mark.parametrize("targets", [torch.tensor([1]), torch.tensor(1), torch.tensor([[1], [1], [1]])])
+@pytest.mark.parametrize("targets", [torch.tensor([1]), torch.tensor([[1], [1], [1]])])
 def test_one_target_per_image(targets: torch.Tensor) -> None:
     with pytest.raises(UserError, match="one class per image"):
         explain(CASES["class_token"].model(), CASES["class_token"].images(), "agcam", targets)

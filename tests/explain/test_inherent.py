@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common.errors import UserError
-from explain import explain, explained_model, run_method
-from explain.explained_model import with_selection
+from explain import explain, run_method
+from explain.explained_model import explained_model, with_selection
 from explain.inherent import Inherent
 from models.selection import Selection
 from tests.explain.small import CASES, two_stage

@@ -1,6 +1,7 @@
 """LRP: parity with relevance computed by hand, conservation, coverage of timm's ViTs, and refusals by name."""
 
 import warnings
+from copy import deepcopy
 from typing import Any, get_args
 
 import pytest
@@ -17,7 +18,8 @@ from timm.models.vision_transformer import (
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain import explain, explained_model
+from explain import explain
+from explain.explained_model import explained_model
 from explain.lrp import rules
 from explain.lrp.autograd_mode import RelevanceMode
 from explain.lrp.method import Lrp, Variant, logits_with_fixed_parts
@@ -262,6 +264,6 @@ def test_what_full_cannot_reach_is_refused() -> None:
     assert explain(vit, images(1), "lrp").shape == (1, 4, 4)
 
 
-def test_half_precision_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.float\(\)"):
-        explain(classifier().bfloat16(), images(1).bfloat16(), "lrp")
+def test_half_precision_is_computed_in_double() -> None:
+    vit, x = classifier().bfloat16(), images(1).bfloat16()
+    assert torch.equal(explain(vit, x, "lrp"), explain(deepcopy(vit).float(), x.float(), "lrp"))

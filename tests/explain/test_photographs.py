@@ -14,7 +14,8 @@ from torch import Tensor
 
 from benchmarks.lrp_precision import difference, load_images, load_model, one_by_one
 from datasets.types import Batch, DatasetInfo
-from explain import explain, explained_model
+from explain import explain
+from explain.explained_model import explained_model
 from explain.integrated_gradients import completeness_gap
 from metrics.maps.perturbation import ABPC, Ties
 from metrics.types import Explanation

@@ -1,0 +1,80 @@
+"""`explain` and the methods by name. Use it as `from explain import explain`."""
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from common.errors import UserError
+from explain import (  # noqa: F401  (importing a file registers its methods)
+    agcam,
+    attention_flow,
+    grad_rollout,
+    gradcam,
+    gradients,
+    guided_backprop,
+    inherent,
+    input_x_gradient,
+    integrated_gradients,
+    raw_attention,
+    rollout,
+)
+from explain.explained_model import ExplainedModel, explainable, explained_model, usable
+from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
+from explain.lrp import method as _lrp  # noqa: F401
+from explain.types import METHODS, Explainer
+
+__all__ = ["METHODS", "Explainer", "build_method", "explain", "run_method"]
+
+
+def explain(
+    model: nn.Module,
+    images: Tensor,
+    method: str | Explainer = "rollout",
+    targets: Targets = None,
+    *,
+    stage: Literal[1, 2] = 2,
+    **options: Any,
+) -> Tensor:
+    """Heat maps of a batch: [B, h, w] on the patch grid or [B, H, W] at pixels, unnormalised, detached.
+
+    `model`: any timm ViT, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its stages to explain).
+    images [B, 3, H, W], floats, normalised as the model expects. targets: a class for all images or one per image, [B],
+    as index or, for timm's ImageNet-1k models, as name; None: the predicted class. `options`: the method's fields. Half
+    precision is computed in float32. The model, its gradients, hooks and flags are left unchanged, also after an error.
+    Raises UserError for an unknown method or option, for images or targets that do not fit the model, or for a model
+    that the method cannot explain.
+    """
+    explainer = build_method(method, **options) if isinstance(method, str) else method
+    if not isinstance(explainer, Explainer):
+        raise UserError(f"method: a {type(explainer).__name__}; give a name or what build_method returns")
+    if not isinstance(model, nn.Module):
+        raise UserError(f"cannot explain a {type(model).__name__}; give a model")
+    if stage not in (1, 2):
+        raise UserError(f"stage: {stage!r}; a two-stage model has stages 1 and 2")
+    images = checked_images(model, images)
+    images = images if images.dtype == torch.float64 else images.float()
+    with at_least_float32(model):
+        explained = explained_model(model, images, stage)
+        explained = replace(explained, logits=returning_logits(explained.logits))
+        return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
+
+
+def build_method(name: str, **options: Any) -> Explainer:
+    """The method `name` with its options. Raises UserError for an unknown method or option."""
+    kind = METHODS[name]
+    known = kind.options()
+    if unknown := options.keys() - known:
+        raise UserError(f"{name} has no option {', '.join(sorted(unknown))}; it has {', '.join(known) or 'none'}")
+    return kind(**options)
+
+
+def run_method(
+    explainer: Explainer, explained: ExplainedModel, images: Tensor, targets: Tensor | None = None
+) -> Tensor:
+    """Like `explain`, for an ExplainedModel that was built with `explained_model`."""
+    explainer.check(explained)
+    with explainable(explained):
+        maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))
+        return maps.detach().to(torch.promote_types(images.dtype, torch.float32))
