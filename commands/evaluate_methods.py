@@ -2,18 +2,20 @@
 
 import argparse
 import contextlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import pandas as pd
 import yaml
 from rich.console import Console
 from torch import nn
 
 from commands.flags import check_method_flags, read_metric_options
 from commands.method_outputs import ExampleCollector, method_records, write_per_image
-from commands.run_context import RunContext
+from commands.run_context import METHODS_FILE, RunContext, check_mode
 from common.errors import UserError
 from common.processes import processes
 from datasets import Split, collate
@@ -31,7 +33,9 @@ from engine.run.machine import prepare_process, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
+from explain import METHODS
 from explain.loading import load_timm, patch_size
+from models.backbone import check_timm_name
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import method_sheet, write_explanation_report
 from report.files import check_folder
@@ -75,12 +79,15 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         if args.save_maps:
             stack.enter_context(sigterm_unwinds())  # so that a stopped job leaves no partial file behind
             evaluator.writer = stack.enter_context(MapWriter(args.save_maps, source))
-        advance = stack.enter_context(progress_bar(console, "explain", len(loader)))
-        evaluator.run(loader, run.device, [checks, examples, lambda batch, *_: advance(len(batch))], start)
+        advance = stack.enter_context(progress_bar(console, "explain", len(loader) * len(methods)))
+        evaluator.measured = lambda images: advance(images / len(methods))
+        evaluator.run(loader, run.device, [checks, examples], start)
 
     # 4. write; what is gathered needs every process
     records = method_records(evaluator, checks.rows())
     model_metrics, images = checks.model_results(), examples.images()
+    if processes().is_main:
+        remove_other_methods(run.out, methods)
     write_per_image(run.out, evaluator)
     if not processes().is_main:
         return
@@ -96,12 +103,30 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     sheet = method_sheet(images, run.out / "sheet.png")
     title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
     report = write_explanation_report(run.out, title, records, sheet, details, text)
+    log(metric_table(records, console.width if console.is_terminal else None))
+    log(f"counts and intervals: {run.out / 'methods.csv'}")
     log(f"{len(split)} images, {len(methods)} methods; report: {report}")
+
+
+def metric_table(records: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
+    """The metrics as text, without counts and intervals: one line per metric, one column per row of the table of
+    methods; "-": not measured. Columns that do not fit into `width` characters go below.
+    """
+    frame = pd.DataFrame(records).set_index("row").T.rename_axis(columns=None)
+    extra = [key for key in frame.index if "count" in key.split("/") or key.endswith(("/low", "/high"))]
+    return str(frame.drop(extra).to_string(float_format="{:.4g}".format, na_rep="-", line_width=width))
+
+
+def remove_other_methods(out: Path, methods: Iterable[str]) -> None:
+    """Delete the tables per image that an earlier evaluation of other methods left in the same folder."""
+    for name in set(METHODS) - set(methods):
+        (out / "per_image" / f"{name}.csv").unlink(missing_ok=True)
 
 
 def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
     """The run `--run`, the split, and the model."""
     run = RunContext.open(args, overrides, f"evaluation/{args.split}-methods")
+    check_mode(run.out, METHODS_FILE)
     split = read_split(run.config, args.split, args.limit)
     return run, split, run.load_model(split.info)
 
@@ -112,13 +137,17 @@ def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[R
     Raises UserError if the model is not known to timm or has another number of classes than the data set.
     """
     out = args.out or Path("runs") / args.model / "evaluation" / f"{args.split}-methods"
-    check_folder(out, "--out")
+    check_mode(check_folder(out, "--out"), METHODS_FILE)
     place, _, name = args.model.partition("/")
     if place != "timm" or not name:
         raise UserError(f"--model: {args.model!r}; write timm/NAME, or use --run DIR for a run folder of train.py")
+    check_timm_name(name, "--model")
+    given = parse_config(overrides)
+    if given.data.name != "synthetic":  # which has no files that could be missing, and takes seconds to draw
+        read_split(given, args.split, args.limit)  # before a download, which may take minutes
     weights = args.weights or "hub"
     sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
-    found = load_timm(name, weights, parse_config(overrides).data.size_hw if sized else None)
+    found = load_timm(name, weights, given.data.size_hw if sized else None)
     made_for = {"image_size": found.size, "mean": found.mean, "std": found.std}
     config = parse_config([*(f"--data.{key}={list(value)}" for key, value in made_for.items()), *overrides])
     split = read_split(config, args.split, args.limit)

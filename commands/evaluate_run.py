@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 from commands.prediction_visualizer import PredictionVisualizer
-from commands.run_context import RunContext
+from commands.run_context import RunContext, check_mode
 from common.metric_info import headlines
 from common.processes import processes
 from engine.evaluation.interventions import read_intervention
@@ -19,11 +19,14 @@ from models.interface import gives_mask
 from report.evaluation import write_evaluation_report
 from report.files import write_atomic
 
+FAILURES = "failures.png"
+
 
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write metrics, predictions, contact sheets and the report of a run on a split."""
     # 1. run and data
     run = RunContext.open(args, overrides, f"evaluation/{args.split}")
+    check_mode(run.out, PREDICTIONS_FILE)
     split = read_split(run.config, args.split, args.limit)
 
     # 2. model and metrics
@@ -59,7 +62,9 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     write_atomic(run.out / PREDICTIONS_FILE, table)
     visualizer = PredictionVisualizer(split, run.config.data.mean, run.config.data.std)
     sheet = visualizer.sheet(model, run.out / "sheet.png", **options)
-    failures = visualizer.failures(model, records, run.out / "failures.png", **options)
+    failures = visualizer.failures(model, records, run.out / FAILURES, **options)
+    if failures is None:  # that of an earlier evaluation in the same folder
+        (run.out / FAILURES).unlink(missing_ok=True)
     title, history = f"{args.run.name}: {args.split}", read_rows(args.run / METRICS_FILE)
     report = write_evaluation_report(run.out, title, results, details, history, sheet, failures, run.config_text)
     shown = ", ".join(f"{name} {results[name]:.4f}" for name in headlines(results))

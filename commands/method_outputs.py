@@ -55,10 +55,12 @@ class ExampleCollector:
         return len(collected) < self.limit and sum(other == group for other, _ in collected) < self.per_group
 
     def _example(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], i: int) -> ExplainedImage:
-        names, predicted, label = self.split.info.class_names, int(logits[i].argmax()), int(batch.label[i])
+        info, predicted, label = self.split.info, int(logits[i].argmax()), int(batch.label[i])
+        names, scores = info.class_names, logits[i].float()
+        probability = float((scores.sigmoid() if info.multi_label else scores.softmax(0))[predicted])
         return ExplainedImage(
             pixels=denormalise(batch.image[i], self.mean, self.std),
-            caption=names[predicted] + ("" if predicted == label else f"\nis {names[label]}"),
+            caption=f"{names[predicted]} {probability:.0%}" + ("" if predicted == label else f"\nis {names[label]}"),
             correct=predicted == label,
             maps={name: heat[i].cpu() for name, heat in maps.items()},
             truth=None if batch.mask is None else batch.mask[i].cpu(),

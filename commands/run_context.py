@@ -10,15 +10,31 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from common.errors import UserError
 from common.processes import processes
 from datasets.types import DatasetInfo
 from engine.evaluation.loading import load_run_model
+from engine.evaluation.records import PREDICTIONS_FILE
 from engine.run.config import RunConfig
 from engine.run.folder import CONFIG_FILE, RESULTS, run_config
 from engine.run.machine import PRECISIONS, prepare_process, provenance
 from engine.run.tracking import progress_bar
 from models.interface import ImageClassifier
 from report.files import check_folder, json_text, write_atomic
+
+METHODS_FILE = "methods.json"
+MODES = {PREDICTIONS_FILE: "predictions of a run", METHODS_FILE: "explanation methods"}
+"""A file that only one mode of evaluate.py writes -> what it measures."""
+
+
+def check_mode(out: Path, own: str) -> None:
+    """Raise UserError if `out` holds the files of another mode than the one that writes the file `own`.
+
+    Both modes write results.json, report.html and sheet.png, so the folder would mix two evaluations.
+    """
+    for name, what in MODES.items():
+        if name != own and (out / name).exists():
+            raise UserError(f"--out: {out} holds an evaluation of {what} ({name}); choose another folder")
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class ExplanationEvaluator:
     writer: MapWriter | None = None
     timings: dict[str, MethodTiming] = field(default_factory=dict)
     """Method -> its timing; none for maps read from a file."""
+    measured: Callable[[int], object] = int
+    """Called after each method of a batch with the number of images."""
 
     def run(
         self, batches: Iterable[Batch], device: torch.device, observers: Sequence[Observer] = (), start: int = 0
@@ -114,6 +116,7 @@ class ExplanationEvaluator:
         logits = class_logits(outputs, self.info)
         for metric in metrics:
             metric.update(batch, Explanation(maps[metric.target], logits, self.predict))
+        self.measured(len(batch))
         return maps["predicted"]
 
     def _read(self, name: str, batch: Batch, start: int) -> dict[Target, Tensor]:

@@ -106,8 +106,8 @@ class Tracker:
 
 
 @contextmanager
-def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[int], None]]:
-    """A progress bar with rate and ETA; yields a function to call after each batch with its number of images."""
+def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
+    """A progress bar with rate and ETA; yields a function to call after each step with its number of images."""
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
@@ -115,9 +115,9 @@ def progress_bar(console: Console, description: str, total: int, start: int = 0)
     )  # fmt: skip
     with progress:
         task = progress.add_task(description, total=total, completed=start, rate="")
-        images = 0
+        images = 0.0
 
-        def advance(count: int) -> None:
+        def advance(count: float) -> None:
             nonlocal images
             images += count
             elapsed = progress.tasks[0].elapsed or 0

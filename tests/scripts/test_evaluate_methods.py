@@ -40,12 +40,15 @@ def test_all_methods_on_the_real_command_line(runs: Path, tmp_path: Path) -> Non
     done = run_script(tmp_path, "evaluate.py", "--run", str(runs / "two"), "--method", "all", "--out", "an out [x]")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == f"12 images, {len(list(METHODS))} methods; report: an out [x]/report.html"
+    table = done.stdout.splitlines()
     out = tmp_path / "an out [x]"
     results = json.loads((out / "results.json").read_text(), parse_constant=pytest.fail)
     names = [row["row"] for row in results["rows"]]
     assert names == [*METHODS, "(its own mask)", "(true mask)"]
     assert set(results["protocol"]) == {*DEFAULT, "as_masks", "background_swap", "certificate (its own mask)"}
     assert all(row.keys() >= {*METRIC_KEYS, "as_mask/accuracy", "seconds_per_map"} for row in results["rows"][:-2])
+    keys = {*METRIC_KEYS, "as_mask/accuracy", "seconds_per_map"}
+    assert [key for key in keys if not any(line.startswith(f"{key} ") for line in table)] == []
     assert results["rows"][-2]["certificate/max_logit_change"] == 0 and results["rows"][-2]["certificate/holds"] == 1
     assert results["provenance"]["command"].startswith("evaluate.py --run")
     assert_tables(out, names)
@@ -194,8 +197,9 @@ def test_out_into_an_existing_folder_keeps_what_is_there(measure: Measure, tmp_p
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
     measure("--run", "plain", *FAST)
-    measure("--run", "two", *FAST)
+    measure("--run", "two", "--method", "gradcam", "--metrics", "pointing")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+    assert [path.name for path in (tmp_path / "out" / "per_image").iterdir()] == ["gradcam.csv"]
 
 
 def test_the_default_folder(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
