@@ -20,7 +20,7 @@ from datasets.readers.synsets import class_list, imagenet_classes, known_folders
 from datasets.types import DatasetInfo, RawSample
 
 CLASS_NAMES = "LOC_synset_mapping.txt"
-BOXES = "Annotations/CLS-LOC/val"
+IMAGES, BOXES = "Data/CLS-LOC", "Annotations/CLS-LOC/val"
 WNID = re.compile(r"n\d{8}")
 
 
@@ -38,9 +38,11 @@ class ImageNet:
         check_split(self.name, split)
         check_fraction(self.name, split, config)
         root = open_root(config, "train/ and val/")
-        self.folder = root / ("val" if split == "test" else "train")
+        archive = archive_folder(root)
+        tree = root if archive is None else archive / IMAGES
+        self.folder = tree / ("val" if split == "test" else "train")
         folders = class_folders(self.folder)
-        other = root / ("train" if split == "test" else "val")
+        other = tree / ("train" if split == "test" else "val")
         if other.is_dir():
             same_classes(self.folder, folders, other, class_folders(other))
         classes = self.classes(_names_file(config, root), folders)
@@ -56,7 +58,7 @@ class ImageNet:
             self.labels += [label] * len(chosen)
         if not self.names:
             raise UserError(f"the {split} split of {root} is empty; raise data.val_fraction or add images")
-        boxes = _box_folder(config, root)
+        boxes = _box_folder(config, archive or root)
         self.boxes = boxes if split == "test" else None
         # Of this class only a tree of your own is rotated: ImageNet's images, and boxes, are as stored.
         self.rotate = self.name == "imagenet" and boxes is None and not all(map(WNID.fullmatch, folders))
@@ -91,6 +93,15 @@ class ImageNet1k(ImageNet):
     def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
         """The classes of the list, or the published ones. Raises UserError for a folder that is not a class."""
         return known_folders(imagenet_classes(names), folders, self.folder)
+
+
+def archive_folder(root: Path) -> Path | None:
+    """The folder with the published archive's `Data/CLS-LOC` and `Annotations`: `root`, or ILSVRC/ in it; None if there
+    is none, or if `root` has train/ or val/ itself.
+    """
+    if any((root / split).is_dir() for split in ("train", "val")):
+        return None
+    return next((folder for folder in (root, root / "ILSVRC") if (folder / IMAGES).is_dir()), None)
 
 
 def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:

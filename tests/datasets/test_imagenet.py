@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.errors import UserError
 from datasets import DATASETS, DataConfig, collate, eval_loader, load_split
-from datasets.readers.imagenet import BOXES, CLASS_NAMES, ImageNet
+from datasets.readers.imagenet import BOXES, CLASS_NAMES, IMAGES, ImageNet
 
 WNIDS = ("n01440764", "n02102040", "n03000684")
 NAMES = ("tench, Tinca tinca", "English springer, English springer spaniel", "chain saw, chainsaw")
@@ -66,6 +66,21 @@ def test_splits(root: Path) -> None:
     assert len({*train.names, *val.names}) == 24 and train.names == sorted(train.names)
     assert train.info.class_names == WNIDS and train.groups is None
     assert len(read(root, "train", val_fraction=0.0)) == 24
+
+
+@pytest.mark.parametrize("below", ["", "ILSVRC"])
+def test_the_published_archive_is_found_from_one_folder(below: str, root: Path, tmp_path: Path) -> None:
+    plain = {split: read(root, split) for split in ("train", "val", "test")}
+    boxes = plain["test"].read(3).boxes
+    archive = tmp_path / "data" / below
+    for source, target in (("train", f"{IMAGES}/train"), ("val", f"{IMAGES}/val"), (BOXES, BOXES)):
+        (archive / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(root / source, archive / target)
+    found = {split: read(tmp_path / "data", split) for split in plain}
+    for split, expected in plain.items():
+        assert (found[split].names, found[split].labels) == (expected.names, expected.labels)
+        assert found[split].folders == expected.folders
+    assert boxes is not None and np.array_equal(found["test"].read(3).boxes, boxes)  # type: ignore[arg-type]
 
 
 def test_the_held_out_images_depend_on_the_data_seed_alone(root: Path) -> None:
