@@ -11,10 +11,12 @@ import pytest
 import evaluate
 from commands import compare_evaluations, imagenet9, part_thresholds, prepare_waterbirds
 from engine.run.command_line import parse_config
+from explain import __main__ as explain_images
 from slurm import submit
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"```(?:bash|sh)\n(.*?)```", re.DOTALL)
+COMMAND = re.compile(r"python (?:-m (?:explain|(?:commands|slurm|benchmarks)\.\w+)|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ")
 JOBS = {
     "train": "train.py",
     "seeds": "train.py --out",
@@ -35,13 +37,16 @@ COMMANDS = sorted(
         for page in (ROOT / "docs").glob("*.md")
         for block in BLOCK.findall(page.read_text())
         for line in block.replace("\\\n", " ").splitlines()
-        if re.match(r"python (?:-m (?:commands|slurm|benchmarks)\.\w+|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ", line)
+        if re.match(
+            r"python (?:-m (?:explain|(?:commands|slurm|benchmarks)\.\w+)|[\w/]+\.py) |(?:[A-Z]+=.* )?sbatch ", line
+        )
     }
 )
 PARSERS = {"evaluate.py": evaluate.parse_args} | {
     f"-m {script.__name__}": script.parse_args for script in (imagenet9, part_thresholds, submit)
 }
 ONLY_PARSED: dict[str, Callable[[], object]] = {
+    "-m explain": lambda: explain_images.parse_args(None),
     "-m commands.compare_evaluations": compare_evaluations.parse_args,
     "-m commands.prepare_waterbirds": prepare_waterbirds.parse_args,
 }
@@ -56,6 +61,8 @@ def split_command(line: str) -> tuple[str, list[str]]:
 
 
 def file_of(script: str) -> str:
+    if script == "-m explain":
+        return "explain/__main__.py"
     return script.removeprefix("-m ").replace(".", "/") + ".py" if script.startswith("-m ") else script
 
 
