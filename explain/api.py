@@ -22,6 +22,7 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
 )
 from explain.explained_model import ExplainedModel, explainable, explained_model, usable
 from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
+from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
 from explain.types import METHODS, Explainer
 
@@ -55,7 +56,7 @@ def explain(
         raise UserError(f"stage: {stage!r}; a two-stage model has stages 1 and 2")
     images = checked_images(model, images)
     images = images if images.dtype == torch.float64 else images.float()
-    with at_least_float32(model):
+    with alone(model), at_least_float32(model):  # the second replaces the weights of a model in half precision
         explained = explained_model(model, images, stage)
         explained = replace(explained, logits=returning_logits(explained.logits))
         return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))

@@ -128,3 +128,14 @@ def test_blocks_that_no_gradient_reaches_are_refused(without: str, method: str) 
         UserError, match=r"reaches the attention of blocks\.0|^blocks\.[01] \(Block\): .* no derivative"
     ):
         explain(model, CASES["class_token"].images(), method, TARGETS)
+
+
+def test_threads_that_explain_one_model_in_half_precision() -> None:
+    """Its weights are replaced by float32 copies for the time of an explanation."""
+    case = CASES["class_token"]
+    model, x = case.model().bfloat16(), case.images()
+    expected = explain(model, x, "gradcam", targets=0)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: explain(model, x, "gradcam", targets=0), range(8)))
+    assert all(torch.equal(maps, expected) for maps in found)
+    assert all(weight.dtype == torch.bfloat16 for weight in model.parameters())
