@@ -20,7 +20,7 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
     raw_attention,
     rollout,
 )
-from explain.explained_model import ExplainedModel, explainable, explained_model, usable
+from explain.explained_model import ExplainedModel, eager, explainable, explained_model, usable
 from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
 from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
@@ -54,12 +54,13 @@ def explain(
         raise UserError(f"cannot explain a {type(model).__name__}; give a model")
     if stage not in (1, 2):
         raise UserError(f"stage: {stage!r}; a two-stage model has stages 1 and 2")
-    images = checked_images(model, images)
+    checked = eager(model)
+    images = checked_images(checked, images)
     images = images if images.dtype == torch.float64 else images.float()
     with alone(model), at_least_float32(model):  # the second replaces the weights of a model in half precision
         explained = explained_model(model, images, stage)
         explained = replace(explained, logits=returning_logits(explained.logits))
-        return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
+        return run_method(explainer, explained, images, checked_targets(targets, images, checked, explained.logits))
 
 
 def build_method(name: str, **options: Any) -> Explainer:

@@ -189,3 +189,12 @@ def test_a_method_that_is_neither_name_nor_explainer(model: nn.Module, photos: T
         explain(model, photos, "rollout", stage=3)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="cannot explain a str"):
         explain("vit", photos)  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_is_checked_as_its_eager_module() -> None:
+    case = CASES["class_token"]
+    compiled = torch.compile(case.model(), backend="eager")
+    with pytest.raises(UserError, match="targets"):
+        explain(compiled, case.images(), "gradcam", targets=10_000)
+    with pytest.raises(UserError, match="images"):
+        explain(compiled, case.images()[:, :1], "gradcam")
