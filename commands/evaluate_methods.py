@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pandas as pd
+import torch
 import yaml
 from rich.console import Console
 from torch import nn
@@ -29,7 +30,7 @@ from engine.explanation.model_checks import ModelChecks
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import run_config
-from engine.run.machine import prepare_process, provenance
+from engine.run.machine import PRECISIONS, prepare_process, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
@@ -58,15 +59,18 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, log)
     auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, log), run.config.data
-    own = MaskedClassifier(model, data, data, auto_batch) if selects_patches(model) else None
-    masked_classifier = read_masked_classifier(args.masks_for, run, split, auto_batch) if args.masks_for else own
+    precision = PRECISIONS[args.precision]
+    own = MaskedClassifier(model, data, data, auto_batch, precision) if selects_patches(model) else None
+    masked_classifier = (
+        read_masked_classifier(args.masks_for, run, split, auto_batch, precision) if args.masks_for else own
+    )
     wanted = wanted_metrics(args.metrics, sample, masked_classifier is not None)
     options = read_metric_options(args, data, patch_size(model), masked_classifier)
     metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
     source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
-    evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage)
+    evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
     checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked_classifier)
     examples = ExampleCollector(split, data.mean, data.std)
     loader, start = split_loader(split, data), processes().block(len(split)).start
@@ -94,6 +98,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     details = {
         "model": str(run.source), "checkpoint": run.checkpoint, "data": data.name, "split": args.split,
         "split_origin": split.info.split_origin, "images": len(split), "stage": stage,
+        "precision": args.precision,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
         "model_metrics": model_metrics, "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
@@ -167,7 +172,9 @@ def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:
     return cast(Stage, args.stage or (1 if finds_parts(model) and not is_two_stage(model) else 2))
 
 
-def read_masked_classifier(folder: Path, run: RunContext, split: Split, auto_batch: AutoBatchSize) -> MaskedClassifier:
+def read_masked_classifier(
+    folder: Path, run: RunContext, split: Split, auto_batch: AutoBatchSize, precision: torch.dtype
+) -> MaskedClassifier:
     """The two-stage run `folder`, to classify the images of `run` with maps as masks."""
     config = run_config(folder)
     model = load_run_model(folder, config, "best", split.info.num_outputs)
@@ -176,7 +183,7 @@ def read_masked_classifier(folder: Path, run: RunContext, split: Split, auto_bat
     if config.data.size_hw != run.config.data.size_hw:
         sizes = f"{config.data.size_hw}, not {run.config.data.size_hw}"
         raise UserError(f"--masks-for: {folder} takes images of {sizes} pixels")
-    return MaskedClassifier(model.to(run.device).eval(), run.config.data, config.data, auto_batch)
+    return MaskedClassifier(model.to(run.device).eval(), run.config.data, config.data, auto_batch, precision)
 
 
 def map_provenance(config: RunConfig, split: str, stage: int, model: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from common.processes import processes
 from datasets.config import DataConfig
 from engine.explanation.map_metrics import MapMetricOptions
 from engine.explanation.masked_classifier import MaskedClassifier
+from engine.run.machine import PRECISIONS
 
 
 def add_output_flags(parser: argparse.ArgumentParser, default_out: str) -> None:
@@ -53,6 +54,10 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--masks-for", type=Path, metavar="RUN", help="two-stage run that classifies the images with the maps as masks"
     )
+    group.add_argument(
+        "--precision", choices=tuple(PRECISIONS), default="fp32",
+        help="of predictions and of the forward passes of metrics; maps are always computed in fp32; default: fp32",
+    )  # fmt: skip
     group.add_argument("--save-maps", type=Path, metavar="FILE.h5", help="save the maps")
     group.add_argument("--maps", type=Path, metavar="FILE.h5", help="read saved maps instead of computing them")
     _add_metric_options(parser.add_argument_group("options of map metrics"))

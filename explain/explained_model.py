@@ -93,21 +93,28 @@ class ExplainedModel:
         return logits.gather(1, chosen[:, None]).sum()
 
 
-def explained_model(model: nn.Module, images: Tensor, stage: Stage = 2, graph: bool = False) -> ExplainedModel:
+def explained_model(
+    model: nn.Module, images: Tensor, stage: Stage = 2, graph: bool = False, selection: Selection | None = None
+) -> ExplainedModel:
     """The part of `model` to explain for these images [B, 3, H, W].
 
     `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage`, for a two-stage
     model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that the model
     makes for these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises
-    UserError for any other model. Of a model made by `torch.compile`, the module inside is explained.
+    UserError for any other model. Of a model made by `torch.compile`, the module inside is explained. `selection`: of
+    these images, if it is known already (`selected`).
     """
-    selection = None
     model = eager(model)
-    if stage == 2 and selects_patches(model):
-        with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
-            selection = model.selection(images if graph else usable(images))
+    if stage == 2 and selects_patches(model) and selection is None:
+        selection = selected(model, images, graph)
     view = _network_view(model, stage, selection)
     return ExplainedModel(model, eager(view.network), view.logits, view.readout, selection, graph)
+
+
+def selected(model: ImageClassifier, images: Tensor, graph: bool = False) -> Selection:
+    """What stage 2 of a model that selects patches sees of images [B, 3, H, W]."""
+    with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
+        return model.selection(images if graph else usable(images))
 
 
 def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -> NetworkView:

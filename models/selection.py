@@ -3,7 +3,7 @@
 Shape legend: B images, N patches (h x w grid), K foreground parts; channel K (the last of K+1) is background.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -37,6 +37,12 @@ class Selection:
         """The selection with every tensor changed, such as to some of the images."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
+
+    def joined(self, others: Sequence["Selection"]) -> "Selection":
+        """The selections of several batches as one; all have the same fields."""
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        parts = {name: torch.cat([getattr(part, name) for part in (self, *others)]) for name in given}
+        return replace(self, **parts)
 
     def shown(self, images: Tensor) -> Tensor:
         """Normalised images [B, 3, H, W] with hidden pixels set to the mean colour (0); unchanged without `pixels`."""

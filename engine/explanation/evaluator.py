@@ -14,11 +14,13 @@ from datasets.types import Batch, DatasetInfo
 from engine.explanation.map_store import MapReader, MapWriter, Target
 from engine.run.memory import AutoBatchSize
 from explain import METHODS, Explainer, run_method
-from explain.explained_model import explained_model
+from explain.explained_model import eager, explained_model, selected
 from explain.options import build_methods
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric
 from metrics.types import Explanation
+from models.interface import selects_patches
+from models.selection import Selection
 
 Observer = Callable[[Batch, Tensor, Mapping[str, Tensor]], None]
 """Gets each batch, its logits [B, C], and each method's maps of the predicted class."""
@@ -52,10 +54,14 @@ class ExplanationEvaluator:
     """For a two-stage model, the stage that is explained."""
     reader: MapReader | None = None
     writer: MapWriter | None = None
+    precision: torch.dtype = torch.float32
+    """Of the forward passes for predictions and metrics; maps are computed in the model's own."""
     timings: dict[str, MethodTiming] = field(default_factory=dict)
     """Method -> its timing; none for maps read from a file."""
     measured: Callable[[int], object] = int
     """Called after each method of a batch with the number of images."""
+    _selection: Selection | None = field(default=None, init=False)
+    """Of the current batch: what stage 2 sees, the same for all methods and targets."""
 
     def run(
         self, batches: Iterable[Batch], device: torch.device, observers: Sequence[Observer] = (), start: int = 0
@@ -70,6 +76,7 @@ class ExplanationEvaluator:
                 self.reader.check(start, batch.paths, predicted)
             if self.writer:
                 self.writer.add_images(batch.paths, predicted)
+            self._selection = None if self.reader else self._select(batch.image)
             maps = {name: self._score(name, batch, outputs, predicted, start) for name in self.methods}
             for observe in observers:
                 observe(batch, logits, maps)
@@ -80,9 +87,19 @@ class ExplanationEvaluator:
         """Normalised images [M, 3, H, W] -> outputs [M, outputs] of the explained stage."""
 
         def logits(piece: slice) -> Tensor:
-            return explained_model(self.model, images[piece], self.stage).logits(images[piece])
+            with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+                outputs = explained_model(self.model, images[piece], self.stage).logits(images[piece])
+            return outputs if self.precision == torch.float32 else outputs.float()
 
         return self.auto_batch(logits, len(images))
+
+    def _select(self, images: Tensor) -> Selection | None:
+        """The selection of images [B, 3, H, W], if there is a stage 1 and stage 2 is explained."""
+        model = eager(self.model)
+        if self.stage == 1 or not selects_patches(model):
+            return None
+        pieces = self.auto_batch.pieces(lambda piece: selected(model, images[piece]), len(images))
+        return pieces[0].joined(pieces[1:])
 
     def predict(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, H, W] -> logits [M, C] of the data set's classes."""
@@ -131,29 +148,34 @@ class ExplanationEvaluator:
         If several outputs belong to a class, the highest one is explained.
         """
         targets = best_outputs(outputs, predicted, self.info)
-        maps: dict[Target, Tensor] = {"predicted": self._maps(name, batch.image, targets)}
+        everywhere = torch.arange(len(batch), device=targets.device)
+        maps: dict[Target, Tensor] = {"predicted": self._maps(name, batch.image, targets, everywhere)}
         if label_too:
             maps["label"] = maps["predicted"]
             # Only misclassified images have another map for the true class.
             wrong = (predicted != batch.label).nonzero().flatten()
             if self.methods[name].class_specific and len(wrong):
                 targets = best_outputs(outputs[wrong], batch.label[wrong], self.info)
-                others = self._maps(name, batch.image[wrong], targets)
+                others = self._maps(name, batch.image, targets, wrong)
                 maps["label"] = maps["label"].index_copy(0, wrong, others)
         if self.writer:
             for target, of_target in maps.items():
                 self.writer.add(name, target, of_target)
         return maps
 
-    def _maps(self, name: str, images: Tensor, targets: Tensor) -> Tensor:
+    def _maps(self, name: str, images: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """Maps [R, h, w] of the images `rows` [R] of a batch [B, 3, H, W] for targets [R]."""
+
         def explain(piece: slice) -> Tensor:
-            explained = explained_model(self.model, images[piece], self.stage)
-            return run_method(self.methods[name], explained, images[piece], targets[piece])
+            chosen, some = images[rows[piece]], rows[piece]
+            selection = None if self._selection is None else self._selection.each(lambda t: t[some])
+            explained = explained_model(self.model, chosen, self.stage, selection=selection)
+            return run_method(self.methods[name], explained, chosen, targets[piece])
 
         timing, started = self.timings.setdefault(name, MethodTiming()), _now(images.device)
-        maps = self.auto_batch(explain, len(images))
+        maps = self.auto_batch(explain, len(rows))
         timing.seconds += _now(images.device) - started
-        timing.maps += len(images)
+        timing.maps += len(rows)
         return maps
 
 

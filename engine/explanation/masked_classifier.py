@@ -21,6 +21,8 @@ class MaskedClassifier:
     own: DataConfig
     """Data config that the model was trained with."""
     auto_batch: AutoBatchSize
+    precision: torch.dtype = torch.float32
+    """Of `predict`."""
 
     @torch.no_grad()
     def select(self, images: Tensor) -> Selection:
@@ -30,13 +32,7 @@ class MaskedClassifier:
             return self.model.selection(self._renormalised(images[piece]))
 
         pieces = self.auto_batch.pieces(select, len(images))
-        gates = [piece.gate for piece in pieces if piece.gate is not None]
-        pixels = [piece.pixels for piece in pieces if piece.pixels is not None]
-        return Selection(
-            torch.cat([piece.mask for piece in pieces]),
-            torch.cat(pixels) if pixels else None,
-            gate=torch.cat(gates) if gates else None,
-        )
+        return pieces[0].joined(pieces[1:])
 
     def keep_ratio(self, images: Tensor) -> Tensor:
         """[B]: fraction of patches that its stage 1 keeps."""
@@ -47,7 +43,9 @@ class MaskedClassifier:
         """Logits [B, C] of stage 2, with `selection` in place of stage 1's own."""
 
         def logits(piece: slice) -> Tensor:
-            return self.model.predict(self._renormalised(images[piece]), selection.each(lambda t: t[piece]))
+            with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
+                outputs = self.model.predict(self._renormalised(images[piece]), selection.each(lambda t: t[piece]))
+            return outputs if self.precision == torch.float32 else outputs.float()
 
         return self.auto_batch(logits, len(images))
 

@@ -259,3 +259,36 @@ def test_options_reach_the_methods_that_have_them() -> None:
     assert options["raw_attention"]["head_fusion"] == "max" and options["agcam"] == {}
     with pytest.raises(UserError, match="--discard-ratio"):
         chosen_methods(["agcam"], given, MODEL, IMAGES[:1], 2, lambda text: None)
+
+
+def test_a_batch_is_selected_once_for_all_methods_and_targets(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(two_stage)
+    model, images = case.model(), case.images(6)
+    assert isinstance(model, TwoStageModel)
+    with torch.no_grad():
+        label = 1 - model(images).logits.argmax(1).clamp(max=1)
+    names = ["agcam", "gradcam", "inherent"]
+    run, keepers = bench(build_methods(names, {}), ("predicted", "label"), model, limit=4)
+    monkeypatch.setattr(run, "predict", lambda images: torch.zeros(len(images), CLASSES))
+    selected: list[int] = []
+    select = model.select
+    monkeypatch.setattr(model, "select", lambda x, **options: (selected.append(len(x)), select(x, **options))[1])
+    run.run([Batch(images, label, tuple("abcdef"))], CPU)
+    assert selected == [4, 2, 4, 2]  # for the predictions, and for the maps
+    for name in names:
+        maps = keepers[name]["label"].seen
+        torch.testing.assert_close(maps, explain(model, images, name, None if name == "inherent" else label))
+
+
+def test_precision_is_that_of_predictions_and_not_of_maps() -> None:
+    runs = {}
+    for precision in (torch.float32, torch.bfloat16):
+        run, keepers = bench(build_methods(["agcam"], {}), ("label",), precision=precision)
+        run.run(batches(5), CPU)
+        runs[precision] = keepers["agcam"]["label"]
+    full, half = runs.values()
+    assert torch.equal(half.seen, full.seen)
+    for mine, theirs in ((half.logits, full.logits), (half.asked, full.asked)):
+        a, b = torch.cat(mine), torch.cat(theirs)
+        assert a.dtype == torch.float32 and not torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=0.03 * float(b.abs().max()))
