@@ -20,6 +20,7 @@ from common.processes import barrier, processes
 from datasets import Split, load_split
 from datasets.loader import BatchSampler
 from datasets.semi_supervised import SemiSupervisedSampler, split_labels
+from datasets.trained_on import check_same_classes
 from datasets.types import SPLITS
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
@@ -28,7 +29,7 @@ from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.distributed import distributed_main
-from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run
+from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run, trained_on
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
 from engine.run.stopping import RunStopped
@@ -52,6 +53,9 @@ def train(config: RunConfig) -> MetricsRow:
     device = prepare_process(config)
     splits = load_splits(config)
     info = splits["train"].info
+    for source in (config.out if resumes else "", "" if resumes else config.model.init_from):
+        if source and (trained := trained_on(Path(source))):
+            check_same_classes(info, trained, source)
     if info.multi_label and config.train.best_metric == "accuracy":
         raise UserError(
             f"train.best_metric=accuracy: {info.name} is multi-label; "
@@ -78,7 +82,7 @@ def train(config: RunConfig) -> MetricsRow:
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
-    out = open_run(config, model) if first else Path(config.out)
+    out = open_run(config, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)
     visualizer = PredictionVisualizer(splits["val"], config.data.mean, config.data.std)
@@ -110,6 +114,9 @@ def load_splits(config: RunConfig) -> dict[str, Split]:
     """The three splits, "train" with augmentation; in semi-supervised training also "unlabelled"."""
     seed, semi = config.train.seed, config.data.semi
     splits = {name: load_split(config.data, name, train=name == "train", seed=seed) for name in SPLITS}
+    for name, split in splits.items():
+        if split.info.keys != splits["train"].info.keys:
+            raise UserError(f"data.name={config.data.name}: the {name} split has other classes than the training split")
     if semi.mode != "supervised" or semi.images_per_class:
         splits["train"], rest = split_labels(splits["train"], semi, config.data.seed)
         splits |= {"unlabelled": rest} if semi.mode != "supervised" else {}

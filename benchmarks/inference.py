@@ -123,7 +123,7 @@ class MeasuredModel:
 def load_run(run: Path, options: argparse.Namespace) -> MeasuredModel:
     """The best weights of a run, on a sample of a split. Raises UserError."""
     config = run_config(run, options.overrides)
-    split = read_split(config, options.split, options.images)
+    split = read_split(config, options.split, options.images, run)
     model = load_run_model(run, config, "best", split.info.num_outputs)
     batches = list(eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers))
     masks = [batch.mask for batch in batches if batch.mask is not None]

@@ -20,6 +20,7 @@ from commands.run_context import METHODS_FILE, RunContext, check_mode
 from common.errors import UserError
 from common.processes import processes
 from datasets import Split, collate
+from datasets.trained_on import check_same_classes
 from engine.evaluation.loading import fingerprint, load_run_model, read_split
 from engine.evaluation.loop import split_loader
 from engine.explanation.evaluator import ExplanationEvaluator, chosen_methods, options_of
@@ -29,7 +30,7 @@ from engine.explanation.masked_classifier import MaskedClassifier
 from engine.explanation.model_checks import ModelChecks
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
-from engine.run.folder import run_config
+from engine.run.folder import run_config, trained_on
 from engine.run.machine import PRECISIONS, prepare_process, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
@@ -132,7 +133,7 @@ def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[Ru
     """The run `--run`, the split, and the model."""
     run = RunContext.open(args, overrides, f"evaluation/{args.split}-methods")
     check_mode(run.out, METHODS_FILE)
-    split = read_split(run.config, args.split, args.limit)
+    split = read_split(run.config, args.split, args.limit, args.run)
     return run, split, run.load_model(split.info)
 
 
@@ -177,6 +178,8 @@ def read_masked_classifier(
 ) -> MaskedClassifier:
     """The two-stage run `folder`, to classify the images of `run` with maps as masks."""
     config = run_config(folder)
+    if trained := trained_on(folder):
+        check_same_classes(split.info, trained, f"--masks-for: {folder}")
     model = load_run_model(folder, config, "best", split.info.num_outputs)
     if not selects_patches(model):
         raise UserError(f"--masks-for: {folder} is not a two-stage run; only those classify with a given mask")

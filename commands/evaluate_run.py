@@ -27,7 +27,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     # 1. run and data
     run = RunContext.open(args, overrides, f"evaluation/{args.split}")
     check_mode(run.out, PREDICTIONS_FILE)
-    split = read_split(run.config, args.split, args.limit)
+    split = read_split(run.config, args.split, args.limit, args.run)
 
     # 2. model and metrics
     model = run.load_model(split.info)
@@ -39,7 +39,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     # 3. measure
     recorder, predictions, started = RecordCollector(), PredictionTable(split.info), time.perf_counter()
-    fit_split = read_fit_split(run.config, args.limit, metrics.to_fit) if metrics.to_fit else None
+    fit_split = read_fit_split(run.config, args.limit, metrics.to_fit, args.run) if metrics.to_fit else None
     results = evaluate(
         model, split_loader(split, run.config.data), metrics, run.device, run.precision,
         observers=[recorder, predictions], options=options,

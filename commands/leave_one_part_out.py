@@ -18,7 +18,7 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write a table with one row per removed part, a contact sheet and the report of a two-stage run."""
     # 1. run and data
     run = RunContext.open(args, overrides, f"evaluation/{args.split}-leave-one-part-out")
-    split = read_split(run.config, args.split, args.limit)
+    split = read_split(run.config, args.split, args.limit, args.run)
 
     # 2. model, settings and metrics
     model = require_two_stage(run.load_model(split.info))

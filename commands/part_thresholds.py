@@ -45,7 +45,7 @@ def main() -> None:
     one_process_only("commands.part_thresholds", "it only runs stage 1, once")
     check_quantiles(args.quantiles)
     run = RunContext.open(args, overrides, "part_thresholds")
-    split = read_split(run.config, "train", args.limit)
+    split = read_split(run.config, "train", args.limit, args.run)
 
     # 2. model
     model = require_two_stage(run.load_model(split.info))

@@ -1,7 +1,7 @@
 """Records, samples and batches, and what the labels of a data set mean."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ class DatasetInfo:
 
     name: str
     class_names: tuple[str, ...]
+    class_keys: tuple[str, ...] | None = field(default=None, kw_only=True)
+    """What identifies each class where names may be reworded or shared (ImageNet: WordNet ids); None: the names."""
     group_names: tuple[str, ...] | None = None
     """Name of each group id; None if the data set has no groups."""
     minority_groups: tuple[int, ...] | None = None
@@ -35,6 +37,11 @@ class DatasetInfo:
     """Origin of this split, as text: "published", or how it was held out."""
     multi_label: bool = False
     """Images may show several classes: records have `present`."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What identifies each class."""
+        return self.class_keys or self.class_names
 
     @property
     def num_classes(self) -> int:

@@ -142,8 +142,8 @@ def _numbers(values: Triple) -> str:
 
 
 def load_run(folder: Path, crop: Crop = "model") -> Classifier:
-    """The best model of a run of train.py, with the run's evaluation transform and, if its data set is found, the class
-    names. Raises UserError for another folder.
+    """The best model of a run of train.py, with the run's evaluation transform and the class names, if they are known.
+    Raises UserError for another folder.
     """
     file = folder / "config.yaml"
     if not file.is_file():
@@ -163,9 +163,7 @@ def load_run(folder: Path, crop: Crop = "model") -> Classifier:
     how = {"model": evaluation, "center": "center_crop", "squash": "squash"}[crop]
     scale = f"mean {_numbers(mean)}, std {_numbers(std)}"
     words = f"data.evaluation={how}; {model.input_size[0]} x {model.input_size[1]} pixels; {scale}"
-    info = _data_set(config["data"])
-    fits = info is not None and info.class_of_output is None and info.num_classes == model.num_outputs
-    names, multi_label = (list(info.class_names), info.multi_label) if info and fits else (None, False)
+    names, multi_label = _run_classes(model, config["data"])
     return Classifier(model, mean, std, _run_transform(model, how, mean, std), words, names, multi_label)
 
 
@@ -177,6 +175,18 @@ def _run_transform(model: ImageClassifier, how: str, mean: Triple, std: Triple) 
     config = DataConfig(image_size=model.input_size, mean=mean, std=std, evaluation=cast(Any, how))
     transform = EvalTransform(config)
     return lambda pixels: transform(RawSample(pixels, label=0, path="")).image
+
+
+def _run_classes(model: ImageClassifier, data: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
+    """Class names, None if they are not known, and whether the labels are multi-label: as stored with the model.
+
+    Earlier versions stored nothing: then those of the run's data set, if it is still there.
+    """
+    if stored := model.trained_on:
+        return list(stored["class_names"]), bool(stored["multi_label"])
+    info = _data_set(data)
+    fits = info is not None and info.class_of_output is None and info.num_classes == model.num_outputs
+    return (list(info.class_names), info.multi_label) if info and fits else (None, False)
 
 
 def _data_set(data: Mapping[str, Any]) -> "DatasetInfo | None":

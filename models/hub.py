@@ -1,5 +1,6 @@
 """Save models to a folder or the Hugging Face Hub, and load them from there."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -30,12 +31,28 @@ class SavedModel(PyTorchModelHubMixin):
             raise UserError(f"{source}: its config.json does not describe a {cls.__name__} ({what})") from None
 
     @classmethod
-    def _from_pretrained(cls, **kwargs: Any) -> Any:
+    def _from_pretrained(cls, config: Mapping[str, Any] | None = None, **kwargs: Any) -> Any:
+        """`config`: the whole content of config.json."""
         if "model_config" not in kwargs:
             raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} found")
         # The mixin rebuilds only the outer dataclass and leaves `parts` as a dict.
-        config = model_config_from_dict(asdict(kwargs.pop("model_config")))
-        return super()._from_pretrained(model_config=config, **kwargs)
+        model_config = model_config_from_dict(asdict(kwargs.pop("model_config")))
+        model = super()._from_pretrained(model_config=model_config, **kwargs)
+        if config and "data" in config:
+            model.remember_data(config["data"])
+        return model
+
+    @property
+    def trained_on(self) -> Mapping[str, Any]:
+        """What the model was trained on (`datasets.trained_on.TrainedOn`, as a dict); empty if that is not known.
+
+        "class_names" of the outputs, "mean", "std", "image_size" of the input, "group_names", "name" of the data set.
+        """
+        return cast(Mapping[str, Any], cast(dict[str, Any], self._hub_mixin_config).get("data", {}))
+
+    def remember_data(self, data: Mapping[str, Any]) -> None:
+        """Store what the model is trained on with its config, for `save_pretrained`."""
+        cast(dict[str, Any], self._hub_mixin_config)["data"] = dict(data)
 
     @classmethod
     def _load_as_safetensor(cls, model: M, model_file: str, map_location: str, strict: bool) -> M:

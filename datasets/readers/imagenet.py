@@ -47,7 +47,9 @@ class ImageNet:
             same_classes(self.folder, folders, other, class_folders(other))
         classes = self.classes(_names_file(config, root), folders)
         self.folders = tuple(classes)
-        self.info = DatasetInfo(self.name, tuple(classes.values()), split_origin=split_origin(split, config))
+        self.info = DatasetInfo(
+            self.name, tuple(classes.values()), class_keys=self.folders, split_origin=split_origin(split, config)
+        )
         self.labels: list[int] = []
         self.names: list[str] = []  # file names only: a million paths would take a gigabyte
         for label, folder in enumerate(self.folders):

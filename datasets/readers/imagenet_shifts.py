@@ -58,9 +58,10 @@ class ImageNetV2(FileDataset):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_test_only("imagenet_v2", split)
         root = open_root(config, "one folder per class, 0 to 999")
-        names = tuple(imagenet_classes(class_list(config)).values())
-        labels = {folder: _number(root / folder, len(names)) for folder in class_folders(root)}
-        super().__init__(DatasetInfo("imagenet_v2", names), folder_records(root, labels), split)
+        classes = imagenet_classes(class_list(config))
+        labels = {folder: _number(root / folder, len(classes)) for folder in class_folders(root)}
+        info = DatasetInfo("imagenet_v2", tuple(classes.values()), class_keys=tuple(classes))
+        super().__init__(info, folder_records(root, labels), split)
 
 
 def check_test_only(name: str, split: str) -> None:

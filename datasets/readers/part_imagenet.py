@@ -68,7 +68,9 @@ class PartImageNet(FileDataset):
             raise UserError(f"{part.file} has different categories from {train.file}; restore both files")
         self.part = part
         names, folder = tuple(known[wnid] for wnid in order), root / "images" / part.file.stem
-        info = DatasetInfo("part_imagenet", names, part_names=part.names, split_origin=part.origin)
+        info = DatasetInfo(
+            "part_imagenet", names, class_keys=tuple(order), part_names=part.names, split_origin=part.origin
+        )
         super().__init__(info, records_of(part, folder, order), split)
 
     def read(self, index: int) -> RawSample:

@@ -10,10 +10,12 @@ from torch import nn
 
 from common.errors import UserError
 from datasets import Split, load_split
+from datasets.formats.notices import say_once
 from datasets.subset import sample_split
+from datasets.trained_on import with_trained_labels
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.config import RunConfig
-from engine.run.folder import BEST, LAST
+from engine.run.folder import BEST, LAST, trained_on
 from models import build_model
 from models.interface import ImageClassifier
 
@@ -46,22 +48,32 @@ def warm_start(model: nn.Module, source: str) -> None:
     load_weights(model, checkpoint.part("ema") or checkpoint.part("model") or checkpoint.tensors, path)
 
 
-def read_split(config: RunConfig, name: str, limit: int | None) -> Split:
-    """The split with the evaluation transform; `limit`: number of images to sample. Raises UserError below 1."""
+def read_split(config: RunConfig, name: str, limit: int | None, run: Path | None = None) -> Split:
+    """The split with the evaluation transform; `limit`: number of images to sample. Raises UserError below 1.
+
+    With the labels of the model of `run`, if given (`with_trained_labels`).
+    """
     if limit is not None and limit < 1:
         raise UserError(f"--limit: must be at least 1, got {limit}")
     split = load_split(config.data, name, train=False, seed=config.train.seed)
+    if run and (trained := trained_on(run)):
+        split = with_trained_labels(split, trained, str(run))
+    elif run:
+        say_once(
+            f"{run} does not store the names of its classes; labels are taken by number, so {config.data.name} must "
+            "have the classes of its training data, in the same order"
+        )
     return split if limit is None else sample_split(split, limit)
 
 
-def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str]) -> Split:
+def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str], run: Path | None = None) -> Split:
     """The split that `metrics` are fitted on: the original training split with the evaluation transform.
 
     `data.image_folder` and `data.mask_folder` only replace evaluated images. Raises UserError if it cannot be read.
     """
     data = replace(config.data, image_folder="", mask_folder="")
     try:
-        return read_split(replace(config, data=data), "train", limit)
+        return read_split(replace(config, data=data), "train", limit, run)
     except UserError as error:
         raise UserError(f"--metrics: {', '.join(metrics)} must be fitted on the training split: {error}") from None
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from datasets.trained_on import TrainedOn
+from datasets.types import DatasetInfo
 from engine.run.atomic_files import remove_leftovers, replacing
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import parse_config
@@ -22,8 +24,10 @@ METRICS_FILE = "metrics.jsonl"
 RESULTS = Path("results.json")
 
 
-def open_run(config: RunConfig, model: ImageClassifier) -> Path:
+def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None = None) -> Path:
     """Create the run folder; write config.yaml, and best/config.json, from which `from_pretrained` rebuilds the model.
+
+    `info`: the training data, whose classes are stored with the model; None if they are not known.
 
     Raises UserError, and changes nothing, if the folder holds a run that is neither to be resumed nor overwritten.
     """
@@ -42,6 +46,8 @@ def open_run(config: RunConfig, model: ImageClassifier) -> Path:
         # resume and overwrite apply to this start only: saved, they would block the next `--config RUN/config.yaml`.
         with replacing(out / CONFIG_FILE) as file:
             save_config(replace(config, resume=False, allow_change=False, overwrite=False), file)
+        if info:
+            model.remember_data(TrainedOn.of(config.data, info).as_dict())
         with replacing(out / BEST / "config.json") as file:
             file.write_text(json.dumps(model._hub_mixin_config, indent=2, sort_keys=True))
     except OSError as error:
@@ -54,6 +60,14 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
     return parse_config([f"--config={run / CONFIG_FILE}", *overrides])
+
+
+def trained_on(run: Path) -> TrainedOn | None:
+    """What the run's model was trained on; None for runs of earlier versions and published checkpoints."""
+    try:
+        return TrainedOn.from_dict(json.loads((run / BEST / "config.json").read_text())["data"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def read_results(run: Path) -> dict[str, Any] | None:
