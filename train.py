@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from commands.prediction_visualizer import PredictionVisualizer
+from commands.start_summary import input_lines
 from common.errors import UserError, exit_on_user_error
 from common.processes import barrier, processes
 from datasets import Split, load_split
@@ -85,7 +86,9 @@ def train(config: RunConfig) -> MetricsRow:
     out = open_run(config, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)
-    visualizer = PredictionVisualizer(splits["val"], config.data.mean, config.data.std)
+    for line in input_lines(config):
+        tracker.message(line)
+    visualizer = PredictionVisualizer(splits["val"], *config.data.normalisation)
 
     # 4. train
     def after_epoch(row: MetricsRow) -> None:

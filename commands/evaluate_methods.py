@@ -73,7 +73,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
     checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked_classifier)
-    examples = ExampleCollector(split, data.mean, data.std)
+    examples = ExampleCollector(split, *data.normalisation)
     loader, start = split_loader(split, data), processes().block(len(split)).start
     if 0 < start < len(split):  # some metrics use the image before, which another process measures
         previous = collate([split[start - 1]]).to(run.device)
@@ -154,8 +154,7 @@ def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[R
     weights = args.weights or "hub"
     sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
     found = load_timm(name, weights, given.data.size_hw if sized else None)
-    made_for = {"image_size": found.size, "mean": found.mean, "std": found.std}
-    config = parse_config([*(f"--data.{key}={list(value)}" for key, value in made_for.items()), *overrides])
+    config = parse_config([f"--data.image_size={list(found.size)}", f"--model.backbone={name}", *overrides])
     split = read_split(config, args.split, args.limit)
     if split.info.num_outputs != found.num_classes:
         raise UserError(
@@ -193,8 +192,8 @@ def map_provenance(config: RunConfig, split: str, stage: int, model: nn.Module) 
     """Everything that determines the maps, except the methods."""
     data = asdict(config.data)
     images = (
-        "name", "variant", "output_rule", "image_folder", "evaluation", "mean", "std", "seed", "val_fraction",
-        "synthetic",
+        "name", "variant", "output_rule", "image_folder", "evaluation", "interpolation", "crop", "mean", "std", "seed",
+        "val_fraction", "synthetic",
     )  # fmt: skip
     return {
         "weights": fingerprint(model), "stage": stage, "split": split, "image size": config.data.size_hw,

@@ -60,7 +60,7 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     )  # fmt: skip
     run.write_results({**{f"{args.split}/{key}": value for key, value in results.items()}, **details})
     write_atomic(run.out / PREDICTIONS_FILE, table)
-    visualizer = PredictionVisualizer(split, run.config.data.mean, run.config.data.std)
+    visualizer = PredictionVisualizer(split, *run.config.data.normalisation)
     sheet = visualizer.sheet(model, run.out / "sheet.png", **options)
     failures = visualizer.failures(model, records, run.out / FAILURES, **options)
     if failures is None:  # that of an earlier evaluation in the same folder

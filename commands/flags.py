@@ -123,8 +123,8 @@ def read_metric_options(
         raise UserError(f"--removal-cell: {args.removal_cell} pixels do not divide images of {data.size_hw}")
     default_ratio = masked_classifier.keep_ratio if masked_classifier else 0.25
     return MapMetricOptions(
-        mean=data.mean,
-        std=data.std,
+        mean=data.normalisation[0],
+        std=data.normalisation[1],
         patch=patch_size,
         threshold=args.threshold,
         edges=args.edges,

@@ -54,7 +54,7 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
         thresholds=args.thresholds and str(args.thresholds), fixed_parts=args.fixed_parts,
     )  # fmt: skip
     run.write_results({**details, "rows": records})
-    visualizer = PredictionVisualizer(split, run.config.data.mean, run.config.data.std)
+    visualizer = PredictionVisualizer(split, *run.config.data.normalisation)
     sheet = visualizer.removals(model, settings, run.out / "sheet.png")
     title = f"{args.run.name}: {args.split}, parts removed"
     report = write_removal_report(run.out, title, records, sheet, details, run.config_text)

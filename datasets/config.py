@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 from common.ranges import (
     ClosedUnitInterval,
     HalfOpenUnitInterval,
@@ -11,6 +13,8 @@ from common.ranges import (
     PositiveFloat,
     PositiveInt,
 )
+
+Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,15 @@ class DataConfig:
         "atcon_svhn",
     ] = "auto"  # fmt: skip
     """Training augmentation. auto: the data set's own (docs/data.md)."""
-    evaluation: Literal["center_crop", "imagenet", "squash"] = "center_crop"
-    """Evaluation transform. center_crop: resize the short side to the image size, bilinear, then crop the centre.
-    imagenet (published for ImageNet): bicubic; resize the short side to 8/7 of the image size, then crop the centre;
-    from 384 pixels on, resize the whole image instead. squash: resize the whole image, bilinear."""
+    evaluation: Literal["auto", "center_crop", "imagenet", "squash"] = "auto"
+    """Evaluation transform. center_crop: resize the short side to the image size / data.crop, then crop the centre.
+    squash: resize the whole image instead. imagenet (published for ImageNet): center_crop, by default bicubic with
+    data.crop 0.875; from 384 pixels on, resize the whole image. auto: the data set's published one, else that of the
+    backbone's weights."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "auto"
+    """Of the resize before the crop. auto: as data.evaluation."""
+    crop: ClosedUnitInterval = 0.0
+    """Fraction of the resized image that the evaluation transform keeps of each side. 0: as data.evaluation=auto."""
     batch_size: PositiveInt = 16
     """Training images per batch and process."""
     eval_batch_size: PositiveInt = 64
@@ -110,9 +119,11 @@ class DataConfig:
     """Fraction of the training split held out for validation if the data set publishes no validation split."""
     seed: int = 0
     """Seed of the data set itself (synthetic images, held-out splits). Not the training seed."""
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of each colour channel, pixel values in [0, 1]; subtracted from the image."""
-    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] | None = None
+    """Of each colour channel, pixel values in [0, 1]; subtracted from the image. null: what the backbone's weights were
+    trained with, by its name in timm."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Of each colour channel; the image is divided by it. null: the backbone's own."""
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     semi: SemiConfig = field(default_factory=SemiConfig)
 
@@ -120,3 +131,8 @@ class DataConfig:
     def size_hw(self) -> tuple[int, int]:
         """(height, width) of the network's input, pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple]:
+        """Mean and standard deviation of each colour channel; ImageNet's where they are not given."""
+        return self.mean or IMAGENET_DEFAULT_MEAN, self.std or IMAGENET_DEFAULT_STD

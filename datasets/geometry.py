@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datasets.config import DataConfig
 from datasets.types import RawSample
 
-BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
-IMAGENET_CROP = 224 / 256
-"""Fraction of the short side that ImageNet's evaluation keeps."""
+BILINEAR = Image.Resampling.BILINEAR
+RESAMPLING = {"bilinear": BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SQUASH_FROM = 384
 """Side in pixels from which on ImageNet's evaluation resizes the whole image instead of cropping it."""
 
@@ -66,12 +66,14 @@ def centre_crop(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
     return replace(raw, image=raw.image[rows, columns], mask=mask, keypoints=keypoints, boxes=boxes, part_labels=labels)
 
 
-def imagenet_view(raw: RawSample, size_hw: tuple[int, int]) -> RawSample:
-    """ImageNet's usual evaluation: bicubic; short side to 256 / 224 of the size, centre crop; large sizes: squash."""
-    if min(size_hw) >= SQUASH_FROM:
-        return resize(raw, size_hw, BICUBIC)
-    height, width = (int(side / IMAGENET_CROP) for side in size_hw)
-    return centre_crop(resize_to_cover(raw, (height, width), BICUBIC), size_hw)
+def evaluation_view(raw: RawSample, size_hw: tuple[int, int], config: DataConfig) -> RawSample:
+    """Resize and crop to (height, width) by data.evaluation, data.interpolation and data.crop, none of them auto."""
+    resampling = RESAMPLING[config.interpolation]
+    if config.evaluation == "imagenet" and min(size_hw) >= SQUASH_FROM:
+        return resize(raw, size_hw, resampling)
+    height, width = (int(side / config.crop) for side in size_hw)  # rounded down, as in timm
+    to_size = resize if config.evaluation == "squash" else resize_to_cover
+    return centre_crop(to_size(raw, (height, width), resampling), size_hw)
 
 
 def inside_keypoints(keypoints: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -51,9 +51,25 @@ for _name, _reader, _augmentation in (
 ):
     DATASETS.register(_name)(BuiltIn(_reader, _augmentation))
 
+PUBLISHED_VIEW = {"evaluation": "center_crop", "interpolation": "bilinear", "crop": 1.0}
+PUBLISHED_VIEWS: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
+    ("synthetic", "digits", "svhn", "cub", "waterbirds", "metashift", "flowers102", "part_imagenet", "voc2012"),
+    PUBLISHED_VIEW,
+)
+"""Data set -> what data.evaluation, data.interpolation and data.crop are if they are auto, whatever the backbone."""
+IMAGENET_CROP = 224 / 256
+"""Fraction of the short side that ImageNet's evaluation keeps."""
+
 PRESCRIBED: Mapping[str, Mapping[str, Any]] = {
-    "imagenet9": {"evaluation": "center_crop"},  # its images are cropped already
-    "siim_acr": {"augmentation": "siim_acr", "evaluation": "squash", "mean": (0.48865,) * 3, "std": (0.24621,) * 3},
+    "imagenet9": {"evaluation": "center_crop", "crop": 1.0},  # its images are cropped already
+    "siim_acr": {
+        "augmentation": "siim_acr",
+        "evaluation": "squash",
+        "interpolation": "bilinear",
+        "crop": 1.0,
+        "mean": (0.48865,) * 3,
+        "std": (0.24621,) * 3,
+    },
 }
 """Data set -> keys that its published protocol fixes."""
 
@@ -71,3 +87,25 @@ def with_own_augmentation(config: DataConfig) -> DataConfig:
     if config.name in DATASETS:  # an unknown name is an error when the data set is opened
         own["augmentation"] = getattr(DATASETS[config.name], "augmentation", "none")
     return replace(config, **own)
+
+
+def with_input(config: DataConfig, own: Mapping[str, Any]) -> DataConfig:
+    """The config with every key of the input that is left open: mean, std, evaluation, interpolation, crop.
+
+    The data set's published view comes first, then `own`, the values of the backbone's weights (`models.own_input`),
+    then ImageNet's mean and std and `PUBLISHED_VIEW`.
+    """
+    view = {**PUBLISHED_VIEW, **own, **PUBLISHED_VIEWS.get(config.name, {})}
+    if config.evaluation == "imagenet":
+        view |= {"interpolation": "bicubic", "crop": IMAGENET_CROP}
+    elif config.evaluation == "squash":  # asked for: the whole image
+        view["crop"] = 1.0
+    mean, std = config.normalisation
+    chosen: dict[str, Any] = {
+        "mean": mean if config.mean else own.get("mean", mean),
+        "std": std if config.std else own.get("std", std),
+        "evaluation": view["evaluation"] if config.evaluation == "auto" else config.evaluation,
+        "interpolation": view["interpolation"] if config.interpolation == "auto" else config.interpolation,
+        "crop": config.crop or view["crop"],
+    }
+    return replace(config, **chosen)

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
-from datasets.config import DataConfig
+from datasets.config import DataConfig, Triple
 from datasets.formats.notices import say_once
 from datasets.loader import Split
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
 
-Triple = tuple[float, float, float]
+INPUT = ("image_size", "mean", "std", "evaluation", "interpolation", "crop")
+"""Keys of `data` that make an image the input of a network."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class TrainedOn:
     mean: Triple
     std: Triple
     evaluation: str
-    """data.evaluation."""
+    interpolation: str
+    crop: float
+    """The evaluation transform: data.evaluation, data.interpolation, data.crop."""
 
     @classmethod
     def of(cls, config: DataConfig, info: DatasetInfo) -> "TrainedOn":
         """What a run with this data config and data set is trained on."""
         return cls(
             config.name, info.class_names, info.class_keys, info.group_names, info.multi_label, config.size_hw,
-            config.mean, config.std, config.evaluation,
+            *config.normalisation, config.evaluation, config.interpolation, config.crop,
         )  # fmt: skip
 
     @classmethod
@@ -66,7 +69,7 @@ class TrainedOn:
 
     def data_config(self) -> DataConfig:
         """A config with the evaluation transform of the model's input."""
-        given = {name: getattr(self, name) for name in ("image_size", "mean", "std", "evaluation")}
+        given = {name: getattr(self, name) for name in INPUT}
         return DataConfig(**given)
 
 

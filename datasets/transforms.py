@@ -19,16 +19,15 @@ from common.errors import UserError
 from common.seeds import seeded_globals, stable_seed
 from datasets.config import DataConfig
 from datasets.geometry import (
-    centre_crop,
+    RESAMPLING,
+    evaluation_view,
     frame_of,
-    imagenet_view,
     inside_boxes,
     inside_keypoints,
     labels_inside,
-    resize,
     resize_to_cover,
 )  # fmt: skip
-from datasets.registry import with_own_augmentation
+from datasets.registry import with_input, with_own_augmentation
 from datasets.types import RawSample, Sample
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else the import looks for a newer version online
@@ -48,7 +47,7 @@ class PublishedPlanckianJitter(A.PlanckianJitter):
 
 def build_transform(config: DataConfig, train: bool) -> Transform:
     """The transform of a split: `config.augmentation` if `train`, else the evaluation transform."""
-    config = with_own_augmentation(config)
+    config = with_input(with_own_augmentation(config), {})
     if train and config.augmentation == "timm":
         return TimmTransform(config)
     if train and config.augmentation != "none":
@@ -58,11 +57,7 @@ def build_transform(config: DataConfig, train: bool) -> Transform:
 
 def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
     """Resize and crop as `config.evaluation` says."""
-    if config.evaluation == "squash":
-        return resize(raw, config.size_hw)
-    if config.evaluation == "imagenet":
-        return imagenet_view(raw, config.size_hw)
-    return centre_crop(resize_to_cover(raw, config.size_hw), config.size_hw)
+    return evaluation_view(raw, config.size_hw, config)
 
 
 def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
@@ -71,14 +66,14 @@ def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
         return raw  # its random crop resizes
     if config.augmentation in ("flip", "siim_acr", "atcon_svhn"):
         return eval_geometry(raw, config)
-    return resize_to_cover(raw, config.size_hw)
+    return resize_to_cover(raw, config.size_hw, RESAMPLING[config.interpolation])
 
 
 class EvalTransform:
     """`eval_geometry`, then normalise. Not random."""
 
     def __init__(self, config: DataConfig) -> None:
-        self.config = config
+        self.config = with_input(config, {})
 
     def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
         """Sample of config.size_hw; `seed` is ignored."""
@@ -198,9 +193,10 @@ class TimmTransform:
     """timm's ImageNet policy: random resized crop, flip, RandAugment. Images only: annotations are dropped."""
 
     def __init__(self, config: DataConfig) -> None:
+        mean, std = config.normalisation
         self.policy = create_transform(
             (3, *config.size_hw), is_training=True, auto_augment="rand-m6-mstd0.5", interpolation="bicubic",
-            re_prob=0.0, mean=config.mean, std=config.std,
+            re_prob=0.0, mean=mean, std=std,
         )  # fmt: skip
 
     def __call__(self, raw: RawSample, seed: int) -> Sample:
@@ -214,8 +210,9 @@ def finish(raw: RawSample, config: DataConfig) -> Sample:
     """Normalise the image, clip key points and boxes to it, and convert arrays to tensors."""
     size = raw.image.shape[:2]
     pixels = np.ascontiguousarray(raw.image.transpose(2, 0, 1), dtype=np.float32) / np.float32(255)
-    pixels -= np.array(config.mean, np.float32).reshape(3, 1, 1)
-    pixels /= np.array(config.std, np.float32).reshape(3, 1, 1)
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in config.normalisation)
+    pixels -= mean
+    pixels /= std
     return Sample(
         image=torch.from_numpy(pixels),
         label=raw.label,

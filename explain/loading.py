@@ -159,20 +159,26 @@ def load_run(folder: Path, crop: Crop = "model") -> Classifier:
     with contextlib.redirect_stdout(None):  # huggingface_hub says there what it does
         model = kind.from_pretrained(folder / "best")
     check_explainable(model)
-    evaluation = str(config["data"].get("evaluation", "center_crop"))
-    how = {"model": evaluation, "center": "center_crop", "squash": "squash"}[crop]
+    view = {key: config["data"][key] for key in ("evaluation", "interpolation", "crop") if key in config["data"]}
+    if crop != "model":
+        view["evaluation"] = {"center": "center_crop", "squash": "squash"}[crop]
+    if crop == "squash":
+        view["crop"] = 1.0
     scale = f"mean {_numbers(mean)}, std {_numbers(std)}"
-    words = f"data.evaluation={how}; {model.input_size[0]} x {model.input_size[1]} pixels; {scale}"
+    shown = ", ".join(f"data.{key}={value}" for key, value in view.items())
+    words = f"{shown}; {model.input_size[0]} x {model.input_size[1]} pixels; {scale}"
     names, multi_label = _run_classes(model, config["data"])
-    return Classifier(model, mean, std, _run_transform(model, how, mean, std), words, names, multi_label)
+    return Classifier(model, mean, std, _run_transform(model, view, mean, std), words, names, multi_label)
 
 
-def _run_transform(model: ImageClassifier, how: str, mean: Triple, std: Triple) -> Callable[[np.ndarray], Tensor]:
+def _run_transform(
+    model: ImageClassifier, view: Mapping[str, Any], mean: Triple, std: Triple
+) -> Callable[[np.ndarray], Tensor]:
     from datasets.config import DataConfig  # slow to import, and not needed for timm's models
     from datasets.transforms import EvalTransform
     from datasets.types import RawSample
 
-    config = DataConfig(image_size=model.input_size, mean=mean, std=std, evaluation=cast(Any, how))
+    config = DataConfig(image_size=model.input_size, mean=mean, std=std, **view)
     transform = EvalTransform(config)
     return lambda pixels: transform(RawSample(pixels, label=0, path="")).image
 

@@ -8,6 +8,7 @@ import difflib
 from typing import Any, cast
 
 import timm
+from timm.models import get_pretrained_cfg
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -59,6 +60,24 @@ def check_timm_name(name: str, flag: str = "model.backbone") -> None:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=3, cutoff=0)
         raise UserError(f"{flag}: timm has no model {name!r}; nearest: {', '.join(near)}")
+
+
+def own_input(name: str) -> dict[str, Any]:
+    """What timm's weights of the backbone were trained with: `mean`, `std`, `interpolation`, `crop`, `evaluation`.
+
+    Without a tag (the part after the dot) those of timm's default weights. Empty for a network without weights in timm.
+    """
+    try:
+        found = get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown name or tag: an error when the backbone is built
+        return {}
+    if found is None or not found.has_weights:
+        return {}
+    return {
+        "mean": tuple(found.mean), "std": tuple(found.std), "crop": found.crop_pct,
+        "interpolation": "bilinear" if found.interpolation == "bilinear" else "bicubic",
+        "evaluation": "squash" if found.crop_mode == "squash" else "center_crop",
+    }  # fmt: skip
 
 
 def load_backbone_weights(vit: ViT, name: str, source: str) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
-from engine.run.renamed_keys import converted_value
+from engine.run.renamed_keys import converted_value, earlier_view
 
 Target = Literal["predicted", "label"]
 FORMAT = "faithful-vit maps 1"
@@ -125,6 +125,8 @@ class MapReader:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
             stored = self.file.attrs.get("map_provenance") or self.file.attrs["made_of"]  # the key in older files
             inputs = {key: converted_value(key, value) for key, value in dict(json.loads(stored)).items()}
+            earlier = earlier_view({"evaluation": inputs.get("data.evaluation")})
+            inputs = {f"data.{key}": value for key, value in earlier.items()} | inputs
             methods = dict(json.loads(self.file.attrs["methods"]))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
         for key, wanted in _plain(provenance.inputs).items():

@@ -51,10 +51,9 @@ class MaskedClassifier:
 
     def _renormalised(self, images: Tensor) -> Tensor:
         """The images in the normalisation that the model was trained with."""
-        if (self.shown.mean, self.shown.std) == (self.own.mean, self.own.std):
+        if self.shown.normalisation == self.own.normalisation:
             return images
         mean, std, own_mean, own_std = (
-            images.new_tensor(values)[:, None, None]
-            for values in (self.shown.mean, self.shown.std, self.own.mean, self.own.std)
+            images.new_tensor(values)[:, None, None] for values in (*self.shown.normalisation, *self.own.normalisation)
         )
         return (images * std + mean - own_mean) / own_std

@@ -14,10 +14,11 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, s
 
 from common.errors import UserError
 from common.plain_yaml import check_yaml
-from datasets.registry import with_prescribed
+from datasets.registry import with_input, with_prescribed
 from engine.run.config import RunConfig, dump_config, flat
 from engine.run.config_checks import problems
-from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names
+from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names, with_earlier_input
+from models.backbone import own_input
 
 PROBLEMS: dict[type[Exception], str] = {
     UnicodeDecodeError: "a config file is not UTF-8 text",
@@ -63,7 +64,7 @@ def load_config(path: Path, overrides: Mapping[str, Any] = MappingProxyType({}))
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """Apply `compat` and the data set's prescribed keys, then check the config. Raises UserError naming the key."""
+    """Apply `compat` and what the data set and the backbone prescribe, then check. Raises UserError naming the key."""
     config = replace(config, data=with_prescribed(config.data))
     if config.compat == "reference":
         config = _with_reference_quirks(config)
@@ -75,7 +76,7 @@ def resolve(config: RunConfig) -> RunConfig:
             raise UserError(f"{key}={value:.6g} is too large or not a number")
     for problem in problems(config):
         raise UserError(problem)
-    return config
+    return replace(config, data=with_input(config.data, own_input(config.model.backbone)))
 
 
 def _with_reference_quirks(config: RunConfig) -> RunConfig:
@@ -114,7 +115,7 @@ def _converted_text(path: Path) -> str | None:
         values = _load_yaml(text)
     except (OSError, ValueError, yaml.YAMLError):
         return None  # the parser will report what is wrong with it
-    converted = converted_config(values) if isinstance(values, dict) else values
+    converted = with_earlier_input(converted_config(values)) if isinstance(values, dict) else values
     return None if converted == values else dump_config(converted)
 
 

@@ -59,7 +59,10 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config a run was trained with; `overrides` are flags such as "--data.root=...". Raises UserError."""
     if not (run / CONFIG_FILE).is_file():
         raise UserError(f"{run} is not a run folder: it has no {CONFIG_FILE}")
-    return parse_config([f"--config={run / CONFIG_FILE}", *overrides])
+    given = {flag.partition("=")[0] for flag in overrides}
+    # Another evaluation transform has an interpolation and a crop of its own, not the saved ones.
+    reopened = ("--data.interpolation=auto", "--data.crop=0") if "--data.evaluation" in given else ()
+    return parse_config([f"--config={run / CONFIG_FILE}", *reopened, *overrides])
 
 
 def trained_on(run: Path) -> TrainedOn | None:

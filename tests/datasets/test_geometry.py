@@ -112,7 +112,8 @@ def test_normalisation() -> None:
     config = DataConfig(image_size=8)
     raw = RawSample(np.full((8, 8, 3), (255, 0, 51), np.uint8), 0, "a")
     out = build_transform(config, train=False)(raw, 0)
-    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(config.mean)) / torch.tensor(config.std)
+    mean, std = config.normalisation
+    expected = (torch.tensor([1.0, 0.0, 0.2]) - torch.tensor(mean)) / torch.tensor(std)
     assert torch.allclose(out.image[:, 3, 3], expected, atol=1e-6)
 
 

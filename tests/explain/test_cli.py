@@ -132,7 +132,8 @@ def test_a_run_is_shown_with_its_own_input(run: Path, photos: Path, tmp_path: Pa
     name = ("checked", "striped")[best]  # the names of its data set
     assert lines[0] == f"{name}  {probability[best]:.3f}  {photos / 'bird0.png'}"
     assert columns[0].caption == f"predicted: {name} {float(probability[best]):.1%}"
-    assert "data.evaluation=center_crop; 32 x 32 pixels; mean 0.4 0.5 0.6" in lines[1] and lines[1][7:] in below[-1]
+    view = "data.evaluation=center_crop, data.interpolation=bilinear, data.crop=1.0"
+    assert f"{view}; 32 x 32 pixels; mean 0.4 0.5 0.6" in lines[1] and lines[1][7:] in below[-1]
 
 
 def test_stages_of_a_two_stage_run_differ(run: Path, photos: Path, tmp_path: Path, sheet: Any) -> None:
