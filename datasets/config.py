@@ -68,13 +68,20 @@ class DataConfig:
     name: str = "synthetic"
     """Name of the data set; an unknown name lists all of them."""
     root: str = ""
-    """Folder in the published layout (cub, waterbirds: the folder CUB_200_2011 or its parent; imagenet: the folder that
-    holds train and val; others: docs/data.md). Unused by synthetic."""
+    """Folder of the data set (folder: with train/, test/ and perhaps val/, or index.csv; cub, waterbirds: CUB_200_2011
+    or its parent; imagenet: with train/ and val/; others: docs/data.md). Unused by synthetic."""
     image_folder: str = ""
     """Sub-folder to read images from instead of the published one (cub on Waterbirds backgrounds)."""
+    index: str = ""
+    """folder: path of the index file; default: index.csv or index.tsv in data.root."""
+    label_separator: str = ""
+    """folder: what separates the classes of an image in the column label of the index, such as |; makes the data
+    multi-label. Empty: one class per image."""
+    place_folders: bool = False
+    """folder: the first folder below a class folder is the place of its images, and groups are class x place."""
     class_names: str = ""
-    """imagenet*, part_imagenet: text file of class names. Default: LOC_synset_mapping.txt in data.root (imagenet*) or
-    timm's list."""
+    """imagenet*, part_imagenet, folder: text file of class names. Default: LOC_synset_mapping.txt in data.root
+    (imagenet*), the names of the folders (folder), or timm's list."""
     variant: Literal[
         "original", "mixed_same", "mixed_rand", "mixed_next", "only_fg", "no_fg", "only_bg_b", "only_bg_t",
         "full", "robust", "non_robust", "segmentation", "disc",

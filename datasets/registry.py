@@ -42,6 +42,7 @@ for _name, _reader, _augmentation in (
     ("part_imagenet", "datasets.readers.part_imagenet:PartImageNet", "cub_geometry"),
     ("voc2012", "datasets.readers.voc:Voc2012", "atcon_voc"),
     ("siim_acr", "datasets.readers.siim_acr:SiimAcr", "siim_acr"),
+    ("folder", "datasets.readers.folder:Folder", "flip"),
     ("imagenet", "datasets.readers.imagenet:ImageNet", "timm"),
     ("imagenet1k", "datasets.readers.imagenet:ImageNet1k", "timm"),
     ("imagenet_a", "datasets.readers.imagenet_shifts:ImageNetA", "timm"),

@@ -44,6 +44,8 @@ class GroupAccuracy(ExactMetric):
     def __init__(self, info: DatasetInfo) -> None:
         """Raises UserError for a data set without groups."""
         super().__init__()
+        if info.multi_label:
+            raise UserError(f"--metrics groups: {info.name} has several classes per image, so groups have no accuracy")
         if not info.group_names:
             raise UserError(f"metric 'groups': data set {info.name!r} has no groups; drop it from --metrics")
         self.info, self.names = info, info.group_names

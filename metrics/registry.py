@@ -85,7 +85,7 @@ def default_metrics(info: DatasetInfo, has_mask: bool, sample: Sample | None = N
     fits = {
         "accuracy": not info.multi_label,
         "multilabel": info.multi_label,
-        "groups": info.group_names is not None,
+        "groups": info.group_names is not None and not info.multi_label,
         "auroc": info.num_classes <= MAX_NAMED_CLASSES and not info.multi_label,
         "mask": has_mask,
         "part_use": sample is not None,

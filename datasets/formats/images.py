@@ -13,7 +13,13 @@ from PIL import Image, ImageOps
 
 from common.errors import UserError
 
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+try:
+    from PIL import AvifImagePlugin  # from Pillow 11.3 on, where it was built with libavif
+
+    AVIF = ("AVIF",) if AvifImagePlugin.SUPPORTED else ()
+except ImportError:
+    AVIF = ()
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", *AVIF)
 """The formats read. Pillow knows more, but for EPS it runs an external program on the file."""
 
 

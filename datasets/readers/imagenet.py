@@ -11,7 +11,7 @@ from pathlib import Path
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.box_xml import read_boxes
-from datasets.formats.folders import class_folders, image_names
+from datasets.formats.folders import class_folders, class_images
 from datasets.formats.images import read_image
 from datasets.formats.tables import read_spaced
 from datasets.holdout import check_fraction, hold_out, split_origin
@@ -42,6 +42,7 @@ class ImageNet:
         tree = root if archive is None else archive / IMAGES
         self.folder = tree / ("val" if split == "test" else "train")
         folders = class_folders(self.folder)
+        refuse_third_split(tree, "test", folders, f"data.name={self.name} reports val/ as the test")
         other = tree / ("train" if split == "test" else "val")
         if other.is_dir():
             same_classes(self.folder, folders, other, class_folders(other))
@@ -50,10 +51,11 @@ class ImageNet:
         self.info = DatasetInfo(
             self.name, tuple(classes.values()), class_keys=self.folders, split_origin=split_origin(split, config)
         )
+        images = class_images(self.folder, folders)
         self.labels: list[int] = []
         self.names: list[str] = []  # file names only: a million paths would take a gigabyte
         for label, folder in enumerate(self.folders):
-            names = image_names(self.folder / folder) if folder in folders else []
+            names = images.get(folder, [])
             held_out = set() if split == "test" else hold_out(names, label, config)
             chosen = [name for name in names if split == "test" or (name in held_out) == (split == "val")]
             self.names += chosen
@@ -104,6 +106,18 @@ def archive_folder(root: Path) -> Path | None:
     if any((root / split).is_dir() for split in ("train", "val")):
         return None
     return next((folder for folder in (root, root / "ILSVRC") if (folder / IMAGES).is_dir()), None)
+
+
+def refuse_third_split(root: Path, name: str, folders: Sequence[str], reading: str) -> None:
+    """Raise UserError if the folder `name`, which the data set never opens, has any of the class folders.
+
+    `reading`: what it does instead.
+    """
+    if any((root / name / folder).is_dir() for folder in folders):
+        raise UserError(
+            f"{root} has {name}/ with class folders, but {reading}; use data.name=folder, which reads train/, val/ and "
+            "test/ as what they are, or move it away"
+        )
 
 
 def same_classes(first: Path, first_names: Sequence[str], second: Path, second_names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.formats.folders import class_folders, image_names
+from datasets.formats.folders import class_folders, class_images
 from datasets.readers.files import FileDataset, Record, check_split, open_root
 from datasets.readers.synsets import class_list, imagenet_classes, known_folders
 from datasets.types import DatasetInfo
@@ -73,8 +73,8 @@ def check_test_only(name: str, split: str) -> None:
 
 def folder_records(root: Path, labels: Mapping[str, int]) -> list[Record]:
     """All images in the folders of `root`, sorted by label, then by name."""
-    ordered = sorted(labels, key=labels.__getitem__)
-    return [Record(root / folder / name, labels[folder]) for folder in ordered for name in image_names(root / folder)]
+    images = class_images(root, sorted(labels, key=labels.__getitem__))
+    return [Record(root / folder / name, labels[folder]) for folder, names in images.items() for name in names]
 
 
 def _number(folder: Path, count: int) -> int:

@@ -14,9 +14,10 @@ from sklearn.model_selection import train_test_split
 
 from common.errors import UserError
 from datasets.config import DataConfig
-from datasets.formats.folders import EXTENSIONS, class_folders
+from datasets.formats.folders import class_folders, class_images
 from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.files import FileDataset, Record, check_split, open_root
+from datasets.readers.imagenet import refuse_third_split
 from datasets.types import DatasetInfo
 
 VARIANTS = ("original", "disc")
@@ -51,6 +52,7 @@ class MetaShift(FileDataset):
         root = open_root(config, "train/ and test/")
         base = root / ("test" if split == "test" or (disc and split == "val") else "train")
         classes = class_folders(base)
+        refuse_third_split(root, "val", classes, "data.name=metashift holds val out of train/")
         sides = [side for side in (root / "train", root / "test") if side.is_dir()]
         found = {side: read_side(side, classes) for side in sides}
         groups = sorted({(entry.label, entry.context) for entries in found.values() for entry in entries})
@@ -83,8 +85,8 @@ def read_side(side: Path, classes: Sequence[str]) -> list[Entry]:
         raise UserError(f"{problem}; make train/ and test/ the same")
     return [
         Entry(f"{name}/{path}", label, context_of(path, name))
-        for label, name in enumerate(classes)
-        for path in images(side / name)
+        for label, (name, images) in enumerate(class_images(side, classes).items())
+        for path in images
     ]
 
 
@@ -101,15 +103,6 @@ def disc_choice(side: Path, count: int, split: str) -> list[int]:
         raise UserError(f"{side} has {count} images; data.variant=disc needs at least {DISC_FEWEST}")
     val, test = train_test_split(range(count), test_size=DISC_TEST, random_state=0)
     return sorted(val if split == "val" else test)
-
-
-def images(folder: Path) -> list[str]:
-    """Sorted relative paths of all images below a folder. Raises UserError where there are none."""
-    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
-    names = sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
-    if not names:
-        raise UserError(f"{folder} has no images; fill or remove the folder")
-    return names
 
 
 def context_of(path: str, name: str) -> str:

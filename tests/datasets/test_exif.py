@@ -78,8 +78,8 @@ TREES: dict[str, Callable[[Path, Path], Path]] = {
     "imagenet_v2": lambda root, layout: tag_all(class_tree(root, ("0", "7"), 1)),
     "imagenet9": nine,
 }
-WITHOUT_FILES = {"synthetic", "digits", "svhn", "siim_acr"}
-"""No image files, or DICOM files, which have no EXIF."""
+OTHERS = {"synthetic", "digits", "svhn", "siim_acr", "folder"}
+"""No image files, DICOM files, which have no EXIF, or images of your own (below)."""
 
 
 def first(config: DataConfig) -> RawSample:
@@ -87,7 +87,7 @@ def first(config: DataConfig) -> RawSample:
 
 
 def test_every_data_set_of_image_files_is_tried() -> None:
-    assert TREES.keys() | WITHOUT_FILES == set(DATASETS)
+    assert TREES.keys() | OTHERS == set(DATASETS)
 
 
 @pytest.mark.parametrize("name", TREES)
@@ -108,10 +108,11 @@ def test_the_key_decides(name: str, tmp_path: Path, layout: Path) -> None:
     assert sizes == {"auto": STORED, "ignore": STORED, "apply": ROTATED}
 
 
-def test_a_tree_of_your_own_is_rotated(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["imagenet", "folder"])
+def test_a_tree_of_your_own_is_rotated(name: str, tmp_path: Path) -> None:
     for split in ("train", "val"):
         class_tree(tmp_path / split, ("cat", "n0123"), 2)
-    config = DataConfig(name="imagenet", root=str(tag_all(tmp_path)))
+    config = DataConfig(name=name, root=str(tag_all(tmp_path)))
     assert first(config).image.shape[:2] == ROTATED and first(replace(config, exif="ignore")).image.shape[:2] == STORED
 
 

@@ -193,7 +193,7 @@ def flatten(base: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (empty, r"val/n01440764 has no images \(\.bmp, .*\.jpeg"),
+        (empty, r"val/n01440764 has no images \(\.avif, .*\.jpeg"),
         (flatten, r"val has no class folders; sort its images into val/<class>/"),
         (lambda base: shutil.rmtree(base / "val"), r"val is missing; data\.root must be the folder that contains val/"),
         (
