@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from commands.prediction_visualizer import PredictionVisualizer
-from commands.start_summary import input_lines
+from commands.start_summary import start_lines
 from common.errors import UserError, exit_on_user_error
 from common.processes import barrier, processes
 from datasets import Split, load_split
@@ -86,7 +86,7 @@ def train(config: RunConfig) -> MetricsRow:
     out = open_run(config, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)
-    for line in input_lines(config):
+    for line in start_lines(config, splits, model, device):
         tracker.message(line)
     visualizer = PredictionVisualizer(splits["val"], *config.data.normalisation)
 

@@ -39,4 +39,5 @@ def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Spl
         raw.rotate = config.exif == "apply"
     if config.mask_folder:
         raw = MaskedDataset(raw, Path(config.mask_folder).expanduser())
-    return Split(raw, build_transform(config, train), train=train, seed=seed)
+    transform = build_transform(config, train)
+    return Split(raw, transform, train=train, seed=seed, max_unreadable=config.max_unreadable)

@@ -122,6 +122,9 @@ class DataConfig:
     eval_batch_size: PositiveInt = 64
     workers: NonNegativeInt = 4
     """Data loading processes; 0 loads in the main process."""
+    max_unreadable: ClosedUnitInterval = 0.1
+    """Fraction of an epoch's training images that may be unreadable and left out; more are an error. In evaluation any
+    unreadable image is."""
     val_fraction: HalfOpenUnitInterval = 0.1
     """Fraction of the training split held out for validation if the data set publishes no validation split."""
     seed: int = 0

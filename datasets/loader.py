@@ -1,5 +1,6 @@
 """Batches whose order and augmentation depend on (seed, epoch) only, not on workers or on a resume."""
 
+import logging
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -33,8 +34,16 @@ Collate = Callable[[list[Sample | Problem]], Batch | Problem]
 class Split(Dataset[Sample]):
     """A raw data set with a transform. `split[epoch, index]` is one Sample; `split[index]` is that of epoch 0."""
 
-    def __init__(self, raw: RawDataset, transform: Transform, *, train: bool, seed: int) -> None:
+    def __init__(
+        self, raw: RawDataset, transform: Transform, *, train: bool, seed: int, max_unreadable: float = 1.0
+    ) -> None:
+        """`seed`: of the augmentation. `max_unreadable`: data.max_unreadable, by default any fraction."""
         self.raw, self.transform, self.train, self.seed = raw, transform, train, seed
+        self.max_unreadable = max_unreadable
+
+    def over(self, raw: RawDataset) -> "Split":
+        """Other records with the same transform and settings."""
+        return Split(raw, self.transform, train=self.train, seed=self.seed, max_unreadable=self.max_unreadable)
 
     @property
     def info(self) -> DatasetInfo:
@@ -92,6 +101,7 @@ class BatchLoader(DataLoader[Batch]):
     """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker."""
 
     def __init__(self, split: Split, batches: list[list[Key]], workers: int, join: Collate) -> None:
+        self.planned, self.max_unreadable = sum(map(len, batches)), split.max_unreadable
         super().__init__(
             _Guarded(split),  # type: ignore[arg-type]  # the type of batches, after collation
             batch_sampler=batches,
@@ -103,13 +113,41 @@ class BatchLoader(DataLoader[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, not torch's private iterator
+        skipped: list[str] = []
         try:
             for item in super().__iter__():
                 if isinstance(item, Problem):
                     raise UserError(item.message)
+                skipped += item.skipped
+                say_skipped(item.skipped)
+                check_skipped(skipped, self.planned, self.max_unreadable)
                 yield item
+            if skipped:
+                logging.getLogger("datasets").warning(f"{len(skipped)} of {self.planned} images could not be read")
         except (RuntimeError, ConnectionError, EOFError) as error:
             raise lost_worker(error) or error from None
+
+
+_NAMED_SKIPPED: set[str] = set()
+MOST_NAMED = 10
+"""Unreadable images that are named; more are only counted."""
+
+
+def say_skipped(paths: Sequence[str]) -> None:
+    """Log a line for each unreadable image that has not been named, as long as they are few."""
+    for path in paths:
+        if path not in _NAMED_SKIPPED and len(_NAMED_SKIPPED) < MOST_NAMED:
+            _NAMED_SKIPPED.add(path)
+            logging.getLogger("datasets").warning(f"cannot read {path}; it is left out of training")
+
+
+def check_skipped(paths: Sequence[str], planned: int, most: float) -> None:
+    """Raise UserError if the unreadable images are more than the fraction `most` of those planned for an epoch."""
+    if len(paths) > most * planned:
+        raise UserError(
+            f"{len(paths)} of the {planned} images of an epoch cannot be read, more than data.max_unreadable={most:g}; "
+            f"the first: {paths[0]}; restore them, or raise the limit"
+        )
 
 
 def lost_worker(error: Exception) -> UserError | None:

@@ -80,8 +80,7 @@ class SemiSupervisedSampler(BatchSampler):
                 f"data.semi: {self.sizes[0]} labelled and {self.sizes[1]} unlabelled images are too few for "
                 f"{count} processes; use fewer, or raise data.semi.images_per_class and data.semi.unlabelled_size"
             )
-        raw = PartlyLabelled(labelled.raw, unlabelled.raw)
-        self.split = Split(raw, labelled.transform, train=True, seed=labelled.seed)
+        self.split = labelled.over(PartlyLabelled(labelled.raw, unlabelled.raw))
         # Published: one pass over both kinds, the labelled images counted alpha times.
         passes = (config.alpha * self.sizes[0] / batch_size + self.sizes[1] / config.batch_size) / count
         self.steps = {

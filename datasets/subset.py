@@ -43,7 +43,7 @@ class Subset:
 
 def subset(split: Split, indices: Sequence[int]) -> Split:
     """The split with the records at `indices` only."""
-    return Split(Subset(split.raw, indices), split.transform, train=split.train, seed=split.seed)
+    return split.over(Subset(split.raw, indices))
 
 
 def sample_split(split: Split, count: int) -> Split:

@@ -127,7 +127,7 @@ def with_trained_labels(split: Split, trained: TrainedOn, source: str) -> Split:
     if len(set(new_labels)) < len(new_labels):
         raise UserError(f"{info.name} has classes that differ in upper and lower case only; rename one of each")
     say_once(f"labels of {info.name} are matched to the classes of {source} by name, not by number")
-    return Split(Relabelled(split.raw, trained, new_labels), split.transform, train=split.train, seed=split.seed)
+    return split.over(Relabelled(split.raw, trained, new_labels))
 
 
 def check_same_classes(info: DatasetInfo, trained: TrainedOn, source: str) -> None:

@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from engine.run.folder import METRICS_FILE
 from engine.run.renamed_keys import converted_metrics
 
 MetricsRow = dict[str, Any]
+LINE_EVERY = 60
+"""Seconds between the lines of a progress that is written to a file."""
 
 _COLUMNS = (
     ("train/loss", "loss", "8.4f"),
@@ -107,7 +111,10 @@ class Tracker:
 
 @contextmanager
 def progress_bar(console: Console, description: str, total: int, start: int = 0) -> Iterator[Callable[[float], None]]:
-    """A progress bar with rate and ETA; yields a function to call after each step with its number of images."""
+    """A progress bar with rate and ETA; yields a function to call after each step with its number of images.
+
+    Where the console is no terminal (a log file) it is a line every `LINE_EVERY` seconds instead.
+    """
     progress = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
         TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True,
@@ -115,13 +122,17 @@ def progress_bar(console: Console, description: str, total: int, start: int = 0)
     )  # fmt: skip
     with progress:
         task = progress.add_task(description, total=total, completed=start, rate="")
-        images = 0.0
+        images, done, began, said = 0.0, start, time.monotonic(), time.monotonic()
 
         def advance(count: float) -> None:
-            nonlocal images
-            images += count
-            elapsed = progress.tasks[0].elapsed or 0
-            progress.update(task, advance=1, rate=f"{images / elapsed:.3g} img/s" if elapsed else "")
+            nonlocal images, done, said
+            images, done, now = images + count, done + 1, time.monotonic()
+            rate = f"{images / (now - began):.3g} img/s" if now > began else ""
+            progress.update(task, advance=1, rate=rate)
+            if not console.is_terminal and now - said >= LINE_EVERY:
+                said = now
+                left = timedelta(seconds=round((now - began) / (done - start) * (total - done)))
+                console.print(f"{description}: {done} of {total}, {rate}, {left} left", soft_wrap=True)
 
         yield advance
 

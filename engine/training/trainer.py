@@ -26,6 +26,7 @@ from engine.run.tracking import MetricsRow, Tracker
 from engine.training.best_metric import best_value
 from engine.training.consistency import Agreement
 from engine.training.epoch_means import EpochMeans
+from engine.training.expected_time import ExpectedTime
 from engine.training.objectives import Objective
 from engine.training.optim import ParamGroupRule, build_optimizer, normalised_weight_decay
 from engine.training.parallel import broadcast_buffers, sync_batchnorm
@@ -93,6 +94,7 @@ class Trainer:
 
         `after_epoch` is called with the row of every epoch.
         """
+        self.expected = ExpectedTime(tracker.message)
         with StopRequest() as stop, machine_errors(self._smaller_steps(), self.device):
             self._lap_started = time.perf_counter()
             self._keep_copy()  # in case the run was killed between checkpoint and copy
@@ -133,6 +135,7 @@ class Trainer:
             for batch in loader:
                 ends_step = self._train_batch(batch)
                 advance(len(batch))
+                self.expected.after_batch((config.train.epochs - progress.epoch) * self.steps - progress.batch)
                 if ends_step and self._due(config.train.eval_every_steps) and progress.batch < self.steps:
                     self._clock(started)
                     tracker.log(self._measured({"epoch": self.position, "step": progress.step}))

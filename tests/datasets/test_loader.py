@@ -125,6 +125,33 @@ def test_unreadable_images_are_skipped_and_counted_in_training() -> None:
     assert all(len(batch) + len(batch.skipped) == 4 and len(batch.image) == len(batch.label) for batch in batches)
 
 
+def test_unreadable_images_are_named_once_and_counted(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("datasets.loader._NAMED_SKIPPED", set())
+    split = split_of(24, broken=[2, 7])
+    for epoch in range(2):
+        epoch_of(split, epoch=epoch)
+    assert sorted(record.message for record in caplog.records) == [
+        *["2 of 24 images could not be read"] * 2, *[f"cannot read {i}.jpg; it is left out of training" for i in (2, 7)]
+    ]  # fmt: skip
+
+
+def test_too_many_unreadable_images_are_an_error() -> None:
+    split = split_of(20, broken=range(1, 20, 5))  # a fifth
+    split.max_unreadable = 0.2
+    assert sum(len(batch.skipped) for batch in epoch_of(split)) == 4
+    split.max_unreadable = 0.19
+    problem = (
+        r"4 of the 20 images of an epoch cannot be read, more than data\.max_unreadable=0\.19; the first: \d+\.jpg"
+    )
+    with pytest.raises(UserError, match=problem):
+        epoch_of(split)
+    assert split.over(split.raw).max_unreadable == 0.19
+    configured = load_split(DataConfig(name="digits", max_unreadable=0.3), "train", train=True, seed=0)
+    assert configured.max_unreadable == 0.3
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_wholly_unreadable_batch_is_an_error(workers: int) -> None:
     with pytest.raises(UserError, match=r"no image of a training batch can be read; first: .*\d\.jpg") as caught:
