@@ -32,7 +32,11 @@ Collate = Callable[[list[Sample | Problem]], Batch | Problem]
 
 
 class Split(Dataset[Sample]):
-    """A raw data set with a transform. `split[epoch, index]` is one Sample; `split[index]` is that of epoch 0."""
+    """A raw data set with a transform. `split[epoch, index]` is one Sample, augmented by (seed, epoch, index).
+
+    In a DataLoader of your own, with `collate_fn=datasets.collate`: `split[index]` is the sample of the epoch that
+    `set_epoch` was called with, in all loading processes, also those that live on; 0 before.
+    """
 
     def __init__(
         self, raw: RawDataset, transform: Transform, *, train: bool, seed: int, max_unreadable: float = 1.0
@@ -40,6 +44,12 @@ class Split(Dataset[Sample]):
         """`seed`: of the augmentation. `max_unreadable`: data.max_unreadable, by default any fraction."""
         self.raw, self.transform, self.train, self.seed = raw, transform, train, seed
         self.max_unreadable = max_unreadable
+        # In shared memory: persistent workers keep the copy of the Split that they were started with.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Augment `split[index]` as in this epoch from now on. Without it every epoch has the same augmentation."""
+        self._epoch.fill_(epoch)
 
     def over(self, raw: RawDataset) -> "Split":
         """Other records with the same transform and settings."""
@@ -59,7 +69,7 @@ class Split(Dataset[Sample]):
         return len(self.raw)
 
     def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
+        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         return self.transform(self.raw.read(index), stable_seed("augment", self.seed, epoch, index))
 
 

@@ -186,7 +186,10 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
-    """Stack samples of one data set into a Batch. Raises ValueError on an empty list."""
+    """Stack samples of one data set into a Batch; the `collate_fn` of a DataLoader over a Split.
+
+    Raises ValueError on an empty list.
+    """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
 

@@ -5,10 +5,12 @@ import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from common.errors import UserError
 from datasets import (
@@ -18,6 +20,7 @@ from datasets import (
     RawSample,
     Split,
     build_transform,
+    collate,
     eval_loader,
     load_split,
     steps_per_epoch,
@@ -123,6 +126,35 @@ def test_unreadable_images_are_skipped_and_counted_in_training() -> None:
     assert sorted(path for batch in batches for path in batch.skipped) == ["2.jpg", "7.jpg"]
     assert len(paths(batches)) == 10 and not {"2.jpg", "7.jpg"} & set(paths(batches))
     assert all(len(batch) + len(batch.skipped) == 4 and len(batch.image) == len(batch.label) for batch in batches)
+
+
+def in_own_loader(split: Split, **more: Any) -> list[torch.Tensor]:
+    """The images of three epochs, in the order of the split, from a plain DataLoader."""
+    loader = DataLoader(split, batch_size=4, collate_fn=collate, **more)
+    epochs = []
+    for epoch in range(3):
+        split.set_epoch(epoch)
+        epochs.append(torch.cat([batch.image for batch in loader]))
+    return epochs
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"num_workers": 1, "persistent_workers": True},
+        pytest.param(
+            {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["no workers", "persistent", "spawned"],
+)
+def test_a_split_in_a_loader_of_your_own(more: dict[str, Any]) -> None:
+    split = split_of(6)
+    epochs = in_own_loader(split, **more)
+    for epoch, images in enumerate(epochs):
+        assert torch.equal(images, torch.stack([split[epoch, i].image for i in range(6)]))
+    assert not torch.equal(epochs[0], epochs[1]) and not torch.equal(epochs[1], epochs[2])
 
 
 def test_unreadable_images_are_named_once_and_counted(

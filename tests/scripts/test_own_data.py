@@ -34,10 +34,12 @@ def run_command(line: str) -> None:
 
 
 @pytest.mark.slow
-def test_from_images_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_from_images_to_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
-    draw, *_ = blocks("python")
+    draw, loop = blocks("python")
     exec(compile(draw, "draw_shapes.py", "exec"), {})
     rows = (tmp_path / "data/shapes/index.csv").read_text().splitlines()
     shown = blocks("csv")[0].splitlines()
@@ -57,3 +59,6 @@ def test_from_images_to_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert measured["test/worst_group_accuracy"] == results["test/worst_group_accuracy"]
         assert "square, grass" in (folder / "report.html").read_text()
     assert (tmp_path / "shapes.png").is_file()
+    capsys.readouterr()
+    exec(compile(loop, "my_loop.py", "exec"), {})
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["epoch 1", "epoch 2"]
