@@ -6,6 +6,8 @@
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
+--plugin FILE.py imports a file of yours that registers a data set, model or metric.
+
 Any config key of the run can be overridden with a flag. Writes results.json, tables, the prediction for every image
 (predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT; with --method to
 RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
@@ -23,6 +25,7 @@ from commands.flags import add_intervention_flags, add_method_flags, add_output_
 from commands.leave_one_part_out import leave_one_part_out
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
+from common.plugins import with_plugins
 from datasets.types import SPLITS
 from engine.explanation.map_metrics import KNOWN
 from engine.run.distributed import distributed_main
@@ -57,6 +60,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
+@with_plugins
 @distributed_main
 def main() -> None:
     """Command line."""

@@ -3,6 +3,8 @@
     python study.py studies/quickstart.yaml --out runs/quickstart
     python study.py studies/real_birds.yaml --out runs/real_birds --seeds 0 1 2 --rows vit two_stage
 
+--plugin FILE.py imports a file of yours that registers a data set, model or metric.
+
 Every row and seed is an ordinary run in OUT/ROW-seedN. Finished runs are read and interrupted runs resumed, so an
 interrupted study continues with the same command. Writes OUT/results.json (row -> metrics, means over seeds),
 table.{json,csv,md}, differences.{json,csv,md} (rows of the study file's `compare`, with 95 % intervals over images and
@@ -19,6 +21,7 @@ import yaml
 from commands.study_jobs import Job, differences, jobs, load_study, run_job, summarise
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
+from common.plugins import with_plugins
 from engine.run.distributed import one_process_only
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.run.stopping import RunStopped
@@ -52,6 +55,7 @@ def read_overrides(items: list[str]) -> dict[str, Any]:
 
 
 @exit_on_user_error
+@with_plugins
 def main() -> None:
     """Run the missing runs, then write the comparison."""
     args = parse_args()

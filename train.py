@@ -4,7 +4,8 @@
 
 Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (for
 `from_pretrained`), results.json. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true` continues
-exactly there. Several GPUs: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
+exactly there. `--plugin FILE.py` (also evaluate.py, study.py, python -m explain) imports a file of yours that registers
+a data set, model, metric or method. Several GPUs: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
 """
 
 import shlex
@@ -17,6 +18,7 @@ import torch
 from commands.prediction_visualizer import PredictionVisualizer
 from commands.start_summary import start_lines
 from common.errors import UserError, exit_on_user_error
+from common.plugins import plugin_arguments, with_plugins
 from common.processes import barrier, processes
 from datasets import Split, load_split
 from datasets.loader import BatchSampler
@@ -159,6 +161,7 @@ def final_results(trainer: Trainer, config: RunConfig, predictions: PredictionTa
 
 
 @exit_on_user_error
+@with_plugins
 @distributed_main
 def main() -> None:
     """Run the command line."""
@@ -166,7 +169,8 @@ def main() -> None:
     try:
         train(config)
     except RunStopped as stopped:
-        command = f"python train.py --config {shlex.quote(str(Path(config.out) / CONFIG_FILE))} --resume=true"
+        config_file = str(Path(config.out) / CONFIG_FILE)
+        command = shlex.join(["python", "train.py", *plugin_arguments(), "--config", config_file, "--resume=true"])
         if processes().is_main:
             print(f"stopped by {stopped}; all is saved in {config.out}; continue with: {command}", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None

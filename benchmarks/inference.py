@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, random_mask
 from benchmarks.harness import SEED, Case, Section, log, measure, parser, report, start
 from common.errors import UserError, exit_on_user_error
+from common.plugins import with_plugins
 from common.ranges import ClosedUnitInterval, LeftOpenUnitInterval, PositiveInt
 from datasets import eval_loader
 from datasets.types import SPLITS, Batch
@@ -256,6 +257,7 @@ def notes(source: str, details: dict[str, Any]) -> list[str]:
 
 
 @exit_on_user_error
+@with_plugins
 def main(args: Sequence[str] | None = None) -> None:
     """Measure each model, report."""
     options = parse(args)

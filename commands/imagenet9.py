@@ -19,6 +19,7 @@ from commands.flags import add_output_flags
 from commands.run_context import RunContext
 from common.errors import exit_on_user_error
 from common.flags import Parser
+from common.plugins import with_plugins
 from common.processes import processes
 from engine.evaluation.backgrounds import FOREGROUNDS, background_gaps, measure_set, read_sets, run_challenge
 from engine.evaluation.loading import fingerprint
@@ -36,6 +37,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
+@with_plugins
 @distributed_main
 def main() -> None:
     """Command line."""

@@ -17,6 +17,7 @@ from commands.flags import add_output_flags
 from commands.run_context import RunContext
 from common.errors import exit_on_user_error
 from common.flags import Parser
+from common.plugins import with_plugins
 from engine.evaluation.interventions import INFO, require_two_stage
 from engine.evaluation.loading import fingerprint, read_split
 from engine.evaluation.loop import split_loader
@@ -38,6 +39,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 
 
 @exit_on_user_error
+@with_plugins
 def main() -> None:
     """Command line."""
     # 1. run and data

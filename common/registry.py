@@ -32,7 +32,8 @@ class Registry(Generic[T]):
         if name not in self._entries:
             near = difflib.get_close_matches(name, self._entries, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise UserError(f"unknown {self.kind} {name!r}{hint}; known: {', '.join(sorted(self._entries))}")
+            known = ", ".join(sorted(self._entries))
+            raise UserError(f"unknown {self.kind} {name!r}{hint}; known: {known}; of your own: --plugin FILE.py")
         return self._entries[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -4,6 +4,8 @@
     python -m explain photo.jpg --method agcam rollout --head-fusion max --target "golden retriever" "tabby cat"
     python -m explain photos/ --run runs/quickstart/two_stage-seed0 --method all --out parts.png --save-maps maps.h5
 
+--plugin FILE.py imports a file of yours that registers a model or method.
+
 Writes one PNG, and prints the predicted class, its probability and the file of each image. For a two-stage run the PNG
 also shows its parts, what stage 2 sees, and the foreground probability.
 """
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
+from common.plugins import with_plugins
 from explain.output import MAP_SUFFIXES, check_output, find_images, write_maps
 
 if TYPE_CHECKING:
@@ -213,6 +216,7 @@ def warnings_as_notes() -> Iterator[None]:
 
 
 @exit_on_user_error
+@with_plugins
 @warnings_as_notes()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""

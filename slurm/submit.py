@@ -22,6 +22,7 @@ from typing import Any
 
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
+from common.plugins import load_plugins
 from engine.run.command_line import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def main() -> None:
     """Submit the job; on this machine, also wait until it ends."""
     args, flags = parse_args()
     settings, training = job_settings(args), (*flags, "--resume=auto")
-    folder = Path(parse_config(training).out) / "submitit"
+    folder = Path(parse_config(load_plugins([*training])).out) / "submitit"
     os.environ["SUBMITIT_PREEMPT_SIGNAL"] = "USR1"  # read when submitit is imported; train.py stops on this signal
     try:
         import submitit

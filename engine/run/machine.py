@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from common.errors import UserError
+from common.plugins import plugin_arguments
 from common.processes import processes
 from datasets.loader import lost_worker
 from engine.run.config import RunConfig
@@ -67,7 +68,7 @@ def provenance() -> dict[str, Any]:
     packages = ("torch", "torchvision", "timm", "albumentations")
     cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": " ".join([Path(sys.argv[0]).name, *plugin_arguments(), *sys.argv[1:]]),
         "python": platform.python_version(),
         "packages": {name: version(name) for name in packages},
         "device": cuda or f"{platform.machine()} CPU, {torch.get_num_threads()} threads",

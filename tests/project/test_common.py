@@ -43,13 +43,16 @@ def test_a_name_twice_is_a_programming_error_and_keeps_the_first() -> None:
 def test_an_unknown_name_lists_the_known_and_the_nearest() -> None:
     with pytest.raises(UserError) as caught:
         fruits()["aple"]
-    assert str(caught.value) == "unknown fruit (--fruit) 'aple' (did you mean 'apple'?); known: apple, pear"
+    assert (
+        str(caught.value)
+        == "unknown fruit (--fruit) 'aple' (did you mean 'apple'?); known: apple, pear; of your own: --plugin FILE.py"
+    )
 
 
 def test_nothing_near_gives_no_hint() -> None:
     with pytest.raises(UserError) as caught:
         fruits()["zzz"]
-    assert str(caught.value) == "unknown fruit (--fruit) 'zzz'; known: apple, pear"
+    assert str(caught.value) == "unknown fruit (--fruit) 'zzz'; known: apple, pear; of your own: --plugin FILE.py"
 
 
 def test_a_user_error_ends_a_script_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:

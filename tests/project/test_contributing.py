@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md work as written: one file of a user's own, imported before the commands run."""
+"""The examples of CONTRIBUTING.md work as written: one file of a user's own, given to the commands as a plugin."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from PIL import Image
 from tests.tiny import KEYS, flags
 
 ROOT = Path(__file__).parents[2]
-START, *BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
 OWN = {
     **KEYS, "model.name": "patch_average", "model.backbone": "vit_nano_patch8", "data.name": "squares",
     "train.epochs": 1, "out": "run",
@@ -25,24 +25,17 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside the repository with the examples in one file, and a finished run that uses all of them."""
     folder = tmp_path_factory.mktemp("own")
     (folder / "my_extensions.py").write_text("\n\n".join(BLOCKS))
-    (folder / "my_train.py").write_text(START)
-    said = run(folder, "my_train.py", *flags(OWN))
+    said = run(folder, "train", *flags(OWN))
     assert "results in run" in said
     return folder
 
 
-def run(folder: Path, *words: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{folder}"}
-    done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+def run(folder: Path, script: str, *words: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", script, "--plugin", "my_extensions.py", *words]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def with_extensions(command: str) -> str:
-    """Code that runs a command after importing the user's file."""
-    return f"import sys; sys.argv[0] = 'x'; import my_extensions; from {command} import main; main()"
 
 
 def test_there_is_one_example_of_each_kind() -> None:
@@ -58,7 +51,7 @@ def test_a_model_of_ones_own_trains_on_data_of_ones_own(own: Path) -> None:
 
 @pytest.mark.slow
 def test_it_is_evaluated_with_a_metric_of_ones_own(own: Path) -> None:
-    run(own, "-c", with_extensions("evaluate"), "--run", "run", "--metrics", "accuracy", "brier", "--out", "out")
+    run(own, "evaluate", "--run", "run", "--metrics", "accuracy", "brier", "--out", "out")
     assert 0 <= json.loads((own / "out" / "results.json").read_text())["test/brier"] <= 2
     assert "Brier score" in (own / "out" / "metrics.md").read_text()
 
@@ -66,11 +59,11 @@ def test_it_is_evaluated_with_a_metric_of_ones_own(own: Path) -> None:
 @pytest.mark.slow
 def test_it_is_explained_by_a_method_of_ones_own(own: Path) -> None:
     words = ("--method", "token_norm", "rollout", "--power", "2", "--metrics", "pointing", "--out", "maps")
-    run(own, "-c", with_extensions("evaluate"), "--run", "run", *words)
+    run(own, "evaluate", "--run", "run", *words)
     results = json.loads((own / "maps" / "results.json").read_text())
     assert [row["row"] for row in results["rows"]] == ["token_norm", "rollout"]
     assert results["methods"]["token_norm"] == {"power": 2.0}
     Image.new("RGB", (40, 40), "green").save(own / "photo.png")
     words = ("photo.png", "--run", "run", "--method", "token_norm", "--out", "sheet.png")
-    run(own, "-c", with_extensions("explain.__main__"), *words)
+    run(own, "explain", *words)
     assert Image.open(own / "sheet.png").width > 50

@@ -68,7 +68,7 @@ def file_of(script: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_it_can_be_typed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    script, arguments = split_command(command)
+    script, arguments = split_command(re.sub(r"--plugin my_\w+\.py", "", command))  # a file of the reader's own
     assert (ROOT / file_of(script)).is_file()
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", [script, *arguments])
