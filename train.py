@@ -33,6 +33,7 @@ from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.distributed import distributed_main
 from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run, trained_on
+from engine.run.lock import run_lock
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
 from engine.run.stopping import RunStopped
@@ -49,7 +50,15 @@ from report.names import pretty
 
 
 def train(config: RunConfig) -> MetricsRow:
-    """Train with `config`, evaluate the best checkpoint on the test split, and return the content of results.json."""
+    """Train with `config`, evaluate the best checkpoint on the test split, and return the content of results.json.
+
+    Raises UserError if another job is writing the run folder.
+    """
+    with run_lock(Path(config.out)):
+        return _train(config)
+
+
+def _train(config: RunConfig) -> MetricsRow:
     # 1. machine and data
     config, first = resolve_resume(config), processes().is_main
     resumes = config.resume is True

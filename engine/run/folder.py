@@ -14,6 +14,7 @@ from engine.run.atomic_files import remove_leftovers, replacing
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, save_config
+from engine.run.lock import LOCK
 from engine.run.renamed_keys import converted_metrics
 from models.interface import ImageClassifier
 
@@ -32,14 +33,15 @@ def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None
     Raises UserError, and changes nothing, if the folder holds a run that is neither to be resumed nor overwritten.
     """
     out = Path(config.out)
-    used = checkpoint_exists(out / LAST) or (out / BEST / "model.safetensors").exists()
+    resumable = checkpoint_exists(out / LAST)
+    used = resumable or (out / BEST / "model.safetensors").exists()
     # auto: a run that died before its first checkpoint cannot be resumed, but may have a best model.
-    may_use = config.resume is True or (config.resume == "auto" and (out / LAST.parent).is_dir())
+    may_use = config.resume is True or (config.resume == "auto" and (out / LAST.parent).is_dir() and not resumable)
     if used and not (may_use or config.overwrite):
         raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
     try:
         if config.overwrite and used:
-            shutil.rmtree(out)
+            _empty(out)
         for folder in (out / LAST.parent, out / BEST):
             folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, out / LAST.parent, out / BEST, out / "sheets")
@@ -53,6 +55,15 @@ def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from None
     return out
+
+
+def _empty(out: Path) -> None:
+    """Delete everything in a run folder but its lock."""
+    for path in out.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
