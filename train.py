@@ -158,6 +158,7 @@ def final_results(trainer: Trainer, config: RunConfig, predictions: PredictionTa
         **trainer.evaluate("val"),
         **trainer.evaluate("test", [predictions]),
         "best_epoch": progress.best_epoch,
+        "best_metric": progress.best_metric,
         "epochs": progress.epoch,
         "seed": config.train.seed,
         "model": config.model.name,

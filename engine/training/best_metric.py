@@ -1,9 +1,30 @@
 """The validation metric that selects the best model (`train.best_metric`)."""
 
-from collections.abc import Callable, Container
+import math
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 
 from common.errors import UserError
 from engine.run.tracking import MetricsRow
+
+FALLBACKS = ("accuracy", "mean_average_precision")
+"""Used where `train.best_metric` is not a number; if these are none either, the last validation is the best."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """What selected a model: a metric of its validation."""
+
+    metric: str
+    value: float
+    epoch: float
+
+    def is_beaten_by(self, other: "Best", wanted: str) -> bool:
+        """Whether `other`, of a later epoch, is better; on a tie it is. A value of `wanted` beats any of a fallback."""
+        order = (wanted, *FALLBACKS, "epoch")
+        if other.metric != self.metric:
+            return order.index(other.metric) < order.index(self.metric)
+        return other.value >= self.value
 
 
 def best_value(row: MetricsRow, name: str) -> float:
@@ -12,6 +33,36 @@ def best_value(row: MetricsRow, name: str) -> float:
         known = ", ".join(sorted(key.removeprefix("val/") for key in row if key.startswith("val/")))
         raise UserError(f"train.best_metric: validation has no metric {name!r}; it has {known}")
     return float(row[f"val/{name}"])
+
+
+def candidate(row: MetricsRow, wanted: str) -> Best:
+    """What may select the model of a validation: the metric `wanted`, or if that is nan the first usable fallback.
+
+    Raises UserError if validation has no metric `wanted`.
+    """
+    best_value(row, wanted)
+    for name in (wanted, *FALLBACKS):
+        if not math.isnan(value := float(row.get(f"val/{name}", math.nan))):
+            return Best(name, value, row["epoch"])
+    return Best("epoch", row["epoch"], row["epoch"])
+
+
+def judged_by(wanted: str, best: Best, rows: Sequence[MetricsRow], log: Callable[[str], None]) -> Best | None:
+    """`best` of a resumed run by the metric `wanted`, read from the row of its epoch, if another one selected it.
+
+    Without a value there, a fallback stays; for any other metric None: nothing can be compared with it.
+    """
+    if best.metric == wanted:
+        return best
+    row = next((row for row in rows if row["epoch"] == best.epoch), {})
+    value, epoch = float(row.get(f"val/{wanted}", math.nan)), f"the best model so far, of epoch {best.epoch:g},"
+    if not math.isnan(value):
+        log(f"train.best_metric was {best.metric}; {epoch} has {wanted} {value:.6g}")
+        return Best(wanted, value, best.epoch)
+    if best.metric in (*FALLBACKS, "epoch"):
+        return best
+    log(f"train.best_metric was {best.metric}; {epoch} has no {wanted}: the next validation is the best")
+    return None
 
 
 def check_best_metric(name: str, certain: Container[str], validate: Callable[[], MetricsRow]) -> None:

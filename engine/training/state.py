@@ -1,5 +1,6 @@
 """The state of a training run, and how it is written to a checkpoint and read back."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from common.processes import gather, processes
 from engine.run import checkpointing
 from engine.run.renamed_keys import converted_metrics
 from engine.run.resume import check_processes
+from engine.training.best_metric import Best
 from engine.training.epoch_means import EpochMeans, Sums, merged
 
 
@@ -29,7 +31,9 @@ class Progress:
     step: int = 0
     """Optimiser steps taken."""
     best: float | None = None
-    """Best value of `train.best_metric` so far."""
+    """Best value of `best_metric` so far."""
+    best_metric: str = ""
+    """The metric that selected the best model: `train.best_metric`, or a fallback where that is not a number."""
     best_epoch: float = 0
     train_seconds: float = 0.0
     """Time in training steps, over all sessions of the run."""
@@ -50,6 +54,19 @@ class Progress:
     """Number of processes of the run."""
     batch_images: int = 0
     """Images per batch, over all processes."""
+
+    @property
+    def selected(self) -> Best | None:
+        """What selected the best model so far."""
+        if self.best is None or math.isnan(self.best):
+            return None
+        return Best(self.best_metric, self.best, self.best_epoch)
+
+    @selected.setter
+    def selected(self, best: Best | None) -> None:
+        self.best_metric, self.best, self.best_epoch = (
+            (best.metric, best.value, best.epoch) if best is not None else ("", None, 0)
+        )
 
 
 @dataclass

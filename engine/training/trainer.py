@@ -6,6 +6,7 @@ The random numbers of a step depend on (seed, epoch, batch) alone, so resuming n
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,11 +20,11 @@ from engine.evaluation.loop import Observer, evaluate, split_loader
 from engine.run import checkpointing
 from engine.run.atomic_files import link_or_copy
 from engine.run.config import RunConfig
-from engine.run.folder import BEST, LAST
+from engine.run.folder import BEST, CONFIG_FILE, LAST, METRICS_FILE, run_config
 from engine.run.machine import PRECISIONS, machine_errors
 from engine.run.stopping import RunStopped, StopRequest
-from engine.run.tracking import MetricsRow, Tracker
-from engine.training.best_metric import best_value
+from engine.run.tracking import MetricsRow, Tracker, read_rows
+from engine.training.best_metric import candidate, judged_by
 from engine.training.consistency import Agreement
 from engine.training.epoch_means import EpochMeans
 from engine.training.expected_time import ExpectedTime
@@ -53,6 +54,7 @@ class Trainer:
         """
         self.config, self.splits, self.device = config, splits, device
         self.out = Path(config.out)
+        self.log: Callable[[str], None] = lambda message: None
         self.model = model = sync_batchnorm(model.to(device), device)
         self.sampler = sampler or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
         self.steps = self.sampler.steps
@@ -95,6 +97,7 @@ class Trainer:
         `after_epoch` is called with the row of every epoch.
         """
         self.expected = ExpectedTime(tracker.message)
+        self.log = tracker.message
         with StopRequest() as stop, machine_errors(self._smaller_steps(), self.device):
             self._lap_started = time.perf_counter()
             self._keep_copy()  # in case the run was killed between checkpoint and copy
@@ -214,16 +217,17 @@ class Trainer:
         return row
 
     def _keep_if_best(self, row: MetricsRow) -> None:
-        value = best_value(row, self.config.train.best_metric)
         if row["epoch"] <= self.config.optim.stage_1_epochs:
             return  # stage 2 is not trained yet
-        best = self.progress.best
-        # >=: of equal models, the later one. A nan is replaced by any value.
-        if best is None or math.isnan(best) or value >= best:
-            self.progress.best, self.progress.best_epoch = value, row["epoch"]
+        wanted, best = self.config.train.best_metric, self.progress.selected
+        found = candidate(row, wanted)
+        if best is None or best.is_beaten_by(found, wanted):
+            if found.metric != wanted and (best is None or best.metric != found.metric):
+                self.log(f"train.best_metric={wanted} is not a number yet; the best model is chosen by {found.metric}")
+            self.progress.selected = found
             if processes().is_main:
                 state = {name: t.cpu().contiguous() for name, t in self.evaluated_model().state_dict().items()}
-                about = {"epoch": row["epoch"], f"val/{self.config.train.best_metric}": value}
+                about = {"epoch": found.epoch, f"val/{found.metric}": found.value}
                 checkpointing.write_safetensors(self.out / BEST / "model.safetensors", state, about)
 
     # --- checkpoints ---------------------------------------------------------------------------------------------
@@ -246,6 +250,12 @@ class Trainer:
         before, now = self.progress.batch_images, self._batch_images()
         if before and before != now:  # the same number of images into the epoch, in batches of another size
             self.progress.batch = self.progress.batch * before // now
+        best = self.progress.selected
+        if best is not None and not best.metric and (self.out / CONFIG_FILE).is_file():  # of an earlier version
+            best = replace(best, metric=run_config(self.out).train.best_metric)
+        if best is not None:
+            rows = read_rows(self.out / METRICS_FILE)
+            self.progress.selected = judged_by(self.config.train.best_metric, best, rows, log)
 
     def _batch_images(self) -> int:
         return self.config.data.batch_size * processes().world_size

@@ -101,7 +101,10 @@ def age(run: Path) -> Path:
     for file in (run / CONFIG_FILE, run / METRICS_FILE, run / RESULTS):
         if file.exists():
             before = file.read_text()
-            file.write_text(with_old_names(before))
+            # No earlier version wrote this key of results.json.
+            file.write_text(
+                with_old_names(before).replace('"best_metric": "kept_share"', '"best_metric": "keep_ratio"')
+            )
             assert file.read_text() != before
     for checkpoint in run.glob("*/*.safetensors"):
         stored = read_checkpoint(checkpoint)

@@ -1,6 +1,7 @@
 """A whole run: the best checkpoint, when it validates and saves, phases, unreadable images."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from datasets import Split, train_loader
 from datasets.formats.images import UnreadableImageError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import BEST, LAST
-from engine.training.best_metric import check_best_metric
+from engine.training.best_metric import Best, check_best_metric, judged_by
 from engine.training.trainer import Trainer
 from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits, tiny_trainer
 
@@ -50,6 +51,70 @@ def test_epochs_of_stage_1_alone_are_never_the_best(tmp_path: Path) -> None:
     session.go()
     assert session.trainer.progress.best_epoch == 2
     assert read_checkpoint(tmp_path / BEST / "model.safetensors").progress == {"epoch": 2, "val/accuracy": 0.2}
+
+
+NAN = math.nan
+
+
+@pytest.mark.parametrize(
+    ("scores", "accuracies", "chosen", "by"),
+    [
+        ([NAN, NAN, NAN], [0.5, 0.9, 0.1], 2, "accuracy"),
+        ([NAN, NAN, NAN], [NAN, NAN, NAN], 3, "epoch"),
+        ([NAN, 0.3, 0.2], [0.9, 0.1, 0.8], 2, "score"),  # any value of the metric itself is better than a fallback
+        ([0.3, NAN, NAN], [0.1, 0.9, 0.8], 1, "score"),
+        ([NAN, 0.0, NAN], [NAN, 0.1, 0.9], 2, "score"),
+    ],
+)
+def test_a_best_metric_that_is_no_number_falls_back_by_name(
+    scores: list[float], accuracies: list[float], chosen: int, by: str, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 3, "train.best_metric": "score"}))
+    found = iter({"val/score": s, "val/accuracy": a} for s, a in zip(scores, accuracies, strict=True))
+    session.trainer.evaluate = lambda split: next(found)
+    session.go()
+    value = {"score": scores, "accuracy": accuracies, "epoch": [1, 2, 3]}[by][chosen - 1]
+    assert session.trainer.progress.selected == Best(by, value, chosen)
+    assert read_checkpoint(tmp_path / BEST / "model.safetensors").progress == {"epoch": chosen, f"val/{by}": value}
+    said = [line for line in capsys.readouterr().out.splitlines() if "train.best_metric=score is not a number" in line]
+    first = next((s for s in scores if not math.isnan(s)), None)
+    assert len(said) == (0 if scores[0] == first else 1)
+    assert not said or said[0].endswith("accuracy" if not math.isnan(accuracies[0]) else "epoch")
+
+
+@pytest.mark.parametrize("recorded", [True, False], ids=["this version", "earlier version"])
+@pytest.mark.parametrize(
+    ("wanted", "of_first", "second", "chosen"),
+    [("score", 0.3, 0.2, 1), ("score", 0.3, 0.4, 2), ("score", NAN, 0.1, 2), ("accuracy", 0.3, 0.9, 1)],
+)
+def test_a_best_metric_changed_on_resuming_judges_the_best_model_anew(
+    wanted: str, of_first: float, second: float, chosen: int, recorded: bool, tmp_path: Path
+) -> None:
+    """Epoch 1 was chosen by an accuracy of 0.95, which must not be compared with values of the new metric."""
+    rows = iter([{"val/accuracy": 0.95, "val/score": of_first}, {"val/accuracy": 0.1, f"val/{wanted}": second}])
+    config = tiny_config(tmp_path, PLAIN)
+    session = Session(config)
+    session.trainer.evaluate = lambda split: next(rows)
+    session.go()
+    if not recorded:
+        session.trainer.progress.best_metric = ""
+        session.trainer.save(session.tracker)
+    now = replace(config, resume=True, train=replace(config.train, epochs=2, best_metric=wanted))
+    trainer, said = tiny_trainer(now), []
+    trainer.load(said.append)
+    trainer.evaluate = lambda split: next(rows)
+    trainer.run(session.tracker)
+    assert (trainer.progress.best_metric, trainer.progress.best_epoch) == (wanted, chosen)
+    assert [("was accuracy" in line, "epoch 1" in line) for line in said] == [(True, True)] * (
+        wanted == "score" and not math.isnan(of_first)
+    )
+
+
+def test_a_best_model_that_the_new_metric_cannot_judge_is_replaced() -> None:
+    said: list[str] = []
+    assert judged_by("b", Best("a", 0.9, 1), [{"epoch": 1, "val/a": 0.9}], said.append) is None
+    assert "has no b: the next validation is the best" in said[0]
 
 
 def test_test_metrics_do_not_affect_the_best_model(tmp_path: Path) -> None:
