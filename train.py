@@ -104,10 +104,10 @@ def _train(config: RunConfig) -> MetricsRow:
     # 4. train
     def after_epoch(row: MetricsRow) -> None:
         every, epoch = config.train.sheet_every, row["epoch"]
-        tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), epoch)
+        tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), row["step"])
         if epoch == config.train.epochs or (every and epoch % every == 0):
             sheet = visualizer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
-            tracker.image("sheet", sheet, epoch)
+            tracker.image("sheet", sheet, row["step"])
 
     trainer.run(tracker, after_epoch if first else lambda row: None)
 

@@ -1,7 +1,6 @@
 """Log a run's metrics to metrics.jsonl, the terminal and, optionally, Weights & Biases."""
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ class Tracker:
         """`run_id` continues a Weights & Biases run."""
         self.path, self.active = out / METRICS_FILE, processes().is_main
         self.console = Console(highlight=False, markup=False, quiet=not self.active)  # paths may contain [brackets]
-        self.wandb = _start_wandb(out, config, run_id) if self.active else None
+        self.wandb = self._start_wandb(out, config, run_id) if self.active else None
         self._header_shown = False
 
     @property
@@ -76,14 +75,14 @@ class Tracker:
             _append_line(self.path, json.dumps(row))
         self._print(row)
         if self.wandb:
-            self.wandb.log(row, step=math.ceil(row["epoch"]))
+            self.wandb.log(row, step=row["step"])
 
-    def image(self, name: str, path: Path, epoch: int) -> None:
+    def image(self, name: str, path: Path, step: int) -> None:
         """Log an image of the run folder to Weights & Biases."""
         if self.wandb:
             import wandb
 
-            self.wandb.log({name: wandb.Image(str(path))}, step=epoch)
+            self.wandb.log({name: wandb.Image(str(path))}, step=step)
 
     def message(self, text: str) -> None:
         """Print one line for the user."""
@@ -98,6 +97,27 @@ class Tracker:
     def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
         """See `progress_bar`."""
         return progress_bar(self.console, description, total, start)
+
+    def _start_wandb(self, out: Path, config: RunConfig, run_id: str | None) -> Any:
+        if config.wandb.mode == "off":
+            return None
+        try:
+            import wandb
+        except ImportError:
+            problem = "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
+            raise UserError(problem) from None
+        how: dict[str, Any] = {"dir": str(out), "config": asdict(config), "id": run_id, "resume": "allow"}
+        try:
+            run = wandb.init(**asdict(config.wandb), **how)
+        except (wandb.errors.Error, OSError) as error:  # no API key, no network, no such entity
+            reason = " ".join(str(error).split())[:200]
+            self.message(
+                f"wandb.mode={config.wandb.mode}: {reason}; the run is logged offline to {out / 'wandb'}, and "
+                "`wandb sync` uploads it"
+            )
+            run = wandb.init(**{**asdict(config.wandb), "mode": "offline"}, **how)
+        run.define_metric("*", step_metric="epoch")  # the x axis of charts; `step` counts optimiser steps
+        return run
 
     def _print(self, row: MetricsRow) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
@@ -172,14 +192,3 @@ def _disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; its earlier content is unchanged") from None
-
-
-def _start_wandb(out: Path, config: RunConfig, run_id: str | None) -> Any:
-    if config.wandb.mode == "off":
-        return None
-    try:
-        import wandb
-    except ImportError:
-        problem = "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
-        raise UserError(problem) from None
-    return wandb.init(**asdict(config.wandb), dir=str(out), config=asdict(config), id=run_id, resume="allow")

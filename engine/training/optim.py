@@ -26,6 +26,8 @@ class ParamGroupRule:
     decay: bool | None
     """Weight decay on or off; None: on, except for vectors (biases, norms)."""
     frozen: bool = False
+    name: str = "all"
+    """Name of its learning rate in metrics.jsonl: `lr/NAME`. Rules of one name have one factor."""
 
 
 _TOKENS = r"\.(cls_token|reg_token|pos_embed|rope\.freqs)$"
@@ -33,29 +35,30 @@ _TOKENS = r"\.(cls_token|reg_token|pos_embed|rope\.freqs)$"
 
 def two_stage_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """iFAM's groups: separate rates for heads, modulation, prototypes and stage 2."""
+    stage_2 = config.stage_2_lr_mult
     return [
         ParamGroupRule(r"^selector\.", 0.0, None, frozen=True),
-        ParamGroupRule(r"^stage_1\.parts\.classifier\.", config.head_lr_mult, True),
-        ParamGroupRule(r"^stage_2\.head\.", config.head_lr_mult, True),
-        ParamGroupRule(r"^stage_2\.fc_norm\.", config.head_lr_mult, False),
-        ParamGroupRule(r"^stage_1\.parts\.modulation\.", config.modulation_lr_mult, False),
-        ParamGroupRule(r"^stage_1\.parts\.prototypes$", config.prototype_lr_mult, False),
-        ParamGroupRule(r"^stage_1\.backbone" + _TOKENS, 1.0, False, config.freeze_stage_1_tokens),
-        ParamGroupRule(r"^stage_2\.backbone" + _TOKENS, config.stage_2_lr_mult, False, config.freeze_stage_2_tokens),
+        ParamGroupRule(r"^stage_1\.parts\.classifier\.", config.head_lr_mult, True, name="head"),
+        ParamGroupRule(r"^stage_2\.head\.", config.head_lr_mult, True, name="head"),
+        ParamGroupRule(r"^stage_2\.fc_norm\.", config.head_lr_mult, False, name="head"),
+        ParamGroupRule(r"^stage_1\.parts\.modulation\.", config.modulation_lr_mult, False, name="modulation"),
+        ParamGroupRule(r"^stage_1\.parts\.prototypes$", config.prototype_lr_mult, False, name="prototypes"),
+        ParamGroupRule(r"^stage_1\.backbone" + _TOKENS, 1.0, False, config.freeze_stage_1_tokens, "stage_1"),
+        ParamGroupRule(r"^stage_2\.backbone" + _TOKENS, stage_2, False, config.freeze_stage_2_tokens, "stage_2"),
         *frozen_blocks(config),
-        ParamGroupRule(r"^stage_2\.", config.stage_2_lr_mult, None, config.freeze_stage_2),
-        ParamGroupRule(r"^stage_1\.", 1.0, None, config.freeze_stage_1),
+        ParamGroupRule(r"^stage_2\.", stage_2, None, config.freeze_stage_2, "stage_2"),
+        ParamGroupRule(r"^stage_1\.", 1.0, None, config.freeze_stage_1, "stage_1"),
     ]
 
 
 def classifier_rules(config: OptimConfig) -> list[ParamGroupRule]:
     """The simpler groups of the published baselines. The backbone takes the settings of stage 2, its counterpart."""
     return [
-        ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False),
-        ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None),
+        ParamGroupRule(r"^pool\.(query|queries)$", config.head_lr_mult, False, name="head"),
+        ParamGroupRule(r"^(stage_2\.)?(head|pool)\.", config.head_lr_mult, None, name="head"),
         *frozen_blocks(config),
-        ParamGroupRule(r"\.rope\.freqs$", config.stage_2_lr_mult, False, config.freeze_stage_2),
-        ParamGroupRule(r"", config.stage_2_lr_mult, None, config.freeze_stage_2),
+        ParamGroupRule(r"\.rope\.freqs$", config.stage_2_lr_mult, False, config.freeze_stage_2, "backbone"),
+        ParamGroupRule(r"", config.stage_2_lr_mult, None, config.freeze_stage_2, "backbone"),
     ]
 
 
@@ -77,9 +80,10 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Trainable parameters grouped by learning rate and weight decay. Frozen ones get `requires_grad=False`.
 
-    Each group has a `base_lr`, which the schedule multiplies.
+    Each group has a `base_lr`, which the schedule multiplies, and `names`, those of its rules.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    names: dict[tuple[float, float], set[str]] = {}
     for name, parameter in model.named_parameters():
         rule = next(rule for rule in rules if re.search(rule.pattern, name))
         parameter.requires_grad_(not rule.frozen)
@@ -88,7 +92,17 @@ def parameter_groups(
         decays = rule.decay if rule.decay is not None else parameter.ndim != 1
         key = (config.lr * rule.factor, weight_decay if decays else 0.0)
         groups.setdefault(key, []).append(parameter)
-    return [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": wd} for (lr, wd), p in groups.items()]
+        names.setdefault(key, set()).add(rule.name)
+    return [
+        {"params": p, "lr": key[0], "base_lr": key[0], "weight_decay": key[1], "names": sorted(names[key])}
+        for key, p in groups.items()
+    ]
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`lr/NAME` -> the learning rate of the last step, for each name of a parameter group's rules."""
+    groups = optimizer.param_groups
+    return {f"lr/{name}": float(group["lr"]) for group in groups for name in group.get("names", ())}
 
 
 def normalised_weight_decay(config: OptimConfig, steps_per_epoch: int, epochs: int) -> float:

@@ -29,7 +29,7 @@ from engine.training.consistency import Agreement
 from engine.training.epoch_means import EpochMeans
 from engine.training.expected_time import ExpectedTime
 from engine.training.objectives import Objective
-from engine.training.optim import ParamGroupRule, build_optimizer, normalised_weight_decay
+from engine.training.optim import ParamGroupRule, build_optimizer, learning_rates, normalised_weight_decay
 from engine.training.parallel import broadcast_buffers, sync_batchnorm
 from engine.training.schedule import lr_factor
 from engine.training.state import Progress, RunState
@@ -200,6 +200,7 @@ class Trainer:
         row |= {f"train/{name}": value for name, value in self.state.means.means().items()}
         row |= {"train/skipped": progress.skipped, "train/seconds": seconds, "train_seconds": progress.train_seconds}
         row |= {"train/images_per_second": images / seconds if seconds else math.nan}
+        row |= learning_rates(self.state.optimizer)
         row["lr_factor"] = lr_factor(config.optim, config.train.epochs, float(progress.epoch))
         progress.epoch += 1
         progress.batch = progress.images = 0

@@ -2,11 +2,9 @@
 
 import random
 import signal
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy
@@ -18,7 +16,6 @@ from common.errors import UserError
 from engine.run.checkpointing import read_checkpoint, write_safetensors
 from engine.run.folder import LAST
 from engine.run.stopping import RunStopped, StopRequest
-from engine.run.tracking import Tracker
 from tests.tiny import Session, assert_same_run, resumed, tiny_config
 
 BATCHES = 8
@@ -134,22 +131,6 @@ def test_nothing_hangs_on_the_generators_of_python_numpy_and_torch(case: str, tm
     run(tmp_path / "a", 1)
     run(tmp_path / "b", 2)
     assert_same_run(tmp_path / "a", tmp_path / "b")
-
-
-def test_the_run_of_weights_and_biases_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its id is in the checkpoint, and the resumed run passes that id."""
-    asked: list[dict[str, Any]] = []
-
-    def init(**how: Any) -> Any:
-        asked.append(how)
-        return SimpleNamespace(id=how["id"] or "abc", log=lambda row, step: None)
-
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    config = tiny_config(tmp_path, {"train.epochs": 1, "wandb.mode": "offline"})
-    Session(config).go()
-    assert Session(resumed(config)).trainer.progress.wandb_id == "abc"
-    Tracker(tmp_path, config, read_checkpoint(tmp_path / LAST).progress["wandb_id"])
-    assert (asked[0]["id"], asked[-1]["id"], asked[-1]["resume"]) == (None, "abc", "allow")
 
 
 @pytest.mark.slow
