@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from models.transformer import ViT, describe, is_vit
 from models.weights.checkpoints import fit_backbone_state, load_into, read_state
+from models.weights.foreign import backbone_part
 
 
 def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> ViT:
@@ -80,14 +81,15 @@ def own_input(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def load_backbone_weights(vit: ViT, name: str, source: str) -> None:
-    """Load weights into `vit` from `source`: "none" (keep as is), "hub" (timm's download), or a weights file.
+def load_backbone_weights(vit: ViT, name: str, source: str, stage: str = "stage_2") -> None:
+    """Load weights into `vit` from `source`: "none" (keep as is), "hub" (timm's download), a weights file or a run.
 
-    Position embeddings are resampled to the grid of `vit`. Raises UserError naming missing or unexpected keys.
+    `stage`: the backbone to take from a run of a two-stage model. Position embeddings are
+    resampled to the grid of `vit`. Raises UserError naming missing or unexpected keys.
     """
     if source == "none":
         return
-    state = hub_state(name) if source == "hub" else read_state(source)
+    state = hub_state(name) if source == "hub" else backbone_part(read_state(source), source, stage=stage)
     load_into(vit, fit_backbone_state(state, vit), source if source != "hub" else f"hub weights of {name}")
 
 

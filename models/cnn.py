@@ -1,5 +1,6 @@
 """Convolutional baselines: any timm network that pools its features itself (ResNet, ConvNeXt, ...)."""
 
+import re
 from typing import Any, cast
 
 import timm
@@ -14,6 +15,7 @@ from models.interface import ImageClassifier
 from models.outputs import ClassifierOutput
 from models.transformer import is_vit
 from models.weights.checkpoints import load_into, read_state
+from models.weights.foreign import backbone_part
 
 
 class Cnn(ImageClassifier):
@@ -39,7 +41,8 @@ class Cnn(ImageClassifier):
             return
         # The file may come with the classifier of other classes: its name is in timm's metadata.
         classifier = cast(dict[str, Any], self.backbone.pretrained_cfg).get("classifier") or "head"
-        state = read_state(config.weights)
+        start = re.escape(next(iter(self.backbone.state_dict())))
+        state = backbone_part(read_state(config.weights), config.weights, start)
         load_into(self.backbone, {k: t for k, t in state.items() if not k.startswith(f"{classifier}.")}, config.weights)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> ClassifierOutput:

@@ -58,7 +58,8 @@ class ModelConfig:
     """Any timm VisionTransformer or Eva (DINOv3, EVA-02, PE, rotary ViTs); with name=cnn, any timm network that pools
     its features."""
     weights: str = "hub"
-    """hub (timm's download) | none (random) | a file with the names of timm, DINOv3, or Hugging Face's DINOv2."""
+    """hub (timm's download) | none (random) | a file with the names of timm, DINOv3, or Hugging Face's DINOv2, also
+    in a training snapshot (docs/checkpoints.md) | a run folder: its best backbones."""
     init_from: str = ""
     """Initialise all weights from another run with this model config: a run folder (its best) or a checkpoint."""
     padding: Literal["zeros", "reflect"] = "zeros"

@@ -32,7 +32,7 @@ class PDiscoFormer(ImageClassifier, paper_url="https://arxiv.org/abs/2407.04538"
         """Load `config.stage_1_weights`, or else `config.weights`, into the backbone. Raises UserError."""
         config = self.model_config
         name, weights = config.stage_1_backbone or config.backbone, config.stage_1_weights or config.weights
-        load_backbone_weights(self.stage_1.backbone, name, weights)
+        load_backbone_weights(self.stage_1.backbone, name, weights, "stage_1")
 
     def select(self, images: Tensor, **options: Any) -> StageOneOutput:
         """Images [B, 3, H, W] -> StageOneOutput; same options as `StageOne.forward`."""

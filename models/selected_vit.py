@@ -61,7 +61,7 @@ class SelectedViT(ImageClassifier):
         load_backbone_weights(self.stage_2.backbone, config.backbone, config.weights)
         if is_vit(self.selector):
             name = config.stage_1_backbone or config.backbone
-            load_backbone_weights(self.selector, name, config.stage_1_weights or config.weights)
+            load_backbone_weights(self.selector, name, config.stage_1_weights or config.weights, "stage_1")
         elif isinstance(self.selector, PlainViT):
             load_plain_vit(self.selector, config.selector_weights)
 

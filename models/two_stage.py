@@ -164,7 +164,8 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
         """Load `config.weights` (and `config.stage_1_weights`) into both backbones. Raises UserError."""
         config = self.model_config
         stage_1_name = config.stage_1_backbone or config.backbone
-        load_backbone_weights(self.stage_1.backbone, stage_1_name, config.stage_1_weights or config.weights)
+        stage_1_weights = config.stage_1_weights or config.weights
+        load_backbone_weights(self.stage_1.backbone, stage_1_name, stage_1_weights, "stage_1")
         load_backbone_weights(self.stage_2.backbone, config.backbone, config.weights)
 
     def select(self, images: Tensor, **options: Any) -> StageOneOutput:

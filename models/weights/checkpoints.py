@@ -18,19 +18,27 @@ from common.errors import UserError
 from common.sealing import check_seal
 from models.transformer import ViT
 from models.weights.eva import eva_to_timm
+from models.weights.foreign import HARMLESS, say, unwrapped
 from models.weights.huggingface import State, huggingface_dinov2_to_timm
 
-_DINOV2_RENAMES = ((r"^register_tokens$", "reg_token"), (r"\.mlp\.w12\.", ".mlp.fc1."), (r"\.mlp\.w3\.", ".mlp.fc2."))
+_PRETRAINING = re.compile(r"^(decoder_|mask_token$)")
+"""Weights that only pre-training uses: MAE's decoder, mask tokens."""
+_DINOV2_RENAMES = (
+    (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),  # saved in chunks of blocks
+    (r"^register_tokens$", "reg_token"),
+    (r"\.mlp\.w12\.", ".mlp.fc1."),
+    (r"\.mlp\.w3\.", ".mlp.fc2."),
+)
 _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist|attn_pool)\.")
 
 
 def read_state(path: str | Path) -> State:
     """Read a state dict from a .safetensors or PyTorch file without running code from it.
 
-    The state dict may be nested under "model_state", "state_dict", "model" or "teacher". All tensors must be dense and
-    stored in full. Raises UserError.
+    The state dict may be nested in `foreign.CONTAINERS`. Of a run folder, the best model is read. All tensors must be
+    dense and stored in full. Raises UserError.
     """
-    path = Path(path)
+    path = run_weights(Path(path))
     if not path.is_file():
         raise UserError(f"model.weights: no such file {path}; use hub, none or a weights file")
     try:
@@ -42,15 +50,19 @@ def read_state(path: str | Path) -> State:
         raise UserError(f"{path}: not a readable weights file ({_reason(error)})") from None
     except Exception as error:  # the errors of the safe unpickler have no common public base class
         raise UserError(f"{path}: refused by the safe loader ({_reason(error)}); save it as safetensors") from None
-    for key in ("model_state", "state_dict", "model", "teacher"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
+    content = unwrapped(content, str(path))
     if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
         raise UserError(f"{path}: contains no state dict (a mapping from names to tensors)")
     strange = [name for name, t in content.items() if not (isinstance(name, str) and _is_plain(t, path.stat().st_size))]
     if strange:
         raise UserError(f"{path}: {strange[0]!r} is not a dense tensor stored in full; save it as safetensors")
     return content
+
+
+def run_weights(path: Path) -> Path:
+    """The weights file of a run folder or of its best/; any other path as it is."""
+    files = (path / "best" / "model.safetensors", path / "model.safetensors")
+    return next((file for file in files if file.is_file()), path)
 
 
 def _read_torch(path: Path) -> Any:
@@ -61,7 +73,8 @@ def _read_torch(path: Path) -> Any:
                 raise ValueError("it is compressed; unpack it and save it with torch.save")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _is_plain(tensor: Tensor, size: int) -> bool:
@@ -87,7 +100,9 @@ def fit_backbone_state(state: State, vit: ViT) -> State:
         state = huggingface_dinov2_to_timm(state)
     if "norm.weight" not in state:  # made for average pooling: its final norm is applied after pooling
         state = {re.sub(r"^fc_norm\.", "norm.", name): tensor for name, tensor in state.items()}
-    state = {name: t for name, t in state.items() if not _HEADS.match(name) and name != "mask_token"}
+    if heads := [name for name in state if re.match(r"(head|classifier)\.", name) and name.endswith("weight")]:
+        say(f"{heads[-1]} {tuple(state[heads[-1]].shape)}, a classifier, is left out")
+    state = {name: t for name, t in state.items() if not (_HEADS.match(name) or _PRETRAINING.match(name))}
     for pattern, target in _DINOV2_RENAMES:
         state = {re.sub(pattern, target, name): tensor for name, tensor in state.items()}
     return fit_positions(state, vit)
