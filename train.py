@@ -28,6 +28,7 @@ from datasets.types import SPLITS
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
 from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
+from engine.run.batch import for_processes, step_batch
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
@@ -60,7 +61,8 @@ def train(config: RunConfig) -> MetricsRow:
 
 def _train(config: RunConfig) -> MetricsRow:
     # 1. machine and data
-    config, first = resolve_resume(config), processes().is_main
+    stated, first = resolve_resume(config), processes().is_main
+    config = for_processes(stated, processes().world_size)
     resumes = config.resume is True
     device = prepare_process(config)
     splits = load_splits(config)
@@ -94,7 +96,7 @@ def _train(config: RunConfig) -> MetricsRow:
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
-    out = open_run(config, model, info) if first else Path(config.out)
+    out = open_run(stated, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)
     for line in start_lines(config, splits, model, device):

@@ -8,6 +8,7 @@ from torch import nn
 
 from common.processes import processes
 from datasets import Split
+from engine.run.batch import StepBatch
 from engine.run.config import RunConfig
 from models.backbone import own_input
 
@@ -27,7 +28,7 @@ def start_lines(
     trained = sum(size for size, trains in sizes if trains)
     frozen = sum(size for size, trains in sizes if not trains)
     yield f"model: {config.model.name}, {trained:,} parameters trained, {frozen:,} frozen"
-    yield step_line(config)
+    yield str(StepBatch(processes().world_size, config.data.batch_size, config.optim.grad_accum_steps))
 
 
 def data_lines(config: RunConfig, splits: Mapping[str, Split]) -> Iterator[str]:
@@ -40,16 +41,6 @@ def data_lines(config: RunConfig, splits: Mapping[str, Split]) -> Iterator[str]:
     groups = train.raw.groups
     if info.group_names and groups is not None:
         yield f"{len(info.group_names)} groups in training: {_counts(info.group_names, Counter(groups))}"
-
-
-def step_line(config: RunConfig) -> str:
-    """Images of an optimiser step."""
-    batch, accumulation, count = config.data.batch_size, config.optim.grad_accum_steps, processes().world_size
-    total = batch * accumulation * count
-    return (
-        f"{total} images a step: {batch} a batch x {count} process{'es' * (count > 1)} x {accumulation} "
-        f"micro-batch{'es' * (accumulation > 1)}"
-    )
 
 
 def input_lines(config: RunConfig) -> Iterator[str]:

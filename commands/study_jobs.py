@@ -12,6 +12,7 @@ import pandas as pd
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from engine.evaluation.records import PREDICTIONS_FILE
+from engine.run.batch import in_one_process
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import load_config
 from engine.run.config import RunConfig
@@ -133,7 +134,7 @@ def same_run(first: RunConfig, second: RunConfig) -> bool:
     """Whether two configs describe the same training."""
 
     def comparable(config: RunConfig) -> dict[str, Any]:
-        return asdict(replace(config, out="", resume=False, overwrite=False))
+        return asdict(in_one_process(replace(config, out="", resume=False, overwrite=False)))
 
     return comparable(first) == comparable(second)
 

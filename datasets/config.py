@@ -117,8 +117,13 @@ class DataConfig:
     """Of the resize before the crop. auto: as data.evaluation."""
     crop: ClosedUnitInterval = 0.0
     """Fraction of the resized image that the evaluation transform keeps of each side. 0: as data.evaluation=auto."""
+    global_batch: NonNegativeInt = 0
+    """Training images per optimiser step, over all processes and micro-batches, which follow from it. 0: as many as
+    batch_size, optim.grad_accum_steps and the number of processes give."""
+    max_batch_per_device: PositiveInt = 16
+    """With global_batch: the most images of a process at once; more micro-batches make up for a smaller one."""
     batch_size: PositiveInt = 16
-    """Training images per batch and process."""
+    """Training images per batch and process, if global_batch is 0."""
     eval_batch_size: PositiveInt = 64
     workers: NonNegativeInt = 4
     """Data loading processes; 0 loads in the main process."""

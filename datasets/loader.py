@@ -192,23 +192,25 @@ def steps_per_epoch(split: Split, batch_size: int, *, world_size: int = 1) -> in
     steps = len(split) // (batch_size * world_size)
     if steps < 1:
         where = f" on {world_size} processes" if world_size > 1 else ""
+        most = max(1, len(split) // world_size)
         raise UserError(
             f"the training split has {len(split)} images, fewer than one batch of {batch_size}{where}; "
-            f"set data.batch_size to at most {max(1, len(split) // world_size)}"
+            f"set data.batch_size to at most {most}, or data.global_batch to at most {most * world_size}"
         )
     return steps
 
 
 def train_loader(
     split: Split, *, batch_size: int, seed: int, epoch: int, start_batch: int = 0, workers: int,
-    rank: int = 0, world_size: int = 1,
+    rank: int = 0, world_size: int = 1, steps: int | None = None,
 ) -> BatchLoader:  # fmt: skip
     """The shuffled batches of one epoch, starting at `start_batch`; the same batches as without a restart.
 
-    `batch_size` is per process; process `rank` of `world_size` gets its part of every global batch. Unreadable images
+    `batch_size` is per process; `steps`: only so many batches. Process `rank` of
+    `world_size` gets its part of every global batch. Unreadable images
     are left out and listed in `Batch.skipped`; iterating raises UserError if all images of a batch are unreadable.
     """
-    steps = steps_per_epoch(split, batch_size, world_size=world_size)
+    steps = steps or steps_per_epoch(split, batch_size, world_size=world_size)
     generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
     order: list[int] = torch.randperm(len(split), generator=generator).tolist()
     global_size = batch_size * world_size
@@ -226,17 +228,21 @@ class BatchSampler:
     steps: int
     """Batches per epoch and process."""
 
-    def __init__(self, split: Split, batch_size: int, seed: int) -> None:
-        """`batch_size` is per process, `seed` the training seed. Raises UserError if there is not even one batch."""
+    def __init__(self, split: Split, batch_size: int, seed: int, multiple_of: int = 1) -> None:
+        """`batch_size` is per process, `seed` the training seed. `multiple_of`: only whole groups of so many batches.
+
+        Raises UserError if there is not even one batch or group.
+        """
         self.split, self.batch_size, self.seed = split, batch_size, seed
-        self.steps = steps_per_epoch(split, batch_size, world_size=processes().world_size)
+        groups = steps_per_epoch(split, batch_size * multiple_of, world_size=processes().world_size)
+        self.steps = groups * multiple_of
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
         """Return the batches of one epoch, starting at `start_batch`; they depend on (seed, epoch) only."""
         here = processes()
         return train_loader(
             self.split, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start_batch=start_batch,
-            workers=workers, rank=here.rank, world_size=here.world_size,
+            workers=workers, rank=here.rank, world_size=here.world_size, steps=self.steps,
         )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ KEYS: dict[str, Any] = {
     "data.name": "synthetic",
     "data.image_size": 32,
     "data.augmentation": "none",
+    "data.global_batch": 0,
     "data.batch_size": 8,
     "data.eval_batch_size": 16,
     "data.workers": 0,

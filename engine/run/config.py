@@ -48,7 +48,11 @@ class OptimConfig:
     clip: NonNegativeFloat = 2.0
     """Maximum global gradient norm; 0 = no clipping."""
     grad_accum_steps: PositiveInt = 1
-    """Micro-batches per optimiser step."""
+    """Micro-batches per optimiser step, if data.global_batch is 0."""
+    scale_lr: Literal["none", "sqrt", "linear"] = "none"
+    """Multiply lr by the images of an optimiser step divided by lr_batch, or by the root of that."""
+    lr_batch: PositiveInt = 16
+    """With scale_lr: the images per optimiser step that lr is for."""
     zero: bool = False
     """With several processes, each keeps a part of the optimiser's state (ZeRO, stage 1): for large backbones."""
     schedule: Literal["cosine", "step", "linear", "constant"] = "cosine"

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from engine.run.config import RunConfig
+from datasets.config import DataConfig
+from engine.run.config import OptimConfig, RunConfig
+
+_DEFAULT_BATCHES = (DataConfig().batch_size, OptimConfig().grad_accum_steps)
 
 
 def problems(config: RunConfig) -> Iterator[str]:
@@ -14,10 +17,14 @@ def problems(config: RunConfig) -> Iterator[str]:
 
 def _model_and_data(config: RunConfig) -> dict[str, bool]:
     """Message -> whether the config passes the check."""
-    model, parts = config.model, config.model.selector == "parts"
+    model, parts, data = config.model, config.model.selector == "parts", config.data
+    own_batches = (data.batch_size, config.optim.grad_accum_steps) != _DEFAULT_BATCHES
     return {
         # As a type it would be a union, whose message does not name the range.
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
+        f"data.global_batch={data.global_batch} determines data.batch_size and optim.grad_accum_steps: leave them out "
+        "(for less memory lower data.max_batch_per_device), or set data.global_batch to 0": not data.global_batch
+        or not own_batches,
         f"model.selector={model.selector} has no stage 1 to train: optim.stage_1_epochs must be 0": parts
         or not config.optim.stage_1_epochs,
         f"model.stage_1_image_size: model.name={model.name} with model.selector={model.selector} has no stage 1 before "
@@ -49,6 +56,8 @@ def _semi_supervised(config: RunConfig) -> dict[str, bool]:
     return {
         f"data.semi.mode={semi.mode} learns from consistency; set loss.consistency.weight, for example to 1": supervised
         or weight > 0,
+        f"data.semi.mode={semi.mode} has two kinds of batches: set data.batch_size, not data.global_batch": supervised
+        or not config.data.global_batch,
         f"data.semi.mode={semi.mode}: optim.stage_1_epochs must be 0": supervised or not config.optim.stage_1_epochs,
         "loss.consistency: compiled code has no second derivative; set train.compile to false": not weight
         or not config.train.compile,

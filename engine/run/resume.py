@@ -53,5 +53,5 @@ def check_processes(then: int, now: int, allowed: bool) -> None:
     if then != now and not allowed:
         raise UserError(
             f"--resume: the run was trained by {then} process{'es' * (then > 1)}, now {now}; start {then}, or pass "
-            f"{ALLOW} (with data.batch_size times {then}/{now}, steps have the same images)"
+            f"{ALLOW} (with data.global_batch, or data.batch_size times {then}/{now}, steps have the same images)"
         )

@@ -56,10 +56,15 @@ class Trainer:
         self.out = Path(config.out)
         self.log: Callable[[str], None] = lambda message: None
         self.model = model = sync_batchnorm(model.to(device), device)
-        self.sampler = sampler or BatchSampler(splits["train"], config.data.batch_size, config.train.seed)
+        self.sampler = sampler or BatchSampler(
+            splits["train"], config.data.batch_size, config.train.seed,
+            multiple_of=config.optim.grad_accum_steps if config.data.global_batch else 1,
+        )  # fmt: skip
         self.steps = self.sampler.steps
         """Micro-batches per epoch."""
-        decay = normalised_weight_decay(config.optim, self.steps, config.train.epochs)
+        # Published: micro-batches. Of a global batch their number depends on the machine, that of steps does not.
+        counted = self.steps // config.optim.grad_accum_steps if config.data.global_batch else self.steps
+        decay = normalised_weight_decay(config.optim, counted, config.train.epochs)
         ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
         self.precision = PRECISIONS[config.train.precision]
         self.state = RunState(
@@ -271,7 +276,9 @@ class Trainer:
         """Advice for a step that does not fit into memory."""
         data, accumulation = self.config.data, self.config.optim.grad_accum_steps
         height, width = data.size_hw
-        halves = f"data.batch_size={max(1, data.batch_size // 2)} with optim.grad_accum_steps={2 * accumulation}"
+        half = max(1, data.batch_size // 2)
+        halves = f"data.batch_size={half} with optim.grad_accum_steps={2 * accumulation}"
+        halves = f"data.max_batch_per_device={half}" if data.global_batch else halves
         return (
             f"a step holds {data.batch_size} images of {height} x {width} in {self.config.train.precision}: try "
             f"{halves}, train.precision=bf16, or a smaller data.image_size; the last checkpoint is intact"

@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {
     "model.weights": "none",
     "model.stage_1_weights": "",
     "data.image_size": 32,
-    "data.batch_size": 8,
+    "data.global_batch": 8,
     "data.eval_batch_size": 12,
     "data.workers": 0,
     "data.synthetic.train_images": 24,

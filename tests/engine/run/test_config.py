@@ -8,6 +8,7 @@ import pytest
 
 from commands.study_jobs import same_run
 from common.errors import UserError
+from engine.run.batch import step_batch
 from engine.run.command_line import config_parser, load_config, parse_config, resolve
 from engine.run.config import RunConfig, dump_config, save_config
 from engine.run.folder import open_run, run_config
@@ -84,7 +85,7 @@ def test_there_are_configs() -> None:
 
 def test_published_settings_of_cub() -> None:
     config = load_config(ROOT / "configs" / "cub.yaml")
-    assert config.data.batch_size * config.optim.grad_accum_steps == 128
+    assert step_batch(config, 1).images == 128
     assert config.optim.lr == pytest.approx(1e-6 * (128 / 16) ** 0.5, rel=1e-3)
     assert (config.train.epochs, config.data.image_size, config.model.parts.num_parts) == (90, 518, 8)
     assert config.optim.freeze_stage_1 and not config.optim.freeze_stage_2
