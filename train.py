@@ -28,12 +28,13 @@ from datasets.types import SPLITS
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
 from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
-from engine.run.batch import for_processes, step_batch
+from engine.run.batch import for_processes
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.distributed import distributed_main
 from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run, trained_on
+from engine.run.lives import count_life
 from engine.run.lock import run_lock
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
@@ -56,6 +57,8 @@ def train(config: RunConfig) -> MetricsRow:
     Raises UserError if another job is writing the run folder.
     """
     with run_lock(Path(config.out)):
+        if config.resume == "auto":
+            count_life(Path(config.out))
         return _train(config)
 
 

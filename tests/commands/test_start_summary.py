@@ -34,7 +34,7 @@ def test_every_line(tmp_path: Path) -> None:
         "input: 32 x 32 pixels, mean 0.485 0.456 0.406, std 0.229 0.224 0.225; "
         "evaluation: center_crop, bilinear, crop 1",
         f"model: two_stage, {sizes[True]:,} parameters trained, {sizes[False]:,} frozen",
-        "24 images a step: 8 a batch x 1 process x 3 micro-batches",
+        "24 images a step (1 process x 8 x 3 micro-batches)",
     ]
 
 
