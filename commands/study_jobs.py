@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,18 @@ import pandas as pd
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
+from datasets import load_split
+from datasets.types import SPLITS
 from engine.evaluation.records import PREDICTIONS_FILE
 from engine.run.batch import in_one_process
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import load_config
 from engine.run.config import RunConfig
 from engine.run.folder import LAST, read_results, run_config
+from engine.run.resume import MAY_CHANGE, changes
 from engine.run.tracking import MetricsRow
 from metrics.comparison import compare_seeds
+from models import build_model
 
 
 @dataclass(frozen=True)
@@ -120,27 +124,67 @@ def run_job(job: Job, train: Callable[[RunConfig], MetricsRow]) -> MetricsRow:
 
     Raises UserError if the run folder contains a run with another config.
     """
+    done = finished_results(job)
+    if done is not None:
+        return done
+    return train(replace(job.config, resume=True) if checkpoint_exists(Path(job.config.out) / LAST) else job.config)
+
+
+def finished_results(job: Job) -> MetricsRow | None:
+    """The results of a finished run. Raises UserError if the run folder contains a run with another config."""
     out = Path(job.config.out)
     if not checkpoint_exists(out / LAST):
-        return train(job.config)
-    stored = run_config(out)
-    if not same_run(stored, job.config):
-        raise UserError(f"{out} contains a run with another config; remove it or choose another --out")
-    done = read_results(out)
-    return done if done is not None else train(replace(job.config, resume=True))
+        return None
+    if changed := run_changes(run_config(out), job.config):
+        listed = ", ".join(f"{key}={old}, now {new}" for key, (old, new) in list(changed.items())[:3])
+        raise UserError(f"{out} contains a run with another config ({listed}); remove it or choose another --out")
+    return read_results(out)
+
+
+def check_jobs(jobs: Sequence[Job]) -> None:
+    """Read the data and build the model of every run that is to be trained, each once. Raises UserError naming the row.
+
+    So a mistake in the last row is found before the first one trains.
+    """
+    read: dict[str, int] = {}  # by the config as text: values may be lists, which have no hash
+    built: set[str] = set()
+    for job in jobs:
+        config = job.config
+        try:
+            if finished_results(job) is not None:
+                continue
+            if (data := repr(config.data)) not in read:
+                for name in SPLITS:
+                    split = load_split(config.data, name, train=name == "train", seed=config.train.seed)
+                    read[data] = split.info.num_classes
+            model = (config.model, read[data], config.data.size_hw)
+            if repr(model) not in built:
+                build_model(*model, seed=0, weights=False)
+                built.add(repr(model))
+        except UserError as error:
+            raise UserError(f"row {job.row}, seed {job.seed}: {error}") from None
+
+
+NO_EFFECT = tuple(key for key in MAY_CHANGE if not key.startswith("model."))
+"""Keys that may differ from those of a finished run: resuming has its weights already, a study has not."""
+
+
+def run_changes(stored: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Key -> (saved value, value now) for the keys that make it another training."""
+    found = changes(stored, now, NO_EFFECT)
+    return found if changes(in_one_process(stored), in_one_process(now), NO_EFFECT) else {}
 
 
 def same_run(first: RunConfig, second: RunConfig) -> bool:
     """Whether two configs describe the same training."""
-
-    def comparable(config: RunConfig) -> dict[str, Any]:
-        return asdict(in_one_process(replace(config, out="", resume=False, overwrite=False)))
-
-    return comparable(first) == comparable(second)
+    return not run_changes(first, second)
 
 
-def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
-    """Row name to metrics: means over seeds, sample standard deviations as `std`, the single runs as `seeds`."""
+def summarise(results: list[tuple[Job, MetricsRow]], diverged: Sequence[tuple[Job, str]] = ()) -> dict[str, Any]:
+    """Row name to metrics: means over seeds, sample standard deviations as `std`, the single runs as `seeds`.
+
+    `diverged`: runs without results and why, listed by seed under `diverged` of their row.
+    """
     summary: dict[str, Any] = {}
     for row in dict.fromkeys(job.row for job, _ in results):
         runs = [result for job, result in results if job.row == row]
@@ -151,6 +195,8 @@ def summarise(results: list[tuple[Job, MetricsRow]]) -> dict[str, Any]:
             "std": {key: _deviation(v) for key, v in values.items()},
             "seeds": runs,
         }
+    for job, reason in diverged:
+        summary.setdefault(job.row, {"std": {}, "seeds": []}).setdefault("diverged", {})[str(job.seed)] = reason
     return summary
 
 

@@ -26,6 +26,7 @@ _DECLARED: dict[str, MetricInfo] = {
     # Values that no metric reports.
     "train/loss": MetricInfo(panel="loss"),
     "val/loss": MetricInfo(panel="loss"),
+    "diverged": MetricInfo(percent=True),
     "agreement": MetricInfo(panel="agreement"),
     "consistency": MetricInfo(panel="agreement"),
     "changed_predictions_ratio": MetricInfo(percent=True),

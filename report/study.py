@@ -16,6 +16,7 @@ from report.names import number
 from report.tables import present, table_text, write_tables
 
 STUDY_COLUMNS = (
+    "diverged",
     "test/accuracy",
     "test/mean_average_precision",
     "test/macro_f1",
@@ -63,6 +64,8 @@ def write_study_report(
         {"row": run.row, "seed": run.seed, **{key: run.results[key] for key in STUDY_COLUMNS if key in run.results}}
         for run in runs
     ]
+    if any("diverged" in record for record in records):
+        records = [{"diverged": 0.0, **record} for record in records]
     keys = present(STUDY_COLUMNS, records)
     write_tables(records, out / "table", keys=keys)
     if differences:

@@ -20,11 +20,14 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SRUN_CPUS_PER_TASK=$OMP_NUM_THREADS # newer versions of srun do not inherit it from sbatch
 export PYTHONUNBUFFERED=1                  # the log shows each epoch immediately
 
-# train FLAG...: run train.py with these flags, one process per task, resuming if there is a checkpoint. When SLURM
-# signals the time limit, the run saves and exits with 138 (128 + USR1), and the job is requeued.
-train() {
+# train FLAG...: run train.py with these flags, one process per task, resuming if there is a checkpoint.
+train() { resumable train.py "$@" --resume=auto; }
+
+# resumable SCRIPT ARGUMENT...: when SLURM signals the time limit, the run saves and exits with 138 (128 + USR1), and the
+# job is requeued.
+resumable() {
   local code=0
-  srun --kill-on-bad-exit=1 "$python" train.py "$@" --resume=auto || code=$?
+  srun --kill-on-bad-exit=1 "$python" "$@" || code=$?
   if [[ $code == 138 ]]; then
     echo "job $SLURM_JOB_ID is requeued and will resume"
     scontrol requeue "$SLURM_JOB_ID"

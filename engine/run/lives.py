@@ -38,6 +38,7 @@ def count_life(out: Path) -> None:
             "(train.save_every_steps)"
         )
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write_text(json.dumps({**now, "lives": lives}))
     except OSError as error:

@@ -1,5 +1,6 @@
 """Decide whether to resume a run, and check that its config has not changed."""
 
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,13 @@ def resolve_resume(config: RunConfig) -> RunConfig:
     return config
 
 
-def changes(stored: RunConfig, now: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (saved value, value now) for every key that differs and is not in `MAY_CHANGE`."""
+def changes(stored: RunConfig, now: RunConfig, free_keys: Collection[str] = MAY_CHANGE) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (saved value, value now) for every key that differs and is not in `free_keys`."""
     first, second = (dict(flat(asdict(config))) for config in (stored, now))
     return {
         key: (value, second[key])
         for key, value in first.items()
-        if value != second[key] and not any(key == free or key.startswith(f"{free}.") for free in MAY_CHANGE)
+        if value != second[key] and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
     }
 
 

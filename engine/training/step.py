@@ -20,6 +20,10 @@ from engine.training.state import RunState
 NO_STEP = "no step was taken and the last checkpoint is unchanged; lower optim.lr or use train.precision=fp32"
 
 
+class DivergedError(UserError):
+    """A loss or gradient that is not finite."""
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What is kept of a micro-batch until its optimiser step, for the finite check and its error message."""
@@ -45,8 +49,8 @@ class TrainStep:
         """Forward and backward pass of one micro-batch on its device.
 
         `weight`: factor of the loss in the step's gradient. `lr_factor`: learning-rate factor of the optimiser step
-        after this micro-batch; None: only accumulate the gradient. Raises UserError, before the weights change, if a
-        loss or gradient of the step is not finite.
+        after this micro-batch; None: only accumulate the gradient. Raises DivergedError, before the weights change, if
+        a loss or gradient of the step is not finite.
         """
         progress, last = self.state.progress, lr_factor is not None
         # All noise of a step depends on (seed, epoch, batch) alone: resuming needs no generator state.
@@ -95,9 +99,9 @@ class TrainStep:
 
 
 def check_finite(micro_batches: Sequence[MicroBatch], norm: Tensor | None, model: nn.Module) -> None:
-    """Raise UserError unless all losses of a step and the gradient norm (None: not checked) are finite.
+    """Raise DivergedError unless all losses of a step and the gradient norm (None: not checked) are finite.
 
-    If only another process has a non-finite loss, that process raises UserError and this one PeerFailed.
+    If only another process has a non-finite loss, that process raises DivergedError and this one PeerFailed.
     """
     values = torch.stack([each.loss.float() for each in micro_batches] + ([] if norm is None else [norm.float()]))
     finite = values.isfinite().tolist()  # the only wait for the device in a step
@@ -105,11 +109,11 @@ def check_finite(micro_batches: Sequence[MicroBatch], norm: Tensor | None, model
     bad = [each for each, ok in zip(micro_batches, finite, strict=False) if not ok]
     if bad:
         largest(len(bad))  # the other processes wait in `largest(0)` below
-        raise UserError(_about_loss(bad[0]))
+        raise DivergedError(_about_loss(bad[0]))
     if largest(0)[0]:
         raise PeerFailed
     if not all(finite):
-        raise UserError(_about_gradient(micro_batches[-1], model))
+        raise DivergedError(_about_gradient(micro_batches[-1], model))
 
 
 def _about_loss(micro_batch: MicroBatch) -> str:

@@ -48,6 +48,15 @@ def test_publish_copies_tables_comparisons_and_one_sheet_per_row(tmp_path: Path,
     assert {path.name for path in (tmp_path / "unseen").iterdir()} == names - {"sheet_two_stage.png"}
 
 
+def test_a_diverged_run_is_a_row_that_says_so(tmp_path: Path) -> None:
+    lost = [StudyRun("b", seed, {"diverged": 1.0}, [], None, "") for seed in (0, 1)]
+    runs = [run("a", 0, 0.1, None), run("a", 1, 0.1, None), lost[0], run("c", 0, 0.4, None), lost[1]]
+    write_study_report(tmp_path, "Title", "About.", runs)
+    table = {row["row"]: row for row in json.loads((tmp_path / "table.json").read_text())["rows"]}
+    assert {name: row["diverged"] for name, row in table.items()} == {"a": 0.0, "b": 1.0, "c": 0.0}
+    assert table["c"]["test/worst_group_accuracy"] == 0.4 and table["b"]["test/worst_group_accuracy"] is None
+
+
 def test_differences_have_a_table_of_their_own(tmp_path: Path) -> None:
     record = {"row": "b - a", "runs": "2, 3", "accuracy": 0.5, "accuracy/low": 0.25, "accuracy/high": 0.75}
     report = write_study_report(tmp_path, "Title", "About.", [run("a", 0, 0.1, None)], [record]).read_text()

@@ -20,6 +20,7 @@ COMMAND = re.compile(r"python (?:-m (?:explain|(?:commands|slurm|benchmarks)\.\w
 JOBS = {
     "train": "train.py",
     "seeds": "train.py --out",
+    "study": "study.py",
     "eval_array": "evaluate.py --run runs/cub --method rollout",
 }
 """Job script to the command that it passes its arguments to."""
