@@ -108,14 +108,18 @@ def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
 
 
 class BatchLoader(DataLoader[Batch]):
-    """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker."""
+    """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker.
+
+    Its workers live as long as it does: `batches` may be changed between two passes.
+    """
 
     def __init__(self, split: Split, batches: list[list[Key]], workers: int, join: Collate) -> None:
-        self.planned, self.max_unreadable = sum(map(len, batches)), split.max_unreadable
+        self.batches, self.max_unreadable = batches, split.max_unreadable
         super().__init__(
             _Guarded(split),  # type: ignore[arg-type]  # the type of batches, after collation
             batch_sampler=batches,
             num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=join,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker,
@@ -124,16 +128,17 @@ class BatchLoader(DataLoader[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, not torch's private iterator
         skipped: list[str] = []
+        planned = sum(map(len, self.batches))
         try:
             for item in super().__iter__():
                 if isinstance(item, Problem):
                     raise UserError(item.message)
                 skipped += item.skipped
                 say_skipped(item.skipped)
-                check_skipped(skipped, self.planned, self.max_unreadable)
+                check_skipped(skipped, planned, self.max_unreadable)
                 yield item
             if skipped:
-                logging.getLogger("datasets").warning(f"{len(skipped)} of {self.planned} images could not be read")
+                logging.getLogger("datasets").warning(f"{len(skipped)} of {planned} images could not be read")
         except (RuntimeError, ConnectionError, EOFError) as error:
             raise lost_worker(error) or error from None
 
@@ -202,24 +207,28 @@ def steps_per_epoch(split: Split, batch_size: int, *, world_size: int = 1) -> in
 
 def train_loader(
     split: Split, *, batch_size: int, seed: int, epoch: int, start_batch: int = 0, workers: int,
-    rank: int = 0, world_size: int = 1, steps: int | None = None,
+    rank: int = 0, world_size: int = 1,
 ) -> BatchLoader:  # fmt: skip
     """The shuffled batches of one epoch, starting at `start_batch`; the same batches as without a restart.
 
-    `batch_size` is per process; `steps`: only so many batches. Process `rank` of
-    `world_size` gets its part of every global batch. Unreadable images
+    `batch_size` is per process; process `rank` of `world_size` gets its part of every global batch. Unreadable images
     are left out and listed in `Batch.skipped`; iterating raises UserError if all images of a batch are unreadable.
     """
-    steps = steps or steps_per_epoch(split, batch_size, world_size=world_size)
+    steps = steps_per_epoch(split, batch_size, world_size=world_size)
+    batches = train_batches(len(split), batch_size, steps, seed, epoch, Processes(rank, world_size))
+    return BatchLoader(split, batches[start_batch:], workers, collate_train)
+
+
+def train_batches(count: int, batch_size: int, steps: int, seed: int, epoch: int, here: Processes) -> list[list[Key]]:
+    """This process's batches of one epoch: `count` images, shuffled, in `steps` batches of all processes."""
     generator = torch.Generator().manual_seed(stable_seed("order", seed, epoch))
-    order: list[int] = torch.randperm(len(split), generator=generator).tolist()
-    global_size = batch_size * world_size
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    global_size = batch_size * here.world_size
     # Every world_size-th image, so that 2 processes of 16 images see the batches of 1 process of 32.
-    batches = [
-        [(epoch, index) for index in order[step * global_size : (step + 1) * global_size][rank::world_size]]
-        for step in range(start_batch, steps)
+    return [
+        [(epoch, index) for index in order[step * global_size : (step + 1) * global_size][here.rank :: here.world_size]]
+        for step in range(steps)
     ]
-    return BatchLoader(split, batches, workers, collate_train)
 
 
 class BatchSampler:
@@ -227,6 +236,8 @@ class BatchSampler:
 
     steps: int
     """Batches per epoch and process."""
+    _loader: BatchLoader | None = None
+    """Used for all epochs, so that its workers are started once."""
 
     def __init__(self, split: Split, batch_size: int, seed: int, multiple_of: int = 1) -> None:
         """`batch_size` is per process, `seed` the training seed. `multiple_of`: only whole groups of so many batches.
@@ -239,11 +250,15 @@ class BatchSampler:
 
     def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
         """Return the batches of one epoch, starting at `start_batch`; they depend on (seed, epoch) only."""
-        here = processes()
-        return train_loader(
-            self.split, batch_size=self.batch_size, seed=self.seed, epoch=epoch, start_batch=start_batch,
-            workers=workers, rank=here.rank, world_size=here.world_size, steps=self.steps,
-        )  # fmt: skip
+        batches = self.batches(epoch)[start_batch:]
+        if self._loader is None or self._loader.num_workers != workers:
+            self._loader = BatchLoader(self.split, batches, workers, collate_train)
+        self._loader.batches[:] = batches
+        return self._loader
+
+    def batches(self, epoch: int) -> list[list[Key]]:
+        """This process's batches of one epoch."""
+        return train_batches(len(self.split), self.batch_size, self.steps, self.seed, epoch, processes())
 
 
 def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:

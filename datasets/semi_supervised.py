@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.processes import processes
 from common.seeds import stable_seed
 from datasets.config import SemiConfig
-from datasets.loader import BatchLoader, BatchSampler, Key, Split, collate_train, steps_per_epoch
+from datasets.loader import BatchSampler, Key, Split, steps_per_epoch
 from datasets.readers.files import FileDataset
 from datasets.subset import subset
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
@@ -89,11 +89,7 @@ class SemiSupervisedSampler(BatchSampler):
             "combining": lambda: steps_per_epoch(labelled, batch_size, world_size=count),
         }[config.mode]()
 
-    def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
-        """See `BatchSampler.loader`."""
-        return BatchLoader(self.split, self._batches(epoch)[start_batch:], workers, collate_train)
-
-    def _batches(self, epoch: int) -> list[list[Key]]:
+    def batches(self, epoch: int) -> list[list[Key]]:
         """This process's batches of one epoch; in a batch with both kinds the labelled images come first."""
         labelled, unlabelled = self._endless(epoch, 0), self._endless(epoch, 1)
         if self.config.mode == "unsupervised":

@@ -44,7 +44,7 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     parser, arguments = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
     try:
         refuse_old_flags(arguments)
-        given = [_spelled_out(argument) for argument in _with_converted_configs(arguments)]
+        given = list(_spelled_out(list(_with_converted_configs(arguments))))
         return resolve(_instantiate(parser, parser.parse_args(given)))
     except ArgumentError as error:
         # Some messages are about a file but do not name it.
@@ -129,10 +129,19 @@ def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
 
 
-def _spelled_out(argument: str) -> str:
-    """Spell `--resume.allow-change` as the parser knows it: `resume` is a value, so it cannot have keys."""
-    flag, _, value = argument.partition("=")
-    return f"--allow_change={value or 'true'}" if flag == "--resume.allow-change" else argument
+def _spelled_out(arguments: list[str]) -> Iterator[str]:
+    """Spell flags as the parser knows them: `--resume.allow-change`, and `--resume` and `--overwrite` without a value.
+
+    `resume` is a value, so it cannot have keys.
+    """
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        flag, _, value = argument.partition("=")
+        if flag == "--resume.allow-change":
+            yield f"--allow_change={value or 'true'}"
+        elif argument in ("--resume", "--overwrite") and following.startswith("--"):
+            yield f"{argument}=true"
+        else:
+            yield argument
 
 
 def _one_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ from torch import nn
 
 from common.processes import processes, totals
 from datasets import Batch, Split
-from datasets.loader import BatchSampler
+from datasets.loader import BatchLoader, BatchSampler
 from engine.evaluation.loop import Observer, evaluate, split_loader
 from engine.run import checkpointing
 from engine.run.atomic_files import link_or_copy
@@ -75,6 +75,7 @@ class Trainer:
             progress=Progress(),
             means=EpochMeans(device, {}),
         )
+        self._loaders: dict[str, BatchLoader] = {}
         self._lap_started = time.perf_counter()
         info = splits["train"].info
         sample = splits["val"][0] if model.finds_parts else None
@@ -124,7 +125,10 @@ class Trainer:
 
     def evaluate(self, split: str, observers: Sequence[Observer] = ()) -> MetricsRow:
         """Metrics of one split, with keys prefixed by its name; `observers` get its batches with their predictions."""
-        loader, model = split_loader(self.splits[split], self.config.data), self.evaluated_model()
+        model = self.evaluated_model()
+        if split not in self._loaders:  # kept, so that their workers are started once
+            self._loaders[split] = split_loader(self.splits[split], self.config.data)
+        loader = self._loaders[split]
         broadcast_buffers(model)
         agreement = Agreement(model, self.config.loss.consistency)
         observers = [*observers, agreement] if agreement.wanted else observers

@@ -118,7 +118,7 @@ def test_steps_of_an_epoch(birds: Split, keys: dict[str, Any], steps: int) -> No
 
 def test_both_kinds_take_turns_by_their_weight(birds: Split) -> None:
     source = sampler(birds, mode="alternating", alpha=7.0)
-    kinds = [step[0][1] < 12 for epoch in range(20) for step in source._batches(epoch)]
+    kinds = [step[0][1] < 12 for epoch in range(20) for step in source.batches(epoch)]
     assert len(kinds) == 20 * int(7 * 12 / 4 + 28 / 5)
     assert np.mean(kinds) == pytest.approx(7 * 12 / (7 * 12 + 28), abs=0.06)
 
@@ -142,7 +142,7 @@ def test_a_pass_is_over_all_images_and_the_next_one_is_new(birds: Split) -> None
     batches = list(source.loader(0, 0, workers=0))  # 3 steps; 2 make a pass over the 6 unlabelled images
     passes = [batch.paths[4:] for batch in batches]
     assert len(set(passes[0] + passes[1])) == 6 and set(passes[2]) < set(passes[0] + passes[1])
-    turns = {key[0] for step in source._batches(0) for key in step[4:]}
+    turns = {key[0] for step in source.batches(0) for key in step[4:]}
     assert len(turns) == 2  # another augmentation
 
 

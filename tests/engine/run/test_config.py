@@ -55,6 +55,16 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.parametrize("rest", [[], ["--train.epochs=3"], ["--train.epochs", "3"]])
+def test_resume_and_overwrite_need_no_value(rest: list[str]) -> None:
+    assert parse_config(["--resume", *rest]).resume is True
+    assert parse_config([*rest, "--overwrite"]).overwrite is True
+    assert parse_config(["--resume", "auto", *rest]).resume == "auto"
+    assert parse_config(["--overwrite", "false", *rest]).overwrite is False
+    assert parse_config(["--resume", "--resume.allow-change", *rest]).allow_change is True
+    assert "contradict" in one_line("--resume", "--overwrite")
+
+
 def one_line(*args: str) -> str:
     """The error message; it must be a short single line."""
     with pytest.raises(UserError) as caught:
