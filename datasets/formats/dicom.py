@@ -51,6 +51,8 @@ def read_dicom(path: Path | str) -> np.ndarray:
         if problem := _problem(dataset):
             raise UnreadableImageError(path, problem)
         check_pixels(path, int(dataset.Columns), int(dataset.Rows))
+        if problem := _wrong_length(dataset):
+            raise UnreadableImageError(path, problem)
         # On a broken file pydicom and the codecs raise any kind of error.
         try:
             pixels = _pixels(dataset)
@@ -106,9 +108,27 @@ def _problem(dataset: Dataset) -> str | None:
             return f"{frames} frames where a radiograph has one"
         if min(int(dataset.Rows), int(dataset.Columns)) < 1:
             return "no pixels (it has no rows or no columns)"
+        if dataset.get("HighBit", dataset.BitsStored - 1) != dataset.BitsStored - 1:
+            return f"its values end at bit {dataset.HighBit}, not {dataset.BitsStored - 1}"
         for name in NUMBERS:
             if not np.isfinite(np.atleast_1d(dataset.get(name) or 0).astype(float)).all():
                 return f"its {name} is not a finite number"
+    except Exception as error:
+        return f"the tags that describe its pixels are missing or wrong ({type(error).__name__})"
+    return None
+
+
+def _wrong_length(dataset: Dataset) -> str | None:
+    """Why uncompressed pixels do not fit the size that the tags give; zeros may follow them.
+
+    Other bytes behind them mean that the size is wrong, so that the image would be sheared, or hide something.
+    """
+    try:
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            return None
+        pixels, wanted = dataset.PixelData, dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
+        if pixels[wanted:].strip(b"\0"):
+            return f"its pixels are {len(pixels)} bytes, not {wanted}"
     except Exception as error:
         return f"the tags that describe its pixels are missing or wrong ({type(error).__name__})"
     return None

@@ -235,6 +235,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"PhotometricInterpretation": None}, "the tags that describe its pixels are missing or wrong"),
     ({"Rows": None}, "the tags that describe its pixels are missing or wrong"),
     ({"PixelData": b"\0" * 100}, "truncated or cannot be decoded"),
+    ({"Columns": 15}, "its pixels are 256 bytes, not 240"),
+    ({"PixelData": b"\0" * 256 + b"12"}, "its pixels are 258 bytes, not 256"),
     ({"Rows": 60000, "Columns": 60000}, "60000 x 60000 pixels is over Pillow's limit"),
     ({"WindowCenter": 5, "WindowWidth": 0.5}, "its grey-value tags are invalid"),
     ({"WindowCenter": 5, "WindowWidth": 9, "VOILUTFunction": PATIENT}, "its grey-value tags"),
@@ -254,6 +256,18 @@ def test_one_line_for_what_is_wrong(tmp_path: Path, tags: dict[str, Any], reason
     with pytest.raises(UnreadableImageError, match=reason) as caught:
         read_dicom(path)
     assert "\n" not in str(caught.value) and "SECRET" not in str(caught.value)
+
+
+def test_values_in_other_bits_are_refused_and_zeros_behind_the_pixels_are_not(tmp_path: Path) -> None:
+    dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", ramp(12), BitsStored=12))
+    shown = read_dicom(tmp_path / "a.dcm")
+    dataset.PixelData += b"\0" * 100
+    dataset.save_as(tmp_path / "a.dcm")
+    assert np.array_equal(read_dicom(tmp_path / "a.dcm"), shown)
+    dataset.HighBit = 15
+    dataset.save_as(tmp_path / "a.dcm")
+    with pytest.raises(UnreadableImageError, match="its values end at bit 15, not 11"):
+        read_dicom(tmp_path / "a.dcm")
 
 
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.9, 0.98])
