@@ -6,9 +6,9 @@ table become test images, all others training images.
 
     python prepare_siim_acr.py --pkl_file_path tubes.pkl --root_dir /data/siim-acr
 
-Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files in 0/ and 1/, with only the
-tags that describe the image), all_masks/ (PNG, 0 and 255) and report.csv (the files left out, with reasons). Started
-again after an interruption, it continues. Train on the result with --data.name siim_acr --data.root /data/siim-acr.
+Writes train_set/, full_test_set/, robust_test_set/ and non_robust_test_set/ (DICOM files in 0/ and 1/, made from the
+8-bit pixels alone), all_masks/ (PNG, 0 and 255) and report.csv (the files left out, with reasons). Started again after
+an interruption, it continues. Train on the result with --data.name siim_acr --data.root /data/siim-acr.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from rich.progress import track
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
 from datasets.formats.dicom import read_dicom
-from datasets.formats.dicom_copy import without_patient
+from datasets.formats.dicom_copy import dicom_bytes
 from datasets.formats.images import UnreadableImageError
 from datasets.formats.rle import EMPTY, decode_runs
 from datasets.formats.tables import read_csv
@@ -133,7 +133,8 @@ def prepare(job: Job) -> str:
     if all(path.exists() for path in (job.mask, *job.copies)):
         return ""
     try:
-        mask, image = decode_runs(job.runs, read_dicom(job.source).shape), without_patient(job.source)
+        pixels = read_dicom(job.source)
+        mask, image = decode_runs(job.runs, pixels.shape), dicom_bytes(pixels)
     except UnreadableImageError as error:
         return error.reason
     except ValueError as error:
@@ -218,7 +219,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{args.pkl_file_path} has no image of {TABLE}; give the tube labels of these images")
     jobs, rejected = plan(root, out, runs, tubes)
     rule = "first row" if args.first_row else "all rows"
-    inputs = {TABLE: digest(runs), "table of tubes": digest(tubes), "version of this script": "without patient tags"}
+    inputs = {TABLE: digest(runs), "table of tubes": digest(tubes), "version of this script": "pixels alone"}
     open_out(out, {"choice of rows (--first-row)": rule, **inputs})
     written: Counter[str] = Counter()
     done = run_jobs(jobs, args.workers)

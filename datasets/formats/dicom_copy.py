@@ -1,52 +1,32 @@
-"""Copies of DICOM files without patient data: only the tags that describe the image are kept."""
+"""Radiographs without patient data: new DICOM files made from the pixels alone."""
 
 import hashlib
 import io
-from pathlib import Path
 
-from pydicom import Dataset, dcmread
+import numpy as np
+from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import SecondaryCaptureImageStorage, generate_uid
-
-from datasets.formats.dicom import quiet
-from datasets.formats.images import UnreadableImageError
-
-KEPT = (
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "BitsAllocated", "BitsStored",
-    "HighBit", "PixelRepresentation", "WindowCenter", "WindowWidth", "RescaleIntercept", "RescaleSlope",
-    "VOILUTFunction", "PixelData",
-)  # fmt: skip
-"""All the tags `read_dicom` needs: numbers and fixed keywords, no free text."""
-TABLES = ("ModalityLUTSequence", "VOILUTSequence")
-IN_TABLES = ("LUTDescriptor", "LUTData")
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 
-def without_patient(path: Path) -> bytes:
-    """The bytes of a DICOM file with the same image and only the tags above: no person, place, date or device.
+def dicom_bytes(pixels: np.ndarray) -> bytes:
+    """Pixels [H, W] uint8 as an uncompressed DICOM file that `read_dicom` reads back unchanged.
 
-    The pixels may still show a name. Raises UnreadableImageError.
+    Nothing of the file that the pixels came from is copied: compressed pixels may carry comments, tables of grey values
+    may carry text, and so may the unused bits and the end of uncompressed pixels. The tags are the size, the type of
+    the pixels, and identifiers computed from them. The image may still show a name.
     """
-    with quiet():
-        try:
-            source = dcmread(path)
-            copy = _chosen(source, KEPT)
-            for name in TABLES:
-                if name in source:
-                    setattr(copy, name, [_chosen(item, IN_TABLES) for item in source[name].value])
-            copy.SOPClassUID = SecondaryCaptureImageStorage
-            copy.SOPInstanceUID = generate_uid(entropy_srcs=[hashlib.sha256(source.PixelData).hexdigest()])
-            copy.file_meta = FileMetaDataset()
-            copy.file_meta.TransferSyntaxUID = source.file_meta.TransferSyntaxUID
-            buffer = io.BytesIO()
-            copy.save_as(buffer, enforce_file_format=True)
-        except Exception as error:  # pydicom raises any kind; the message may quote a tag
-            raise UnreadableImageError(path, f"cannot be written without its tags ({type(error).__name__})") from None
+    height, width = pixels.shape
+    dataset = Dataset()
+    dataset.SOPClassUID = SecondaryCaptureImageStorage
+    digest = hashlib.sha256(pixels.tobytes()).hexdigest()
+    dataset.SOPInstanceUID = generate_uid(entropy_srcs=[f"{height} x {width}", digest])
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.Rows, dataset.Columns = height, width
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.add_new("PixelData", "OB", pixels.tobytes() + b"\0" * (pixels.size % 2))
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    buffer = io.BytesIO()
+    dataset.save_as(buffer, enforce_file_format=True)
     return buffer.getvalue()
-
-
-def _chosen(source: Dataset, names: tuple[str, ...]) -> Dataset:
-    copy = Dataset()
-    for name in names:
-        if name in source:
-            copy.add(source[name])
-    return copy
