@@ -7,8 +7,10 @@ from PIL import Image
 from rich.progress import track
 
 from common.errors import UserError
+from common.files import read_file
 from datasets.composition.pixels import PixelOptions, enlargement, read_cutout, too_small
 from datasets.composition.plan import PlannedImage
+from datasets.formats.image_source import ImageSource
 from datasets.formats.images import FORMATS, UnreadableImageError
 
 EXIF_ORIENTATION = 0x0112
@@ -56,7 +58,7 @@ def _check_background(planned: PlannedImage, options: PixelOptions) -> None:
 def _image_size(path: Path) -> tuple[int, int]:
     """Width and height as displayed, from the file's header. Raises UnreadableImageError."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(ImageSource(read_file(path)), formats=FORMATS) as image:
             turned = image.getexif().get(EXIF_ORIENTATION, 1) >= 5
             return (image.height, image.width) if turned else image.size
     except Exception as error:  # on a broken file Pillow raises any kind of error

@@ -25,12 +25,15 @@ from pydicom.uid import (
     UID_dictionary,
 )
 
+from common.files import check_regular
 from common.isolation import IsolatedError, in_child
-from datasets.formats.images import UnreadableImageError, check_pixels, check_regular
+from datasets.formats.images import UnreadableImageError, check_pixels
 from datasets.formats.notices import say_once
 
 GREY = ("MONOCHROME1", "MONOCHROME2")
 NUMBERS = ("RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth")
+LARGEST = 1 << 30
+"""Bytes of a file."""
 NARROW = 1 / 8
 """Of the range of the stored bits: at most 32 of the 256 grey values would be used."""
 WINDOW = (0.5, 99.5)
@@ -82,13 +85,15 @@ def quiet() -> Iterator[None]:
 
 
 def _open(path: Path | str) -> Dataset:
-    check_regular(path)
     try:
+        check_regular(path, LARGEST)
         if read_file_meta_info(path).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
             raise UnreadableImageError(path, "deflated as a whole, which could expand without limit")
         return dcmread(path)
     except UnreadableImageError:
         raise
+    except FileNotFoundError:
+        raise UnreadableImageError(path, "no such file") from None
     except OSError as error:
         raise UnreadableImageError(path, error.strerror or "cannot be read") from None
     except InvalidDicomError:

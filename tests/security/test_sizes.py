@@ -28,13 +28,13 @@ MEMORY = 1 << 24
 """Bytes that a refusal may allocate; the images claim 3.6e9 pixels."""
 
 
-def refusal(read: Callable[[Path], Any], path: Path) -> str:
-    """The error message."""
+def refusal(read: Callable[[Path], Any], path: Path, memory: int = MEMORY) -> str:
+    """The error message; the most memory taken is below `memory` bytes."""
     tracemalloc.start()
     try:
         with pytest.raises(UserError) as caught:
             read(path)
-        assert tracemalloc.get_traced_memory()[1] < MEMORY
+        assert tracemalloc.get_traced_memory()[1] < memory
     finally:
         tracemalloc.stop()
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
