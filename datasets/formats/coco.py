@@ -1,6 +1,5 @@
-"""Part annotations in COCO's JSON format; masks are decoded by pycocotools."""
+"""Part annotations in COCO's JSON format; polygons are drawn by pycocotools."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from common.errors import UserError
+from common.files import parse_json, read_file
 from datasets.formats.tables import leaves_folder
 
 BACKGROUND = 0.1
 """Score of the background at every pixel; a part's mask scores 1."""
+LARGEST = 1 << 29
+"""Bytes of a file."""
 FAR = 8
 """Largest coordinate of a polygon point, in units of the image's longer side."""
 
@@ -108,37 +110,59 @@ def _polygon(outline: Sequence[float], item: Mapping[str, Any]) -> np.ndarray:
 
 
 def _draw(annotation: Annotation, size_hw: tuple[int, int], path: Path) -> np.ndarray:
-    """[H, W] uint8, 0 or 1: the polygons filled, or the run lengths decoded."""
+    """[H, W] bool or uint8, 0 or 1: the polygons filled, or the run lengths decoded."""
     try:
-        return np.asarray(coco_mask.decode(_run_lengths(annotation.outlines, size_hw)))
+        return _decode(annotation.outlines, size_hw)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         problem = f"annotation {annotation.number} cannot be decoded ({what})"
         raise UserError(f"{path}: {problem}; restore the file") from None
 
 
-def _run_lengths(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> Any:
-    """Compressed run lengths, as pycocotools decodes them.
-
-    Raises ValueError for input on which its C code would write out of bounds or allocate without limit.
-    """
+def _decode(outlines: list[np.ndarray] | dict[str, Any], size_hw: tuple[int, int]) -> np.ndarray:
+    """[H, W] bool or uint8. Raises ValueError for input on which pycocotools would write out of bounds."""
     if isinstance(outlines, list):
         if any(np.abs(outline).max() > FAR * max(size_hw) for outline in outlines):
             raise ValueError("a point lies far outside the image")
-        return coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))
+        return np.asarray(coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(outlines, *size_hw))))
     if tuple(outlines["size"]) != size_hw:
         raise ValueError(f"its size is {outlines['size']}")
     counts = outlines["counts"]
-    if not isinstance(counts, list):
-        return outlines  # compressed; pycocotools checks them itself
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
+    if isinstance(counts, str):
+        counts = _run_lengths(counts)
+    if not all(type(count) is int and count >= 0 for count in counts) or sum(counts) != size_hw[0] * size_hw[1]:
         raise ValueError("the run lengths do not fill the image")
-    return coco_mask.frPyObjects(outlines, *size_hw)
+    values = np.arange(len(counts)) % 2 == 1  # background first; runs go down the columns
+    return np.repeat(values, counts).reshape(size_hw[::-1]).T
+
+
+def _run_lengths(text: str) -> list[int]:
+    """Run lengths from COCO's compressed text; pycocotools checks neither where a number ends nor what they add up to.
+
+    A character is 48 plus six bits: five of a signed number, lowest first, and whether more follow. From the fourth run
+    on, a number is the difference to the run before the last.
+    """
+    counts: list[int] = []
+    number = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64 or shift > 30:
+            raise ValueError("its text is not made of run lengths")
+        number |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                number -= 1 << shift
+            counts.append(number + (counts[-2] if len(counts) > 2 else 0))
+            number = shift = 0
+    if shift:
+        raise ValueError("its text ends within a run length")
+    return counts
 
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
+        return parse_json(read_file(path, LARGEST))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -195,6 +195,38 @@ def test_an_outline_that_is_none(root: Path, outline: Any) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_compressed_run_lengths_are_those_of_another_library() -> None:
+    """Short and long runs, up and down, and masks that are empty, full or begin with the object."""
+    rng = np.random.default_rng(0)
+    for density in (0, 0.002, 0.1, 0.5, 0.998, 1):
+        mask = rng.random((HEIGHT, WIDTH)) < density
+        encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+        outline = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+        assert np.array_equal(labels_of(annotation(1, 0, 0, outline)) == 0, mask)
+
+
+@pytest.mark.parametrize(
+    ("counts", "problem"),
+    [
+        ("", "do not fill the image"),
+        ("P", "ends within a run length"),  # pycocotools reads on behind the text
+        ("0PPPPPPPPPPPPPPP", "not made of run lengths"),
+        ("ooooooo0", "not made of run lengths"),
+        ("é", "not made of run lengths"),
+        ("O1", "do not fill the image"),  # a run of -1
+        ("5", "do not fill the image"),
+        ("0" * 2000, "do not fill the image"),
+        ([HEIGHT * WIDTH - 1], "do not fill the image"),
+        ([HEIGHT * WIDTH + 5, -5], "do not fill the image"),
+        ([float(HEIGHT * WIDTH)], "do not fill the image"),
+        ([2**70, -(2**70), HEIGHT * WIDTH], "do not fill the image"),
+    ],
+)
+def test_run_lengths_that_would_leave_the_image(counts: Any, problem: str) -> None:
+    with pytest.raises(UserError, match=f"annotation 1 cannot be decoded.*{problem}"):
+        labels_of(annotation(1, 0, 0, {"size": [HEIGHT, WIDTH], "counts": counts}))
+
+
 @pytest.mark.parametrize("outline", [{"size": [1, 1]}, {"size": [1, 1], "counts": [1]}, {"counts": "x"}])
 def test_run_lengths_that_cannot_be_decoded(root: Path, outline: Any) -> None:
     change(root, lambda content: content["annotations"][0].update(segmentation=outline))
