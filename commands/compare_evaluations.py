@@ -10,6 +10,8 @@ difference (docs/atcon.md).
 """
 
 import argparse
+import csv
+import io
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,10 +19,14 @@ import numpy as np
 import pandas as pd
 
 from common.errors import UserError, exit_on_user_error
+from common.files import read_file
 from common.flags import Parser
-from metrics.comparison import Difference, column_means, compare, prediction_metrics
+from metrics.comparison import LOGIT, PRESENT, Difference, column_means, compare, prediction_metrics
 from report.files import check_folder
 from report.tables import write_tables
+
+LARGEST_CLASS = 9999
+"""Counts are kept for every pair of classes."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,12 +60,48 @@ def main() -> None:
 def read_table(path: Path) -> pd.DataFrame:
     """One row per image, indexed by path. Raises UserError for a file that evaluate.py did not write."""
     try:
-        table = pd.read_csv(path, dtype={"path": str}).set_index("path")
-    except (OSError, ValueError, KeyError) as error:
+        content = read_file(path)
+        names = next(csv.reader(content.decode().splitlines()), [])
+        table = pd.read_csv(io.BytesIO(content), dtype={"path": str}).set_index("path")
+    except (OSError, ValueError, KeyError, csv.Error) as error:
         raise UserError(f"cannot read {path} ({' '.join(str(error).split())}); give a file of evaluate.py") from None
-    if table.empty or not table.index.is_unique:
-        raise UserError(f"{path} contains {'no images' if table.empty else 'an image twice'}; run evaluate.py again")
+    if not len(table) or not table.index.is_unique or table.index.hasnans:
+        what = (
+            "no images" if table.empty else "an image twice" if table.index.notna().all() else "an image without path"
+        )
+        raise UserError(f"{path} contains {what}; run evaluate.py again")
+    problem = f"column {names[-1]} twice" if len(set(names)) < len(names) else None
+    if problem := problem or (_of_predictions(table) if "predicted" in table else _of_numbers(table)):
+        raise UserError(f"{path} contains {problem}; give a file of evaluate.py")
     return table
+
+
+def _of_predictions(table: pd.DataFrame) -> str | None:
+    """What is wrong with a predictions.csv."""
+    if lacking := [name for name in ("label", "group") if name not in table]:
+        return f"no column {lacking[0]}"
+    for name in ("label", "predicted"):
+        if table[name].dtype.kind not in "iu" or not table[name].between(0, LARGEST_CLASS).all():
+            return f"a value of {name} that is no class"
+    scores = table.filter(regex=f"^({PRESENT}|{LOGIT})")
+    columns = [str(name) for name in scores]
+    named = [sorted(c.removeprefix(kind) for c in columns if c.startswith(kind)) for kind in (PRESENT, LOGIT)]
+    if named[0] != named[1]:
+        return f"other classes in {PRESENT} than in {LOGIT}"
+    others = scores if table["group"].isna().all() else scores.assign(group=table["group"])
+    if others.isna().any(axis=None):
+        return "an empty cell"
+    return _of_numbers(others) if len(others.columns) else None
+
+
+def _of_numbers(table: pd.DataFrame) -> str | None:
+    """What is wrong with columns of numbers, which may be empty for some images."""
+    if not len(table.columns):
+        return "no values"
+    for name in table:
+        if table[name].dtype.kind not in "biuf" or np.isinf(table[name].to_numpy(float)).any():
+            return f"a value of {name} that is no finite number"
+    return None
 
 
 def matched(first: pd.DataFrame, second: pd.DataFrame, path: Path) -> pd.DataFrame:
