@@ -10,7 +10,6 @@ Parts, classes, registers, image size and DINOv2 backbones are recognised by the
 
 import argparse
 import contextlib
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import UserError, exit_on_user_error
+from common.files import parse_json, read_file
 from common.flags import Parser
 from engine.run.atomic_files import replacing
 from engine.run.checkpointing import write_safetensors
@@ -93,7 +93,7 @@ def export_checkpoint(source: Path, form: Format, out: Path) -> None:
 def _our_model(source: Path) -> PublishedModel:
     folder = source / BEST if (source / BEST).is_dir() else source
     try:
-        config = json.loads((folder / "config.json").read_text())["model_config"]
+        config = parse_json(read_file(folder / "config.json"))["model_config"]
         name, selector = str(config["name"]), str(config.get("selector", "parts"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(

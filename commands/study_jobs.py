@@ -5,10 +5,11 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
+from commands.compare_evaluations import read_table
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from datasets import load_split
@@ -23,6 +24,8 @@ from engine.run.resume import MAY_CHANGE, changes
 from engine.run.tracking import MetricsRow
 from metrics.comparison import compare_seeds
 from models import build_model
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,13 @@ class Job:
     config: RunConfig
 
 
+def _list_of(kind: type[T], values: Any, key: str) -> tuple[T, ...]:
+    """Raises ValueError for anything but a list of this type: of the text "12" a tuple would be 1 and 2."""
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise ValueError(f"{key} is not a list of {kind.__name__}")
+    return tuple(values)
+
+
 def load_study(path: Path) -> Study:
     """Read a study file. Raises UserError that names what is wrong in it."""
     content = read_yaml(path)
@@ -77,11 +87,12 @@ def load_study(path: Path) -> Study:
             title=str(content["title"]),
             about=str(content.get("about", "")),
             config=Path(content["config"]),
-            seeds=tuple(int(seed) for seed in content.get("seeds", [0])),
-            vary=tuple(content.get("vary", ["train.seed"])),
+            seeds=_list_of(int, content.get("seeds", [0]), "seeds"),
+            vary=_list_of(str, content.get("vary", ["train.seed"]), "vary"),
             rows={str(name): dict(overrides or {}) for name, overrides in content["rows"].items()},
             more_seeds={
-                str(name): tuple(int(seed) for seed in more) for name, more in content.get("more_seeds", {}).items()
+                str(name): _list_of(int, more, f"more_seeds of {name}")
+                for name, more in content.get("more_seeds", {}).items()
             },
             compare={str(row): str(other) for row, other in content.get("compare", {}).items()},
         )
@@ -224,7 +235,7 @@ def differences(results: list[tuple[Job, MetricsRow]], compare: dict[str, str]) 
 
 def _predictions(jobs: list[Job]) -> list[pd.DataFrame]:
     files = [Path(job.config.out) / PREDICTIONS_FILE for job in jobs]
-    return [pd.read_csv(file) for file in files] if all(file.is_file() for file in files) else []
+    return [read_table(file).reset_index() for file in files] if all(file.is_file() for file in files) else []
 
 
 def _deviation(values: list[float]) -> float:

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 
 from common.errors import UserError
+from common.files import check_regular
 
 LARGEST = 1 << 31
 """Default limit on the unpacked size, bytes."""
@@ -14,6 +15,7 @@ LARGEST = 1 << 31
 def unpack_member(archive: Path, name: str, folder: Path, largest: int = LARGEST) -> Path:
     """Write one regular file of a zip archive into `folder`; return its path. Raises UserError naming the archive."""
     try:
+        check_regular(archive)
         with zipfile.ZipFile(archive) as content:
             if name not in content.namelist():
                 raise UserError(f"{archive.name} has no {name}: not the release this script supports")

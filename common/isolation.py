@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -19,17 +20,18 @@ class IsolatedError(Exception):
         self.kind = kind
 
 
-def in_child(work: Callable[[], np.ndarray], seconds: int = 60) -> np.ndarray:
+def in_child(work: Callable[[], np.ndarray], seconds: int = 60, memory: int | None = None) -> np.ndarray:
     """The array that `work` returns, computed in a fork of this process, which may crash or hang without harm.
 
     A fork takes some milliseconds. What `work` prints is discarded, and nothing is unpickled. Raises IsolatedError if
-    `work` raises, crashes, takes longer than `seconds`, or returns an array of objects.
+    `work` raises, crashes, takes longer than `seconds` (SIGALRM), needs more than `memory` bytes in addition to what
+    this process has (MemoryError), or returns an array of objects.
     """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _send_result(work, writing, seconds)
+        _send_result(work, writing, seconds, memory)
     os.close(writing)
     try:
         with os.fdopen(reading, "rb") as pipe:
@@ -38,6 +40,8 @@ def in_child(work: Callable[[], np.ndarray], seconds: int = 60) -> np.ndarray:
         _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         raise IsolatedError(signal.Signals(os.WTERMSIG(status)).name)
+    if not result:  # it had no memory left even to say so
+        raise IsolatedError(MemoryError.__name__)
     kind, _, rest = result.partition(b"\n")
     if kind:
         raise IsolatedError(kind.decode(), rest.decode())
@@ -45,13 +49,16 @@ def in_child(work: Callable[[], np.ndarray], seconds: int = 60) -> np.ndarray:
     return array
 
 
-def _send_result(work: Callable[[], np.ndarray], writing: int, seconds: int) -> NoReturn:
+def _send_result(work: Callable[[], np.ndarray], writing: int, seconds: int, memory: int | None) -> NoReturn:
     """In the child: write an error's class and message, or an empty line and the array in .npy format."""
     try:
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGALRM, signal.SIG_DFL)  # end the process even inside native code
         signal.alarm(seconds)
+        if memory is not None:
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
         silence = os.open(os.devnull, os.O_WRONLY)
         os.dup2(silence, 1)
         os.dup2(silence, 2)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import UserError, exit_on_user_error
+from common.files import read_file
 from common.flags import Parser
 from common.plugins import with_plugins
 from explain.output import MAP_SUFFIXES, check_output, find_images, write_maps
@@ -120,7 +121,7 @@ def load(args: argparse.Namespace) -> "Classifier":
 def read_names(path: Path) -> list[str]:
     """The class names in the file, one per line. Raises UserError if it cannot be read."""
     try:
-        return [name.strip() for name in path.read_text().strip().splitlines()]
+        return [name.strip() for name in read_file(path).decode().strip().splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--class-names: cannot read {path} ({error})") from None
 

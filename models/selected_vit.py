@@ -1,6 +1,5 @@
 """The two-stage model with stage 1 replaced, in training too, by a fixed source of masks (`model.selector`)."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import parse_json, read_file
 from models import selectors
 from models.backbone import create_backbone, grid_of, load_backbone_weights, require_class_token
 from models.baseline import PlainViT
@@ -174,7 +174,7 @@ def _saved_config(weights: Path) -> dict[str, Any]:
     for file in (weights.parent / "config.json", weights.parent.parent / "best" / "config.json"):
         if file.is_file():
             try:
-                content: dict[str, Any] = json.loads(file.read_text())
+                content: dict[str, Any] = parse_json(read_file(file))
                 return content | {f"model.{key}": value for key, value in content["model_config"].items()}
             except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise UserError(f"{WEIGHTS}: {file} is damaged; give another run") from None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import check_regular
 from models.backbone import patch_tokens
 from models.transformer import ViT, describe
 
@@ -52,6 +53,7 @@ class TokenCache:
         file = self.folder / key[:2] / f"{key}.npy"
         # A file that is missing, damaged or of another shape is computed anew.
         with contextlib.suppress(OSError, ValueError, EOFError):
+            check_regular(file)
             stored = torch.from_numpy(np.load(file, allow_pickle=False))
             if stored.ndim == 2 and stored.shape[1] == vit.embed_dim and stored.isfinite().all():
                 return stored.to(image.device)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from common.errors import UserError
+from common.files import read_file
 from datasets.formats.images import size_advice
 
 LARGEST = 1 << 20
@@ -64,12 +65,9 @@ def read_box_file(path: Path, first_pixel: int = 0) -> BoxFile:
 
 def _parse(path: Path) -> ElementTree.Element:
     try:
-        with path.open("rb") as file:
-            content = file.read(LARGEST + 1)
+        content = read_file(path, LARGEST)
     except OSError as error:
-        raise UserError(f"cannot read {path} ({type(error).__name__}); restore the file as published") from None
-    if len(content) > LARGEST:
-        raise UserError(f"{path} is larger than {LARGEST} bytes; restore the file as published")
+        raise UserError(f"cannot read {path} ({error.strerror}); restore the file as published") from None
     try:
         text = content.decode("utf-8-sig")
         # Entities can expand without limit or fetch other files, and need a DOCTYPE; published files have none.

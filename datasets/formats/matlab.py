@@ -16,7 +16,8 @@ LARGEST = 1 << 29
 def read_mat(path: Path, name: str) -> np.ndarray:
     """The array `name`, with MATLAB's axis order. Raises UserError naming file and array."""
     if not path.is_file():
-        raise UserError(f"{path} is missing; put the published file there, or correct data.root")
+        problem = "is not a regular file" if path.exists() else "is missing"
+        raise UserError(f"{path} {problem}; put the published file there, or correct data.root")
     try:
         return in_child(lambda: _read(path, name))  # SciPy's reader can crash on a broken file
     except IsolatedError as error:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from common.errors import UserError
+from common.files import read_file
 
 T = TypeVar("T")
 
@@ -98,6 +99,8 @@ def read_csv(
             missing = next(name for name in columns if name not in header)
             known = " or ".join(", ".join(names) for names in (columns, *others))
             raise UserError(f"{path}: no column {missing}; its header must have {known}")
+        if twice := next((name for name in (*found, *optional) if header.count(name) > 1), None):
+            raise UserError(f"{path}: column {twice} stands twice in the header; remove one of them")
         reader.fieldnames = header
         extra = [name for name in optional if name in header]
         for cells in reader:
@@ -111,11 +114,12 @@ def read_csv(
 def read_text(path: Path) -> str:
     """The whole file, UTF-8, without a byte order mark. Raises UserError."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_file(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({type(error).__name__}); restore the file as published") from None
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise UserError(f"cannot read {path} ({reason}); restore the file as published") from None
 
 
 def by_id(rows: Iterable[IndexRow], column: str) -> dict[int, IndexRow]:

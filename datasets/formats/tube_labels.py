@@ -15,9 +15,14 @@ from typing import Any
 import numpy as np
 
 from common.errors import UserError
+from common.files import parse_json, read_file
+from common.isolation import IsolatedError, in_child
 from datasets.formats.tables import by_text, read_csv
 
 MAX_BYTES = 1 << 26
+"""Of a file."""
+SECONDS, MEMORY = 20, 1 << 28
+"""Limits of unpickling; bytes in addition to what the process has."""
 TUBE_COLUMNS = ("ImageId", "tube")
 SCALAR = re.compile(r"b1|[iu][1248]|f[248]|U\d{1,3}")
 """Codes of the NumPy types that a pickle may contain."""
@@ -31,15 +36,19 @@ def read_tube_labels(path: Path) -> dict[str, bool]:
     if path.suffix.lower() == ".csv":
         return _from_csv(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path} is larger than {MAX_BYTES} bytes; give the table of tube labels")
-        data = path.read_bytes()
+        data = read_file(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"--pkl_file_path: cannot read {path}: {error.strerror or error}") from None
-    table = _from_json(path, data) if path.suffix.lower() == ".json" else _from_pickle(path, data)
+    return _checked(path, _from_json(path, data)) if path.suffix.lower() == ".json" else _from_pickle(path, data)
+
+
+def _checked(path: Path, table: Any) -> dict[str, bool]:
     if not isinstance(table, dict) or not table:
         raise UserError(f"{path} has no table {{image id: 0 or 1}}; give the published file, or a .csv or .json")
-    return {_text(path, key): _flag(path, key, value) for key, value in table.items()}
+    found = {_text(path, key): _flag(path, key, value) for key, value in table.items()}
+    if len(found) < len(table):
+        raise UserError(f"{path} has an image id twice, with and without blanks around it; keep one of the two")
+    return found
 
 
 def _from_csv(path: Path) -> dict[str, bool]:
@@ -51,9 +60,9 @@ def _from_csv(path: Path) -> dict[str, bool]:
 
 def _from_json(path: Path, data: bytes) -> Any:
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not valid JSON; give one object {{image id: 0 or 1}}") from None
+        return parse_json(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); give one object {{image id: 0 or 1}}") from None
 
 
 def _text(path: Path, key: Any) -> str:
@@ -116,18 +125,27 @@ class _Restricted(pickle.Unpickler):
         return text.encode("latin1")
 
 
-def _from_pickle(path: Path, data: bytes) -> Any:
-    try:
+def _from_pickle(path: Path, data: bytes) -> dict[str, bool]:
+    """Unpickled in a child process: a small pickle can ask for any amount of time and memory."""
+
+    def labels() -> np.ndarray:
         _check_memo(data)
-        return _Restricted(io.BytesIO(data), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"{path}: refused to unpickle ({reason}); it must be a plain dict {{image id: 0 or 1}}: give that, "
-            f"or a .json, or a .csv with the columns {', '.join(TUBE_COLUMNS)}"
-        ) from None
-    except Exception as error:  # a broken pickle raises any kind of error
-        raise UserError(f"{path} is not a pickle, or a broken one ({type(error).__name__}); restore the file") from None
+        table = _Restricted(io.BytesIO(data), encoding="latin1").load()
+        return np.frombuffer(json.dumps(_checked(path, table)).encode(), np.uint8)
+
+    try:
+        found: dict[str, bool] = json.loads(in_child(labels, SECONDS, MEMORY).tobytes())
+        return found
+    except IsolatedError as error:
+        if error.kind == UserError.__name__:
+            raise UserError(str(error)) from None
+        if error.kind == pickle.UnpicklingError.__name__:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"{path}: refused to unpickle ({reason}); it must be a plain dict {{image id: 0 or 1}}: give that, "
+                f"or a .json, or a .csv with the columns {', '.join(TUBE_COLUMNS)}"
+            ) from None
+        raise UserError(f"{path} is not a pickle, or a broken one ({error.kind}); restore the file") from None
 
 
 def _check_memo(data: bytes) -> None:

@@ -4,12 +4,12 @@ Published layout: <variant>/val/<00_dog .. 08_fish>/, fg_mask/val/<class>/<image
 challenge's repository. Test only, for models of ImageNet's 1000 classes; data.variant picks the set.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import parse_json, read_file
 from datasets.config import DataConfig
 from datasets.formats.folders import class_folders
 from datasets.readers.files import FileDataset, Record, open_root
@@ -71,7 +71,7 @@ def read_mapping(path: Path, outputs: int) -> tuple[int, ...]:
     Raises UserError for a file that is missing or invalid, or that maps nothing to one of the nine classes.
     """
     try:
-        table = {int(key): int(value) for key, value in json.loads(path.read_text()).items()}
+        table = {int(key): int(value) for key, value in parse_json(read_file(path)).items()}
     except FileNotFoundError:
         problem = f"{path} is missing; take it from the challenge's repository or give data.class_mapping"
         raise UserError(problem) from None

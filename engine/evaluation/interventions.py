@@ -1,6 +1,5 @@
 """Interventions on a two-stage model at test time: removed parts and part-logit thresholds."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import parse_json, read_file
 from engine.evaluation.loading import fingerprint
 from models.part_discovery import Intervention
 from models.two_stage import TwoStageModel
@@ -73,7 +73,7 @@ def _is_threshold(value: object) -> bool:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return parse_json(read_file(path))
     except OSError as error:
         raise UserError(f"--thresholds: cannot read {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:

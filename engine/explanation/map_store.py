@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.files import check_regular
 from engine.run.renamed_keys import converted_value, earlier_view
 
 Target = Literal["predicted", "label"]
@@ -120,6 +121,7 @@ class MapReader:
         """Raises UserError if `MapWriter` did not write the file, or its maps have another provenance."""
         self.path = path
         with self._as_user_error():
+            check_regular(path)
             self.file = h5py.File(path, "r")
             if str(self.file.attrs.get("format")) != FORMAT:
                 raise UserError(f"--maps: {path} was not written by --save-maps")
@@ -159,8 +161,16 @@ class MapReader:
         return torch.from_numpy(unit.astype(np.float32)) * torch.from_numpy(scale)[:, None, None]
 
     def _dataset(self, name: str, dimensions: int, dtype: Any) -> h5py.Dataset:
-        """Raise ValueError for a data set of unexpected type or size, so that a small file cannot fill the memory."""
+        """Raise ValueError for a data set of unexpected type or size, so that a small file cannot fill the memory, and
+        for one that is stored elsewhere: HDF5 would read any file that it names.
+        """
+        parts = name.split("/")
+        paths = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        if not all(isinstance(self.file.get(path, getlink=True), h5py.HardLink) for path in paths):
+            raise ValueError(f"{name} is missing, or a link")
         dataset = self.file[name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+            raise ValueError(f"{name} is not stored in this file")
         chunk = prod(dataset.chunks or ()) * dataset.dtype.itemsize
         sizes = len(dataset) <= self.path.stat().st_size, prod(dataset.shape[1:]) <= LARGEST, chunk <= LARGEST_CHUNK
         if dataset.ndim != dimensions or dataset.dtype != dtype or not all(sizes):

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.files import check_regular
 from common.processes import processes
 from common.sealing import PLACE, check_seal, seal
 from engine.run.atomic_files import link_or_copy, replacing
@@ -87,6 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Files without a checksum, as earlier versions wrote them, are read unverified.
     """
     try:
+        check_regular(path)
         check_seal(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

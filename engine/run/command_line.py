@@ -1,6 +1,7 @@
 """Parse flags and YAML files into one resolved RunConfig."""
 
 import json
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +14,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from common.errors import UserError
-from common.plain_yaml import check_yaml
+from common.files import read_file
+from common.plain_yaml import LARGEST, check_yaml
 from datasets.registry import with_input, with_prescribed
 from engine.run.config import RunConfig, dump_config, flat
 from engine.run.config_checks import problems
@@ -98,11 +100,40 @@ def _load_plain(text: str) -> Any:
 
 
 def _with_converted_configs(arguments: list[str]) -> Iterator[str]:
-    """The arguments; a config file that an earlier version saved in a run folder is replaced by its converted text."""
+    """The arguments; a config file that an earlier version saved in a run folder is replaced by its converted text.
+
+    Raises UserError as `_refuse_other_files` does.
+    """
+    groups = {key.rpartition(".")[0] for key, _ in flat(asdict(RunConfig()))} - {""}
+    flags = {f"--{key}" for key in (*groups, "config")}
     for previous, argument in zip(["", *arguments], arguments, strict=False):
-        flag, equals, value = ("--config", "", argument) if previous == "--config" else argument.partition("=")
+        flag, equals, value = (previous, "", argument) if previous in flags else argument.partition("=")
+        if flag in flags and (equals or flag == previous):
+            _refuse_other_files(flag.removeprefix("--"), value, groups)
         text = _converted_text(Path(value)) if flag == "--config" and value else None
         yield argument if text is None else f"{flag}={text}" if equals else text
+
+
+def _refuse_other_files(key: str, value: str, groups: set[str]) -> None:
+    """Raise UserError where --config is no regular file, and where a group of keys is given as a plain value.
+
+    The parser would read the file that the value names, as in `train: other.yaml`.
+    """
+    try:
+        is_file = key == "config" and os.path.exists(value)
+        text = read_file(value, 4 * LARGEST).decode() if is_file else value
+        check_yaml(text)
+        values = _load_yaml(text)
+    except OSError as error:
+        raise UserError(f"cannot read {value} ({error.strerror})") from None
+    except (ValueError, yaml.YAMLError):
+        return  # the parser will report what is wrong with it
+    prefix = "" if key == "config" else f"{key}."
+    for name, content in flat(values, prefix) if isinstance(values, dict) else [(key, values)]:
+        if name == "config" and prefix == "" and isinstance(values, dict):
+            raise UserError("config: a config file cannot name another one; give both with --config")
+        if name in groups and content != {}:
+            raise UserError(f"{name} is a group of keys, not a value; set its keys, such as {name}.NAME, or omit it")
 
 
 def _converted_text(path: Path) -> str | None:
@@ -110,7 +141,7 @@ def _converted_text(path: Path) -> str | None:
     try:
         if not any((path.parent / folder).is_dir() for folder in ("best", "checkpoints")):
             return None
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path, 4 * LARGEST).decode()
         check_yaml(text)
         values = _load_yaml(text)
     except (OSError, ValueError, yaml.YAMLError):
@@ -120,11 +151,6 @@ def _converted_text(path: Path) -> str | None:
 
 
 def _instantiate(parser: ArgumentParser, namespace: Namespace) -> RunConfig:
-    keys = [key for key, _ in flat(asdict(RunConfig()))]
-    # The parser would ignore, or fail on, a plain value of a group in a config file.
-    for key in sorted({key.rpartition(".")[0] for key in keys if "." in key}):
-        if not isinstance(namespace.get(key), Namespace):
-            raise UserError(f"{key} is a group of keys, not a value; set its keys, such as {key}.NAME, or omit it")
     values = parser.instantiate(namespace)
     return RunConfig(**{name: values[name] for name in RunConfig.__dataclass_fields__})
 

@@ -1,11 +1,15 @@
 """Read weights files and load them into a module: backbones with timm's or Hugging Face's names, any image size."""
 
+import contextlib
+import io
+import pickletools
 import re
 import warnings
 import zipfile
+from collections.abc import Iterator
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -29,6 +33,8 @@ _DINOV2_RENAMES = (
     (r"\.mlp\.w12\.", ".mlp.fc1."),
     (r"\.mlp\.w3\.", ".mlp.fc2."),
 )
+_ALLOCATORS = re.compile(r"\w+ bytearray|torch\S* \w*Tensor|torch\S* (Unt|T)ypedStorage")
+"""Types that torch's safe unpickler calls with any number: bytearray(1 << 31) is a file of 397 bytes."""
 _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist|attn_pool)\.")
 
 
@@ -71,10 +77,31 @@ def _read_torch(path: Path) -> Any:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed; unpack it and save it with torch.save")
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    _refuse_allocation(io.BytesIO(archive.read(name)))
+    else:
+        with path.open("rb") as file:
+            _refuse_allocation(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _refuse_allocation(file: IO[bytes]) -> None:
+    """Raise ValueError for a pickle that names one of `_ALLOCATORS`."""
+    if found := next((name for name in _names(file) if _ALLOCATORS.fullmatch(name)), None):
+        raise ValueError(f"it asks for {found}, which no state dict needs")
+
+
+def _names(file: IO[bytes]) -> Iterator[str]:
+    """All that a pickle looks up, "module name"; torch's old format has five in a row, before the tensors."""
+    with contextlib.suppress(ValueError):  # torch reports what is broken
+        for _ in range(5):
+            for operation, argument, _ in pickletools.genops(file):
+                if operation.name == "GLOBAL":
+                    yield str(argument)
 
 
 def _is_plain(tensor: Tensor, size: int) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit, JPEGExtended12Bit
 from scipy.io import savemat
 
+from common import isolation
 from common.errors import UserError
 from common.isolation import IsolatedError, in_child
 from datasets.formats import dicom, matlab
@@ -87,3 +88,11 @@ def test_a_matlab_file_that_crashes_scipy(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(matlab, "loadmat", lambda *_, **__: os.abort())
     with pytest.raises(UserError, match=r"cannot read .*a\.mat \(SIGABRT\)"):
         matlab.read_mat(tmp_path / "a.mat", "X")
+
+
+def test_a_child_that_ends_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one does whose memory is so short that it cannot even write its error."""
+    monkeypatch.setattr(isolation, "_send_result", lambda *_: os._exit(0))
+    with pytest.raises(IsolatedError) as caught:
+        in_child(lambda: np.zeros(3))
+    assert caught.value.kind == "MemoryError"
