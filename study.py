@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from commands.study_jobs import Job, check_jobs, differences, jobs, load_study, run_job, summarise
-from common.errors import UserError, exit_on_user_error, one_line
+from common.errors import UserError, exit_on_user_error, one_line, printable
 from common.flags import Parser
 from common.plugins import with_plugins
 from engine.run.distributed import one_process_only
@@ -77,12 +77,12 @@ def main() -> None:
     results, diverged = [], []
     try:
         for job in todo:
-            print(f"--- {job.row}, seed {job.seed} ({job.config.out})", flush=True)
+            print(printable(f"--- {job.row}, seed {job.seed} ({job.config.out})"), flush=True)
             try:
                 results.append((job, run_job(job, train)))
             except DivergedError as error:
                 diverged.append((job, one_line(str(error))))
-                print(f"{job.row}, seed {job.seed} diverged: {diverged[-1][1]}", file=sys.stderr, flush=True)
+                print(printable(f"{job.row}, seed {job.seed} diverged: {diverged[-1][1]}"), file=sys.stderr, flush=True)
     except RunStopped as stopped:
         print(f"stopped by {stopped}; everything is saved; continue with the same command", file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, exit_on_user_error, printable
 from common.files import read_file
 from common.flags import Parser
 from metrics.comparison import LOGIT, PRESENT, Difference, column_means, compare, prediction_metrics
@@ -52,7 +52,7 @@ def main() -> None:
     print(f"{len(first)} images; first - second, 95 % interval, p")
     for name, found in differences.items():
         change = f"{found.first - found.second:+.4f} [{found.low:+.4f}, {found.high:+.4f}]"
-        print(f"{name}: {found.first:.4f} - {found.second:.4f} = {change}, p {found.p:.3g}")
+        print(f"{printable(name)}: {found.first:.4f} - {found.second:.4f} = {change}, p {found.p:.3g}")
     if out:
         write_tables(records, out / "comparison")
 

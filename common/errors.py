@@ -15,10 +15,15 @@ class UserError(ValueError):
     """Invalid input: one line that names the file, key or flag and what to do about it."""
 
 
+def printable(text: str) -> str:
+    """The text with control characters, line ends and marks that change its direction escaped as in Python."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def one_line(text: str) -> str:
     """The text on one line, with control characters escaped, so that file names cannot control the terminal."""
     shown = " ".join(text.split())
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in shown[:LONGEST]) + "..." * (len(shown) > LONGEST)
+    return printable(shown[:LONGEST]) + "..." * (len(shown) > LONGEST)
 
 
 def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.errors import printable
+
 SPLITS = ("train", "val", "test")
 """Names of the splits; in the published index files a split is numbered by its position here."""
 
@@ -37,6 +39,12 @@ class DatasetInfo:
     """Origin of this split, as text: "published", or how it was held out."""
     multi_label: bool = False
     """Images may show several classes: records have `present`."""
+
+    def __post_init__(self) -> None:
+        """Escape control characters in the names, which come from folders and files and are printed and written."""
+        for name in ("class_names", "group_names", "part_names"):
+            if (names := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(map(printable, names)))
 
     @property
     def keys(self) -> tuple[str, ...]:

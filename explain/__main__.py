@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import UserError, exit_on_user_error
+from common.errors import UserError, exit_on_user_error, printable
 from common.files import read_file
 from common.flags import Parser
 from common.plugins import with_plugins
@@ -191,7 +191,7 @@ def explain_all(sheet: "ExplanationSheet", paths: Sequence[Path], everything: bo
 
     if everything:
         for problem in sheet.leave_out_unable(read(paths[0])):
-            print(problem, file=sys.stderr)
+            print(printable(problem), file=sys.stderr)
     with progress(len(paths) * len(sheet.methods)) as start:
         return [sheet.explain(path, read(path), start) for path in paths]
 
@@ -213,7 +213,7 @@ def warnings_as_notes() -> Iterator[None]:
             yield
         finally:
             for text in dict.fromkeys(str(w.message) for w in caught if issubclass(w.category, UserWarning)):
-                print(f"note: {text}", file=sys.stderr)
+                print(printable(f"note: {text}"), file=sys.stderr)
 
 
 @exit_on_user_error
@@ -233,12 +233,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sheet = build_sheet(args)
     images = explain_all(sheet, paths, args.method == ["all"])
     for image in images:
-        print(f"{sheet.names[image.predicted]}  {image.probability[image.predicted]:.3f}  {image.path}")
+        print(printable(f"{sheet.names[image.predicted]}  {image.probability[image.predicted]:.3f}  {image.path}"))
         for note in sheet.notes(image):
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
     print(f"input: {sheet.classifier.preprocessing}")
     for note in compat_notes(args, sheet):
-        print(note, file=sys.stderr)
+        print(printable(note), file=sys.stderr)
     if args.save_maps:
         print(f"maps: {write_maps(args.save_maps, images, sheet.names)}")
     print(f"look at {sheet.write(images[:shown], args.out)}")

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -29,6 +30,10 @@ NOT_A_CURVE = ("/seconds", "/images_per_second", "/skipped")
 X_LABELS = {"epoch": "epoch", "train_seconds": "training time in seconds", "wall_seconds": "wall time in seconds"}
 
 
+plain_text = matplotlib.rc_context({"text.parse_math": False})
+"""A class may be called cat($^$), which is no formula."""
+
+
 @dataclass(frozen=True)
 class Line:
     """One curve: its name and its points."""
@@ -38,6 +43,7 @@ class Line:
     y: list[float]
 
 
+@plain_text
 def training_curves(rows: Sequence[Row], path: Path, x: str = "epoch") -> Path:
     """One run, one small panel per subject (losses, accuracies, mask, learning rate), as a PNG.
 
@@ -60,6 +66,7 @@ def training_curves(rows: Sequence[Row], path: Path, x: str = "epoch") -> Path:
     return _save(figure, path)
 
 
+@plain_text
 def compare_runs(runs: Mapping[str, Sequence[Row]], key: str, path: Path, x: str = "epoch") -> Path:
     """One line per run (by its name) of `key`, labelled with its last value, as a PNG.
 

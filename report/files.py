@@ -12,15 +12,16 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from common.errors import UserError
+from common.errors import UserError, printable
 
 
 def write_atomic(path: Path, content: str | bytes) -> Path:
     """Write UTF-8 text or bytes to a temporary file next to `path` and rename it; creates the folder.
 
+    Control characters in a text, other than line ends and tabs, are escaped: names of files and classes may have any.
     Raises UserError that names the file if it cannot be written.
     """
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
+    data = _printable(content).encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +33,10 @@ def write_atomic(path: Path, content: str | bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def _printable(text: str) -> str:
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def check_folder(path: Path, flag: str) -> Path:

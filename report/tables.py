@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from common.errors import printable
 from report.files import json_text, write_atomic
 from report.names import is_fraction, number, pretty, with_std
 
@@ -86,7 +87,7 @@ def markdown(table: TableText) -> str:
     """The table as GitHub Markdown, numbers right-aligned."""
 
     def line(cells: Sequence[str]) -> str:
-        safe = (cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ") for cell in cells)
+        safe = (printable(cell.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")) for cell in cells)
         return f"| {' | '.join(safe)} |"
 
     rule = ["---", *["---:"] * (len(table.header) - 1)]
@@ -95,7 +96,8 @@ def markdown(table: TableText) -> str:
 
 def latex(table: TableText) -> str:
     """The table as a LaTeX tabular (booktabs rules), numbers right-aligned."""
-    frame = pd.DataFrame(table.rows, columns=list(table.header))
+    cells = [[printable(cell) for cell in row] for row in (table.header, *table.rows)]
+    frame = pd.DataFrame(cells[1:], columns=cells[0])
     return frame.to_latex(index=False, escape=True, column_format="l" + "r" * (len(table.header) - 1))
 
 

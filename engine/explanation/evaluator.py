@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.processes import gather
 from datasets.types import Batch, DatasetInfo
 from engine.explanation.map_store import MapReader, MapWriter, Target
@@ -205,7 +205,7 @@ def chosen_methods(
         except UserError as error:
             if not everything:
                 raise
-            log(f"{name} is left out: {error}")
+            log(printable(f"{name} is left out: {error}"))
     return able
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.processes import processes
 from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
@@ -86,7 +86,7 @@ class Tracker:
 
     def message(self, text: str) -> None:
         """Print one line for the user."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(printable(text), soft_wrap=True)
 
     def finish(self, summary: MetricsRow) -> None:
         """Log the summary and close Weights & Biases."""
