@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
 from common.processes import all_rows
 
 PresenceKind = Literal["original", "soft_constraint", "tanh", "soft_tanh"]
@@ -189,12 +190,12 @@ def border(logits_BKhw: Tensor, ring_weight: float) -> Tensor:
 
 
 def _checked(maps_BKhw: Tensor) -> Tensor:
-    """Return the maps unchanged; raise ValueError if their shape is wrong."""
+    """Return the maps unchanged; raise ValueError if their shape is wrong, UserError if the images are too small."""
     if maps_BKhw.ndim != 4 or maps_BKhw.shape[1] < 2:
         raise ValueError(f"expected maps [B, K+1, h, w] with K >= 1, got {tuple(maps_BKhw.shape)}")
     height, width = maps_BKhw.shape[-2:]
     if min(height, width) < 3:
-        raise ValueError(f"part terms need a grid of at least 3x3 patches, got {height}x{width}")
+        raise UserError(f"data.image_size: part terms need a grid of at least 3 x 3 patches, not {height} x {width}")
     return maps_BKhw
 
 

@@ -17,12 +17,18 @@ from models.transformer import is_vit
 from models.weights.checkpoints import load_into, read_state
 from models.weights.foreign import backbone_part
 
+TINY = 64
+"""Pixels of a side. Fewer may not pass through the layers of a network made for 224."""
+
 
 class Cnn(ImageClassifier):
     """A timm network with its own pooling and a new linear classifier with bias."""
 
     def __init__(self, model_config: ModelConfig, num_classes: int, image_size: tuple[int, int]) -> None:
-        """Random weights; `load_pretrained_backbones` loads the backbone's. Any `image_size` works."""
+        """Random weights; `load_pretrained_backbones` loads the backbone's.
+
+        Raises UserError for an `image_size` that its layers shrink to nothing.
+        """
         super().__init__()
         self.model_config = config = model_config
         self.backbone = _create(config.backbone, config.drop_path)
@@ -30,6 +36,20 @@ class Cnn(ImageClassifier):
             if isinstance(module, nn.Conv2d):
                 module.padding_mode = config.padding
         self.head = linear_head(cast(int, self.backbone.head_hidden_size), num_classes)
+        if config.padding == "reflect" or min(image_size) < TINY:
+            self._check_size(image_size)
+
+    def _check_size(self, image_size: tuple[int, int]) -> None:
+        """Raise UserError for images from which the layers leave nothing, or too little to reflect."""
+        training = self.backbone.training
+        try:
+            with torch.no_grad():
+                self.backbone.eval()(torch.zeros(1, 3, *image_size))
+        except RuntimeError as error:
+            what = f"{image_size} is too small for {self.model_config.backbone}"
+            raise UserError(f"data.image_size: {what} ({' '.join(str(error).split())[:120]})") from None
+        finally:
+            self.backbone.train(training)
 
     def load_pretrained_backbones(self) -> None:
         """Load `config.weights` into the backbone: hub, none or a file with timm's names. Raises UserError."""

@@ -1,7 +1,7 @@
 """Save models to a folder or the Hugging Face Hub, and load them from there."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -9,10 +9,13 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import nn
 
 from common.errors import UserError
+from common.files import check_regular
 from models.config import model_config_from_dict
 from models.weights.checkpoints import load_into, read_state
 
 M = TypeVar("M")
+LARGEST = 1 << 20
+"""Of bytes in config.json, and of classes and pixels of a side."""
 
 
 class SavedModel(PyTorchModelHubMixin):
@@ -23,6 +26,8 @@ class SavedModel(PyTorchModelHubMixin):
         """Load a model in eval mode from a folder written by `save_pretrained` or from the hub. Raises UserError."""
         source = pretrained_model_name_or_path
         try:
+            if (file := Path(source) / "config.json").exists():
+                check_regular(file, LARGEST)
             return super().from_pretrained(source, **kwargs)
         except Exception as error:  # a config.json of another project can fail anywhere in the constructor
             if isinstance(error, UserError) or not Path(source).is_dir():
@@ -35,8 +40,19 @@ class SavedModel(PyTorchModelHubMixin):
         """`config`: the whole content of config.json."""
         if "model_config" not in kwargs:
             raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} found")
-        # The mixin rebuilds only the outer dataclass and leaves `parts` as a dict.
-        model_config = model_config_from_dict(asdict(kwargs.pop("model_config")))
+        # The mixin rebuilds only the outer dataclass, from any values, and leaves `parts` as a dict.
+        described, source = kwargs.pop("model_config"), kwargs["model_id"]
+        if not is_dataclass(described) or isinstance(described, type):
+            raise UserError(f"{source}: its config.json has a model_config that is no mapping of keys")
+        try:
+            model_config = model_config_from_dict(asdict(described))
+        except UserError as error:
+            raise UserError(f"{source}: its config.json does not describe a {cls.__name__} ({error})") from None
+        size = kwargs.get("image_size")
+        numbers = [kwargs.get("num_classes"), *(size if isinstance(size, list | tuple) and len(size) == 2 else [None])]
+        if not all(type(number) is int and 0 < number <= LARGEST for number in numbers):
+            what = f"num_classes {kwargs.get('num_classes')} and image_size {size}"
+            raise UserError(f"{source}: its config.json has {what[:160]}, not a number and a pair of numbers above 0")
         model = super()._from_pretrained(model_config=model_config, **kwargs)
         if config and "data" in config:
             model.remember_data(config["data"])

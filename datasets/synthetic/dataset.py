@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.config import DataConfig
 from datasets.readers.files import check_split
@@ -34,7 +35,7 @@ class SyntheticBirds:
     images [n, H, W, 3] uint8 · part_map [n, H, W] uint8 (0 background, k + 1 = part k) ·
     keypoints [n, 5, 3] float32 (x, y, visible), pixels ·
     labels, places: n ints (place 0 forest, 1 water).
-    Raises UserError for an unknown split.
+    Raises UserError for an unknown split, and for images so small that a bird has no pixel.
     """
 
     info = INFO
@@ -59,6 +60,11 @@ class SyntheticBirds:
                 chunk = slice(start, start + step)
                 drawn = _draw_chunk(label[chunk], place[chunk], config, generator)
                 self.images[chunk], self.part_map[chunk], self.keypoints[chunk, :, :2] = drawn
+
+        if not self.part_map.any((1, 2)).all():
+            raise UserError(
+                f"data.image_size: {config.size_hw} is too small for synthetic images; use 8 or more pixels"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)

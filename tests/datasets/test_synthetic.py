@@ -31,6 +31,13 @@ def with_options(**options: float) -> DataConfig:
     return replace(CONFIG, synthetic=replace(OPTIONS, **options))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("size", [1, 2, (4, 1)])
+def test_images_without_a_bird_are_refused(size: int | tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=r"data\.image_size: .* is too small for synthetic images"):
+        SyntheticBirds(replace(CONFIG, image_size=size), "train")
+    assert SyntheticBirds(replace(CONFIG, image_size=8), "val").read(0).mask is not None
+
+
 def test_same_key_same_images(birds: SyntheticBirds) -> None:
     again = SyntheticBirds(CONFIG, "train")
     assert np.array_equal(birds.images, again.images)

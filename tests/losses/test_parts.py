@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from losses import parts
 from tests.losses import textbook as slow
 from tests.losses.textbook import close, peak, random_maps
@@ -174,7 +175,7 @@ def test_empty_part_does_not_disturb_the_others():
 @pytest.mark.parametrize("name", MAP_TERMS)
 def test_wrong_shapes(name):
     for shape in ((2, 3, 2, 5), (2, 3, 5, 2)):
-        with pytest.raises(ValueError, match="3x3"):
+        with pytest.raises(UserError, match=r"data\.image_size: .*at least 3 x 3 patches"):
             MAP_TERMS[name](torch.rand(shape))
     with pytest.raises(ValueError, match="K\\+1"):
         MAP_TERMS[name](torch.rand(2, 1, 5, 5))

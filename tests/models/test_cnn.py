@@ -46,6 +46,17 @@ def test_saved_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "padding", "size"),
+    [("resnet10t", "reflect", (32, 32)), ("resnet10t", "reflect", (64, 32)), ("convnext_atto", "zeros", (1, 1))],
+)
+def test_images_that_are_too_small(name: str, padding: str, size: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match=rf"data\.image_size: .* is too small for {name}"):
+        build_model(config(name="cnn", backbone=name, padding=padding), 5, size)
+    model = build_model(config(name="cnn", backbone=name, padding=padding), 5, SIZE)
+    assert model.training and all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [("resnet9999", "timm has no model 'resnet9999'"), ("vit_nano_patch8", "for a ViT use model.name=vit")],
 )

@@ -72,6 +72,34 @@ def test_a_saved_models_config(key: str, value: Any, model: TwoStageModel, tmp_p
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        ("model_config.drop_path", 2, "drop_path"),
+        ("model_config.drop_path", "0.1; x", "drop_path"),
+        ("model_config.mask_kind", "harder", "mask_kind"),
+        ("model_config.parts.part_dropout", 1.0, "part_dropout"),
+        ("model_config.parts.temperature", 0, "temperature"),
+        ("model_config.parts.num_parts", 10**30, "config.json"),
+        ("model_config.parts", "other.json", "parts is a group of keys"),
+        ("num_classes", 10**12, "num_classes 1000000000000"),
+        ("num_classes", True, "num_classes True"),
+        ("image_size", [32, 32, 32], r"image_size \[32, 32, 32\]"),
+        ("image_size", [32, 10**9], "image_size"),
+    ],
+)
+def test_a_saved_models_config_is_checked_before_a_model_is_built(
+    key: str, value: Any, problem: str, model: TwoStageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model.save_pretrained(tmp_path)
+    assert TwoStageModel.from_pretrained(tmp_path).model_config == model.model_config
+    changed(tmp_path, key, value)
+    monkeypatch.setattr(TwoStageModel, "__init__", pytest.fail)
+    with pytest.raises(UserError, match=problem) as caught:
+        TwoStageModel.from_pretrained(tmp_path)
+    assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
+
+
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100000, b"7", b""])
 def test_a_saved_models_config_that_is_none(content: bytes, model: TwoStageModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
