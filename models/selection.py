@@ -28,6 +28,12 @@ class Selection:
     empty: Tensor | None = None
     """[B] bool: no patch was selected (before the fallback)."""
 
+    def __post_init__(self) -> None:
+        """Raise TypeError for a mask that is not bool: of other types, `~` and indexing mean something else."""
+        for name, value in (("mask", self.mask), ("pixels", self.pixels)):
+            if value is not None and value.dtype != torch.bool:
+                raise TypeError(f"Selection.{name} must be bool, not {value.dtype}; compare it with a threshold first")
+
     @property
     def visible(self) -> Tensor:
         """What stage 2 sees, as fine as it is known: `pixels` [B, H, W] or else `mask` [B, h, w], bool."""
@@ -45,9 +51,16 @@ class Selection:
         return replace(self, **parts)
 
     def shown(self, images: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] with hidden pixels set to the mean colour (0); unchanged without `pixels`."""
-        # Replaced, not multiplied: 0 times a pixel that is not finite would be nan.
-        return images if self.pixels is None else torch.where(self.pixels[:, None], images, 0.0)
+        """Normalised images [B, 3, H, W] with hidden pixels set to the mean colour (0); unchanged with a gate.
+
+        Without this, hidden values would reach the logits where they are huge or not finite: attention gives hidden
+        keys the weight 0, and 0 times infinity is nan. A gate has a gradient that depends on what it hides.
+        """
+        if self.gate is not None:
+            return images
+        visible = enlarge_patches(self.mask, (images.shape[2], images.shape[3]))
+        # Replaced, not multiplied, for the same reason.
+        return torch.where((visible if self.pixels is None else visible & self.pixels)[:, None], images, 0.0)
 
 
 def selection_of(visible: Tensor, grid: tuple[int, int]) -> Selection:
