@@ -78,6 +78,8 @@ class ExplanationSheet:
             method.check(explained)
         with torch.no_grad():
             probability = self.classifier.probabilities(explained.logits(images)[0]).cpu()
+        if not probability.isfinite().all():
+            raise UserError(f"{path}: the model's logits are not finite; use other weights")
         targets = list(self.targets) or [int(probability.argmax())]
         pixels = resize_shorter(denormalise(image, self.classifier.mean, self.classifier.std), TILE)
         maps = {}

@@ -1,7 +1,7 @@
 """Predictions of a model for a batch."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,23 @@ from models.outputs import ModelOutput
 
 
 def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float32, **options: Any) -> Prediction:
-    """The model's prediction for a batch on its device; logits [B, outputs of the model]."""
+    """The model's prediction for a batch on its device; logits [B, outputs of the model].
+
+    Raises UserError as `check_logits` does.
+    """
     with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
-        return prediction_of(model(batch.image, **given_mask(model, batch), **options))
+        prediction = prediction_of(model(batch.image, **given_mask(model, batch), **options))
+    check_logits(prediction.logits, batch.paths)
+    return prediction
+
+
+def check_logits(logits: Tensor, paths: Sequence[str]) -> None:
+    """Raise UserError naming the first image with a logit [B, C] that is not finite, which metrics take for wrong."""
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        raise UserError(
+            f"the logits of {paths[int(finite.byte().argmin())]} are not finite; use another train.precision or weights"
+        )
 
 
 @contextlib.contextmanager

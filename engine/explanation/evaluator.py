@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from common.errors import UserError, printable
 from common.processes import gather
 from datasets.types import Batch, DatasetInfo
+from engine.evaluation.predict import check_logits
 from engine.explanation.map_store import MapReader, MapWriter, Target
 from engine.run.memory import AutoBatchSize
 from explain import METHODS, Explainer, run_method
@@ -70,6 +71,7 @@ class ExplanationEvaluator:
         for batch in batches:
             batch = batch.to(device)
             outputs = self.outputs(batch.image)
+            check_logits(outputs, batch.paths)
             logits = class_logits(outputs, self.info)
             predicted = logits.argmax(1)
             if self.reader:

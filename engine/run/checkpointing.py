@@ -22,6 +22,7 @@ from common.files import check_regular
 from common.processes import processes
 from common.sealing import PLACE, check_seal, seal
 from engine.run.atomic_files import link_or_copy, replacing
+from models.weights.checkpoints import check_values
 
 State = dict[str, Tensor]
 STATE_MISMATCH = "the checkpoint's optimiser state does not fit this config; were optim.* keys changed?"
@@ -190,6 +191,7 @@ def _numbered_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def load_weights(model: nn.Module, state: State, path: Path) -> None:
     """Load a model's weights. Raises UserError naming `path` if they belong to another model."""
+    check_values(state, str(path))
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

@@ -74,8 +74,9 @@ def resolve(config: RunConfig) -> RunConfig:
     for key, value in flat(asdict(config)):
         if value is None and key not in optional:  # left empty in a YAML file, which the parser accepts
             raise UserError(f"{key} has no value; give one or omit the key")
-        if isinstance(value, int | float) and not abs(value) < 2**63:  # true for nan as well
-            raise UserError(f"{key}={value:.6g} is too large or not a number")
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(number, int | float) and not abs(number) < 2**63:  # true for nan as well
+                raise UserError(f"{key}={number:.6g} is too large or not a number")
     for problem in problems(config):
         raise UserError(problem)
     return replace(config, data=with_input(config.data, own_input(config.model.backbone)))

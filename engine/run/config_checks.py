@@ -25,6 +25,8 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
         f"data.global_batch={data.global_batch} determines data.batch_size and optim.grad_accum_steps: leave them out "
         "(for less memory lower data.max_batch_per_device), or set data.global_batch to 0": not data.global_batch
         or not own_batches,
+        # Images are divided by it in float32.
+        "data.std must be at least 1e-6 for every channel": min(config.data.normalisation[1]) >= 1e-6,
         f"model.selector={model.selector} has no stage 1 to train: optim.stage_1_epochs must be 0": parts
         or not config.optim.stage_1_epochs,
         f"model.stage_1_image_size: model.name={model.name} with model.selector={model.selector} has no stage 1 before "

@@ -58,7 +58,8 @@ class Certificate(MapMetric):
     the largest patches are kept and the rest counts as irrelevant. Keys, over the images whose map is finite:
 
     - `certificate/max_logit_change`: largest over images and fills
-    - `certificate/holds`: fraction of images where no fill changes a logit by more than the tolerance
+    - `certificate/holds`: fraction of images where no fill changes a logit by more than the tolerance; never where no
+      patch is kept, which any model passes, or a logit is not finite
     - `certificate/probability_change` (of the label), `certificate/total_variation` (of the softmax),
       `certificate/flipped` (fraction of changed predictions): means over images and fills
     - `certificate/keep_ratio`: mean fraction of patches that are kept
@@ -123,10 +124,11 @@ class Certificate(MapMetric):
         by_fill = {name: np.stack([columns[f"{fill}/{name}"] for fill in FILLS]) for name in MOVEMENT}
         change = by_fill["logit_change"].max(0)
         scored = ~np.isnan(change)
+        holds = (change <= self.tolerance) & (columns["keep_ratio"] > 0)
         drawn = change[scored & (weight > 0)]
         values = {
             "max_logit_change": drawn.max() if len(drawn) else np.nan,
-            "holds": weighted_mean(np.where(scored, change <= self.tolerance, np.nan), weight),
+            "holds": weighted_mean(np.where(scored, holds, np.nan), weight),
             **{name: weighted_mean(by_fill[name].mean(0), weight) for name in MOVEMENT[1:]},
             "keep_ratio": weighted_mean(columns["keep_ratio"], weight),
         }

@@ -170,7 +170,16 @@ def _is_square(count: int) -> bool:
 def load_into(module: nn.Module, state: State, source: str) -> None:
     """Load all of `state` or nothing into `module`. Raises UserError naming missing, unexpected and misshapen keys."""
     check_fit(module.state_dict(), state, source)
+    check_values(state, source)
     module.load_state_dict(state)
+
+
+def check_values(state: State, source: str) -> None:
+    """Raise UserError naming a tensor of `state`, read from `source`, that has values that are not finite."""
+    broken = sorted(name for name, tensor in state.items() if not tensor.isfinite().all())
+    if broken:
+        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+        raise UserError(f"{source}: {', '.join(broken[:3])}{more}: values that are not finite; use other weights")
 
 
 def check_fit(own: State, state: State, source: str) -> None:

@@ -76,6 +76,7 @@ def test_soft_masks_get_no_certificate() -> None:
 def test_one_leaking_image_is_found() -> None:
     """A model that looks at one hidden pixel of one image."""
     batch, mask = batch_of(), torch.zeros(6, 4, 4, dtype=torch.bool)
+    mask[:, 0, 0] = True
     model, measured = two_stage(), certificate()
 
     def leaky(x: Tensor, m: Tensor) -> Tensor:
@@ -89,6 +90,22 @@ def test_one_leaking_image_is_found() -> None:
     changes = torch.stack([torch.from_numpy(table[f"{fill}/logit_change"]) for fill in FILLS])
     assert changes.amax(0).nonzero().flatten().tolist() == [3]
     assert results["certificate/max_logit_change"] == changes.max()
+
+
+def test_no_certificate_without_a_visible_patch_or_finite_logits() -> None:
+    """Where nothing is kept every model passes, a broken one too: its part head finds no foreground in nan."""
+    batch, mask = batch_of(), torch.zeros(6, 4, 4, dtype=torch.bool)
+    mask[2:, 1, 1] = True
+    model, measured = two_stage(), certificate()
+
+    def broken(x: Tensor, m: Tensor) -> Tensor:
+        logits = model.predict(x, Selection(m))
+        return torch.where(torch.arange(6)[:, None] == 5, torch.inf, logits)
+
+    measured.update(batch, masked_explanation(batch.image, mask, broken))
+    results = measured.compute()
+    assert results["certificate/holds"] == pytest.approx(3 / 6)
+    assert results["count/certificate/images"] == 6
 
 
 def shown(image: Tensor, heat: Tensor, count: int, fill: Tensor) -> Tensor:

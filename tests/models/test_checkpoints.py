@@ -126,6 +126,18 @@ def test_final_norm_of_models_made_for_average_pooling() -> None:
     assert fit_backbone_state(both, vit).keys() == vit.state_dict().keys()
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite_are_named(value: float, tmp_path: Path) -> None:
+    state = nn.Linear(3, 2).state_dict()
+    state["weight"][1, 2] = value
+    save_file(state, tmp_path / "w.safetensors")
+    model = nn.Linear(3, 2)
+    before = model.weight.clone()
+    with pytest.raises(UserError, match=r"w\.safetensors: weight: values that are not finite"):
+        load_into(model, read_state(tmp_path / "w.safetensors"), str(tmp_path / "w.safetensors"))
+    assert torch.equal(model.weight, before)
+
+
 def test_all_missing_and_unexpected_keys_are_named_in_one_line() -> None:
     vit = backbone("vit_t_dino")
     state = vit.state_dict()

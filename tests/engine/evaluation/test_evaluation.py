@@ -18,6 +18,7 @@ from engine.run.config import RunConfig
 from metrics.registry import MetricSet, build_metrics, default_metrics
 from metrics.types import Prediction
 from models.interface import ImageClassifier, gives_mask
+from models.outputs import ClassifierOutput
 from models.part_discovery import Intervention
 from tests.tiny import CPU, tiny_config, tiny_model, tiny_splits
 
@@ -54,6 +55,17 @@ def measured(model: nn.Module, split: Split, size: int = 16, **options: Any) -> 
     loader = eval_loader(split, batch_size=size, workers=0)
     watch = [lambda batch, prediction: logits.append(prediction.logits)]
     return evaluate(model, loader, metrics_of(split, model), CPU, observers=watch, **options), torch.cat(logits)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_logits_that_are_not_finite_end_with_the_image(config: RunConfig, split: Split, value: float) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> ClassifierOutput:
+            third = (torch.arange(len(images)) == 2)[:, None]
+            return ClassifierOutput(torch.where(third, value, images.mean((2, 3))[:, :2]))
+
+    with pytest.raises(UserError, match=r"the logits of synthetic/test/00002 are not finite"):
+        measured(Broken(), split)
 
 
 @pytest.mark.parametrize("name", ["two_stage", "vit"])

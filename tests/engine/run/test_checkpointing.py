@@ -223,3 +223,10 @@ def test_tensors_are_copied_to_the_cpu_whole() -> None:
     wide = torch.arange(12.0).reshape(3, 4)
     found = prefixed("model", {"part": wide[:, 1:3].requires_grad_()})["model/part"]
     assert found.is_contiguous() and not found.requires_grad and torch.equal(found, wide[:, 1:3])
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    state = nn.Linear(3, 2).state_dict()
+    state["bias"][0] = torch.nan
+    with pytest.raises(UserError, match=r"best\.safetensors: bias: values that are not finite"):
+        load_weights(nn.Linear(3, 2), state, tmp_path / "best.safetensors")

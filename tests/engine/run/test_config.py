@@ -116,7 +116,6 @@ def test_published_settings_of_cub() -> None:
         (["--data.image_size=big"], "data.image_size"),
         (["--data.image_size=[32,32,32]"], "data.image_size"),
         (["--model.parts={num_parts: 3, colour: red}"], "parts.colour"),
-        (["--resume"], "--resume"),
         (["--resume=true", "--overwrite=true"], "--resume and --overwrite"),
         (["--config=nowhere.yaml"], "nowhere.yaml"),
         (["--config=configs"], "configs"),
@@ -174,6 +173,22 @@ def test_the_message_names_key_range_and_value() -> None:
         == "model.parts.part_dropout: must be a number from 0 to below 1, got 1"
     )
     assert "bool" in (message := one_line("--resume=maybe")) and "'auto'" in message and "maybe" in message
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "mean=[.nan, 0, 0]",
+        "mean=[0, .inf, 0]",
+        "std=[.inf, 1, 1]",
+        "std=[0, 1, 1]",
+        "std=[1, 1, 1e-40]",
+        "std=[1, .nan, 1]",
+    ],
+)
+def test_mean_and_std_can_be_computed_with(values: str) -> None:
+    with pytest.raises(UserError, match=f"data.{values[: values.index('=')]}"):
+        parse_config([f"--data.{values}"])
 
 
 def test_numbers_with_a_range_stay_plain() -> None:
