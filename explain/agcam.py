@@ -65,7 +65,9 @@ class Agcam(Explainer):
         """Maps from a capture whose gradients are computed."""
         rows = explained.rows()
         gated_LBN = [  # [B, H, R, N]: mean over the rows, sum over the heads
-            (attention.weights_gradient(rows).clamp_min(0) * attention.scores(rows).sigmoid()).mean(2).sum(1)
+            explained.mean_over_rows(
+                attention.weights_gradient(rows).clamp_min(0) * attention.scores(rows).sigmoid()
+            ).sum(1)
             for attention in capture.attentions
         ]
         return explained.on_grid(torch.stack(gated_LBN).sum(0), images)

@@ -20,11 +20,12 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
     raw_attention,
     rollout,
 )
-from explain.explained_model import ExplainedModel, eager, explainable, explained_model, usable
+from explain.explained_model import ExplainedModel, explainable, explained_model, usable
 from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
 from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
 from explain.types import METHODS, Explainer
+from explain.wrappers import unwrapped
 
 __all__ = ["METHODS", "Explainer", "build_method", "explain", "run_method"]
 
@@ -54,13 +55,14 @@ def explain(
         raise UserError(f"cannot explain a {type(model).__name__}; give a model")
     if stage not in (1, 2):
         raise UserError(f"stage: {stage!r}; a two-stage model has stages 1 and 2")
-    checked = eager(model)
-    images = checked_images(checked, images)
+    model = unwrapped(model)
+    images = checked_images(model, images)
     images = images if images.dtype == torch.float64 else images.float()
     with alone(model), at_least_float32(model):  # the second replaces the weights of a model in half precision
         explained = explained_model(model, images, stage)
-        explained = replace(explained, logits=returning_logits(explained.logits))
-        return run_method(explainer, explained, images, checked_targets(targets, images, checked, explained.logits))
+        if explained.has_classes:
+            explained = replace(explained, logits=returning_logits(explained.logits))
+        return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
 
 
 def build_method(name: str, **options: Any) -> Explainer:
@@ -76,6 +78,9 @@ def run_method(
     explainer: Explainer, explained: ExplainedModel, images: Tensor, targets: Tensor | None = None
 ) -> Tensor:
     """Like `explain`, for an ExplainedModel that was built with `explained_model`."""
+    if explainer.class_specific and not explained.has_classes:
+        what = "this ViT has no classifier (num_classes=0 or no pooling)"
+        raise UserError(f"{what}: there is no class to explain; choose attention_flow, raw_attention or rollout")
     explainer.check(explained)
     with explainable(explained):
         maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))

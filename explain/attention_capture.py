@@ -211,11 +211,19 @@ def replay(blocks: Sequence[nn.Module], capture: AttentionCapture, rows: slice) 
 
     `capture`: all attentions of the model on the same images, all fused. Attention is not recomputed: each returns its
     captured output for these rows as a leaf, which gives the graph of `record(stop_gradient=True)` restricted to
-    `rows`. The logits are unchanged if the classifier reads no other tokens.
+    `rows`. The logits are unchanged if the classifier reads no other tokens. Rotary positions are left out: they are
+    those of all tokens, and only act on attention.
     """
     selected = AttentionCapture([attention.select_rows(rows) for attention in capture.attentions])
-    keep_rows = blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:]))
-    with keep_rows, _AttentionReplay(selected, blocks).watching():
+
+    def without_rope(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return args, {**kwargs, "rope": None} if "rope" in kwargs else kwargs
+
+    with contextlib.ExitStack() as stack:
+        for block in dict.fromkeys(blocks):
+            stack.enter_context(block.register_forward_pre_hook(without_rope, with_kwargs=True))
+        stack.enter_context(blocks[0].register_forward_pre_hook(lambda _, args: (args[0][:, rows], *args[1:])))
+        stack.enter_context(_AttentionReplay(selected, blocks).watching())
         yield selected
 
 

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
-from timm.layers import Attention
 from timm.models.deit import VisionTransformerDistilled
-from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.isolation import alone, derivatives_checked, without_compilation
-from models.interface import ImageClassifier, NetworkView, Readout, Stage, selects_patches
+from explain.vits import ATTENTIONS, ReadableViT, has_classifier, patch_grid, readout, require_known_pooling
+from explain.wrappers import eager, inner_vit, unwrapped, why_unread
+from models.interface import ImageClassifier, Readout, Stage, selects_patches
 from models.masked_vit import MaskedViT
 from models.selection import Selection
 
@@ -25,7 +25,7 @@ class ExplainedModel:
     module: nn.Module
     """The whole model. It is in eval mode during an explanation and unchanged after it."""
     network: nn.Module
-    """The ViT whose attention and tokens are read, or the CNN whose features are read."""
+    """The ViT whose attention and tokens are read, or another network whose features are read."""
     logits: Callable[[Tensor], Tensor]
     """[B, 3, H, W] -> [B, C], differentiable."""
     readout: Readout
@@ -34,13 +34,18 @@ class ExplainedModel:
     """The patches that stage 2 sees; None if no patch is hidden."""
     graph: bool = False
     """Whether maps keep their graph, so that they can be differentiated (`explain.differentiable`)."""
+    has_classes: bool = True
+    """Whether `logits` are scores of classes. False for a ViT without classifier (num_classes=0)."""
+    unread: str = ""
+    """Why it is not known which tokens the classifier reads; empty if it is."""
 
     @property
-    def vit(self) -> VisionTransformer:
+    def vit(self) -> ReadableViT:
         """The network as a ViT. Raises UserError if it is not one."""
-        if not isinstance(self.network, VisionTransformer):
+        if not isinstance(self.network, ReadableViT):
             kind = type(self.network).__name__
-            raise UserError(f"--method: a {kind} has no attention; choose gradcam or a method at pixels")
+            what = "is not a ViT whose attention between all patches can be read"
+            raise UserError(f"--method: a {kind} {what}; choose gradcam or a method at pixels")
         return self.network
 
     @property
@@ -64,16 +69,31 @@ class ExplainedModel:
 
     def grid(self, images: Tensor) -> tuple[int, int]:
         """(h, w): the patch grid of these images."""
-        embed = self.vit.patch_embed
-        if self.vit.dynamic_img_size:
-            return cast(tuple[int, int], embed.dynamic_feat_size(tuple(images.shape[-2:])))
-        return cast(tuple[int, int], embed.grid_size)
+        return patch_grid(self.vit, images)
 
     def readout_row(self, like_BNN: Tensor) -> Tensor:
-        """[B, N] weights that sum to 1, equal over the tokens that the classifier reads: class token or all patches."""
+        """[B, N] weights that sum to 1: equal over the tokens that the classifier reads, class token or patches.
+
+        If stage 2 averages patches, these are the visible ones (with a gate, weighted by it); 0 if there are none.
+        """
         row_BN = like_BNN.new_zeros(like_BNN.shape[0], like_BNN.shape[-1])
-        row_BN[:, self.rows()] = 1
-        return row_BN / row_BN.sum(1, keepdim=True)
+        row_BN[:, self.rows()] = self._weights_of_rows(row_BN)
+        return row_BN / row_BN.sum(1, keepdim=True).clamp_min(torch.finfo(row_BN.dtype).tiny)
+
+    def mean_over_rows(self, t: Tensor) -> Tensor:
+        """Values of the query tokens `rows()` [B, ..., R, N] -> their mean [B, ..., N], weighted as `readout_row`."""
+        weights = self._weights_of_rows(t)
+        if weights.ndim == 0:
+            return t.mean(-2)
+        weights = weights / weights.sum(1, keepdim=True).clamp_min(torch.finfo(t.dtype).tiny)
+        return (t * weights.view(len(t), *[1] * (t.ndim - 3), -1, 1)).sum(-2)
+
+    def _weights_of_rows(self, like: Tensor) -> Tensor:
+        """1, or [B, R] where stage 2 averages the patches that it sees."""
+        if self.selection is None or self.readout != "patches":
+            return like.new_ones(())
+        gate = self.selection.gate
+        return (self.selection.mask if gate is None else gate).flatten(1).to(like)
 
     def on_grid(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Values of all tokens [B, N, ...] -> those of the patches [B, h, w, ...]; prefix tokens are dropped."""
@@ -98,46 +118,34 @@ def explained_model(
 ) -> ExplainedModel:
     """The part of `model` to explain for these images [B, 3, H, W].
 
-    `model`: a timm VisionTransformer, or any model of this project that can be explained. `stage`, for a two-stage
-    model: 1 explains the class scores of stage 1's parts; 2 explains stage 2, with the selection that the model
-    makes for these images held fixed. `graph`: see `ExplainedModel.graph`; the selection then keeps its graph. Raises
-    UserError for any other model. Of a model made by `torch.compile`, the module inside is explained. `selection`: of
+    `model`: an image classifier, or a ViT without one. `stage`, for a two-stage model: 1 explains the class scores of
+    stage 1's parts; 2 explains stage 2, with the selection that the model makes for these images held fixed. `graph`:
+    see `ExplainedModel.graph`; the selection then keeps its graph. Raises UserError for a model of this project that
+    cannot be explained. Of a wrapped model (see `explain.wrappers`), the module inside is explained. `selection`: of
     these images, if it is known already (`selected`).
     """
-    model = eager(model)
+    model = unwrapped(model)
     if stage == 2 and selects_patches(model) and selection is None:
         selection = selected(model, images, graph)
-    view = _network_view(model, stage, selection)
-    return ExplainedModel(model, eager(view.network), view.logits, view.readout, selection, graph)
+    if isinstance(model, ImageClassifier):
+        check_explainable(model)
+        view = model.network_view(stage, selection)
+        return ExplainedModel(model, eager(view.network), view.logits, view.readout, selection, graph)
+    inner = inner_vit(model)
+    if inner is None:
+        return ExplainedModel(model, model, model, "patches", None, graph)
+    vit, unread = inner[1], ""
+    if vit is not model:
+        with evaluated(model):
+            unread = why_unread(model, vit, images)
+    has_classes = vit is not model or has_classifier(vit)
+    return ExplainedModel(model, vit, model, readout(vit, has_classes), None, graph, has_classes, unread)
 
 
 def selected(model: ImageClassifier, images: Tensor, graph: bool = False) -> Selection:
     """What stage 2 of a model that selects patches sees of images [B, 3, H, W]."""
     with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
         return model.selection(images if graph else usable(images))
-
-
-def _network_view(model: nn.Module, stage: Stage, selection: Selection | None) -> NetworkView:
-    kind = type(model).__name__
-    if isinstance(model, ImageClassifier):
-        check_explainable(model)
-        return model.network_view(stage, selection)
-    if isinstance(model, VisionTransformer):
-        if isinstance(model.head, nn.Identity) or not model.global_pool:
-            raise UserError("this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain")
-        return NetworkView(model, model, _readout(model))
-    raise UserError(f"cannot explain a {kind}; give a timm VisionTransformer or a model of this project")
-
-
-def _readout(vit: VisionTransformer) -> Readout:
-    if vit.global_pool == "token":
-        return "class_token"
-    return "all" if vit.pool_include_prefix else "patches"
-
-
-def eager(module: nn.Module) -> nn.Module:
-    """The module itself; of what `torch.compile(module)` returned, the module inside."""
-    return cast(nn.Module, module._modules.get("_orig_mod", module))
 
 
 def check_explainable(model: ImageClassifier) -> None:
@@ -162,27 +170,16 @@ def require_attention(explained: ExplainedModel) -> None:
 
     The forward pass checks the rest: `explain.attention_capture.record`.
     """
-    if explained.network is explained.module:
-        _require_known_pooling(explained.vit)
+    if not isinstance(explained.module, ImageClassifier):
+        require_known_pooling(explained.vit, explained.has_classes)
+    if explained.unread:
+        why = f"which tokens a {type(explained.module).__name__} reads is not known, because {explained.unread}"
+        raise UserError(f"{why}; choose a method without attention")
     for index, block in enumerate(explained.blocks):
         for kind in [type(part) for part in block.modules() if hasattr(part, "fused_attn")]:
-            if kind.__module__.startswith("timm.") and not issubclass(kind, Attention | ParallelScalingBlock):
+            if kind.__module__.startswith("timm.") and not issubclass(kind, ATTENTIONS):
                 why = f"blocks.{index}: a {kind.__name__} has no attention matrix that could be rebuilt"
                 raise UserError(f"{why}; choose a method without attention")
-
-
-def _require_known_pooling(vit: VisionTransformer) -> None:
-    """Raise UserError unless the tokens that timm's ViT classifies from are known and the same in every channel."""
-    if vit.global_pool in ("max", "avgmax"):
-        why = "the maximum over tokens reads other tokens in every channel, so no row of attention is the classifier's"
-        raise UserError(f"global_pool={vit.global_pool}: {why}; choose a method without attention")
-    for name in ("forward_head", "pool"):
-        method = getattr(vit, name)
-        method = getattr(method, "_torchdynamo_orig_callable", method)  # of torch.compile
-        kinds = (VisionTransformer, VisionTransformerDistilled)
-        if getattr(method, "__func__", method) not in [getattr(kind, name) for kind in kinds]:
-            why = f"which tokens its own {name} reads is not known"
-            raise UserError(f"cannot explain this {type(vit).__name__}: {why}; choose a method without attention")
 
 
 def require_block(explained: ExplainedModel, layer: int) -> None:

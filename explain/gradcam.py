@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from timm.models.vision_transformer import ResPostBlock, VisionTransformer
+from timm.models.eva import EvaBlockPostNorm
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -27,6 +28,7 @@ from explain.explained_model import ExplainedModel, require_attention, require_b
 from explain.gradients import at_least_float
 from explain.isolation import gradients
 from explain.types import METHODS, Explainer
+from explain.vits import ReadableViT
 
 MAX_STRIDE = 64
 """Of a CNN's features, in pixels. What is smaller, such as [B, D, 1, 1] after a pooling, shows no places."""
@@ -57,7 +59,7 @@ class GradCAM(Explainer):
             raise UserError("--module: compat=chefer reads the attention of a block; give --layer instead")
         if self.compat:
             require_attention(explained)
-        if self.module or not isinstance(explained.network, VisionTransformer):
+        if self.module or not isinstance(explained.network, ReadableViT):
             find_module(explained.network, self.module)
         else:
             require_block(explained, self.layer)
@@ -87,7 +89,7 @@ class GradCAM(Explainer):
 
     def _source(self, explained: ExplainedModel) -> tuple[nn.Module, bool, int, int]:
         """The module, whether to read its input, and which of how many calls: blocks may share modules."""
-        if self.module or not isinstance(explained.network, VisionTransformer):
+        if self.module or not isinstance(explained.network, ReadableViT):
             return find_module(explained.network, self.module), False, 0, 1
         sources = [_before_attention(block) for block in explained.blocks]
         source, at_input = sources[self.layer]
@@ -103,7 +105,7 @@ class GradCAM(Explainer):
 
         def row(matrix: Literal["weights", "weights_gradient"]) -> Tensor:
             heads = [getattr(attention, matrix)(explained.rows()) for attention in capture.attentions]
-            row_BHN = torch.cat(heads, dim=1).mean(2)  # mean over the rows, R
+            row_BHN = explained.mean_over_rows(torch.cat(heads, dim=1))
             return explained.on_grid(row_BHN.transpose(1, 2), images)
 
         return row("weights"), row("weights_gradient")
@@ -125,7 +127,7 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     The patch grid must fit, or for a CNN the proportions of the images. Raises UserError for another tensor.
     """
     t = at_least_float(t)
-    is_vit = isinstance(explained.network, VisionTransformer)
+    is_vit = isinstance(explained.network, ReadableViT)
     grid = explained.grid(images) if is_vit else (0, 0)
     patches = grid[0] * grid[1]
     same_batch = len(t) == len(images)
@@ -153,9 +155,9 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
 def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
     """The norm before a block's attention; the block and True, for its input, if there is no single such norm.
 
-    timm's ResPostBlock has its norms after attention and MLP, ParallelThingsBlock one per branch.
+    timm's ResPostBlock and EvaBlockPostNorm have norms after attention and MLP, ParallelThingsBlock one per branch.
     """
-    norm1 = None if isinstance(block, ResPostBlock) else getattr(block, "norm1", None)
+    norm1 = None if isinstance(block, ResPostBlock | EvaBlockPostNorm) else getattr(block, "norm1", None)
     norm: nn.Module | None = getattr(block, "in_norm", norm1)  # ParallelScalingBlock has in_norm
     return (block, True) if norm is None else (norm, False)
 

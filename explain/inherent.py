@@ -36,7 +36,7 @@ class Inherent(Explainer):
         """Raise UserError if the model has no parts, or not this one."""
         if not finds_parts(explained.module):
             kind = type(explained.module).__name__
-            raise UserError(f"--method: inherent needs a two-stage model; a {kind} has no parts")
+            raise UserError(f"--method: inherent needs a two-stage model; this {kind} has no parts")
         parts = explained.module.model_config.parts.num_parts
         if not 0 <= self.part < parts:
             raise UserError(f"--part: {self.part}; the model has parts 0 to {parts - 1}")

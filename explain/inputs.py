@@ -7,11 +7,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.explained_model import evaluated
+from explain.vits import ReadableViT, takes_any_size
 from models.cnn import Cnn
 from models.interface import ImageClassifier
 
@@ -34,7 +34,7 @@ def checked_images(model: nn.Module, images: Any) -> Tensor:
         raise UserError(f"images: {images.dtype}; give floats, normalised as the model expects")
     if (size := _fixed_size(model)) and shape[2:] != size:
         raise UserError(f"images: {shape[2]} x {shape[3]} pixels; this model takes {size[0]} x {size[1]}")
-    if isinstance(model, VisionTransformer) and not size and not getattr(model.patch_embed, "dynamic_img_pad", False):
+    if isinstance(model, ReadableViT) and not size and not getattr(model.patch_embed, "dynamic_img_pad", False):
         patch = tuple(model.patch_embed.patch_size)
         if any(side % step or side < step for side, step in zip(shape[2:], patch, strict=True)):
             raise UserError(f"images: {shape[2]} x {shape[3]} pixels are no multiple of the patch size {patch}")
@@ -45,7 +45,7 @@ def _fixed_size(model: nn.Module) -> tuple[int, ...] | None:
     """(height, width) of the only images that the model takes; None if it takes several sizes."""
     if isinstance(model, ImageClassifier):
         return None if isinstance(model, Cnn) else tuple(model.input_size)
-    if not isinstance(model, VisionTransformer) or model.dynamic_img_size:
+    if not isinstance(model, ReadableViT) or takes_any_size(model):
         return None
     embed = model.patch_embed  # not every kind has timm's switches
     if not getattr(embed, "strict_img_size", True):

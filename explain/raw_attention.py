@@ -17,6 +17,7 @@ from explain.attention_capture import ALL, record
 from explain.explained_model import ExplainedModel, require_block
 from explain.rollout import Fusion, fuse_heads
 from explain.types import METHODS, Explainer
+from explain.vits import attention_pooling
 
 
 @METHODS.register("raw_attention")
@@ -35,7 +36,7 @@ class RawAttention(Explainer):
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError if attention cannot be read or there is no such block or pooling."""
         if self.pooling:
-            if explained.vit.attn_pool is None:
+            if attention_pooling(explained.vit) is None:
                 raise UserError("--pooling: this model has no attention pooling")
             return
         super().check(explained)
@@ -49,10 +50,10 @@ class RawAttention(Explainer):
         with torch.no_grad(), record(explained.blocks, layers) as capture:
             explained.logits(images)
         rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
-        return explained.on_grid(rows_BRN.mean(1), images)
+        return explained.on_grid(explained.mean_over_rows(rows_BRN), images)
 
     def _of_pooling(self, explained: ExplainedModel, images: Tensor) -> Tensor:
-        pooling = cast(Any, explained.vit.attn_pool)
+        pooling = cast(Any, attention_pooling(explained.vit))
         with torch.no_grad(), record([pooling], pooling=True) as capture:
             explained.logits(images)
         rows = slice(0, 1) if pooling.pool == "token" else ALL

@@ -35,10 +35,9 @@ class MaskedViT(nn.Module):
         self.path: Path = path
 
     @property
-    def not_explainable(self) -> str:
-        """Why explanation methods cannot be used: they know no mean over the visible patches alone."""
-        reads_token = describe(self.backbone).has_class_token
-        return "" if reads_token else "its stage 2 has no class token and averages the visible patches"
+    def readout(self) -> Literal["class_token", "patches"]:
+        """The tokens that the classifier reads: the class token or, if there is none, the visible patches."""
+        return "class_token" if describe(self.backbone).has_class_token else "patches"
 
     def require_plain_blocks(self, why: str) -> None:
         """Raise UserError, starting with `why`, unless the attention of all blocks can be replaced."""

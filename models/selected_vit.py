@@ -51,7 +51,6 @@ class SelectedViT(ImageClassifier):
         self.stage_2 = MaskedViT(
             create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
         )
-        self.not_explainable = self.not_explainable or self.stage_2.not_explainable
         check_masked_vit(config, self.stage_2)
         _check(config, self.selector, grid_of(self.stage_2.backbone))
 
@@ -103,7 +102,7 @@ class SelectedViT(ImageClassifier):
     def network_view(self, stage: Stage = 2, selection: Selection | None = None) -> NetworkView:
         """Stage 2 with `selection` held fixed. There is no stage 1."""
         assert selection is not None, "stage 2 is explained for a given selection"
-        return NetworkView(self.network, lambda images: self.predict(images, selection), "class_token")
+        return NetworkView(self.network, lambda images: self.predict(images, selection), self.stage_2.readout)
 
     @property
     def network(self) -> nn.Module:

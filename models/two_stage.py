@@ -157,7 +157,6 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
             create_backbone(config.backbone, image_size, config.drop_path), num_classes, config.stage_2_path
         )
         self.stage_1.mask_grid = grid_of(self.stage_2.backbone)
-        self.not_explainable = self.stage_2.not_explainable
         _check(config, self)
 
     def load_pretrained_backbones(self) -> None:
@@ -182,7 +181,7 @@ class TwoStageModel(ImageClassifier, paper_url="https://arxiv.org/abs/2506.08915
             return stage_1_view(self, self.stage_1)
         assert selection is not None, "stage 2 is explained for a given selection"
         # The selection is fixed: a map explains the classification of these patches, not their choice.
-        return NetworkView(self.network, lambda images: self.predict(images, selection), "class_token")
+        return NetworkView(self.network, lambda images: self.predict(images, selection), self.stage_2.readout)
 
     @property
     def network(self) -> nn.Module:

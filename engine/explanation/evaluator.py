@@ -15,8 +15,9 @@ from engine.evaluation.predict import check_logits
 from engine.explanation.map_store import MapReader, MapWriter, Target
 from engine.run.memory import AutoBatchSize
 from explain import METHODS, Explainer, run_method
-from explain.explained_model import eager, explained_model, selected
+from explain.explained_model import explained_model, selected
 from explain.options import build_methods
+from explain.wrappers import unwrapped
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric
 from metrics.types import Explanation
@@ -97,7 +98,7 @@ class ExplanationEvaluator:
 
     def _select(self, images: Tensor) -> Selection | None:
         """The selection of images [B, 3, H, W], if there is a stage 1 and stage 2 is explained."""
-        model = eager(self.model)
+        model = unwrapped(self.model)
         if self.stage == 1 or not selects_patches(model):
             return None
         pieces = self.auto_batch.pieces(lambda piece: selected(model, images[piece]), len(images))

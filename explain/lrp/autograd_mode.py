@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import GELU, DropPath, GELUTanh, LayerScale, PatchEmbed, QuickGELU, RmsNorm
+from timm.models.beit import RelativePositionBias
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -23,7 +24,7 @@ from models.interface import selects_patches
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
-    *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid),
+    *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, RelativePositionBias),
 )
 """Leaf modules whose operations all have rules. The operations of other modules are checked when they run."""
 CLASS_TOKEN = (slice(None), 0)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import torch
 from timm.layers import SwiGLU, SwiGLUPacked
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import (
     ParallelScalingBlock,
     ParallelThingsBlock,
@@ -18,7 +20,17 @@ from torch import Tensor, nn
 from explain.explained_model import ExplainedModel, explained_model
 from models.baseline import PlainViT
 from models.two_stage import TwoStageModel
-from tests.models.small import config, images, shaken
+from tests.models.small import (
+    config,
+    eva_t_dinov3,
+    eva_t_eva02,
+    eva_t_gap,
+    eva_t_mixed,
+    eva_t_pe,
+    eva_t_post,
+    images,
+    shaken,
+)
 
 CLASSES = 5
 NO_TOKEN: dict[str, Any] = {"class_token": False}
@@ -49,6 +61,15 @@ def vit(kind: type[VisionTransformer] = VisionTransformer, **settings: Any) -> V
     return kind(**(defaults | {"num_classes": CLASSES} | settings))
 
 
+def beit(**settings: Any) -> Beit:
+    shape: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    return Beit(**shape | {"num_classes": CLASSES} | settings)
+
+
+def eva(kind: Callable[..., Eva], **settings: Any) -> Eva:
+    return kind(**{"img_size": 32, "num_classes": CLASSES} | settings)
+
+
 def two_stage(**changes: Any) -> TwoStageModel:
     return TwoStageModel(config(**changes), CLASSES, (32, 32))
 
@@ -72,14 +93,32 @@ CASES = {
     "qk_norm": Case(lambda: vit(qk_norm=True, scale_attn_norm=True, scale_mlp_norm=True)),
     "swiglu": Case(lambda: vit(mlp_layer=SwiGLU, act_layer=nn.SiLU)),
     "swiglu_packed": Case(lambda: vit(mlp_layer=SwiGLUPacked, act_layer=nn.SiLU)),
+    "dinov3": Case(lambda: eva(eva_t_dinov3, global_pool="token")),
+    "dinov3_avg": Case(lambda: eva(eva_t_dinov3, num_reg_tokens=2), (48, 32)),
+    "eva": Case(lambda: eva(Eva, patch_size=8, embed_dim=32, depth=3, num_heads=2, global_pool="token")),
+    "eva02": Case(lambda: eva(eva_t_eva02)),
+    "pe": Case(lambda: eva(eva_t_pe)),
+    "rope_mixed": Case(lambda: eva(eva_t_mixed)),
+    "rope_gap": Case(lambda: eva(eva_t_gap)),
+    "eva_post": Case(lambda: eva(eva_t_post)),
+    "beit": Case(lambda: beit(use_rel_pos_bias=True, init_values=0.1, use_abs_pos_emb=False)),
+    "beit_shared": Case(lambda: beit(use_shared_rel_pos_bias=True, global_pool="token")),
     "plain_cls": Case(lambda: plain("cls")),
     "plain_aim": Case(lambda: plain("aim")),
     "plain_gap_cls": Case(lambda: plain("gap_cls")),
     "stage_1": Case(two_stage, stage=1),
     "stage_2": Case(two_stage, stage=2),
+    "stage_1_dinov3": Case(lambda: two_stage(backbone="eva_t_dinov3"), stage=1),
+    "stage_2_dinov3": Case(lambda: two_stage(backbone="eva_t_dinov3"), stage=2),
+    "stage_2_mean": Case(lambda: two_stage(backbone="vit_t_gap"), stage=2),
+    "stage_2_rope_mean": Case(lambda: two_stage(backbone="eva_t_gap"), stage=2),
+    "stage_2_soft_mean": Case(lambda: two_stage(backbone="vit_t_gap", mask_kind="soft"), stage=2),
 }
 TIMM = tuple(name for name in CASES if "stage" not in name and "plain" not in name)
 """Cases of timm's own models."""
+ROTARY = tuple(name for name in CASES if any(kind in name for kind in ("dinov3", "eva02", "pe", "rope")))
+"""Cases with rotary positions, which lrp refuses."""
+STAGES = tuple(name for name in CASES if name.startswith("stage"))
 
 
 def waves() -> VisionTransformer:

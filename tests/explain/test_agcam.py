@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from explain import explain
 from explain.agcam import Agcam
 from explain.attention_capture import Attention
-from tests.explain.small import CASES, TIMM, vit
+from tests.explain.small import CASES, STAGES, TIMM, vit
 from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import explicit_layers, read_out
 from tests.models.small import shaken
@@ -23,7 +23,7 @@ def test_known_values() -> None:
 
 
 # ParallelScalingBlock makes q, k, v and the MLP's input in one product: its attention's input cannot be detached alone.
-@pytest.mark.parametrize("name", [*(name for name in TIMM if name != "parallel_scaling"), "stage_1", "stage_2"])
+@pytest.mark.parametrize("name", [*(name for name in TIMM if name != "parallel_scaling"), *STAGES])
 def test_equals_autograd_with_detached_attention_inputs(name: str) -> None:
     case = CASES[name]
     model, x = case.model(), case.images(2)

@@ -44,7 +44,7 @@ def test_exact_on_random_graphs(depth: int, class_token: bool) -> None:
     assert inner or depth == 1, "no minimum cut lay between the ends"
 
 
-@pytest.mark.parametrize("name", ["dino", "gap", "stage_2"])
+@pytest.mark.parametrize("name", ["dino", "gap", "stage_2", "rope_gap", "stage_2_mean"])
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 def test_equals_the_textbook(name: str, fusion: str) -> None:
     case = CASES[name]

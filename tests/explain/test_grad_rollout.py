@@ -10,7 +10,7 @@ from common.errors import UserError
 from explain import explain
 from explain.attention_capture import AttentionCapture
 from explain.grad_rollout import GradRollout
-from tests.explain.small import CASES, NO_TOKEN, TIMM, vit
+from tests.explain.small import CASES, NO_TOKEN, STAGES, TIMM, vit
 from tests.explain.test_rollout import assert_known, known_capture, known_explained
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 from tests.models.small import images
@@ -39,7 +39,7 @@ def test_known_values_with_the_gradients_in_order(ratio: float, numbers: tuple[f
     assert_known(method.maps_from(AttentionCapture([first, last]), *known_explained()), *numbers)
 
 
-@pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
+@pytest.mark.parametrize("name", [*TIMM, *STAGES])
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.4}])
 def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
     case = CASES[name]

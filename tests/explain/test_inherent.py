@@ -53,7 +53,7 @@ def test_refused_parts(method: Inherent, message: str) -> None:
 
 
 def test_refused_models_and_values() -> None:
-    with pytest.raises(UserError, match="needs a two-stage model; a VisionTransformer"):
+    with pytest.raises(UserError, match="needs a two-stage model; this VisionTransformer"):
         explain(CASES["class_token"].model(), images(1), "inherent")
     with pytest.raises(UserError, match="--what: 'masks'; known: selected, mask, foreground, part"):
         replace(Inherent(), what="masks")  # type: ignore[arg-type]

@@ -13,7 +13,7 @@ from explain.attention_capture import AttentionCapture
 from explain.explained_model import ExplainedModel, explained_model
 from explain.raw_attention import RawAttention
 from explain.rollout import Fusion, Rollout, discard, divide_by_maximum, roll_out
-from tests.explain.small import CASES, TIMM, vit
+from tests.explain.small import CASES, STAGES, TIMM, vit
 from tests.explain.textbook import dropped, explicit_layers, fuse, product, read_out
 
 
@@ -72,7 +72,7 @@ def test_known_values(fusion: Fusion, ratio: float, numbers: tuple[float, ...]) 
     assert_known(method.maps_from(known_capture(), *known_explained()), *numbers)
 
 
-@pytest.mark.parametrize("name", [*TIMM, "stage_1", "stage_2"])
+@pytest.mark.parametrize("name", [*TIMM, *STAGES])
 @pytest.mark.parametrize("options", [{}, {"head_fusion": "max", "discard_ratio": 0.4}, {"start_layer": 1}])
 def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
     case = CASES[name]

@@ -122,8 +122,15 @@ def product(matrices: list[Tensor], norm: str) -> Tensor:
 
 
 def read_out(R: Tensor, explained: ExplainedModel) -> Tensor:
-    """Mean of the rows of the tokens that the classifier reads, patch columns: [N - P]."""
-    return R[explained.rows()].mean(0)[explained.num_prefix :]
+    """Mean of the rows of the tokens that the classifier reads, patch columns: [N - P].
+
+    Of a stage 2 that averages patches: of the visible ones, weighted by a soft mask.
+    """
+    selection, rows = explained.selection, R[explained.rows()]
+    if selection is None or explained.readout == "class_token":
+        return rows.mean(0)[explained.num_prefix :]
+    seen = (selection.mask if selection.gate is None else selection.gate).flatten().to(R)
+    return (rows * seen[:, None] / seen.sum()).sum(0)[explained.num_prefix :]
 
 
 def max_flow(capacities: dict[tuple[Any, Any], int], source: Any, sink: Any) -> int:

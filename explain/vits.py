@@ -1,0 +1,82 @@
+"""timm's ViTs whose attention methods can read, and which of their tokens a classifier reads.
+
+One class each, with its subclasses: `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP, ...), `Eva` (DINOv3, EVA-02,
+Perception Encoder, ViTs with rotary positions) and `Beit` (relative position biases).
+"""
+
+from typing import Any, TypeAlias, cast
+
+import timm.layers
+from timm.models import beit, eva, vision_transformer
+from timm.models.beit import Beit
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from common.errors import UserError
+from models.interface import Readout
+
+ReadableViT: TypeAlias = VisionTransformer | Eva | Beit
+KINDS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
+ATTENTIONS = (
+    *(timm.layers.Attention, timm.layers.AttentionRope, eva.EvaAttention, beit.Attention),
+    vision_transformer.ParallelScalingBlock,
+)
+"""timm's modules with one softmax over scores of all tokens."""
+
+
+def readout(vit: ReadableViT, has_classes: bool) -> Readout:
+    """The tokens that the classifier reads. Without a classifier: the class token, if there is one and no pooling head.
+
+    An attention pooling reads the mean over its tokens, as far as attention methods can tell.
+    """
+    pooled = attention_pooling(vit) is not None
+    if vit.global_pool == "token" or (not has_classes and has_class_token(vit) and not pooled):
+        return "class_token"
+    # Eva's attention pooling always reads the prefix tokens too.
+    reads_all = pooled if isinstance(vit, Eva) else getattr(vit, "pool_include_prefix", False)
+    return "all" if reads_all else "patches"
+
+
+def has_class_token(vit: ReadableViT) -> bool:
+    """Whether the first token is a class token."""
+    return vit.cls_token is not None
+
+
+def has_classifier(vit: ReadableViT) -> bool:
+    """Whether the ViT's output has classes: False for num_classes=0, and for global_pool=""."""
+    return bool(vit.global_pool) and not isinstance(vit.head, nn.Identity)
+
+
+def attention_pooling(vit: ReadableViT) -> nn.Module | None:
+    """timm's pooling by attention (global_pool="map"), if there is one."""
+    return cast("nn.Module | None", getattr(vit, "attn_pool", None))
+
+
+def patch_grid(vit: ReadableViT, images: Tensor) -> tuple[int, int]:
+    """(h, w): the patch grid of these images [B, 3, H, W]."""
+    embed = vit.patch_embed
+    if takes_any_size(vit):
+        height, width = images.shape[-2:]
+        return cast(tuple[int, int], embed.dynamic_feat_size((height, width)))
+    return cast(tuple[int, int], embed.grid_size)
+
+
+def takes_any_size(vit: ReadableViT) -> bool:
+    """Whether images may have another size than the one that the ViT was built for."""
+    return bool(getattr(vit, "dynamic_img_size", False))
+
+
+def require_known_pooling(vit: ReadableViT, has_classes: bool) -> None:
+    """Raise UserError unless the tokens that timm's ViT classifies from are known and the same in every channel."""
+    if has_classes and vit.global_pool in ("max", "avgmax"):
+        why = "the maximum over tokens reads other tokens in every channel, so no row of attention is the classifier's"
+        raise UserError(f"global_pool={vit.global_pool}: {why}; choose a method without attention")
+    for name in ("forward_head", "pool"):
+        method = getattr(vit, name, None)  # Beit has no pool
+        method = getattr(method, "_torchdynamo_orig_callable", method)  # of torch.compile
+        known: list[Any] = [getattr(kind, name, None) for kind in KINDS if isinstance(vit, kind)]
+        if getattr(method, "__func__", method) not in known:
+            why = f"which tokens its own {name} reads is not known"
+            raise UserError(f"cannot explain this {type(vit).__name__}: {why}; choose a method without attention")

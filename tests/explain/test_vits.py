@@ -1,0 +1,121 @@
+"""timm's `Eva` and `Beit`, stage 2 without a class token, and ViTs without a classifier."""
+
+from typing import Any
+
+import pytest
+import torch
+from timm.models.eva import Eva
+from torch import Tensor
+
+from common.errors import UserError
+from explain import METHODS, explain
+from explain.explained_model import with_selection
+from models.two_stage import with_mask
+from tests.explain.small import CASES, beit, eva, vit
+from tests.models.small import eva_t_dinov3, eva_t_pe, shaken
+
+WITHOUT_CLASS = ("raw_attention", "rollout", "attention_flow")
+x = CASES["class_token"].images(2).double()
+TARGETS = torch.tensor([4, 1])
+
+
+def test_rows_are_the_tokens_that_the_classifier_reads() -> None:
+    wanted = {
+        **dict.fromkeys(("dinov3", "eva", "rope_mixed", "eva_post", "beit_shared", "stage_2_dinov3"), slice(0, 1)),
+        **{"dinov3_avg": slice(3, None), "eva02": slice(1, None), "rope_gap": slice(1, None), "beit": slice(1, None)},
+        **{"pe": slice(0, None), "stage_1_dinov3": slice(5, None), "stage_2_mean": slice(0, None)},
+    }
+    found = {name: CASES[name].explained(CASES[name].model(), CASES[name].images(1)).rows() for name in wanted}
+    assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["eva", "beit"])
+@pytest.mark.parametrize("method", ["lrp", "gradcam", "guided_backprop"])
+def test_maps_are_those_of_a_vision_transformer_with_the_same_weights(name: str, method: str) -> None:
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "global_pool": "token"}
+    other = shaken(eva(Eva, **shape) if name == "eva" else beit(**shape)).double().eval()
+    state = other.state_dict()
+    for index in range(3):
+        q, v = (state.pop(f"blocks.{index}.attn.{bias}_bias") for bias in "qv")
+        state[f"blocks.{index}.attn.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+    wanted = vit(mlp_ratio=4).double().eval()
+    wanted.load_state_dict(state)
+    for variant in ({}, {"variant": "full"}) if method == "lrp" else ({},):
+        options: dict[str, Any] = {"compat": ""} if method == "gradcam" else variant
+        maps = explain(other, x, method, TARGETS, **options)
+        torch.testing.assert_close(maps, explain(wanted, x, method, TARGETS, **options), rtol=1e-7, atol=0)
+
+
+def test_gradcam_of_norms_after_the_attention_reads_the_input_of_a_block() -> None:
+    model = CASES["eva_post"].model().double()
+    kept: list[Tensor] = []
+    with model.blocks[-1].register_forward_pre_hook(lambda _, args: kept.append(args[0])):
+        score = model(x[:1])[0, 4]
+    a, (gradient,) = kept[0][0, 1:], torch.autograd.grad(score, kept)
+    wanted = (a * gradient[0, 1:].mean(0)).sum(1).relu().detach()
+    torch.testing.assert_close(explain(model, x[:1], "gradcam", 4).flatten(), wanted)
+
+
+def test_the_attention_of_evas_pooling_reads_all_tokens() -> None:
+    model: Any = CASES["pe"].model().double()
+    tokens: list[Tensor] = []
+    with model.attn_pool.register_forward_pre_hook(lambda _, args: tokens.append(args[0])):
+        found = explain(model, x[:1], "raw_attention", pooling=True)
+    pool = model.attn_pool
+    heads = (1, -1, pool.num_heads, pool.head_dim)
+    q = pool.q(pool.latent).view(heads).transpose(1, 2)
+    k = pool.kv(tokens[0]).chunk(2, dim=-1)[0].reshape(heads).transpose(1, 2)
+    weights = (q @ k.mT * pool.scale).softmax(-1).mean(1)[:, 0]
+    assert weights.shape == (1, 17)
+    torch.testing.assert_close(found.flatten(), weights[0, 1:].detach())
+
+
+@pytest.mark.parametrize("name", ["stage_2_mean", "stage_2_rope_mean"])
+def test_hidden_patches_of_a_mean_have_no_part_in_it(name: str) -> None:
+    case = CASES[name]
+    model, images = case.model(), case.images()
+    hidden = ~model.select(images).selection.mask
+    assert hidden.any() and not hidden.all()
+    for method in METHODS:
+        if METHODS[method]().resolution == "patch" and not (method == "lrp" and "rope" in name):
+            maps = explain(model, images, method)
+            assert float(maps[hidden].abs().max()) == 0, method
+            assert float(maps[~hidden].abs().max()) > 0, method
+
+
+def test_a_mean_over_no_patch_has_a_map_of_zeros() -> None:
+    case = CASES["stage_2_mean"]
+    model, images = case.model(), case.images()
+    explained = case.explained(model, images)
+    assert explained.selection is not None
+    nothing = with_selection(explained, with_mask(explained.selection, torch.zeros_like(explained.selection.mask)))
+    rows = nothing.readout_row(torch.ones(3, 16, 16))
+    assert not rows.any() and not nothing.mean_over_rows(torch.ones(3, 2, 16, 16)).any()
+
+
+WITH_HEAD: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "class token": (vit, {}, {}),
+    "no pooling": (vit, {}, {"global_pool": ""}),
+    "registers": (vit, {"reg_tokens": 4, "class_token": False, "global_pool": "avg"}, {}),
+    "dinov3": (lambda **s: eva(eva_t_dinov3, **s), {"global_pool": "token"}, {"global_pool": "avg"}),
+    "pooling": (lambda **s: eva(eva_t_pe, **s), {}, {}),
+    "beit": (beit, {"global_pool": "token", "use_rel_pos_bias": True}, {}),
+}
+
+
+@pytest.mark.parametrize("name", WITH_HEAD)
+def test_methods_without_class_on_a_vit_without_classifier(name: str) -> None:
+    """The maps of the same ViT with a classifier on the class token or, without one, on the patches."""
+    make, settings, headless = WITH_HEAD[name]
+    torch.manual_seed(0)
+    wanted = shaken(make(**settings)).double().eval()
+    model = make(**settings | {"num_classes": 0} | headless).double().eval()
+    model.load_state_dict({key: t for key, t in wanted.state_dict().items() if not key.startswith("head.")})
+    for method in WITHOUT_CLASS:
+        torch.testing.assert_close(explain(model, x, method), explain(wanted, x, method))
+    for method in set(METHODS) - {*WITHOUT_CLASS, "inherent"}:
+        with pytest.raises(UserError, match="no classifier.*; choose attention_flow, raw_attention or rollout$"):
+            explain(model, x, method)
+    with pytest.raises(UserError, match="needs a two-stage model"):
+        explain(model, x, "inherent")
