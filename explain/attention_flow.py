@@ -42,6 +42,8 @@ class AttentionFlow(Explainer):
     """Maximum flow through the attention graph, in [0, 1]. Slow: see the module."""
 
     head_fusion: Fusion = "mean"
+    head: int | None = None
+    """Use this head of every block alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
 
@@ -49,7 +51,8 @@ class AttentionFlow(Explainer):
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
         with torch.no_grad(), record(explained.blocks) as capture:
             explained.logits(images)
-        fused_LBNN = torch.stack([fuse_heads(attentions, self.head_fusion) for attentions in capture.by_block()[::-1]])
+        last_first = capture.by_block()[::-1]
+        fused_LBNN = torch.stack([fuse_heads(block, self.head_fusion, head=self.head) for block in last_first])
         M_LBNN = fused_LBNN + torch.eye(fused_LBNN.shape[-1], device=images.device)
         M_LBNN /= M_LBNN.sum(-1, keepdim=True)
         entry_BN = _capacities(explained.readout_row(fused_LBNN[0]))

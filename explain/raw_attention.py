@@ -30,6 +30,8 @@ class RawAttention(Explainer):
     """The block, from 0; negative: from the end."""
     pooling: bool = False
     """Show the attention of timm's attention pooling (global_pool="map") instead of a block's."""
+    head: int | None = None
+    """Show this head alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
 
@@ -49,7 +51,7 @@ class RawAttention(Explainer):
         layers = [range(len(explained.blocks))[self.layer]]
         with torch.no_grad(), record(explained.blocks, layers) as capture:
             explained.logits(images)
-        rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows())
+        rows_BRN = fuse_heads(capture.attentions, self.head_fusion, explained.rows(), self.head)
         return explained.on_grid(explained.mean_over_rows(rows_BRN), images)
 
     def _of_pooling(self, explained: ExplainedModel, images: Tensor) -> Tensor:
@@ -57,6 +59,6 @@ class RawAttention(Explainer):
         with torch.no_grad(), record([pooling], pooling=True) as capture:
             explained.logits(images)
         rows = slice(0, 1) if pooling.pool == "token" else ALL
-        row_BN = fuse_heads(capture.attentions, self.head_fusion, rows).mean(1)
+        row_BN = fuse_heads(capture.attentions, self.head_fusion, rows, self.head).mean(1)
         height, width = explained.grid(images)
         return row_BN[:, -height * width :].reshape(-1, height, width)  # prefix tokens first, if they are pooled

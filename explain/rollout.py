@@ -40,6 +40,8 @@ class Rollout(Explainer):
     compat: Literal["", "vit-explain", "agcam", "chefer"] = ""
     """vit-explain: columns are divided by row sums, maps by their maximum; discard_ratio defaults to 0.9. agcam:
     columns are divided by row sums. chefer: start_layer defaults to 1."""
+    head: int | None = None
+    """Use this head of every block alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
 
@@ -61,7 +63,7 @@ class Rollout(Explainer):
         ratio = ratio if self.discard_ratio is None else self.discard_ratio
         start = int(self.compat == "chefer") if self.start_layer is None else self.start_layer
         last_first = (  # a generator: one N x N matrix at a time
-            discard(fuse_heads(attentions, self.head_fusion), ratio, keep_first=True)
+            discard(fuse_heads(attentions, self.head_fusion, head=self.head), ratio, keep_first=True)
             for attentions in reversed(capture.by_block()[start:])
         )
         by_column = self.compat in ("vit-explain", "agcam")
@@ -69,11 +71,20 @@ class Rollout(Explainer):
         return divide_by_maximum(maps) if self.compat == "vit-explain" else maps
 
 
-def fuse_heads(attentions: Sequence[Attention], head_fusion: Fusion, rows: slice = ALL) -> Tensor:
-    """All heads of a block (of all its parallel branches) fused to one matrix [B, R, N]."""
+def fuse_heads(
+    attentions: Sequence[Attention], head_fusion: Fusion, rows: slice = ALL, head: int | None = None
+) -> Tensor:
+    """All heads of a block (of all its parallel branches) fused to one matrix [B, R, N], or `head` alone.
+
+    Raises UserError for a head that does not exist.
+    """
     heads = [attention.weights(rows) for attention in attentions]
     heads_BHRN = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)  # cat would copy a single one too
-    return FUSIONS[head_fusion](heads_BHRN, dim=1)
+    if head is None:
+        return FUSIONS[head_fusion](heads_BHRN, dim=1)
+    if not 0 <= head < heads_BHRN.shape[1]:
+        raise UserError(f"--head: {head}; the model has heads 0 to {heads_BHRN.shape[1] - 1}")
+    return heads_BHRN[:, head]
 
 
 def check_ratio(discard_ratio: float | None) -> None:

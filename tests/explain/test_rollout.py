@@ -87,6 +87,26 @@ def test_equals_the_textbook(name: str, options: dict[str, Any]) -> None:
         torch.testing.assert_close(maps[image].flatten(), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["dinov3", "parallel_things"])
+@pytest.mark.parametrize("method", ["raw_attention", "rollout", "attention_flow"])
+def test_a_single_head(name: str, method: str) -> None:
+    """Of parallel branches, the heads are numbered one branch after the other."""
+    case = CASES[name]
+    model, x = case.model().double(), case.images(1).double()
+    explained = case.explained(model, x)
+    layers = explicit_layers(explained, x, None)
+    heads = [explain(model, x, method, head=head) for head in range(len(layers[0].A))]
+    for head, found in enumerate(heads):
+        if method == "attention_flow":
+            assert not torch.equal(found, heads[0]) or head == 0
+            continue
+        alone = [layer.A[head] for layer in layers]
+        wanted = alone[-1] if method == "raw_attention" else product(alone, "row")
+        torch.testing.assert_close(found[0].flatten(), read_out(wanted, explained))
+    with pytest.raises(UserError, match=f"^--head: {len(heads)}; the model has heads 0 to {len(heads) - 1}$"):
+        explain(model, x, method, head=len(heads))
+
+
 @pytest.mark.parametrize("compat", ["vit-explain", "agcam", "chefer"])
 def test_published_forms(compat: str) -> None:
     case = CASES["class_token"]

@@ -254,7 +254,7 @@ def test_options_reach_the_methods_that_have_them() -> None:
     able = chosen_methods(["all"], given, MODEL, IMAGES[:1], 2, lambda text: None)
     options = options_of(able)
     assert options["rollout"] == {
-        "head_fusion": "max", "discard_ratio": 0.5, "start_layer": None, "compat": ""
+        "head_fusion": "max", "discard_ratio": 0.5, "start_layer": None, "compat": "", "head": None
     }  # fmt: skip
     assert options["raw_attention"]["head_fusion"] == "max" and options["agcam"] == {}
     with pytest.raises(UserError, match="--discard-ratio"):
