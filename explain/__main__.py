@@ -48,7 +48,9 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--model", default=MODEL, metavar="timm/NAME", help=f"default: {MODEL}")
+    source.add_argument(
+        "--model", default=MODEL, metavar="NAME", help=f"timm/NAME or torchvision/NAME; default: {MODEL}"
+    )
     source.add_argument("--run", type=Path, metavar="DIR", help="folder that train.py wrote")
     parser.add_argument("--weights", metavar="FILE", help="for --model: hub (default), none, or a file")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="for --model: input size, pixels")
@@ -104,18 +106,15 @@ def check_outputs(args: argparse.Namespace) -> None:
 
 def load(args: argparse.Namespace) -> "Classifier":
     """Load the model that the flags name. Raises UserError."""
-    from explain.loading import Preprocessing, load_run, load_timm
+    from explain.loading import Preprocessing, load_any, load_run
 
     if args.run:
         given = [flag for flag in ("weights", "size", "interpolation", "mean", "std") if getattr(args, flag)]
         if given:
             raise UserError(f"--{given[0]} goes with --model; a run has its own weights, size and normalisation")
         return load_run(args.run, args.crop)
-    place, _, name = args.model.partition("/")
-    if place != "timm" or not name:
-        raise UserError(f"--model: {args.model!r}; write timm/NAME, or --run DIR for a folder that train.py wrote")
     mean, std, size = (tuple(values) if values else None for values in (args.mean, args.std, args.size))
-    return load_timm(name, args.weights or "hub", size, Preprocessing(args.crop, args.interpolation, mean, std))
+    return load_any(args.model, args.weights or "hub", size, Preprocessing(args.crop, args.interpolation, mean, std))
 
 
 def read_names(path: Path) -> list[str]:
@@ -130,6 +129,8 @@ def names_of(classifier: "Classifier", path: Path | None, given: list[str] | Non
     """The names given in the file `path`, else the classifier's own, else "class 0", ... Raises UserError if there are
     more or fewer given names than classes.
     """
+    if not classifier.has_classes:
+        return []
     count = classifier.num_classes
     if given is not None and len(given) != count:
         raise UserError(f"--class-names: {path} has {len(given)} lines; the model has {count} classes")
@@ -148,6 +149,8 @@ def build_sheet(args: argparse.Namespace) -> "ExplanationSheet":
     given = read_names(args.class_names) if args.class_names else None
     classifier = load(args)
     names = names_of(classifier, args.class_names, given)
+    if args.target and not classifier.has_classes:
+        raise UserError("--target: this model has no classifier; leave it out")
     targets = [class_index(text, names) for text in args.target or []]
     classifier.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     return ExplanationSheet(classifier, methods, names, targets, args.stage, args.same_scale)
@@ -233,7 +236,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sheet = build_sheet(args)
     images = explain_all(sheet, paths, args.method == ["all"])
     for image in images:
-        print(printable(f"{sheet.names[image.predicted]}  {image.probability[image.predicted]:.3f}  {image.path}"))
+        text = "no classifier"
+        if image.predicted is not None:
+            text = f"{sheet.names[image.predicted]}  {image.probability[image.predicted]:.3f}"
+        print(printable(f"{text}  {image.path}"))
         for note in sheet.notes(image):
             print(printable(note), file=sys.stderr)
     print(f"input: {sheet.classifier.preprocessing}")

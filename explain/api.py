@@ -24,7 +24,7 @@ from explain.explained_model import ExplainedModel, explainable, explained_model
 from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
 from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
-from explain.types import METHODS, Explainer
+from explain.types import METHODS, Explainer, check_method
 from explain.wrappers import unwrapped
 
 __all__ = ["METHODS", "Explainer", "build_method", "explain", "run_method"]
@@ -78,10 +78,7 @@ def run_method(
     explainer: Explainer, explained: ExplainedModel, images: Tensor, targets: Tensor | None = None
 ) -> Tensor:
     """Like `explain`, for an ExplainedModel that was built with `explained_model`."""
-    if explainer.class_specific and not explained.has_classes:
-        what = "this ViT has no classifier (num_classes=0 or no pooling)"
-        raise UserError(f"{what}: there is no class to explain; choose attention_flow, raw_attention or rollout")
-    explainer.check(explained)
+    check_method(explainer, explained)
     with explainable(explained):
         maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))
         return maps.detach().to(torch.promote_types(images.dtype, torch.float32))

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from common.errors import UserError
 from explain.explained_model import ExplainedModel, explainable, explained_model
-from explain.types import METHODS, Explainer
+from explain.types import METHODS, Explainer, check_method
 
 _math_kernel = threading.RLock()
 """Held while torch's choice of attention kernels, which all threads share, is changed."""
@@ -27,7 +27,7 @@ def differentiable_maps(model: nn.Module, images: Tensor, method: Explainer, tar
         known = ", ".join(name for name in METHODS if METHODS[name].keeps_graph)
         raise UserError(f"{type(method).__name__}: its maps cannot be differentiated; those of {known} can")
     with twice_differentiable(model, images) as explained:
-        method.check(explained)
+        check_method(method, explained)
         return method.maps(explained, images, targets)
 
 

@@ -12,10 +12,9 @@ map), D channels.
 """
 
 import contextlib
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from timm.models.eva import EvaBlockPostNorm
@@ -25,19 +24,17 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_attention, require_block
+from explain.features import as_features, find_module, last_stage, tokens_order
 from explain.gradients import at_least_float
 from explain.isolation import gradients
 from explain.types import METHODS, Explainer
 from explain.vits import ReadableViT
 
-MAX_STRIDE = 64
-"""Of a CNN's features, in pixels. What is smaller, such as [B, D, 1, 1] after a pooling, shows no places."""
-
 
 @METHODS.register("gradcam")
 @dataclass(frozen=True)
 class GradCAM(Explainer):
-    """Of a ViT, a are the patch tokens after a block's first norm; of a CNN, the last features.
+    """Of a ViT, a are the patch tokens after a block's first norm; of other networks, the last features.
 
     Patches hidden from stage 2 get 0, because no gradient reaches them.
     """
@@ -59,9 +56,9 @@ class GradCAM(Explainer):
             raise UserError("--module: compat=chefer reads the attention of a block; give --layer instead")
         if self.compat:
             require_attention(explained)
-        if self.module or not isinstance(explained.network, ReadableViT):
+        if self.module:
             find_module(explained.network, self.module)
-        else:
+        elif isinstance(explained.network, ReadableViT):
             require_block(explained, self.layer)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
@@ -76,21 +73,29 @@ class GradCAM(Explainer):
 
     def _features(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> tuple[Tensor, Tensor]:
         """a and dy/da, [B, h, w, D] each."""
-        source, at_input, call, calls = self._source(explained)
+        module = self.module
+        if not module and not isinstance(explained.network, ReadableViT):
+            module = last_stage(explained.network, images)
+        source, at_input, call, calls = self._source(explained, module)
         with _capture(source, at_input, call, calls, explained.graph) as features:
             logits = explained.logits(images)
         score = explained.target_score(logits, targets)
-        name = self.module or f"the input of the attention of blocks.{self.layer}"
+        name = module or f"the input of the attention of blocks.{self.layer}"
         (gradient,) = gradients(score, features, [name], create_graph=explained.graph)
-        a_BhwD, gradient_BhwD = (_on_grid(t, explained, images) for t in (features[0], gradient))
-        if self.module and explained.selection is None and not gradient_BhwD.any():
+        a, grid = features[0], None
+        if a.ndim == 3 and not isinstance(explained.network, ReadableViT):
+            grid = tokens_order(a, explained.network, images)
+        if grid is not None:
+            a, gradient = (t[:, -grid[0] * grid[1] :].unflatten(1, grid) for t in (a, gradient))
+        a_BhwD, gradient_BhwD = (_on_grid(t, explained, images) for t in (a, gradient))
+        if module and explained.selection is None and not gradient_BhwD.any():
             raise UserError(f"--module: the class score does not read the patches from {name}; choose one before")
         return a_BhwD, gradient_BhwD
 
-    def _source(self, explained: ExplainedModel) -> tuple[nn.Module, bool, int, int]:
+    def _source(self, explained: ExplainedModel, module: str) -> tuple[nn.Module, bool, int, int]:
         """The module, whether to read its input, and which of how many calls: blocks may share modules."""
-        if self.module or not isinstance(explained.network, ReadableViT):
-            return find_module(explained.network, self.module), False, 0, 1
+        if module:
+            return find_module(explained.network, module), False, 0, 1
         sources = [_before_attention(block) for block in explained.blocks]
         source, at_input = sources[self.layer]
         shared = [index for index, (other, _) in enumerate(sources) if other is source]
@@ -111,43 +116,24 @@ class GradCAM(Explainer):
         return row("weights"), row("weights_gradient")
 
 
-def find_module(network: nn.Module, name: str) -> nn.Module:
-    """The module of this name; "": timm's last feature stage. Raises UserError if there is none."""
-    name = name or cast(Any, network).feature_info[-1]["module"]
-    known: dict[str, nn.Module] = dict(network.named_modules())
-    if name in known:
-        return known[name]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0)
-    raise UserError(f"--module: a {type(network).__name__} has no {name!r}; nearest: {', '.join(near)}")
-
-
 def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     """[B, h, w, D] of tokens [B, P + N, D] or [B, N, D], or of features [B, D, h, w] or [B, h, w, D].
 
-    The patch grid must fit, or for a CNN the proportions of the images. Raises UserError for another tensor.
+    The patch grid must fit, or for other networks the proportions of the images. Raises UserError for another tensor.
     """
     t = at_least_float(t)
-    is_vit = isinstance(explained.network, ReadableViT)
-    grid = explained.grid(images) if is_vit else (0, 0)
-    patches = grid[0] * grid[1]
-    same_batch = len(t) == len(images)
-    if is_vit and same_batch and t.ndim == 3 and t.shape[1] in (patches, patches + explained.num_prefix):
-        return t[:, -patches:].reshape(len(t), *grid, -1)
-
-    def fits(height: int, width: int) -> bool:
-        if is_vit:
-            return (height, width) == grid
-        H, W = images.shape[-2:]
-        same_proportions = abs(height / H - width / W) < 1 / min(H, W)
-        return same_proportions and H / MAX_STRIDE <= height <= H and W / MAX_STRIDE <= width <= W
-
-    if same_batch and t.ndim == 4:
-        layouts = [t.movedim(1, -1), t]
-        if getattr(explained.network, "output_fmt", "NCHW") == "NHWC":
-            layouts.reverse()
-        for t_BhwD in layouts:
-            if fits(*t_BhwD.shape[1:3]):
-                return t_BhwD
+    network, same_batch = explained.network, len(t) == len(images)
+    if isinstance(network, ReadableViT):
+        grid = explained.grid(images)
+        patches = grid[0] * grid[1]
+        if same_batch and t.ndim == 3 and t.shape[1] in (patches, patches + explained.num_prefix):
+            return t[:, -patches:].reshape(len(t), *grid, -1)
+        if same_batch and t.ndim == 4 and grid in (t.shape[1:3], t.shape[2:]):
+            return t.movedim(1, -1) if t.shape[2:] == grid else t
+    elif same_batch and t.ndim == 4:
+        features = as_features(t, network, images)
+        if features is not None:
+            return features
     what = f"neither the patch tokens nor a feature map of {len(images)} images"
     raise UserError(f"--module: its output {tuple(t.shape)} is {what}; choose another module, such as a block")
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -45,9 +46,13 @@ def _fixed_size(model: nn.Module) -> tuple[int, ...] | None:
     """(height, width) of the only images that the model takes; None if it takes several sizes."""
     if isinstance(model, ImageClassifier):
         return None if isinstance(model, Cnn) else tuple(model.input_size)
-    if not isinstance(model, ReadableViT) or takes_any_size(model):
+    embed: Any = getattr(model, "patch_embed", None)
+    if not isinstance(model, ReadableViT):
+        strict = isinstance(embed, PatchEmbed) and embed.strict_img_size and embed.img_size
+        return tuple(embed.img_size) if strict else None
+    if takes_any_size(model):
         return None
-    embed = model.patch_embed  # not every kind has timm's switches
+    # not every kind has timm's switches
     if not getattr(embed, "strict_img_size", True):
         return None
     return tuple(count * side for count, side in zip(embed.grid_size, embed.patch_size, strict=True))
@@ -65,7 +70,13 @@ def returning_logits(logits: Callable[[Tensor], Any]) -> Callable[[Tensor], Tens
     """The same function; a UserError where it does not return logits [B, C]."""
 
     def checked(images: Tensor) -> Tensor:
-        found = logits(images)
+        try:
+            found = logits(images)
+        except AssertionError as error:  # timm's way to refuse an image size
+            why = " ".join(str(error).split()) or "it gives no reason"
+            raise UserError(
+                f"images: {images.shape[2]} x {images.shape[3]} pixels: the model refuses ({why})"
+            ) from None
         if not isinstance(found, Tensor) or found.ndim != 2:
             what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise UserError(f"the model's forward returns {what}; explanations need logits, a tensor [B, C]")

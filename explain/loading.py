@@ -1,7 +1,9 @@
 """Load a classifier to explain, by timm name or from a run folder, with its preprocessing and class names."""
 
 import contextlib
+import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +11,17 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import timm
+import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
-from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from explain.explained_model import check_explainable
-from explain.inputs import imagenet_names, num_classes
+from explain.inputs import imagenet_names, num_classes, returning_logits
+from explain.torchvision_models import Made, torchvision_model
+from explain.vits import ReadableViT, has_classifier
 from models.backbone import check_timm_name
 from models.interface import ImageClassifier
 from models.registry import model_class
@@ -36,7 +40,7 @@ Crop = Literal["model", "center", "squash"]
 class Classifier:
     """A model in eval mode, the preprocessing of its input, and its class names."""
 
-    model: VisionTransformer | ImageClassifier
+    model: nn.Module
     mean: Triple
     std: Triple
     preprocess: Callable[[np.ndarray], Tensor]
@@ -47,19 +51,29 @@ class Classifier:
     """None if they are not known."""
     multi_label: bool = False
     """Whether an image may show several classes: probabilities are then sigmoids of the logits."""
+    input_size: tuple[int, int] | None = None
+    """(height, width) of the input of a model that is not of this project, pixels."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width) of the input, pixels."""
-        if isinstance(self.model, ImageClassifier):
-            return self.model.input_size
-        (rows, columns), (height, width) = self.model.patch_embed.grid_size, self.model.patch_embed.patch_size
-        return rows * height, columns * width
+        return self.input_size or cast(ImageClassifier, self.model).input_size
 
     @property
+    def has_classes(self) -> bool:
+        """Whether the model classifies: False for a ViT without classifier (num_classes=0)."""
+        return not isinstance(self.model, ReadableViT) or has_classifier(self.model)
+
+    @functools.cached_property
     def num_classes(self) -> int:
-        """Length of the logits."""
-        return num_classes(self.model)
+        """Length of the logits; 0 without a classifier."""
+        if not self.has_classes:
+            return 0
+        if count := num_classes(self.model):
+            return count
+        like = next(self.model.parameters())
+        with torch.no_grad():
+            return int(returning_logits(self.model)(like.new_zeros(1, 3, *self.size)).shape[1])
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Logits [..., C] -> probabilities [..., C], float32."""
@@ -67,10 +81,10 @@ class Classifier:
 
 
 def patch_size(model: nn.Module) -> int:
-    """Side of a patch of a timm ViT or of a model of this project, pixels."""
+    """Side of a patch of one of timm's ViTs (`explain.vits`) or of a model of this project, pixels."""
     if isinstance(model, ImageClassifier):
         return model.patch_size
-    return int(cast(VisionTransformer, model).patch_embed.patch_size[0])
+    return int(cast(ReadableViT, model).patch_embed.patch_size[0])
 
 
 @dataclass(frozen=True)
@@ -95,34 +109,64 @@ class Preprocessing:
 def load_timm(
     name: str, weights: str = "hub", size: tuple[int, int] | None = None, preprocessing: Preprocessing = Preprocessing()
 ) -> Classifier:
-    """timm's ViT `name`, for inputs of `size` (height, width) pixels; None: its default size.
+    """timm's ViT classifier `name`, of a class in `explain.vits`. See `load_any`.
 
-    `weights`: "hub" (timm's download), "none" (random), or a file with timm's names, classifier included. Positions are
-    resampled to the size. Raises UserError if the model or the weights cannot be loaded.
+    Raises UserError for another model, too.
     """
-    check_timm_name(name, "--model")
-    settings: dict[str, Any] = {"img_size": size} if size else {}
+    found = load_any(f"timm/{name}", weights, size, preprocessing)
+    if not isinstance(found.model, ReadableViT) or not found.has_classes:
+        kind = type(found.model).__name__ + ("" if found.has_classes else " without classifier")
+        raise UserError(f"--model: {name!r} is a {kind}; give a timm ViT classifier: VisionTransformer, Eva or Beit")
+    return found
+
+
+def load_any(
+    source: str, weights: str = "hub", size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Classifier:  # fmt: skip
+    """The model `source`, timm/NAME or torchvision/NAME, for inputs of `size` (height, width) pixels; None: its own.
+
+    `weights`: "hub" (the published ones), "none" (random), or a file with the model's names, classifier included. A
+    ViT's positions are resampled to the size. Raises UserError if the model or the weights cannot be loaded.
+    """
+    place, _, name = source.partition("/")
+    if place not in ("timm", "torchvision") or not name:
+        raise UserError(
+            f"--model: {source!r}; write timm/NAME or torchvision/NAME, or --run DIR for a folder of train.py"
+        )
     from_file = weights not in ("hub", "none")
     if from_file and not Path(weights).is_file():
         raise UserError(f"--weights: no such file {weights}; give hub, none or a weights file")
     state = read_state(weights) if from_file else None
-    if state is not None and "head.weight" in state and state["head.weight"].ndim:
-        settings["num_classes"] = len(state["head.weight"])
-    model = _create(name, weights == "hub", settings)
-    if size and any(side % patch for side, patch in zip(size, model.patch_embed.patch_size, strict=True)):
-        why = f"is no multiple of the patch size {model.patch_embed.patch_size} (in evaluate.py: --data.image_size)"
-        raise UserError(f"--size: {size[0]} {size[1]} {why}")
+    make = _from_timm if place == "timm" else torchvision_model
+    model, config, names = make(name, weights == "hub", size, state)
     if state is not None:
         load_into(model, _filtered(state, model, weights), weights)
-    config = resolve_model_data_config(model)
-    grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
-    config["input_size"] = (3, grid[0] * patch[0], grid[1] * patch[1])
     preprocessing.change(config)
     transform = create_transform(**config)
     return Classifier(
         model.eval(), config["mean"], config["std"], lambda pixels: cast(Tensor, transform(Image.fromarray(pixels))),
-        _timm_words(config), imagenet_names(model) if weights != "none" else None,
+        _timm_words(config), names if weights != "none" else None, input_size=config["input_size"][1:],
     )  # fmt: skip
+
+
+def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, state: State | None) -> Made:
+    """The model, timm's data config, and the names of ImageNet's classes if the model has them."""
+    check_timm_name(name, "--model")
+    settings: dict[str, Any] = {"img_size": size} if size else {}
+    if state is not None and "head.weight" in state and state["head.weight"].ndim:
+        settings["num_classes"] = len(state["head.weight"])
+    model = _create(name, pretrained, settings)
+    config = resolve_model_data_config(model)
+    if isinstance(model, ReadableViT):
+        grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
+        if size and any(side % step for side, step in zip(size, patch, strict=True)):
+            why = f"is no multiple of the patch size {patch} (in evaluate.py: --data.image_size)"
+            raise UserError(f"--size: {size[0]} {size[1]} {why}")
+        config["input_size"] = (3, grid[0] * patch[0], grid[1] * patch[1])
+    elif size:
+        config["input_size"] = (3, *size)
+    return model, config, imagenet_names(model)
 
 
 def _timm_words(config: Mapping[str, Any]) -> str:
@@ -216,21 +260,23 @@ def _triple(values: Any) -> Triple:
     return float(red), float(green), float(blue)
 
 
-def _filtered(state: State, model: VisionTransformer, weights: str) -> State:
+def _filtered(state: State, model: nn.Module, weights: str) -> State:
     """The names and positions that timm's model has. Raises UserError where timm stumbles over the state dict."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None:
+        return state
     try:
-        return checkpoint_filter_fn(state, model)
+        return cast(State, convert(state, model))
     except Exception as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise UserError(f"--weights: {weights} holds no weights of this model ({what})") from None
 
 
-def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> VisionTransformer:
+def _create(name: str, pretrained: bool, settings: dict[str, Any]) -> nn.Module:
     try:
-        model = timm.create_model(name, pretrained=pretrained, **settings)
-    except Exception as error:  # timm and the hub raise many kinds: offline, no such tag, not a ViT
+        return timm.create_model(name, pretrained=pretrained, **settings)
+    except Exception as error:  # timm and the hub raise many kinds: offline, no such tag, no such option
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "img_size" in settings and "img_size" in reason:  # a CNN takes images of any size
+            return _create(name, pretrained, {key: value for key, value in settings.items() if key != "img_size"})
         raise UserError(f"--model: timm cannot make {name!r} ({reason}); or give --weights FILE or none") from None
-    if not isinstance(model, VisionTransformer):
-        raise UserError(f"--model: {name!r} is a {type(model).__name__}, not a timm VisionTransformer")
-    return model

@@ -14,6 +14,7 @@ from common.maps import minmax, to_pixels
 from explain import Explainer, explain
 from explain.explained_model import explained_model
 from explain.loading import Classifier
+from explain.types import check_method
 from models.interface import is_two_stage, select_parts
 from report.legend import SCALED_ALONE, LegendEntry, part_legend
 from report.overlays import denormalise, heat_overlay, mask_view, part_overlay, resize_shorter
@@ -32,16 +33,18 @@ class ExplainedImage:
     pixels: np.ndarray
     """[H, W, 3] uint8, what the network sees, with the shorter side at `TILE`."""
     probability: Tensor
-    """[C]."""
+    """[C]; empty without a classifier."""
     targets: list[int]
+    """[0] without a classifier."""
     shared: list[np.ndarray]
     """Tiles of a two-stage model's parts, mask and foreground."""
     maps: Mapping[str, Tensor]
     """Method -> [T, h, w], as `explain` returns them: one per target, or a single one if they do not depend on it."""
 
     @property
-    def predicted(self) -> int:
-        return int(self.probability.argmax())
+    def predicted(self) -> int | None:
+        """None without a classifier."""
+        return int(self.probability.argmax()) if len(self.probability) else None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class ExplanationSheet:
         explained, problems = explained_model(self.classifier.model, image[None], self.stage), {}
         for name, method in self.methods.items():
             try:
-                method.check(explained)
+                check_method(method, explained)
             except UserError as error:
                 problems[name] = f"{name} is left out: {error}"
         for name in problems:
@@ -75,25 +78,28 @@ class ExplanationSheet:
         model, images = self.classifier.model, image[None]
         explained = explained_model(model, images, self.stage)
         for method in self.methods.values():
-            method.check(explained)
-        with torch.no_grad():
-            probability = self.classifier.probabilities(explained.logits(images)[0]).cpu()
+            check_method(method, explained)
+        probability = torch.zeros(0)
+        if explained.has_classes:
+            with torch.no_grad():
+                probability = self.classifier.probabilities(explained.logits(images)[0]).cpu()
         if not probability.isfinite().all():
             raise UserError(f"{path}: the model's logits are not finite; use other weights")
-        targets = list(self.targets) or [int(probability.argmax())]
+        targets = list(self.targets) or [int(probability.argmax()) if len(probability) else 0]
         pixels = resize_shorter(denormalise(image, self.classifier.mean, self.classifier.std), TILE)
         maps = {}
         for name, method in self.methods.items():
             start(f"{_words(name)}: {path.name}")
             classes = targets if method.class_specific else targets[:1]
             copies = images.expand(len(classes), -1, -1, -1)
-            maps[name] = explain(model, copies, method, classes, stage=self.stage).cpu()
+            chosen = classes if explained.has_classes else None
+            maps[name] = explain(model, copies, method, chosen, stage=self.stage).cpu()
         return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images), maps)
 
     def notes(self, image: ExplainedImage) -> list[str]:
         """A line for each map without any variation."""
         return [
-            f"note: {name} gives {image.path} an empty map for {self.names[target]}"
+            f"note: {name} gives {image.path} an empty map" + (f" for {self.names[target]}" if self.names else "")
             for name, maps in image.maps.items()
             for target, empty in zip(image.targets, minmax(self._shown(name, maps))[1].tolist(), strict=False)
             if empty
@@ -107,14 +113,16 @@ class ExplanationSheet:
         return contact_sheet(columns, self._row_titles(), out, legend=self._legend(), notes=notes, heat=True)
 
     def _columns(self, image: ExplainedImage, limits: Mapping[str, tuple[float, float]]) -> list[Column]:
-        columns, predicted = [], f"predicted: {self._with_probability(image, image.predicted)}"
+        columns, predicted = [], "no classifier"
+        if image.predicted is not None:
+            predicted = f"predicted: {self._with_probability(image, image.predicted)}"
         for i, target in enumerate(image.targets):
             tiles = [image.pixels, *image.shared]
             for name, maps in image.maps.items():
                 heat = self._shown(name, maps[min(i, len(maps) - 1)][None])
                 heat = to_pixels(heat.nan_to_num(0, 0, 0), image.pixels.shape[:2])
                 tiles.append(heat_overlay(image.pixels, heat[0], limits=limits.get(name)))
-            other = "" if target == image.predicted else f"explained: {self._with_probability(image, target)}\n"
+            other = "" if image.predicted in (target, None) else f"explained: {self._with_probability(image, target)}\n"
             columns.append(Column(tiles, image.path.name, other + predicted))
         return columns
 

@@ -55,6 +55,14 @@ class Explainer(ABC):
         """
 
 
+def check_method(method: Explainer, explained: ExplainedModel) -> None:
+    """Raise UserError if the method cannot explain the model."""
+    if method.class_specific and not explained.has_classes:
+        what = "this ViT has no classifier (num_classes=0 or no pooling)"
+        raise UserError(f"{what}: there is no class to explain; choose attention_flow, raw_attention or rollout")
+    method.check(explained)
+
+
 def describe(kind: Any) -> str:
     """The values of a type as a user writes them: "mean | max | min", "float"."""
     if get_origin(kind) is Literal:

@@ -186,7 +186,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "broken image": (["note.jpg", *FAST], "note.jpg: not an image"),
     "unknown method": (["bird0.png", *FAST, "rolout"], "did you mean 'rollout'?"),
     "unknown model": (["bird0.png", "--model=timm/vit_smal_patch16_224"], "vit_small_patch16_224"),
-    "no vit": (["bird0.png", "--model=timm/resnet18", "--weights=none"], "not a timm VisionTransformer"),
+    "no vit": (["bird0.png", "--model=timm/resnet18", "--weights=none"], "a ResNet is not a ViT"),
     "no such tag": (["bird0.png", "--model=timm/vit_small_patch16_224.tag", "--weights=none"], "--model"),
     "no weights to be had": (["bird0.png", NANO], "--weights FILE or none"),
     "a folder as model": (["bird0.png", "--model=runs/x"], "--run DIR"),

@@ -21,7 +21,7 @@ from datasets.synthetic.dataset import SyntheticBirds
 from explain import METHODS, explain, loading
 from explain import __main__ as cli
 from explain.explained_model import explained_model
-from explain.loading import Preprocessing, load_timm
+from explain.loading import Preprocessing, load_any, load_timm
 from report.legend import SCALED_ALONE
 from tests.explain.textbook import dropped, explicit_layers, product, read_out
 
@@ -122,7 +122,7 @@ def test_nothing_is_loaded_before_files_and_methods_are_checked(
     def fetched(*_: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(loading, "load_timm", fetched)
+    monkeypatch.setattr(loading, "load_any", fetched)
     (photos / "broken.jpg").write_text("no image")
     arguments = {
         "missing": [photos / "nowhere.jpg"],
@@ -153,7 +153,7 @@ def test_imagenet_names_are_shown_and_accepted(photos: Path, tmp_path: Path, cap
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_base_patch16_clip_224", "vit_small_patch14_dinov2"])
 def test_preprocessing_is_that_of_the_timm_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pixels as from timm's own evaluation transform; dinov2 has no classifier but a crop_pct of 1."""
-    classifier = load_timm(name, "none")
+    classifier = load_any(f"timm/{name}", "none")
     config = resolve_model_data_config(classifier.model)
     pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     expected = create_transform(**config, is_training=False)(Image.fromarray(pixels))

@@ -117,9 +117,9 @@ def test_batch_is_single_and_nothing_is_left(compat: str) -> None:
         batch = explain(vit, x, "gradcam", compat=compat)
         single = torch.cat([explain(vit, image[None], "gradcam", compat=compat) for image in x])
     torch.testing.assert_close(batch, single)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="^images:"):
         explain(vit, x[:, :2], "gradcam", compat=compat)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="^targets: 99"):
         explain(vit, x, "gradcam", torch.tensor([0, 99, 0]), compat=compat)
     assert hooks(vit) == before
     assert all(p.grad is None for p in vit.parameters())
