@@ -60,7 +60,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     stage = explained_stage(args, model)
     methods = chosen_methods(args.method, vars(args), model, sample.image, stage, log)
     auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, log), run.config.data
-    precision = PRECISIONS[args.precision]
+    precision = PRECISIONS[args.predict_precision]
     own = MaskedClassifier(model, data, data, auto_batch, precision) if selects_patches(model) else None
     masked_classifier = (
         read_masked_classifier(args.masks_for, run, split, auto_batch, precision) if args.masks_for else own
@@ -99,7 +99,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     details = {
         "model": str(run.source), "checkpoint": run.checkpoint, "data": data.name, "split": args.split,
         "split_origin": split.info.split_origin, "images": len(split), "stage": stage,
-        "precision": args.precision,
+        "predict_precision": args.predict_precision,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
         "model_metrics": model_metrics, "methods": source.methods,
         "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}

@@ -55,7 +55,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--masks-for", type=Path, metavar="RUN", help="two-stage run that classifies the images with the maps as masks"
     )
     group.add_argument(
-        "--precision", choices=tuple(PRECISIONS), default="fp32",
+        "--predict-precision", choices=tuple(PRECISIONS), default="fp32",
         help="of predictions and of the forward passes of metrics; maps are always computed in fp32; default: fp32",
     )  # fmt: skip
     group.add_argument("--save-maps", type=Path, metavar="FILE.h5", help="save the maps")
