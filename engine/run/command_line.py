@@ -1,5 +1,6 @@
 """Parse flags and YAML files into one resolved RunConfig."""
 
+import itertools
 import json
 import os
 import re
@@ -161,7 +162,7 @@ def _spelled_out(arguments: list[str]) -> Iterator[str]:
 
     `resume` is a value, so it cannot have keys.
     """
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in itertools.pairwise([*arguments, "--"]):
         flag, _, value = argument.partition("=")
         if flag == "--resume.allow-change":
             yield f"--allow_change={value or 'true'}"

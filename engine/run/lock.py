@@ -12,6 +12,7 @@ import platform
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -128,14 +129,24 @@ def _refusal(path: Path, holder: Holder | None) -> str:
 
 
 def _remove_stale(path: Path, holder: Holder | None) -> None:
-    """Remove the lock of `holder`; if another process has replaced it meanwhile, leave that one's in place."""
-    aside = path.with_name(f".{LOCK}.{secrets.token_hex(8)}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read(aside) != holder:
-            with contextlib.suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
+    """Remove the lock of `holder`, unless another process has done so; it may hold the lock by now.
+
+    Only the process that creates the claim on this holder removes its lock, so a new lock is never taken for it.
+    """
+    token = "".join(filter(str.isalnum, holder.token)) if holder else "unreadable"
+    claim = path.with_name(f".{LOCK}.{token}.tmp")
+    try:
+        claim.touch(exist_ok=False)
+    except FileExistsError:
+        time.sleep(0.02)
+        if STALE_SECONDS < _age(claim) < math.inf:  # its process died
+            claim.unlink(missing_ok=True)
+        return
+    try:
+        if _read(path) == holder:
+            path.unlink(missing_ok=True)
+    finally:
+        claim.unlink(missing_ok=True)
 
 
 def _age(path: Path) -> float:

@@ -229,13 +229,13 @@ def test_a_loss_that_is_no_number_in_one_process_stops_all_before_the_step(rank:
     assert [steps for _, _, steps in answers] == [2, 2]
     assert answers[1 - rank][0] == "PeerFailed"
     kind, message, _ = answers[rank]
-    assert kind == "UserError" and "loss is not finite at epoch 1, batch 3" in message and "\n" not in message
+    assert kind == "DivergedError" and "loss is not finite at epoch 1, batch 3" in message and "\n" not in message
 
 
 def test_a_gradient_that_is_no_number_stops_all_before_the_step(tmp_path: Path) -> None:
     """The averaged gradient is not finite in any process; each raises the error, and the first is printed."""
     for kind, message, steps in on_processes(2, failing, str(tmp_path), 1, "gradient"):
-        assert (kind, steps) == ("UserError", 2)
+        assert (kind, steps) == ("DivergedError", 2)
         assert "the gradient is not finite at epoch 1, batch 3 (head.weight)" in message
 
 

@@ -285,3 +285,7 @@ def test_a_value_shared_by_two_keys_is_written_twice() -> None:
     """Not as an alias, which the parser refuses."""
     shared = (1, 2)
     assert dump_config({"a": shared, "b": shared}) == "a:\n- 1\n- 2\nb:\n- 1\n- 2\n"
+
+
+def test_no_flag_at_all_gives_the_defaults() -> None:
+    assert parse_config([]) == parse_config(["--train.epochs", str(RunConfig().train.epochs)])
