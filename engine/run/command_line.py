@@ -20,6 +20,7 @@ from common.plain_yaml import LARGEST, check_yaml
 from datasets.registry import with_input, with_prescribed
 from engine.run.config import RunConfig, dump_config, flat
 from engine.run.config_checks import problems
+from engine.run.published_flags import refuse_published_flags
 from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names, with_earlier_input
 from models.backbone import own_input
 
@@ -47,6 +48,7 @@ def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     parser, arguments = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
     try:
         refuse_old_flags(arguments)
+        refuse_published_flags(arguments)
         given = list(_spelled_out(list(_with_converted_configs(arguments))))
         return resolve(_instantiate(parser, parser.parse_args(given)))
     except ArgumentError as error:
