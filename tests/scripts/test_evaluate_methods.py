@@ -160,8 +160,10 @@ def test_options_of_methods(measure: Measure) -> None:
     more = ("--head-fusion", "max", "--discard-ratio", "0.9", "--compat", "vit-explain", "--metrics", "pointing")
     results = measure("--run", "plain", "--method=rollout", *more)
     assert results["methods"] == {
-        "rollout": {"head_fusion": "max", "discard_ratio": 0.9, "start_layer": None, "compat": "vit-explain"}
-    }
+        "rollout": {
+            "head_fusion": "max", "discard_ratio": 0.9, "start_layer": None, "compat": "vit-explain", "head": None
+        }
+    }  # fmt: skip
     plain = measure("--run", "plain", "--method", "rollout", "--metrics", "pointing")
     assert values(plain) != values(results)
 
@@ -183,7 +185,7 @@ def test_a_timm_model_with_its_own_classifier(size: list[str], measure: Measure)
 
 def test_a_data_set_without_objects(measure: Measure, tmp_path: Path) -> None:
     """ImageNet's layout, without boxes: what needs an object is left out."""
-    for label, folder in enumerate(("train/n01", "train/n02", "val/n01", "val/n02")):
+    for label, folder in enumerate(("train/checked", "train/striped", "val/checked", "val/striped")):
         (tmp_path / "tree" / folder).mkdir(parents=True)
         for i in range(2):
             image = Image.effect_noise((40, 36), 50 + 50 * label + 20 * i).convert("RGB")
