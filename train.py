@@ -10,6 +10,7 @@ a data set, model, metric or method. Several GPUs: torchrun --nproc-per-node 8 t
 
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from models import build_model
+from models.interface import ImageClassifier
 from report.curves import training_curves
 from report.files import json_text, write_atomic
 from report.names import pretty
@@ -84,12 +86,7 @@ def _train(config: RunConfig) -> MetricsRow:
     model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=fresh)
     if config.model.init_from and not resumes:
         warm_start(model, config.model.init_from)
-    mixing = config.loss.classification
-    check_masks(model, splits.values(), mixes_images=bool(mixing.mixup or mixing.cutmix))
-    counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
-    objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
-    if config.loss.consistency.weight:
-        objective = ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
+    objective = build_objective(config, model, splits)
     rules = PARAM_GROUP_RULES[model.parameter_rules](config.optim)
 
     # 3. trainer and, after all checks, the run folder
@@ -127,6 +124,17 @@ def _train(config: RunConfig) -> MetricsRow:
     tracker.message(f"test {pretty(metric)} {value} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
+
+
+def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[str, Split]) -> Objective:
+    """The objective of the model's kind. Raises UserError if the model needs masks that the data do not have."""
+    mixing, info = config.loss.classification, splits["train"].info
+    check_masks(model, splits.values(), mixes_images=bool(mixing.mixup or mixing.cutmix))
+    counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
+    objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
+    if config.loss.consistency.weight:
+        return ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
+    return objective
 
 
 def load_splits(config: RunConfig) -> dict[str, Split]:

@@ -39,7 +39,7 @@ from explain import METHODS
 from explain.loading import load_timm, patch_size
 from models.backbone import check_timm_name
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
-from report.explanations import method_sheet, write_explanation_report
+from report.explanations import ExplainedImage, method_sheet, write_explanation_report
 from report.files import check_folder
 
 
@@ -62,17 +62,15 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     auto_batch, data = AutoBatchSize(run.config.data.eval_batch_size, log), run.config.data
     precision = PRECISIONS[args.predict_precision]
     own = MaskedClassifier(model, data, data, auto_batch, precision) if selects_patches(model) else None
-    masked_classifier = (
-        read_masked_classifier(args.masks_for, run, split, auto_batch, precision) if args.masks_for else own
-    )
-    wanted = wanted_metrics(args.metrics, sample, masked_classifier is not None)
-    options = read_metric_options(args, data, patch_size(model), masked_classifier)
+    masked = read_masked_classifier(args.masks_for, run, split, auto_batch, precision) if args.masks_for else own
+    wanted = wanted_metrics(args.metrics, sample, masked is not None)
+    options = read_metric_options(args, data, patch_size(model), masked)
     metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
     source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
-    checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked_classifier)
+    checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked)
     examples = ExampleCollector(split, *data.normalisation)
     loader, start = split_loader(split, data), processes().block(len(split)).start
     if 0 < start < len(split):  # some metrics use the image before, which another process measures
@@ -96,22 +94,34 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     write_per_image(run.out, evaluator)
     if not processes().is_main:
         return
-    details = {
-        "model": str(run.source), "checkpoint": run.checkpoint, "data": data.name, "split": args.split,
-        "split_origin": split.info.split_origin, "images": len(split), "stage": stage,
-        "predict_precision": args.predict_precision,
-        "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
-        "model_metrics": model_metrics, "methods": source.methods,
-        "protocol": {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
-        | checks.protocols(), "provenance": provenance(),
+    protocols = {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
+    details = settings_of(args, run, split) | {
+        "stage": stage, "model_metrics": model_metrics, "methods": source.methods,
+        "protocol": protocols | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
-    run.write_results({**details, "rows": records})
-    sheet = method_sheet(images, run.out / "sheet.png")
-    title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
-    report = write_explanation_report(run.out, title, records, sheet, details, text)
+    report = write_outputs(run, records, details, images)
     log(metric_table(records, console.width if console.is_terminal else None))
     log(f"counts and intervals: {run.out / 'methods.csv'}")
     log(f"{len(split)} images, {len(methods)} methods; report: {report}")
+
+
+def write_outputs(
+    run: RunContext, records: list[dict[str, Any]], details: dict[str, Any], images: list[ExplainedImage]
+) -> Path:
+    """Write results.json, the tables, the sheet and the report; returns the path of the report."""
+    run.write_results({**details, "rows": records})
+    sheet = method_sheet(images, run.out / "sheet.png")
+    title, text = f"Explanations of {run.source}", yaml.safe_dump(asdict(run.config), sort_keys=False)
+    return write_explanation_report(run.out, title, records, sheet, details, text)
+
+
+def settings_of(args: argparse.Namespace, run: RunContext, split: Split) -> dict[str, Any]:
+    """What was measured and how, for results.json."""
+    return {
+        "model": str(run.source), "checkpoint": run.checkpoint, "data": run.config.data.name, "split": args.split,
+        "split_origin": split.info.split_origin, "images": len(split), "predict_precision": args.predict_precision,
+        "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
+    }  # fmt: skip
 
 
 def metric_table(records: Sequence[Mapping[str, Any]], width: int | None = None) -> str:

@@ -20,8 +20,8 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
     raw_attention,
     rollout,
 )
-from explain.explained_model import ExplainedModel, explainable, explained_model, usable
-from explain.inputs import Targets, at_least_float32, checked_images, checked_targets, returning_logits
+from explain.explained_model import ExplainedModel, at_least, explainable, explained_model, usable
+from explain.inputs import Targets, checked_images, checked_targets, returning_logits
 from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
 from explain.types import METHODS, Explainer, check_method
@@ -58,7 +58,8 @@ def explain(
     model = unwrapped(model)
     images = checked_images(model, images)
     images = images if images.dtype == torch.float64 else images.float()
-    with alone(model), at_least_float32(model):  # the second replaces the weights of a model in half precision
+    # Explanations divide by sums that cancel, and CPUs lack operations in float16. All threads see replaced weights.
+    with alone(model), at_least(torch.float32, model):
         explained = explained_model(model, images, stage)
         if explained.has_classes:
             explained = replace(explained, logits=returning_logits(explained.logits))

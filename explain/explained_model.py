@@ -244,16 +244,17 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def in_float64(explained: ExplainedModel) -> Iterator[None]:
-    """The state in which the model computes in float64: inside, its weights and buffers are float64 copies.
+def at_least(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
+    """The state in which the module computes in `dtype` or more: inside, less precise weights and buffers are copies.
 
     The original tensors are put back, also after an exception.
     """
-    tensors = (*explained.module.parameters(), *explained.module.buffers())
-    originals = [(t, t.data) for t in tensors if t.is_floating_point() and t.dtype != torch.float64]
+    bits = torch.finfo(dtype).bits
+    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    originals = [(t, t.data) for t in tensors if torch.finfo(t.dtype).bits < bits]
     try:
         for tensor, original in originals:
-            tensor.data = original.double()
+            tensor.data = original.to(dtype)
         yield
     finally:
         for tensor, original in originals:

@@ -1,8 +1,7 @@
 """Check and convert what a user passes to `explain`: images, target classes, class names, weights in half precision."""
 
-import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -158,20 +157,3 @@ def _indices(targets: str | Sequence[int | str], model: nn.Module) -> int | list
     if isinstance(targets, str):
         return class_index(targets, names, "targets")
     return [class_index(target, names, "targets") if isinstance(target, str) else target for target in targets]
-
-
-@contextlib.contextmanager
-def at_least_float32(model: nn.Module) -> Iterator[None]:
-    """Inside, weights and buffers in half precision are float32 copies; afterwards the original tensors are back.
-
-    Explanations divide by sums that cancel, and CPUs lack operations in float16.
-    """
-    tensors = (*model.parameters(), *model.buffers())
-    originals = [(t, t.data) for t in tensors if t.dtype in (torch.float16, torch.bfloat16)]
-    try:
-        for tensor, original in originals:
-            tensor.data = original.float()
-        yield
-    finally:
-        for tensor, original in originals:
-            tensor.data = original

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain.attention_capture import Attention, record
-from explain.explained_model import ExplainedModel, in_float64, require_attention
+from explain.explained_model import ExplainedModel, at_least, require_attention
 from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
@@ -83,7 +83,7 @@ class Lrp(Explainer):
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch.autocast(images.device.type, enabled=False))
             if self.precision == "float64":
-                stack.enter_context(in_float64(explained))
+                stack.enter_context(at_least(torch.float64, explained.module))
                 images = images.double()
             elif images.dtype != torch.float64:
                 warnings.warn("lrp in float32: maps can be mostly rounding errors; use precision=float64", stacklevel=2)
