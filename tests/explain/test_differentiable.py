@@ -225,5 +225,5 @@ def test_a_module_can_be_named() -> None:
     )
     with pytest.raises(UserError, match=r"--module: a ResNet has no 'layer9'; nearest: layer\d"):
         explain(module, x, "gradcam", module="layer9")
-    with pytest.raises(UserError, match="a ResNet has no attention"):
+    with pytest.raises(UserError, match="--method: a ResNet is not a ViT whose attention"):
         explain(module, x, "rollout")

@@ -259,7 +259,7 @@ def test_methods_that_cannot_explain_the_model() -> None:
     images = CASES["class_token"].images()
     with pytest.raises(UserError, match="inherent needs a two-stage model"):
         Consistency(ConsistencyConfig(first="foreground"))(CASES["class_token"].model(), images)
-    with pytest.raises(UserError, match="a ResNet has no attention"):
+    with pytest.raises(UserError, match="--method: a ResNet is not a ViT whose attention"):
         Consistency(ConsistencyConfig(first="agcam"))(cnn(), random_images())
 
 
