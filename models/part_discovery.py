@@ -62,7 +62,8 @@ def draw_noise(
         return -torch.empty(size, device=device).exponential_(generator=generator).log()
 
     def uniform(*size: int) -> Tensor:
-        return own_rows(lambda count: torch.rand((count, *size), device=device, generator=generator), batch)
+        # Not `torch.rand`, which torch.compile cannot trace with generator=None and a second batch size.
+        return own_rows(lambda count: torch.empty(count, *size, device=device).uniform_(generator=generator), batch)
 
     def keep(dropout: float) -> Tensor | None:
         return uniform(config.num_parts) >= dropout if training and dropout else None

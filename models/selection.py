@@ -5,6 +5,7 @@ Shape legend: B images, N patches (h x w grid), K foreground parts; channel K (t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -130,17 +131,29 @@ def straight_through(mask: Tensor, margin: Tensor) -> Tensor:
     """A gate with the value of `mask` (exactly 0 or 1) and the gradient of q = f / (f + b) = sigmoid(margin).
 
     q is the probability that is thresholded: the best part (f) against the background (b). Gradients at hidden patches
-    are limited (see `_limit_hidden`).
+    are limited (see `limit_hidden`).
     """
-    q = margin.sigmoid()
-    # q - q is exactly 0, so that rounding cannot move the gate away from 0 or 1.
-    gate = mask.to(q) + (q - q.detach())
-    if gate.requires_grad:
-        gate.register_hook(lambda gradient: _limit_hidden(gradient, mask))
+    gate: Tensor = _StraightThrough.apply(margin.sigmoid(), mask)  # type: ignore[no-untyped-call]
     return gate
 
 
-def _limit_hidden(gradient: Tensor, mask: Tensor) -> Tensor:
+class _StraightThrough(torch.autograd.Function):
+    """The mask in the dtype of q, with the limited gradient of q. A hook instead would not compile."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, mask: Tensor) -> Tensor:
+        """0 or 1 exactly."""
+        ctx.save_for_backward(mask)
+        return mask.to(q)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """See `limit_hidden`."""
+        (mask,) = ctx.saved_tensors
+        return limit_hidden(gradient, mask), None
+
+
+def limit_hidden(gradient: Tensor, mask: Tensor) -> Tensor:
     """Limit gradients [B, N] at hidden patches to the largest magnitude at a visible patch of the same image.
 
     The derivative at a hidden patch is proportional to its attention relative to that of all visible patches. For a
