@@ -25,6 +25,8 @@ from torch.autograd.function import once_differentiable
 from models.transformer import Tokens, Transformer, ViT, describe
 from models.varlen import Packing, packed_attention
 
+LENGTHS = 64
+"""On a GPU, `gathered` pads the visible tokens to a multiple of this; slicing ends at the number of tokens."""
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v [B, H, S, E], scale) -> [B, H, S, E]"""
 
@@ -54,6 +56,8 @@ def gathered(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
     described = describe(vit)
     keys = key_mask(mask_BN, described.num_prefix_tokens)
     longest = int(keys.sum(1).max())
+    if keys.is_cuda:  # few lengths, for kernels that are planned for each one
+        longest += -longest % LENGTHS
     order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in order of position
     x_BLD = _run_blocks(described, tokens.gather(order), keys.gather(1, order)[:, None, None, :])  # False at padding
     return described.read(x_BLD, _weights(described, mask_BN).gather(1, order))
@@ -150,6 +154,8 @@ class _GateGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of the gate alone."""
         gate_BS, q, k, v = ctx.saved_tensors
+        if v.dtype == torch.float16:  # where hidden keys dominate, it would round the weights of visible ones to 0
+            v = v.float()
         with torch.enable_grad():
             gate_BS = gate_BS.detach().requires_grad_()
             out = ratio_attention(q.to(v), k.to(v), v, gate_BS, ctx.scale)

@@ -90,6 +90,21 @@ def test_the_gate_has_the_gradient_of_the_ratio() -> None:
     assert found[gate.detach() == 0].abs().min() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gate_has_its_gradient_in_half_precision_where_hidden_keys_dominate(dtype: torch.dtype) -> None:
+    """By 20 nats: the weights of visible keys are below the smallest float16."""
+    q, k, v = torch.randn(3, 1, 2, 6, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    q[..., 0], k[..., 0] = 20, torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    gates = []
+    for precision in (torch.float64, dtype):
+        gate = torch.tensor([[0.0, 1, 1, 0, 1, 1]]).to(torch.float64).requires_grad_()
+        values = (t.to(dtype).to(precision) for t in (q, k, v))
+        out = masked_attention.gated_attention(*values, gate, gate.detach() > 0.5, 1.0)
+        (gradient,) = torch.autograd.grad(out.double().sum(), gate)
+        gates.append(gradient[:, 1:])  # the limit is for the hidden key that dominates
+    torch.testing.assert_close(gates[1], gates[0], rtol=0, atol=0.02 * float(gates[0].abs().max()))
+
+
 @pytest.mark.parametrize("other", [torch.float32, torch.uint8, torch.int64])
 def test_a_mask_is_bool(other: torch.dtype) -> None:
     mask = torch.ones(1, 4, 4, dtype=torch.bool)
