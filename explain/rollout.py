@@ -108,7 +108,11 @@ def discard(matrix_BNN: Tensor, ratio: float, keep_first: bool) -> Tensor:
     count = int(flat.shape[1] * ratio)
     if count == 0:
         return matrix_BNN
-    dropped = matrix_BNN <= flat.kthvalue(count, dim=1).values[:, None, None]
+    if torch.are_deterministic_algorithms_enabled():  # on a GPU, kthvalue is not; the value is the same
+        largest_B = flat.sort(dim=1).values[:, count - 1]
+    else:
+        largest_B = flat.kthvalue(count, dim=1).values
+    dropped = matrix_BNN <= largest_B[:, None, None]
     if keep_first:
         dropped[:, 0, 0] = False
     return matrix_BNN.masked_fill(dropped, 0)

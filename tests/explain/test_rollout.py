@@ -137,6 +137,14 @@ def test_discard_takes_the_smallest_of_each_image() -> None:
     assert torch.equal(discard(fused, 0.5, keep_first=True), left)
 
 
+def test_discarding_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    fused = torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0))
+    wanted = discard(fused, 0.5, keep_first=True)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "kthvalue", None)  # raises there on a GPU
+    assert torch.equal(discard(fused, 0.5, keep_first=True), wanted)
+
+
 def test_all_discarded_leaves_zeros_and_no_nan() -> None:
     maps = explain(
         CASES["class_token"].model(), CASES["class_token"].images(), "rollout", discard_ratio=1.0, compat="vit-explain"
