@@ -4,17 +4,29 @@ Shape legend: B images, S tokens per image before packing, T packed tokens, L to
 head width.
 """
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
 
-try:  # torch >= 2.10, flash attention, CUDA only
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # pragma: no cover - depends on the torch build
-    varlen_attn = None  # type: ignore[assignment]
+
+def with_flash(attend: Callable[..., object]) -> Callable[..., object]:
+    """torch's `varlen_attn`, held to flash attention.
+
+    From torch 2.14 on it would take cuDNN on an H100, which builds a plan for every new number of tokens. cuDNN cannot
+    split keys, so any `num_splits` rules it out.
+    """
+    return partial(attend, num_splits=1) if "num_splits" in inspect.signature(attend).parameters else attend
+
+
+flash_attention = with_flash(varlen_attn)
+"""CUDA only."""
 
 
 @dataclass(frozen=True)
@@ -34,16 +46,20 @@ class Packing:
 
     @staticmethod
     def of(visible_BS: Tensor) -> "Packing":
-        """Pack the tokens where `visible_BS` is True. Every row must have one."""
+        """Pack the tokens where `visible_BS` [B, S] bool is True. Every row must have one. One host sync: the sizes."""
         counts = visible_BS.sum(1)
+        total, longest = torch.stack((counts.sum(), counts.max())).tolist()
         ends = counts.cumsum(0)
         starts = ends - counts
-        index = visible_BS.flatten().nonzero().squeeze(1)
+        visible = visible_BS.flatten()
+        # Packed position of each visible token; all others go to a last entry that is dropped. `nonzero` would sync.
+        position = torch.where(visible, visible.cumsum(0) - 1, total)
+        order = torch.arange(len(visible), device=visible.device)
+        index = order.new_empty(total + 1).scatter_(0, position, order)[:total]
         image = index // visible_BS.shape[1]  # [T], the image of each packed token
-        longest = int(counts.max())
         # Row of the image in the padded batch, plus the token's position within its image.
-        slot = image * longest + torch.arange(len(index), device=index.device) - starts[image]
-        valid = torch.arange(longest, device=index.device) < counts.unsqueeze(1)
+        slot = image * longest + order[:total] - starts[image]
+        valid = order[:longest] < counts.unsqueeze(1)
         return Packing(index, F.pad(ends, (1, 0)).int(), starts, slot, valid)
 
     def padded(self, rows: Tensor) -> Tensor:
@@ -54,10 +70,10 @@ class Packing:
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, scale: float, packing: Packing) -> Tensor:
     """Attention of q, k, v [1, H, T, E] within each image: [1, H, T, E]."""
-    if varlen_attn is not None and _flash_supports(q):
+    if _flash_supports(q):
         q, k, v = (t[0].transpose(0, 1).contiguous() for t in (q, k, v))  # [T, H, E]
         longest = packing.valid.shape[1]
-        out = varlen_attn(q, k, v, packing.bounds, packing.bounds, longest, longest, scale=scale)
+        out = flash_attention(q, k, v, packing.bounds, packing.bounds, longest, longest, scale=scale)
         return cast(Tensor, out).transpose(0, 1).unsqueeze(0)
     return _padded_attention(q, k, v, scale, packing)
 
