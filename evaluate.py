@@ -19,16 +19,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from commands.evaluate_methods import evaluate_methods
-from commands.evaluate_run import evaluate_run
 from commands.flags import add_intervention_flags, add_method_flags, add_output_flags, check_intervention_flags
-from commands.leave_one_part_out import leave_one_part_out
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
 from common.plugins import with_plugins
 from datasets.types import SPLITS
 from engine.explanation.map_metrics import KNOWN
-from engine.run.distributed import distributed_main
+from engine.run.launch import distributed_main
 from explain import METHODS
 from explain.options import add_options
 from metrics.registry import METRICS
@@ -65,6 +62,11 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Command line."""
     args, overrides = parse_args()
+    # Slow to import, and not needed for --help or a wrong flag.
+    from commands.evaluate_methods import evaluate_methods
+    from commands.evaluate_run import evaluate_run
+    from commands.leave_one_part_out import leave_one_part_out
+
     if args.method:
         evaluate_methods(args, overrides)
     elif args.model:

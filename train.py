@@ -10,177 +10,12 @@ a data set, model, metric or method. Several GPUs: torchrun --nproc-per-node 8 t
 
 import shlex
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from commands.prediction_visualizer import PredictionVisualizer
-from commands.start_summary import start_lines
-from common.errors import UserError, exit_on_user_error
+from common.errors import exit_on_user_error
 from common.plugins import plugin_arguments, with_plugins
-from common.processes import barrier, processes
-from datasets import Split, load_split
-from datasets.loader import BatchSampler
-from datasets.semi_supervised import SemiSupervisedSampler, split_labels
-from datasets.trained_on import check_same_classes
-from datasets.types import SPLITS
-from engine.evaluation.loading import warm_start
-from engine.evaluation.predict import check_masks
-from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
-from engine.run.batch import for_processes
-from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.command_line import parse_config
-from engine.run.config import RunConfig
-from engine.run.distributed import distributed_main
-from engine.run.folder import BEST, CONFIG_FILE, RESULTS, open_run, trained_on
-from engine.run.lives import count_life
-from engine.run.lock import run_lock
-from engine.run.machine import prepare_process, provenance
-from engine.run.resume import resolve_resume
-from engine.run.stopping import RunStopped
-from engine.run.tracking import MetricsRow, Tracker
-from engine.training.best_metric import check_best_metric
-from engine.training.consistency import ConsistencyObjective
-from engine.training.objectives import OBJECTIVES, Objective
-from engine.training.optim import PARAM_GROUP_RULES
-from engine.training.trainer import Trainer
-from models import build_model
-from models.interface import ImageClassifier
-from report.curves import training_curves
-from report.files import json_text, write_atomic
-from report.names import pretty
-
-
-def train(config: RunConfig) -> MetricsRow:
-    """Train with `config`, evaluate the best checkpoint on the test split, and return the content of results.json.
-
-    Raises UserError if another job is writing the run folder.
-    """
-    with run_lock(Path(config.out)):
-        if config.resume == "auto":
-            count_life(Path(config.out))
-        return _train(config)
-
-
-def _train(config: RunConfig) -> MetricsRow:
-    # 1. machine and data
-    stated, first = resolve_resume(config), processes().is_main
-    config = for_processes(stated, processes().world_size)
-    resumes = config.resume is True
-    device = prepare_process(config)
-    splits = load_splits(config)
-    info = splits["train"].info
-    for source in (config.out if resumes else "", "" if resumes else config.model.init_from):
-        if source and (trained := trained_on(Path(source))):
-            check_same_classes(info, trained, source)
-    if info.multi_label and config.train.best_metric == "accuracy":
-        raise UserError(
-            f"train.best_metric=accuracy: {info.name} is multi-label; "
-            "set it to mean_average_precision, macro_f1 or micro_f1"
-        )
-
-    # 2. model and objective
-    fresh = not (resumes or config.model.init_from)
-    model = build_model(config.model, info.num_classes, config.data.size_hw, config.train.seed, weights=fresh)
-    if config.model.init_from and not resumes:
-        warm_start(model, config.model.init_from)
-    objective = build_objective(config, model, splits)
-    rules = PARAM_GROUP_RULES[model.parameter_rules](config.optim)
-
-    # 3. trainer and, after all checks, the run folder
-    trainer = Trainer(config, model, objective, rules, splits, device, training_sampler(config, splits))
-    if resumes:
-        trainer.load(print if first else lambda message: None)
-    else:
-        known = trainer.metrics.certain()
-        check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
-    out = open_run(stated, model, info) if first else Path(config.out)
-    tracker = Tracker(out, config, trainer.progress.wandb_id)
-    tracker.truncate(trainer.position)
-    for line in start_lines(config, splits, model, device):
-        tracker.message(line)
-    visualizer = PredictionVisualizer(splits["val"], *config.data.normalisation)
-
-    # 4. train
-    def after_epoch(row: MetricsRow) -> None:
-        every, epoch = config.train.sheet_every, row["epoch"]
-        tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), row["step"])
-        if epoch == config.train.epochs or (every and epoch % every == 0):
-            sheet = visualizer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
-            tracker.image("sheet", sheet, row["step"])
-
-    trainer.run(tracker, after_epoch if first else lambda row: None)
-
-    # 5. evaluate the best checkpoint on the test split
-    predictions = PredictionTable(info)
-    results, table = final_results(trainer, config, predictions), predictions.csv()
-    if first:
-        write_atomic(out / PREDICTIONS_FILE, table)
-        write_atomic(out / RESULTS, json_text(results))
-    metric = config.train.best_metric if info.multi_label else "accuracy"
-    value = f"{results[f'test/{metric}']:.1%}"
-    tracker.message(f"test {pretty(metric)} {value} (best epoch {results['best_epoch']}); results in {out}")
-    tracker.finish(results)
-    return results
-
-
-def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[str, Split]) -> Objective:
-    """The objective of the model's kind. Raises UserError if the model needs masks that the data do not have."""
-    mixing, info = config.loss.classification, splits["train"].info
-    check_masks(model, splits.values(), mixes_images=bool(mixing.mixup or mixing.cutmix))
-    counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
-    objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
-    if config.loss.consistency.weight:
-        return ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
-    return objective
-
-
-def load_splits(config: RunConfig) -> dict[str, Split]:
-    """The three splits, "train" with augmentation; in semi-supervised training also "unlabelled"."""
-    seed, semi = config.train.seed, config.data.semi
-    splits = {name: load_split(config.data, name, train=name == "train", seed=seed) for name in SPLITS}
-    for name, split in splits.items():
-        if split.info.keys != splits["train"].info.keys:
-            raise UserError(f"data.name={config.data.name}: the {name} split has other classes than the training split")
-    if semi.mode != "supervised" or semi.images_per_class:
-        splits["train"], rest = split_labels(splits["train"], semi, config.data.seed)
-        splits |= {"unlabelled": rest} if semi.mode != "supervised" else {}
-    return splits
-
-
-def training_sampler(config: RunConfig, splits: dict[str, Split]) -> BatchSampler | None:
-    """The sampler of training batches; None: the whole training split once per epoch."""
-    semi = config.data.semi
-    if semi.mode == "supervised":
-        return None
-    return SemiSupervisedSampler(splits["train"], splits["unlabelled"], config.data.batch_size, semi, config.train.seed)
-
-
-def final_results(trainer: Trainer, config: RunConfig, predictions: PredictionTable) -> dict[str, Any]:
-    """Validation and test metrics of the best checkpoint, with training time and provenance.
-
-    `predictions` gets the predictions of the test images.
-    """
-    path = Path(config.out) / BEST / "model.safetensors"
-    barrier()  # wait for the first process to write it
-    load_weights(trainer.evaluated_model(), read_checkpoint(path).tensors, path)
-    progress = trainer.progress
-    return {
-        **trainer.evaluate("val"),
-        **trainer.evaluate("test", [predictions]),
-        "best_epoch": progress.best_epoch,
-        "best_metric": progress.best_metric,
-        "epochs": progress.epoch,
-        "seed": config.train.seed,
-        "model": config.model.name,
-        "train_seconds": progress.train_seconds,
-        "wall_seconds": progress.wall_seconds,
-        "skipped": progress.skipped,
-        "split_origin": {name: split.info.split_origin for name, split in trainer.splits.items()},
-        "provenance": provenance(),
-    }
+from engine.run.launch import distributed_main
 
 
 @exit_on_user_error
@@ -189,6 +24,12 @@ def final_results(trainer: Trainer, config: RunConfig, predictions: PredictionTa
 def main() -> None:
     """Run the command line."""
     config = parse_config(description=__doc__)
+    # Slow to import, and not needed for --help or a wrong flag.
+    from commands.train_run import train
+    from common.processes import processes
+    from engine.run.folder import CONFIG_FILE
+    from engine.run.stopping import RunStopped
+
     try:
         train(config)
     except RunStopped as stopped:

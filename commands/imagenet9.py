@@ -23,7 +23,7 @@ from common.plugins import with_plugins
 from common.processes import processes
 from engine.evaluation.backgrounds import FOREGROUNDS, background_gaps, measure_set, read_sets, run_challenge
 from engine.evaluation.loading import fingerprint
-from engine.run.distributed import distributed_main
+from engine.run.launch import distributed_main
 from report.evaluation import write_background_report
 
 

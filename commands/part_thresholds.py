@@ -22,7 +22,7 @@ from engine.evaluation.interventions import INFO, require_two_stage
 from engine.evaluation.loading import fingerprint, read_split
 from engine.evaluation.loop import split_loader
 from engine.evaluation.part_thresholds import PartThresholds, check_quantiles, measure_thresholds, threshold_file
-from engine.run.distributed import one_process_only
+from engine.run.launch import one_process_only
 from report.files import json_text, write_atomic
 
 

@@ -1,13 +1,27 @@
 """Data sets by name, their transforms, and loaders that depend on (seed, epoch) only."""
 
-from pathlib import Path
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from datasets.config import DataConfig, SyntheticConfig
-from datasets.loader import BatchLoader, Split, eval_loader, steps_per_epoch, train_loader
-from datasets.readers.mask_folder import MaskedDataset
-from datasets.registry import DATASETS
-from datasets.transforms import build_transform
-from datasets.types import Batch, DatasetInfo, RawDataset, RawSample, Sample, collate
+
+if TYPE_CHECKING:
+    from datasets.api import (
+        DATASETS,
+        Batch,
+        BatchLoader,
+        DatasetInfo,
+        RawDataset,
+        RawSample,
+        Sample,
+        Split,
+        build_transform,
+        collate,
+        eval_loader,
+        load_split,
+        steps_per_epoch,
+        train_loader,
+    )
 
 __all__ = [
     "DATASETS",
@@ -29,15 +43,8 @@ __all__ = [
 ]
 
 
-def load_split(config: DataConfig, split: str, *, train: bool, seed: int) -> Split:
-    """Load the split "train", "val" or "test" of `config.name`; augmented with draws from `seed` if `train`.
-
-    Raises UserError for an unknown name or split, and for missing or wrong files.
-    """
-    raw = DATASETS[config.name](config, split)
-    if config.exif != "auto" and hasattr(raw, "rotate"):
-        raw.rotate = config.exif == "apply"
-    if config.mask_folder:
-        raw = MaskedDataset(raw, Path(config.mask_folder).expanduser())
-    transform = build_transform(config, train)
-    return Split(raw, transform, train=train, seed=seed, max_unreadable=config.max_unreadable)
+def __getattr__(name: str) -> Any:
+    """Import torch, timm and albumentations when one of the others is first used, so that `train.py --help` is fast."""
+    if name in __all__:
+        return getattr(import_module("datasets.api"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-
 from common.ranges import (
     ClosedUnitInterval,
     HalfOpenUnitInterval,
@@ -15,6 +13,7 @@ from common.ranges import (
 )
 
 Triple = tuple[float, float, float]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -150,4 +149,4 @@ class DataConfig:
     @property
     def normalisation(self) -> tuple[Triple, Triple]:
         """Mean and standard deviation of each colour channel; ImageNet's where they are not given."""
-        return self.mean or IMAGENET_DEFAULT_MEAN, self.std or IMAGENET_DEFAULT_STD
+        return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD

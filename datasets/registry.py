@@ -7,13 +7,15 @@ split) that returns a RawDataset. Its attribute `augmentation`, where it has one
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.registry import Registry
 from datasets.config import DataConfig
-from datasets.types import RawDataset
 
-DATASETS: Registry[Callable[[DataConfig, str], RawDataset]] = Registry("data set (--data.name)")
+if TYPE_CHECKING:  # it imports torch
+    from datasets.types import RawDataset
+
+DATASETS: Registry[Callable[[DataConfig, str], "RawDataset"]] = Registry("data set (--data.name)")
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class BuiltIn:
     """Where its class is, "module:Class"."""
     augmentation: str
 
-    def __call__(self, config: DataConfig, split: str) -> RawDataset:
+    def __call__(self, config: DataConfig, split: str) -> "RawDataset":
         """Import the reader and open a split. Raises UserError as the reader does."""
         module, _, name = self.reader.partition(":")
         data: RawDataset = getattr(import_module(module), name)(config, split)

@@ -99,7 +99,7 @@ class ConsistencyConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The whole `loss.*` tree."""
+    """The loss terms: their weights and forms."""
 
     weights: LossWeights = field(default_factory=LossWeights)
     presence: Literal["original", "soft_constraint", "tanh", "soft_tanh"] = "original"

@@ -20,9 +20,9 @@ from common.plain_yaml import LARGEST, check_yaml
 from datasets.registry import with_input, with_prescribed
 from engine.run.config import RunConfig, dump_config, flat
 from engine.run.config_checks import problems
+from engine.run.help import PlainHelpFormatter, add_keys, help_topic
 from engine.run.published_flags import refuse_published_flags
 from engine.run.renamed_keys import converted_config, refuse_old_flags, refuse_old_names, with_earlier_input
-from models.backbone import own_input
 
 PROBLEMS: dict[type[Exception], str] = {
     UnicodeDecodeError: "a config file is not UTF-8 text",
@@ -32,20 +32,22 @@ PROBLEMS: dict[type[Exception], str] = {
 """What the parser's other exceptions mean."""
 
 
-def config_parser(**kwargs: Any) -> ArgumentParser:
-    """The parser of a RunConfig: `--config FILE` and one flag per field."""
+def config_parser(topic: str = "all", **kwargs: Any) -> ArgumentParser:
+    """The parser of a RunConfig: `--config FILE` and one flag per field; for --help, the fields of `topic` alone."""
     # The docstrings of the fields become --help. Values may not name modules: the parser would import them.
     set_parsing_settings(docstring_parse_attribute_docstrings=True, import_path_denylist=["*"])
     set_loader("yaml", _load_plain, (yaml.YAMLError, ValueError))
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, **kwargs)
-    parser.add_argument("--config", action="config", help="YAML file of any of the keys below; later flags win")
-    parser.add_class_arguments(RunConfig, None)
-    return parser
+    options = {"exit_on_error": False, "allow_abbrev": False, "formatter_class": PlainHelpFormatter, **kwargs}
+    return add_keys(ArgumentParser(**options), topic)
 
 
 def parse_config(args: Sequence[str] | None = None, **kwargs: Any) -> RunConfig:
     """Parse the command line (or `args`). Raises UserError for an unknown key or an invalid value."""
-    parser, arguments = config_parser(**kwargs), list(sys.argv[1:] if args is None else args)
+    arguments = list(sys.argv[1:] if args is None else args)
+    if (topic := help_topic(arguments)) is not None:
+        config_parser(topic, **kwargs).print_help()
+        raise SystemExit(0)
+    parser = config_parser(**kwargs)
     try:
         refuse_old_flags(arguments)
         refuse_published_flags(arguments)
@@ -82,6 +84,8 @@ def resolve(config: RunConfig) -> RunConfig:
                 raise UserError(f"{key}={number:.6g} is too large or not a number")
     for problem in problems(config):
         raise UserError(problem)
+    from models.backbone import own_input  # imports torch and timm: slow, and not needed for --help or a wrong flag
+
     return replace(config, data=with_input(config.data, own_input(config.model.backbone)))
 
 

@@ -1,11 +1,19 @@
 """`--help` of every script and of every module in commands/ that can be run."""
 
+import json
+import re
 import runpy
+import subprocess
 import sys
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 
 import pytest
+
+from common.errors import UserError
+from engine.run.command_line import parse_config
+from engine.run.config import RunConfig, flat
 
 ROOT = Path(__file__).parents[2]
 RUN_AS_SCRIPT = 'if __name__ == "__main__":'
@@ -47,3 +55,55 @@ def test_a_wrong_flag_is_one_line(
         runpy.run_path(str(path), run_name="__main__")
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1, error
+
+
+LIGHT = ["train.py --help", "train.py --help=all", "train.py --no.such.key=1", "train.py --train.epochs=x",
+         "train.py --optim.lr", "study.py --help", "study.py"]  # fmt: skip
+"""Commands that end before anything is computed."""
+COUNT = """
+import json, runpy, sys
+for command in json.loads(sys.argv[1]):
+    sys.argv = command.split()
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit:
+        pass
+print()
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+
+
+def test_help_and_wrong_flags_import_nothing_slow() -> None:
+    """torch, timm and albumentations take ten times as long as all the rest."""
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, json.dumps(LIGHT)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    imported = set(json.loads(done.stdout.splitlines()[-1]))
+    assert {"jsonargparse", "engine", "yaml"} <= imported and done.stderr.count("error: ") == 4
+    slow = {"torch", "torchvision", "torchmetrics", "timm", "albumentations", "numpy", "scipy", "pandas", "matplotlib",
+            "sklearn", "skimage", "PIL", "cv2", "wandb", "tensorboard", "huggingface_hub"}  # fmt: skip
+    assert imported & slow == set()
+
+
+GROUPS = ("optim", "model.parts", "wandb")
+
+
+def help_of_train(topic: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        parse_config([f"--help{topic}"])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_help_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every key stands in the help of its group and in --help=all; the overview has the groups and the other keys."""
+    keys = {key for key, _ in flat(asdict(RunConfig()))}
+    topics = {"all": keys} | {group: {key for key in keys if key.startswith(f"{group}.")} for group in GROUPS}
+    for topic, wanted in topics.items():
+        shown = set(re.findall(r"^  --([\w.]+)", help_of_train(f"={topic}", capsys), re.MULTILINE))
+        assert shown & keys == wanted, topic
+    overview = help_of_train("", capsys)
+    assert set(re.findall(r"^  --([\w.]+)", overview, re.MULTILINE)) & keys == {key for key in keys if "." not in key}
+    assert {key.rpartition(".")[0] for key in keys} - {""} == set(re.findall(r"--help=([\w.]+)", overview)) - {"all"}
+    with pytest.raises(UserError, match="--help=optimiser: .* one of model, "):
+        parse_config(["--help=optimiser"])

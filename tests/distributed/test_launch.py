@@ -14,7 +14,8 @@ import torch.distributed as dist
 
 from common.errors import UserError, exit_on_user_error
 from common.processes import processes, totals
-from engine.run.distributed import PeerFailed, distributed_main, launch_environment, one_process_only
+from engine.run.distributed import PeerFailed
+from engine.run.launch import distributed_main, launch_environment, one_process_only
 
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "node3", "MASTER_PORT": "29500"}
 SRUN = {

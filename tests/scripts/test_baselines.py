@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import evaluate
-import train
+from commands import train_run
 from engine.run.command_line import parse_config
 from engine.run.folder import BEST
 from models import MODELS
@@ -65,7 +65,7 @@ def keys_of(name: str, **more: Any) -> dict[str, Any]:
 def test_from_waterbirds_on_disk_to_a_report(name: str, birds: Path, tmp_path: Path, command: Command) -> None:
     run = tmp_path / "run"
     data = {"data.name": "waterbirds", "data.root": str(birds), "data.image_size": 48}
-    results = train.train(parse_config(flags(keys_of(name, out=str(run), **data))))
+    results = train_run.train(parse_config(flags(keys_of(name, out=str(run), **data))))
     assert {"test/accuracy", "test/worst_group_accuracy"} <= results.keys()
     assert ("test/keep_ratio" in results) == (name not in ("vit", "cnn"))
     assert ("test/stage_1_accuracy" in results) is False
@@ -82,7 +82,7 @@ def test_from_waterbirds_on_disk_to_a_report(name: str, birds: Path, tmp_path: P
 @pytest.mark.parametrize("name", ["vit", "cnn", "pdiscoformer", *GIVEN])
 def test_explained_or_refused_in_one_line(name: str, tmp_path: Path, command: Command) -> None:
     run = tmp_path / "run"
-    train.train(parse_config(flags(keys_of(name, out=str(run)))))
+    train_run.train(parse_config(flags(keys_of(name, out=str(run)))))
     methods = ["gradcam", {"vit": "lrp", "cnn": "integrated_gradients"}.get(name, "inherent")]
     printed = command("--run", str(run), "--method", *methods, "--metrics", "localization", "abpc", "--limit", "4")
     if name in GIVEN:
@@ -106,6 +106,6 @@ def test_external_masks_are_what_it_trains_on(birds: Path, tmp_path: Path) -> No
         "data.mask_folder": str(tmp_path / "masks"),
     }  # fmt: skip
     config = parse_config(flags(keys_of("decoupled", out=str(tmp_path / "run"), **data)))
-    assert train.train(config)["test/keep_ratio"] == pytest.approx(1 / 36)
+    assert train_run.train(config)["test/keep_ratio"] == pytest.approx(1 / 36)
     own = replace(config, out=str(tmp_path / "own"), data=replace(config.data, mask_folder=""))
-    assert train.train(own)["test/keep_ratio"] > 2 / 36
+    assert train_run.train(own)["test/keep_ratio"] > 2 / 36

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 import evaluate
+from commands.train_run import train
 from common.errors import UserError
 from datasets import DataConfig, DatasetInfo, RawSample, Split, build_transform
 from datasets.trained_on import TrainedOn, with_trained_labels
@@ -20,7 +21,6 @@ from engine.run.folder import run_config, trained_on
 from explain.loading import load_run
 from models import PlainViT
 from tests.tiny import tiny_config
-from train import train
 
 COLOURS = {"cat": (220, 30, 30), "dog": (30, 220, 30), "emu": (30, 30, 220)}
 KEYS = {

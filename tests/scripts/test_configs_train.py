@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import prepare_siim_acr
+from commands.train_run import train
 from engine.run.command_line import load_config
 from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
 from tests.datasets.radiographs import write_archive
 from tests.models.small import eva_t_dinov3
 from tests.trees import imagenet_tree, metashift_tree
-from train import train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

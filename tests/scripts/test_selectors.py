@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 import evaluate
-import train
 from commands.convert_checkpoint import export_checkpoint
+from commands.train_run import train
 from common.errors import UserError
 from datasets import collate, load_split
 from engine.evaluation.loading import load_run_model
@@ -48,7 +48,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def train_run(out: Path, **keys: Any) -> dict[str, Any]:
     small = {**SCRIPT, "model.stage_1_backbone": "", "train.epochs": 1, "optim.freeze_stage_1": False}
-    return train.train(parse_config(flags({**small, "out": str(out), **keys})))
+    return train(parse_config(flags({**small, "out": str(out), **keys})))
 
 
 def check_run(selector: str, tmp_path: Path, command: Command, **keys: Any) -> None:

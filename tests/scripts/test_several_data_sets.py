@@ -10,6 +10,7 @@ import pytest
 
 import evaluate
 import train
+from commands import train_run
 from common.errors import UserError
 from engine.run.command_line import parse_config
 from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
@@ -58,5 +59,5 @@ def test_the_default_best_metric_does_not_fit_several_classes(tmp_path: Path) ->
     write_voc(tmp_path)
     keys = {**KEYS, "data.name": "voc2012", "data.root": str(tmp_path), "out": str(tmp_path / "run")}
     with pytest.raises(UserError, match=f"train.best_metric=accuracy: voc2012 is multi-label; set it to {MAP}"):
-        train.train(parse_config(flags(keys)))
+        train_run.train(parse_config(flags(keys)))
     assert not (tmp_path / "run").exists()

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 
 from commands.convert_checkpoint import _our_model
+from commands.study_run import read_overrides
 from common.errors import UserError
 from engine.evaluation.interventions import read_thresholds
 from engine.run.command_line import parse_config
 from engine.run.folder import read_results
 from explain.loading import load_run
 from models.two_stage import TwoStageModel
-from study import read_overrides
 from tests.tiny import tiny_config, tiny_model
 
 HUGE = 10**400

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import train
+from commands import train_run
 from common.errors import UserError
 from datasets import Batch, Split, collate, eval_loader
 from engine.evaluation.loop import evaluate
@@ -99,7 +99,7 @@ def test_missing_masks_are_a_one_line_error(name: str, tmp_path: Path) -> None:
 def test_mixed_images_have_no_mask(name: str, kind: str, tmp_path: Path) -> None:
     config = tiny_config(tmp_path / "run", keys(name, **{f"loss.classification.{kind}": 0.4}))
     with pytest.raises(UserError, match=rf"loss\.classification: mixed images have no mask.*model\.name={name}"):
-        train.train(config)
+        train_run.train(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -260,12 +260,6 @@ def test_print_config_shows_every_key_and_can_be_fed_back(tmp_path: Path, capsys
     assert set(flat(RunConfig())) <= set(leaves(config_parser().get_defaults().as_dict()))
 
 
-def test_help_explains_a_key(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        parse_config(["--help"])
-    assert "--model.parts.num_parts" in capsys.readouterr().out
-
-
 def test_compat_reference_switches_every_quirk_on_and_nothing_else() -> None:
     ours = parse_config([f"--{key}={str(value).lower()}" for key, value in OURS.items()])
     assert {key: flat(ours)[key] for key in OURS} == OURS

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from commands.train_run import train
 from common.errors import UserError
 from engine.run.checkpointing import write_checkpoint
 from engine.run.folder import LAST, RESULTS
 from engine.run.lives import LIVES_FILE, MOST_LIVES, count_life
 from tests.tiny import tiny_config
-from train import train
 
 
 @pytest.fixture(autouse=True)

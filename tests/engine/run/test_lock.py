@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from commands.train_run import train
 from common.errors import UserError
 from engine.run import lock
 from engine.run.folder import BEST, open_run
 from engine.run.lock import LOCK, Holder, run_lock
 from tests.tiny import tiny_config, tiny_model
-from train import train
 
 
 def held(out: Path, age: float = 0.0, **changes: Any) -> Path:

@@ -14,6 +14,7 @@ import yaml
 
 import evaluate
 import train
+from commands import train_run
 from commands.study_jobs import Job, run_job
 from common.errors import UserError
 from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
@@ -114,7 +115,7 @@ def age(run: Path) -> Path:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with today's names."""
     out, threads = tmp_path_factory.mktemp("whole") / "run", torch.get_num_threads()
-    train.train(tiny_config(out, RUN))
+    train_run.train(tiny_config(out, RUN))
     torch.set_num_threads(threads)
     return out
 
@@ -164,7 +165,7 @@ def test_a_saved_run_is_resumed_from_the_middle_of_an_epoch(whole: Path, tmp_pat
         Session(tiny_config(tmp_path / "old", RUN), before_batch=ask).go()
     age(tmp_path / "old")
     assert "kept_share" in read_checkpoint(tmp_path / "old" / LAST).progress["sums"][0]
-    train.train(parse_config([f"--config={tmp_path / 'old' / CONFIG_FILE}", "--resume=true"]))
+    train_run.train(parse_config([f"--config={tmp_path / 'old' / CONFIG_FILE}", "--resume=true"]))
     assert_same_run(whole, tmp_path / "old")
     assert "kept_share" not in (tmp_path / "old" / METRICS_FILE).read_text()
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
+from commands.train_run import train
 from common.errors import UserError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.command_line import parse_config
 from engine.run.folder import BEST, LAST
 from engine.run.resume import changes, resolve_resume
 from tests.tiny import KEYS, flags, tiny_config
-from train import train
 
 
 def config_of(out: Path, *more: str, **keys: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from commands.train_run import load_splits, train, training_sampler
 from common.errors import UserError
 from common.seeds import stable_seed
 from datasets.types import Batch
@@ -23,7 +24,6 @@ from models import build_model
 from tests.datasets.published import write_voc
 from tests.explain.small import CASES
 from tests.tiny import assert_same_run, assert_same_tensors, resumed, tiny_config
-from train import load_splits, train, training_sampler
 
 KEYS: dict[str, Any] = {
     "model.name": "vit", "data.augmentation": "flip", "data.batch_size": 4, "data.semi.batch_size": 5,
