@@ -105,17 +105,22 @@ class TrainConfig:
     """Keep the checkpoint of every Nth epoch as checkpoints/epoch_NNN.safetensors; 0 = only the last."""
     save_every_steps: NonNegativeInt = 0
     """Also save a checkpoint every N optimiser steps; 0 = only at the end of epochs."""
+    trackers: tuple[Literal["jsonl", "wandb", "tensorboard"], ...] = ("jsonl",)
+    """Where metrics go: jsonl (OUT/metrics.jsonl, always written), wandb, tensorboard (the extras of these names)."""
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Mirror the run to Weights & Biases (the wandb extra)."""
+    """The run in Weights & Biases (the wandb extra)."""
 
-    mode: Literal["off", "online", "offline"] = "off"
+    mode: Literal["auto", "off", "online", "offline"] = "auto"
+    """auto: online if train.trackers names wandb, else off."""
     project: str = "faithful-vit"
     entity: str | None = None
     name: str | None = None
     group: str | None = None
+    job_type: str | None = None
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

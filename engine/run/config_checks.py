@@ -47,6 +47,8 @@ def _training(config: RunConfig) -> dict[str, bool]:
         or (optim.freeze_stage_1 and optim.freeze_stage_1_tokens and not config.model.stage_1_drop_path),
         "train.token_cache reads files, which compiled code cannot; set train.compile to false": not train.token_cache
         or not train.compile,
+        "train.trackers names wandb, but wandb.mode=off; leave one of them out": "wandb" not in train.trackers
+        or config.wandb.mode != "off",
         "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),
     }
 

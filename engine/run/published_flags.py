@@ -150,7 +150,8 @@ _ANSWERS: Mapping[str, str] = {
     "--wandb.project": "wandb_project",
     "--wandb.entity": "wandb_entity",
     "--wandb.group": "group",
-    "not here: --wandb.group and --wandb.name sort runs": "job_type wandb_tags",
+    "--wandb.job_type": "job_type",
+    "--wandb.tags": "wandb_tags",
     "not needed: --resume continues the same W&B run": "wandb_resume_id",
     # other scripts
     "evaluate.py --run": "eval_only model_path",

@@ -1,14 +1,12 @@
-"""Log a run's metrics to metrics.jsonl, the terminal and, optionally, Weights & Biases."""
+"""Log a run's metrics to metrics.jsonl, the terminal and, optionally, Weights & Biases and TensorBoard."""
 
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -19,8 +17,8 @@ from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
 from engine.run.folder import METRICS_FILE
 from engine.run.renamed_keys import converted_metrics
+from engine.run.trackers import MetricsRow, Mirror, TensorboardMirror, WandbMirror, wandb_mode
 
-MetricsRow = dict[str, Any]
 LINE_EVERY = 60
 """Seconds between the lines of a progress that is written to a file."""
 
@@ -47,25 +45,29 @@ class Tracker:
         """`run_id` continues a Weights & Biases run."""
         self.path, self.active = out / METRICS_FILE, processes().is_main
         self.console = Console(highlight=False, markup=False, quiet=not self.active)  # paths may contain [brackets]
-        self.wandb = self._start_wandb(out, config, run_id) if self.active else None
-        self._header_shown = False
+        self._header_shown, self._tensorboard = False, self.active and "tensorboard" in config.train.trackers
+        mode = wandb_mode(config) if self.active else "off"
+        self.wandb = None if mode == "off" else WandbMirror(out, config, mode, run_id, self.message)
+        self.mirrors: list[Mirror] = [self.wandb] if self.wandb else []
 
     @property
     def run_id(self) -> str | None:
         """Id of the Weights & Biases run, saved in checkpoints so that a resumed run continues it."""
-        return self.wandb.id if self.wandb else None
+        return self.wandb.run.id if self.wandb else None
 
     def rows(self) -> list[MetricsRow]:
         """All rows written so far."""
         return read_rows(self.path)
 
     def truncate(self, last: float) -> None:
-        """Drop rows after epoch `last`: a resumed run writes them again."""
+        """Drop rows after epoch `last`, which a resumed run writes again, and open TensorBoard's files there."""
         if not self.active:
             return
         rows = [row for row in self.rows() if row["epoch"] <= last]
         with _disk_errors(self.path), replacing(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if self._tensorboard:
+            self.mirrors.append(TensorboardMirror(self.path.parent, rows[-1]["step"] if rows else -1))
 
     def log(self, row: MetricsRow) -> None:
         """Write one row, of an epoch or of a validation within one (its "epoch" is then fractional)."""
@@ -74,50 +76,26 @@ class Tracker:
         with _disk_errors(self.path):
             _append_line(self.path, json.dumps(row))
         self._print(row)
-        if self.wandb:
-            self.wandb.log(row, step=row["step"])
+        for mirror in self.mirrors:
+            mirror.log(row)
 
     def image(self, name: str, path: Path, step: int) -> None:
-        """Log an image of the run folder to Weights & Biases."""
-        if self.wandb:
-            import wandb
-
-            self.wandb.log({name: wandb.Image(str(path))}, step=step)
+        """Log an image of the run folder to every mirror."""
+        for mirror in self.mirrors:
+            mirror.image(name, path, step)
 
     def message(self, text: str) -> None:
         """Print one line for the user."""
         self.console.print(printable(text), soft_wrap=True)
 
     def finish(self, summary: MetricsRow) -> None:
-        """Log the summary and close Weights & Biases."""
-        if self.wandb:
-            self.wandb.summary.update(summary)
-            self.wandb.finish()
+        """Log the summary and close every mirror."""
+        for mirror in self.mirrors:
+            mirror.finish(summary)
 
     def bar(self, description: str, total: int, start: int = 0) -> AbstractContextManager[Callable[[int], None]]:
         """See `progress_bar`."""
         return progress_bar(self.console, description, total, start)
-
-    def _start_wandb(self, out: Path, config: RunConfig, run_id: str | None) -> Any:
-        if config.wandb.mode == "off":
-            return None
-        try:
-            import wandb
-        except ImportError:
-            problem = "wandb.mode: wandb is not installed; pip install 'faithful-vit[wandb]' or set it to off"
-            raise UserError(problem) from None
-        how: dict[str, Any] = {"dir": str(out), "config": asdict(config), "id": run_id, "resume": "allow"}
-        try:
-            run = wandb.init(**asdict(config.wandb), **how)
-        except (wandb.errors.Error, OSError) as error:  # no API key, no network, no such entity
-            reason = " ".join(str(error).split())[:200]
-            self.message(
-                f"wandb.mode={config.wandb.mode}: {reason}; the run is logged offline to {out / 'wandb'}, and "
-                "`wandb sync` uploads it"
-            )
-            run = wandb.init(**{**asdict(config.wandb), "mode": "offline"}, **how)
-        run.define_metric("*", step_metric="epoch")  # the x axis of charts; `step` counts optimiser steps
-        return run
 
     def _print(self, row: MetricsRow) -> None:
         shown = [(title, row[key], form) for key, title, form in _COLUMNS if key in row]
