@@ -27,7 +27,7 @@ from engine.run.lock import run_lock
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
 from engine.run.tracking import MetricsRow, Tracker
-from engine.training.best_metric import check_best_metric
+from engine.training.best_metric import check_best_metric, check_direction
 from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
@@ -82,6 +82,7 @@ def _train(config: RunConfig) -> MetricsRow:
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
+    check_direction(config.train.best_metric)
     out = open_run(stated, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)

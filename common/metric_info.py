@@ -6,6 +6,7 @@ Metrics declare their keys beside the class (`metrics.base.ExactMetric.shown`); 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -20,17 +21,19 @@ class MetricInfo:
     """Title of the panel of the training curves that contains it; None: no curve."""
     label: str | None = None
     """Name in tables; None: derived from the key."""
+    better: Literal["higher", "lower"] | None = None
+    """Which values are better; None: neither, so it cannot select the best checkpoint (`train.best_metric`)."""
 
 
 _DECLARED: dict[str, MetricInfo] = {
     # Values that no metric reports.
-    "train/loss": MetricInfo(panel="loss"),
-    "val/loss": MetricInfo(panel="loss"),
-    "diverged": MetricInfo(percent=True),
-    "agreement": MetricInfo(panel="agreement"),
-    "consistency": MetricInfo(panel="agreement"),
-    "changed_predictions_ratio": MetricInfo(percent=True),
-    "seconds_per_map": MetricInfo(headline=180),
+    "train/loss": MetricInfo(panel="loss", better="lower"),
+    "val/loss": MetricInfo(panel="loss", better="lower"),
+    "diverged": MetricInfo(percent=True, better="lower"),
+    "agreement": MetricInfo(panel="agreement", better="higher"),
+    "consistency": MetricInfo(panel="agreement", better="lower"),
+    "changed_predictions_ratio": MetricInfo(percent=True, better="lower"),
+    "seconds_per_map": MetricInfo(headline=180, better="lower"),
 }
 _PREFIXES = re.compile(r"^(?:(?:train|val|test|stage_1|as_mask)/)+")
 _SUFFIXES = re.compile(r"(?:/low|/high|/all|_std|_paper|_published|_dataset)+$")

@@ -48,7 +48,7 @@ class Auroc(ExactMetric):
     ImageNet's validation split.
     """
 
-    shown: ClassVar = {"auroc": MetricInfo(percent=True, headline=70)}
+    shown: ClassVar = {"auroc": MetricInfo(percent=True, headline=70, better="higher")}
     rows: list[Tensor]
     rows_stage_1: list[Tensor]
 

@@ -26,12 +26,12 @@ class Accuracy(ExactMetric):
     """
 
     shown: ClassVar = {
-        "accuracy": MetricInfo(percent=True, headline=10, panel="accuracy"),
-        "balanced_accuracy": MetricInfo(percent=True, headline=60),
-        "worst_class_accuracy": MetricInfo(percent=True),
-        "accuracy_top5": MetricInfo(percent=True, label="top-5 accuracy"),
-        "accuracy/class/": MetricInfo(percent=True),
-        "stage_1/accuracy": MetricInfo(percent=True, panel="accuracy"),
+        "accuracy": MetricInfo(percent=True, headline=10, panel="accuracy", better="higher"),
+        "balanced_accuracy": MetricInfo(percent=True, headline=60, better="higher"),
+        "worst_class_accuracy": MetricInfo(percent=True, better="higher"),
+        "accuracy_top5": MetricInfo(percent=True, label="top-5 accuracy", better="higher"),
+        "accuracy/class/": MetricInfo(percent=True, better="higher"),
+        "stage_1/accuracy": MetricInfo(percent=True, panel="accuracy", better="higher"),
     }
     total: Tensor
     correct: Tensor

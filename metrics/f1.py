@@ -14,8 +14,8 @@ from metrics.registry import MAX_NAMED_CLASSES, METRICS
 from metrics.types import Prediction
 
 SHOWN_F1 = {
-    "macro_f1": MetricInfo(percent=True, headline=30, panel="several classes"),
-    "micro_f1": MetricInfo(percent=True, headline=40, panel="several classes"),
+    "macro_f1": MetricInfo(percent=True, headline=30, panel="several classes", better="higher"),
+    "micro_f1": MetricInfo(percent=True, headline=40, panel="several classes", better="higher"),
 }
 
 
@@ -31,7 +31,7 @@ class F1(ExactMetric):
     The class with the highest logit is predicted; a row of logits with a nan predicts none.
     """
 
-    shown: ClassVar = {**SHOWN_F1, "f1/class/": MetricInfo(percent=True)}
+    shown: ClassVar = {**SHOWN_F1, "f1/class/": MetricInfo(percent=True, better="higher")}
     confusion: Tensor
 
     def __init__(self, info: DatasetInfo) -> None:

@@ -29,10 +29,10 @@ class GroupAccuracy(ExactMetric):
     """
 
     shown: ClassVar = {
-        "worst_group_accuracy": MetricInfo(percent=True, headline=50, panel="accuracy"),
-        "group_balanced_accuracy": MetricInfo(percent=True),
-        "adjusted_accuracy": MetricInfo(percent=True),
-        "accuracy/group/": MetricInfo(percent=True),
+        "worst_group_accuracy": MetricInfo(percent=True, headline=50, panel="accuracy", better="higher"),
+        "group_balanced_accuracy": MetricInfo(percent=True, better="higher"),
+        "adjusted_accuracy": MetricInfo(percent=True, better="higher"),
+        "accuracy/group/": MetricInfo(percent=True, better="higher"),
     }
     total: Tensor
     correct: Tensor

@@ -47,11 +47,11 @@ class MaskOverlap(ExactMetric):
     """
 
     shown: ClassVar = {
-        "mask_iou": MetricInfo(percent=True, headline=80, panel="mask"),
-        "mask_dice": MetricInfo(percent=True, headline=90),
+        "mask_iou": MetricInfo(percent=True, headline=80, panel="mask", better="higher"),
+        "mask_dice": MetricInfo(percent=True, headline=90, better="higher"),
         "keep_ratio": MetricInfo(percent=True, headline=100, panel="mask"),
         "keep_ratio_pixels": MetricInfo(percent=True, headline=101),
-        "empty_ratio": MetricInfo(percent=True, panel="mask"),
+        "empty_ratio": MetricInfo(percent=True, panel="mask", better="lower"),
     }
     kept: list[Tensor]
     kept_pixels: list[Tensor]

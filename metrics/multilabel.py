@@ -65,9 +65,9 @@ class MultiLabel(_KeptLogits):
     """
 
     shown: ClassVar = {
-        "mean_average_precision": MetricInfo(percent=True, headline=20, panel="several classes"),
+        "mean_average_precision": MetricInfo(percent=True, headline=20, panel="several classes", better="higher"),
         **SHOWN_F1,
-        "average_precision/class/": MetricInfo(percent=True),
+        "average_precision/class/": MetricInfo(percent=True, better="higher"),
     }
     name, otherwise = "multilabel", "drop it from --metrics"
     rows_stage_1: list[Tensor]

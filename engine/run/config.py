@@ -91,8 +91,8 @@ class TrainConfig:
     deterministic: bool = False
     """Use deterministic kernels only (slower on CUDA; an operation without one is an error)."""
     best_metric: str = "accuracy"
-    """The validation metric that selects the best checkpoint; on a tie the later epoch. For multi-label data, which has
-    no accuracy: mean_average_precision, macro_f1 or micro_f1."""
+    """The validation metric whose best value, the highest or the lowest as the metric declares, selects the best
+    checkpoint; on a tie the later epoch. For multi-label data, which has no accuracy: mean_average_precision, ..."""
     eval_every: PositiveInt = 1
     """Validate every N epochs, and after the last."""
     log_test: bool = False

@@ -5,6 +5,7 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 
 from common.errors import UserError
+from common.metric_info import metric_info
 from engine.run.tracking import MetricsRow
 
 FALLBACKS = ("accuracy", "mean_average_precision")
@@ -20,17 +21,27 @@ class Best:
     epoch: float
 
     def is_beaten_by(self, other: "Best", wanted: str) -> bool:
-        """Whether `other`, of a later epoch, is better; on a tie it is. A value of `wanted` beats any of a fallback."""
+        """Whether `other`, of a later epoch, is better; on a tie it is. A value of `wanted` beats any of a fallback.
+
+        Whether higher or lower values are better is declared with the metric (`MetricInfo.better`).
+        """
         order = (wanted, *FALLBACKS, "epoch")
         if other.metric != self.metric:
             return order.index(other.metric) < order.index(self.metric)
-        return other.value >= self.value
+        return other.value <= self.value if direction(self.metric) == "lower" else other.value >= self.value
+
+
+def direction(name: str) -> str | None:
+    """Whether "higher" or "lower" values of validation metric `name` are better; None: neither, or not declared."""
+    # A standard deviation is looked up as the metric that it is of.
+    return None if name.endswith("_std") else metric_info(f"val/{name}").better
 
 
 def best_value(row: MetricsRow, name: str) -> float:
     """The value of validation metric `name` in `row`. Raises UserError listing the known metrics."""
     if f"val/{name}" not in row:
-        known = ", ".join(sorted(key.removeprefix("val/") for key in row if key.startswith("val/")))
+        names = sorted(key.removeprefix("val/") for key in row if key.startswith("val/"))
+        known = ", ".join(each for each in names if direction(each))
         raise UserError(f"train.best_metric: validation has no metric {name!r}; it has {known}")
     return float(row[f"val/{name}"])
 
@@ -73,3 +84,12 @@ def check_best_metric(name: str, certain: Container[str], validate: Callable[[],
     """
     if name not in certain:
         best_value(validate(), name)
+
+
+def check_direction(name: str) -> None:
+    """Raise UserError unless it is known whether higher or lower values of the metric are better."""
+    if direction(name) is None:
+        raise UserError(
+            f"train.best_metric={name}: neither its highest nor its lowest value is known to be the best; choose "
+            "another metric, or declare which in your metric's `shown`: MetricInfo(better=...)"
+        )

@@ -33,10 +33,10 @@ class PartAgreement(ExactMetric):
     """
 
     shown: ClassVar = {
-        "part_nmi": MetricInfo(percent=True, headline=120),
-        "part_ari": MetricInfo(percent=True, headline=130),
-        "part_nmi_pixels": MetricInfo(percent=True, headline=140),
-        "part_ari_pixels": MetricInfo(percent=True, headline=150),
+        "part_nmi": MetricInfo(percent=True, headline=120, better="higher"),
+        "part_ari": MetricInfo(percent=True, headline=130, better="higher"),
+        "part_nmi_pixels": MetricInfo(percent=True, headline=140, better="higher"),
+        "part_ari_pixels": MetricInfo(percent=True, headline=150, better="higher"),
     }
 
     at_points: Tensor

@@ -32,8 +32,8 @@ class Foreground(ExactMetric):
     """
 
     shown: ClassVar = {
-        "foreground_iou": MetricInfo(percent=True, headline=110),
-        "background_iou": MetricInfo(percent=True),
+        "foreground_iou": MetricInfo(percent=True, headline=110, better="higher"),
+        "background_iou": MetricInfo(percent=True, better="higher"),
     }
 
     foreground: Tensor

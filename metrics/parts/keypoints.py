@@ -36,7 +36,7 @@ class KeyPointRegression(FittedMetric):
     training image shows is left out. Keeps 8 (3K + 3P) bytes per image.
     """
 
-    shown: ClassVar = {"keypoint_error": MetricInfo(percent=True, headline=160)}
+    shown: ClassVar = {"keypoint_error": MetricInfo(percent=True, headline=160, better="lower")}
     fitted: list[Tensor]
     fitted_images: Tensor
     scored: list[Tensor]

@@ -33,9 +33,9 @@ class PartUse(ExactMetric):
     """
 
     shown: ClassVar = {
-        "parts_used": MetricInfo(headline=112, label="parts that hold patches"),
-        "part_entropy": MetricInfo(percent=True, headline=114),
-        "largest_part": MetricInfo(percent=True),
+        "parts_used": MetricInfo(headline=112, label="parts that hold patches", better="higher"),
+        "part_entropy": MetricInfo(percent=True, headline=114, better="higher"),
+        "largest_part": MetricInfo(percent=True, better="lower"),
         "parts_per_image": MetricInfo(),
     }
 

@@ -30,7 +30,7 @@ VALUE = {"train.watch_test": True}
 """Old key -> a valid value; 1 for all others."""
 OLD_VALUES = [(key, old, new) for key, names in VALUES.items() for old, new in names.items()]
 RUN = {
-    "train.best_metric": "keep_ratio", "train.log_test": True, "optim.grad_accum_steps": 2,
+    "train.best_metric": "empty_ratio", "train.log_test": True, "optim.grad_accum_steps": 2,
     "optim.head_lr_mult": 0.1 + 0.2, "loss.consistency.report_fraction": 0.7, "optim.lr": 1e-3 / 3,
 }  # fmt: skip
 
@@ -102,7 +102,7 @@ def age(run: Path) -> Path:
             before = file.read_text()
             # No earlier version wrote this key of results.json.
             file.write_text(
-                with_old_names(before).replace('"best_metric": "kept_share"', '"best_metric": "keep_ratio"')
+                with_old_names(before).replace('"best_metric": "empty_share"', '"best_metric": "empty_ratio"')
             )
             assert file.read_text() != before
     for checkpoint in run.glob("*/*.safetensors"):
@@ -129,7 +129,7 @@ def old(whole: Path, tmp_path: Path) -> Path:
 def test_a_saved_run_reads_as_the_same_run(old: Path, whole: Path) -> None:
     saved = yaml.safe_load((old / CONFIG_FILE).read_text())
     assert (
-        saved["optim"]["scratch_factor"] == RUN["optim.head_lr_mult"] and saved["train"]["best_metric"] == "kept_share"
+        saved["optim"]["scratch_factor"] == RUN["optim.head_lr_mult"] and saved["train"]["best_metric"] == "empty_share"
     )
     assert run_config(old) == run_config(whole)
     assert repr(read_rows(old / METRICS_FILE)) == repr(read_rows(whole / METRICS_FILE))

@@ -14,7 +14,7 @@ from datasets import Split, train_loader
 from datasets.formats.images import UnreadableImageError
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import BEST, LAST
-from engine.training.best_metric import Best, check_best_metric, judged_by
+from engine.training.best_metric import Best, check_best_metric, check_direction, direction, judged_by
 from engine.training.trainer import Trainer
 from tests.tiny import Remains, Session, assert_same_tensors, copied, timeless, tiny_config, tiny_splits, tiny_trainer
 
@@ -133,6 +133,30 @@ def test_validation_every_third_epoch_and_after_the_last(tmp_path: Path) -> None
     assert [row["epoch"] for row in session.tracker.rows() if "val/accuracy" in row] == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("metric", "values", "chosen"),
+    [
+        ("consistency", [0.5, 0.3, 0.4], 2),
+        ("empty_ratio", [0.0, 0.1, 0.0], 3),
+        ("stage_1/accuracy", [0.5, 0.3, 0.4], 1),
+    ],
+)
+def test_the_best_model_has_the_lowest_value_where_lower_is_better(
+    metric: str, values: list[float], chosen: int, tmp_path: Path
+) -> None:
+    session = Session(tiny_config(tmp_path, PLAIN | {"train.epochs": 3, "train.best_metric": metric}))
+    rows = iter(values)
+    session.trainer.evaluate = lambda split: {f"val/{metric}": next(rows), "val/accuracy": 0.5}
+    session.go()
+    assert session.trainer.progress.selected == Best(metric, values[chosen - 1], chosen)
+
+
+@pytest.mark.parametrize("name", ["keep_ratio", "count/images", "agreement_std", "score"])
+def test_a_best_metric_of_which_no_value_is_best_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=rf"^train\.best_metric={name}: neither its highest nor its lowest value"):
+        check_direction(name)
+
+
 def test_unknown_best_metric_lists_known_ones(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="best_metric.*accurracy.*accuracy") as caught:
         Session(tiny_config(tmp_path, {"train.best_metric": "accurracy"})).go()
@@ -149,6 +173,8 @@ def test_certain_metrics_are_always_computed(keys: dict[str, Any], tmp_path: Pat
     assert {f"val/{key}" for key in certain} <= row.keys()
     for key in row:
         check_best_metric(key.removeprefix("val/"), certain, lambda: row)
+    neither = {key.removeprefix("val/") for key in row if direction(key.removeprefix("val/")) is None}
+    assert {key for key in neither if not key.startswith("count/")} <= {"keep_ratio", "parts_per_image"}
     with pytest.raises(UserError, match=r"train\.best_metric.*'accurracy'.*accuracy"):
         check_best_metric("accurracy", certain, lambda: row)
 
