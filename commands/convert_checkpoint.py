@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from common.errors import UserError, exit_on_user_error
 from common.files import parse_json, read_file
 from common.flags import Parser
-from engine.run.atomic_files import replacing
+from engine.run.atomic_files import WRITE_ERRORS, reason_of, replacing
 from engine.run.checkpointing import write_safetensors
 from engine.run.command_line import load_config, parse_config
 from engine.run.folder import BEST, open_run
@@ -85,8 +85,8 @@ def export_checkpoint(source: Path, form: Format, out: Path) -> None:
                 save_file(state, partial)
             else:
                 torch.save({"model_state": state}, partial)
-    except OSError as error:
-        raise UserError(f"--to: cannot write {out} ({error.strerror})") from None
+    except WRITE_ERRORS as error:
+        raise UserError(f"--to: cannot write {out} ({reason_of(error)})") from None
     print(f"wrote {out}: {form}, {sum(tensor.numel() for tensor in state.values()):,} values")
 
 

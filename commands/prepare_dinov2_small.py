@@ -25,7 +25,7 @@ from torch import Tensor
 from common.archives import unpack_member
 from common.errors import UserError, exit_on_user_error
 from common.flags import Parser
-from engine.run.atomic_files import replacing
+from engine.run.atomic_files import WRITE_ERRORS, reason_of, replacing
 
 if TYPE_CHECKING:
     from onnx import GraphProto
@@ -126,12 +126,15 @@ def block_state(old: str, constants: dict[str, Tensor], weights: dict[str, Tenso
 
 
 def write_weights(state: dict[str, Tensor], out: Path) -> str:
-    """Save the weights; return the first 16 digits of the file's SHA-256."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(out) as partial:
-        save_file(state, partial)
-        partial.chmod(0o644)
-        return hashlib.sha256(partial.read_bytes()).hexdigest()[:16]
+    """Save the weights; return the first 16 digits of the file's SHA-256. Raises UserError if that fails."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(out) as partial:
+            save_file(state, partial)
+            partial.chmod(0o644)
+            return hashlib.sha256(partial.read_bytes()).hexdigest()[:16]
+    except WRITE_ERRORS as error:
+        raise UserError(f"cannot write {out} ({reason_of(error)})") from None
 
 
 @exit_on_user_error

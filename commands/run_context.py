@@ -15,9 +15,11 @@ from common.processes import processes
 from datasets.types import DatasetInfo
 from engine.evaluation.loading import load_run_model
 from engine.evaluation.records import PREDICTIONS_FILE
+from engine.run.atomic_files import DAY, remove_leftovers
 from engine.run.config import RunConfig
 from engine.run.folder import CONFIG_FILE, RESULTS, run_config
 from engine.run.machine import PRECISIONS, prepare_process, provenance
+from engine.run.own_files import check_links
 from engine.run.tracking import progress_bar
 from models.interface import ImageClassifier
 from report.files import check_folder, json_text, write_atomic
@@ -54,9 +56,11 @@ class RunContext:
     def open(cls, args: argparse.Namespace, overrides: list[str], default_out: str) -> "RunContext":
         """Open `args.run` and set up this process (threads, determinism, device); creates nothing.
 
-        `default_out`: output folder below the run, used without --out. Raises UserError if that folder is not writable,
-        the run is not a run folder, or an override is not valid.
+        `default_out`: output folder below the run, used without --out. Raises UserError if that folder is not writable
+        or a link, the run is not a run folder, or an override is not valid.
         """
+        if not args.out:
+            check_links(args.run)
         out = check_folder(args.out or args.run / default_out, "--out")
         config = run_config(args.run, overrides)
         return cls(args.run, args.checkpoint, config, prepare_process(config), out)
@@ -84,5 +88,6 @@ class RunContext:
         return {"run": str(self.source), "checkpoint": self.checkpoint, **measured, "provenance": provenance()}
 
     def write_results(self, content: Mapping[str, Any]) -> None:
-        """Write results.json."""
+        """Write results.json, after removing what killed processes left in the folder."""
+        remove_leftovers(self.out, self.out / "per_image", age=DAY)
         write_atomic(self.out / RESULTS, json_text(content))

@@ -79,6 +79,18 @@ def _list_of(kind: type[T], values: Any, key: str) -> tuple[T, ...]:
     return tuple(values)
 
 
+def _not_a_name(row: str) -> str:
+    """Why a row's name cannot begin the name of a folder; "" if it can."""
+    checks = {
+        "it is empty": not row.strip(),
+        "it starts with a dot": row.startswith("."),
+        "it has a / or a \\": "/" in row or "\\" in row,
+        "it has a character that cannot be printed": not row.isprintable(),
+        "it has more than 100 characters": len(row) > 100,
+    }
+    return next((problem for problem, found in checks.items() if found), "")
+
+
 def load_study(path: Path) -> Study:
     """Read a study file. Raises UserError that names what is wrong in it."""
     content = read_yaml(path)
@@ -98,6 +110,9 @@ def load_study(path: Path) -> Study:
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: a study needs title, config and rows ({' '.join(str(error).split())})") from None
+    for row in study.rows:
+        if problem := _not_a_name(row):
+            raise UserError(f"{path}: the row {row[:80]!r} names a folder, but {problem}; rename it")
     if unknown := {str(key) for key in content} - set(Study.__dataclass_fields__):
         raise UserError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
     if unknown := set(study.more_seeds) - set(study.rows):
@@ -114,8 +129,11 @@ def load_study(path: Path) -> Study:
 def jobs(study: Study, out: Path, seeds: Sequence[int] | None, overrides: dict[str, Any]) -> Iterator[Job]:
     """Every run of the study, in the order of `Study.pairs`; `overrides` by dotted key win over those of the rows.
 
-    Raises UserError for an override of a key that the study sets to the seed, or of `out`.
+    Raises UserError for an override of a key that the study sets to the seed, of `out`, or of `overwrite`.
     """
+    for keys in (overrides, *study.rows.values()):
+        if "overwrite" in keys:
+            raise UserError("overwrite: a study deletes no run; delete the run's folder, or choose another --out")
     fixed = set(overrides) & {*study.vary, "out"}
     if fixed:
         raise UserError(f"--set: {', '.join(sorted(fixed))} is set by --seeds and --out; use those flags")

@@ -10,6 +10,7 @@ import yaml
 from commands.study_jobs import Job, check_jobs, differences, jobs, load_study, run_job, summarise
 from commands.train_run import train
 from common.errors import UserError, one_line, printable
+from engine.run.atomic_files import DAY, remove_leftovers
 from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.run.lives import count_life
 from engine.run.stopping import RunStopped
@@ -42,6 +43,7 @@ def run_study(args: argparse.Namespace) -> None:
         raise SystemExit(stopped.exit_code) from None
     if args.job is not None:
         return
+    remove_leftovers(args.out, age=DAY)
     summary = summarise(results, diverged)
     write_atomic(args.out / RESULTS, json_text(summary))
     ended = {id(job): result for job, result in results} | {id(job): {"diverged": 1.0} for job, _ in diverged}

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
@@ -16,6 +17,12 @@ class Parser(argparse.ArgumentParser):
         if spec is not None and spec.name.startswith(("commands.", "slurm.", "benchmarks.")):
             kwargs.setdefault("prog", f"python -m {spec.name}")
         super().__init__(*args, **kwargs)
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        """Convert a value as argparse does, but refuse an empty path, which pathlib takes as the current folder."""
+        if action.type is Path and not arg_string.strip():
+            raise argparse.ArgumentError(action, "it must not be empty")
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message."""

@@ -3,8 +3,11 @@
 import contextlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from common.errors import UserError
 
@@ -28,6 +31,15 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+WRITE_ERRORS = (OSError, SafetensorError, RuntimeError)
+"""What a full disk raises: safetensors and torch.save have exceptions of their own."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a file could not be written, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+
+
 def link_or_copy(path: Path, name: Path) -> None:
     """Make `name` another name of the file `path`, replacing `name`; a copy where the file system has no hard links.
 
@@ -43,12 +55,22 @@ def link_or_copy(path: Path, name: Path) -> None:
         raise UserError(f"cannot keep {path} as {name.name}: {error.strerror or error}; both are unchanged") from None
 
 
-def remove_leftovers(*folders: Path) -> None:
-    """Remove temporary files of processes that were killed while writing."""
+LEFTOVERS = (".*.*.tmp", ".tmp??????")
+"""Names of temporary files: ours, and those of the safetensors library."""
+DAY = 86400.0
+
+
+def remove_leftovers(*folders: Path, age: float = 0) -> None:
+    """Remove temporary files of processes that were killed while writing.
+
+    `age`: seconds since a file was last written to, for folders that other processes may be writing to.
+    """
     for folder in folders:
-        for pattern in (".*.*.tmp", ".tmp??????"):  # ours, and those of the safetensors library
+        for pattern in LEFTOVERS:
             for temporary in folder.glob(pattern):
-                temporary.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # renamed meanwhile, or on a read-only disk
+                    if not age or time.time() - temporary.lstat().st_mtime > age:
+                        temporary.unlink()
 
 
 def _flush(path: Path) -> None:

@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.files import check_regular
 from common.processes import processes
 from common.sealing import PLACE, check_seal, seal
-from engine.run.atomic_files import link_or_copy, replacing
+from engine.run.atomic_files import WRITE_ERRORS, link_or_copy, reason_of, replacing
 from models.weights.checkpoints import check_values
 
 State = dict[str, Tensor]
@@ -63,9 +63,8 @@ def write_safetensors(path: Path, tensors: State, progress: dict[str, Any], prev
             seal(temporary)
             if previous and path.exists():
                 link_or_copy(path, previous)
-    except (OSError, SafetensorError) as error:  # a full disk raises the latter
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"cannot write checkpoint {path}: {reason}; the previous one is unchanged") from None
+    except WRITE_ERRORS as error:
+        raise UserError(f"cannot write checkpoint {path}: {reason_of(error)}; the previous one is unchanged") from None
 
 
 def write_checkpoint(last: Path, tensors: State, progress: dict[str, Any]) -> None:

@@ -140,6 +140,8 @@ def _refuse_other_files(key: str, value: str, groups: set[str]) -> None:
     for name, content in flat(values, prefix) if isinstance(values, dict) else [(key, values)]:
         if name == "config" and prefix == "" and isinstance(values, dict):
             raise UserError("config: a config file cannot name another one; give both with --config")
+        if name == "overwrite" and prefix == "" and content not in (False, None):
+            raise UserError("overwrite: it deletes a run, so it is a flag and no key of a config; pass --overwrite")
         if name in groups and content != {}:
             raise UserError(f"{name} is a group of keys, not a value; set its keys, such as {name}.NAME, or omit it")
 

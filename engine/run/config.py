@@ -134,7 +134,7 @@ class RunConfig:
     allow_change: bool = False
     """`--resume.allow-change`: resume even though config keys or the number of processes have changed."""
     overwrite: bool = False
-    """Delete the run that `out` already holds and start again."""
+    """Delete the run that `out` already holds and start again; a flag only. Refused where `out` holds other files."""
     compat: Literal["none", "reference"] = "none"
     """reference: reproduce every quirk of the published code (see docs/compat.md)."""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -20,6 +20,7 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
     model, parts, data = config.model, config.model.selector == "parts", config.data
     own_batches = (data.batch_size, config.optim.grad_accum_steps) != _DEFAULT_BATCHES
     return {
+        "--out must name a folder": bool(config.out.strip()),
         # As a type it would be a union, whose message does not name the range.
         "data.image_size must be positive": min(config.data.size_hw) >= 1,
         f"data.global_batch={data.global_batch} determines data.batch_size and optim.grad_accum_steps: leave them out "

@@ -1,7 +1,6 @@
 """The run folder: its files, and how it is opened and read."""
 
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from engine.run.atomic_files import remove_leftovers, replacing
 from engine.run.checkpointing import checkpoint_exists
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, save_config
-from engine.run.lock import LOCK
+from engine.run.own_files import check_links, delete_run
 from engine.run.renamed_keys import converted_metrics
 from models.interface import ImageClassifier
 
@@ -30,7 +29,8 @@ def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None
 
     `info`: the training data, whose classes are stored with the model; None if they are not known.
 
-    Raises UserError, and changes nothing, if the folder holds a run that is neither to be resumed nor overwritten.
+    Raises UserError, and changes nothing, if the folder holds a run that is neither to be resumed nor overwritten, or
+    files that are to be overwritten but are no run's (`delete_run`).
     """
     out = Path(config.out)
     resumable = checkpoint_exists(out / LAST)
@@ -40,8 +40,9 @@ def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None
     if used and not (may_use or config.overwrite):
         raise UserError(f"{out} already holds a run; choose another --out, or pass --resume=true or --overwrite=true")
     try:
+        check_links(out)
         if config.overwrite and used:
-            _empty(out)
+            delete_run(out)
         for folder in (out / LAST.parent, out / BEST):
             folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out, out / LAST.parent, out / BEST, out / "sheets")
@@ -55,15 +56,6 @@ def open_run(config: RunConfig, model: ImageClassifier, info: DatasetInfo | None
     except OSError as error:
         raise UserError(f"--out: cannot write to {out} ({error.strerror})") from None
     return out
-
-
-def _empty(out: Path) -> None:
-    """Delete everything in a run folder but its lock."""
-    for path in out.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()
 
 
 def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -76,3 +76,24 @@ def test_one_run_of_a_study_by_number(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("sys.argv", [*command, "--job", "1"])
     script.main()
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["b-seed0"]
+
+
+@pytest.mark.parametrize("row", ["", "..", ".hidden", "a/b", "/x", "a\\b", "a\x1b[2J", "a\nb", "a" * 101])
+def test_a_row_is_a_name(row: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="names a folder, but it ") as caught:
+        load_study(study_file(tmp_path, rows={row: {}}))
+    assert "rename it" in str(caught.value)
+
+
+def test_a_study_deletes_no_run(tmp_path: Path) -> None:
+    study = load_study(study_file(tmp_path, rows={"a": {"overwrite": True}}))
+    for found, overrides in ((study, {}), (load_study(study_file(tmp_path)), {"overwrite": True})):
+        with pytest.raises(UserError, match="overwrite: a study deletes no run"):
+            list(jobs(found, tmp_path / "runs", None, overrides))
+
+
+def test_the_folder_of_a_study_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["study.py", str(study_file(tmp_path)), "--out", ""])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert not (tmp_path / "a-seed3").exists()

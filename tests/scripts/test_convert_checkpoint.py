@@ -18,6 +18,7 @@ from models.pdiscoformer import PDiscoFormer
 from models.two_stage import TwoStageModel
 from models.weights.published_layout import FORMATS
 from tests.bomb import Bomb
+from tests.engine.run.test_full_disk import no_file_longer_than
 from tests.models.published_states import Sizes, State, forward, published_state
 from tests.models.small import images
 
@@ -56,6 +57,10 @@ def test_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture
     out = capsys.readouterr().out
     assert f"read snapshot_best.pt: {form}, 3 parts (layer_norm), 2 classes; ViT of width 32, 3 blocks" in out
     assert f"{tmp_path / 'run'}: {backbone}, images of 32 x 32 pixels" in out
+    with no_file_longer_than(4000):
+        for name in ("full.pt", "full.safetensors"):
+            assert "cannot write" in fails([tmp_path / "run", "--export", form, "--to", tmp_path / name], capsys)
+    assert not list(tmp_path.glob("*full*"))
     kind = PDiscoFormer if form == "pdiscoformer" else TwoStageModel
     model, x = kind.from_pretrained(tmp_path / "run" / "best"), images(2)
     if form == "ifam":

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from engine.run.atomic_files import link_or_copy, remove_leftovers
+from engine.run.atomic_files import DAY, link_or_copy, remove_leftovers
 from engine.run.checkpointing import read_checkpoint, write_checkpoint
 from engine.run.folder import BEST, CONFIG_FILE, LAST, RESULTS, open_run
 from engine.run.tracking import Tracker
@@ -165,3 +165,11 @@ def test_what_killed_processes_left_is_removed_at_the_next_start(run: Path) -> N
 
 def test_leftovers_of_a_folder_that_is_not_there(tmp_path: Path) -> None:
     remove_leftovers(tmp_path / "nowhere")
+
+
+def test_files_that_another_process_may_be_writing_stay_for_a_day(tmp_path: Path) -> None:
+    for name in (".new.json.71.tmp", ".old.json.71.tmp"):
+        (tmp_path / name).touch()
+    os.utime(tmp_path / ".old.json.71.tmp", (0, 0))
+    remove_leftovers(tmp_path, age=DAY)
+    assert [path.name for path in tmp_path.iterdir()] == [".new.json.71.tmp"]

@@ -177,10 +177,9 @@ def test_overwriting_a_run_keeps_its_lock(tmp_path: Path) -> None:
     model = tiny_model(config)
     open_run(config, model)
     (tmp_path / BEST / "model.safetensors").touch()
-    (tmp_path / "mine.txt").touch()
     with run_lock(tmp_path):
         open_run(replace(config, overwrite=True), model)
-        assert (tmp_path / LOCK).exists() and not (tmp_path / "mine.txt").exists()
+        assert (tmp_path / LOCK).exists() and not (tmp_path / BEST / "model.safetensors").exists()
 
 
 def test_a_run_that_could_not_start_leaves_no_folder(tmp_path: Path) -> None:
