@@ -1,6 +1,7 @@
 """Train a model and evaluate its best checkpoint: what train.py runs, from top to bottom."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
 from engine.run.batch import for_processes
 from engine.run.checkpointing import load_weights, read_checkpoint
 from engine.run.config import RunConfig
+from engine.run.fingerprint import Fingerprint
 from engine.run.folder import BEST, RESULTS, open_run, trained_on
 from engine.run.lives import count_life
 from engine.run.lock import run_lock
@@ -57,6 +59,8 @@ def _train(config: RunConfig) -> MetricsRow:
     resumes = config.resume is True
     device = prepare_process(config)
     splits = load_splits(config)
+    fingerprint = Fingerprint.of(stated, splits, device)
+    fingerprint.check_processes()
     info = splits["train"].info
     for source in (config.out if resumes else "", "" if resumes else config.model.init_from):
         if source and (trained := trained_on(Path(source))):
@@ -78,11 +82,14 @@ def _train(config: RunConfig) -> MetricsRow:
     # 3. trainer and, after all checks, the run folder
     trainer = Trainer(config, model, objective, rules, splits, device, training_sampler(config, splits))
     if resumes:
-        trainer.load(print if first else lambda message: None)
+        log: Callable[[str], None] = print if first else lambda message: None
+        trainer.load(log)
+        fingerprint.check_resumed(trainer.progress.fingerprint, stated.allow_change, log)
     else:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
     check_direction(config.train.best_metric)
+    trainer.progress.fingerprint = asdict(fingerprint)
     out = open_run(stated, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)

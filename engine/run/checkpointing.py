@@ -125,6 +125,15 @@ def read_newest(last: Path, log: Callable[[str], None]) -> Checkpoint:
     return found
 
 
+def saved_progress(path: Path) -> dict[str, Any]:
+    """The progress of a checkpoint, from its header alone; {} if there is none that can be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(json.loads((file.metadata() or {})["progress"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError):
+        return {}
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> State:
     """An optimiser's state as named tensors, without learning rates and weight decays, which follow from the config.
 

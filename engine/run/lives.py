@@ -5,11 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
 from common.errors import UserError
 from common.processes import processes
 from engine.run.atomic_files import replacing
+from engine.run.checkpointing import saved_progress
 from engine.run.folder import LAST, RESULTS
 
 LIVES_FILE = "lives.json"
@@ -47,12 +46,8 @@ def count_life(out: Path) -> None:
 
 def _saved(last: Path) -> list[Any] | None:
     """How far the last checkpoint is, from its header alone; None if there is none."""
-    try:
-        with safe_open(last, framework="pt") as file:
-            progress = json.loads((file.metadata() or {})["progress"])
-        return [progress.get(unit) for unit in ("epoch", "batch", "step")]
-    except (OSError, SafetensorError, KeyError, ValueError, AttributeError):
-        return None
+    progress = saved_progress(last)
+    return [progress.get(unit) for unit in ("epoch", "batch", "step")] if progress else None
 
 
 def _read(path: Path) -> dict[str, Any]:

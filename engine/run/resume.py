@@ -45,8 +45,13 @@ def changes(stored: RunConfig, now: RunConfig, free_keys: Collection[str] = MAY_
     return {
         key: (value, second[key])
         for key, value in first.items()
-        if value != second[key] and not any(key == free or key.startswith(f"{free}.") for free in free_keys)
+        if value != second[key] and not is_one_of(key, free_keys)
     }
+
+
+def is_one_of(key: str, keys: Collection[str]) -> bool:
+    """Whether a dotted key is, or belongs to, one of the keys and groups of keys."""
+    return any(key == free or key.startswith(f"{free}.") for free in keys)
 
 
 def check_processes(then: int, now: int, allowed: bool) -> None:

@@ -54,6 +54,8 @@ class Progress:
     """Number of processes of the run."""
     batch_images: int = 0
     """Images per batch, over all processes."""
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    """`engine.run.fingerprint.Fingerprint` of the run; empty if an earlier version wrote the checkpoint."""
 
     @property
     def selected(self) -> Best | None:

@@ -19,6 +19,7 @@ from datasets.loader import BatchLoader, BatchSampler
 from engine.evaluation.loop import Observer, evaluate, split_loader
 from engine.run import checkpointing
 from engine.run.atomic_files import link_or_copy
+from engine.run.best_weights import restore_best
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, CONFIG_FILE, LAST, METRICS_FILE, run_config
 from engine.run.machine import PRECISIONS, machine_errors
@@ -266,6 +267,9 @@ class Trainer:
         if best is not None:
             rows = read_rows(self.out / METRICS_FILE)
             self.progress.selected = judged_by(self.config.train.best_metric, best, rows, log)
+            part = "ema" if self.state.ema else "model"
+            if not restore_best(self.out, best.epoch, self.steps, part, log, self.config.allow_change):
+                self.progress.selected = None
 
     def _batch_images(self) -> int:
         return self.config.data.batch_size * processes().world_size

@@ -4,6 +4,7 @@ import random
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,18 @@ from common.errors import UserError
 from common.processes import processes
 from engine.evaluation.loading import load_run_model
 from engine.run import checkpointing
-from engine.run.checkpointing import checkpoint_exists, previous_of, read_checkpoint, read_newest, write_checkpoint
+from engine.run.checkpointing import (
+    checkpoint_exists,
+    previous_of,
+    read_checkpoint,
+    read_newest,
+    write_checkpoint,
+    write_safetensors,
+)
 from engine.run.folder import BEST, LAST
 from models import TwoStageModel
 from tests.processes import on_processes
-from tests.tiny import KEYS, Session, assert_same_run, assert_same_tensors, flags, resumed, tiny_config
+from tests.tiny import KEYS, Session, assert_same_run, assert_same_tensors, copied, flags, resumed, tiny_config
 
 SAVING = {"train.ema_decay": 0.9, "train.save_every_steps": 1}
 BEST_WEIGHTS = BEST / "model.safetensors"
@@ -194,3 +202,30 @@ def test_broken_best_weights_are_named_by_every_reader(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"best/model\.safetensors.*damaged") as caught:
             read()
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_best_weights_are_made_again_from_a_checkpoint_of_their_epoch(
+    averaged: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a finished run, and of one that has gone on; without such a checkpoint it ends before it trains."""
+    config = tiny_config(tmp_path, {"model.name": "vit", "train.epochs": 1, "train.ema_decay": 0.9 * averaged})
+    Session(config).go()
+    before, kept = copied(read_checkpoint(tmp_path / BEST_WEIGHTS).tensors), LAST.with_name("epoch_001.safetensors")
+    for source, spoil in ((LAST, flipped), (LAST, missing), (kept, flipped)):
+        if source == kept:
+            shutil.copyfile(tmp_path / LAST, tmp_path / kept)
+            last = read_checkpoint(tmp_path / LAST)
+            write_safetensors(tmp_path / LAST, last.tensors, {**last.progress, "batch": 3})
+            (tmp_path / LAST.with_name("previous.safetensors")).unlink(missing_ok=True)
+        spoil(tmp_path / BEST_WEIGHTS)
+        capsys.readouterr()
+        assert Session(resumed(config)).trainer.progress.selected is not None
+        assert f"written again from {tmp_path / source}" in capsys.readouterr().out
+        assert_same_tensors(read_checkpoint(tmp_path / BEST_WEIGHTS).tensors, before)
+    (tmp_path / kept).unlink()
+    missing(tmp_path / BEST_WEIGHTS)
+    with pytest.raises(UserError, match="no checkpoint of its epoch, 1; put a copy of it back"):
+        Session(resumed(config))
+    assert Session(resumed(replace(config, allow_change=True))).trainer.progress.selected is None
+    assert "the next validation is the best" in capsys.readouterr().out
