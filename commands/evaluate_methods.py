@@ -28,6 +28,7 @@ from engine.explanation.map_metrics import build_map_metrics, wanted_metrics
 from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
 from engine.explanation.masked_classifier import MaskedClassifier
 from engine.explanation.model_checks import ModelChecks
+from engine.explanation.through_resize import ThroughResize
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import run_config, trained_on
@@ -70,7 +71,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     # 3. measure
     source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
-    checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked)
+    checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked, through_resize(args, split, own))
     examples = ExampleCollector(split, *data.normalisation)
     loader, start = split_loader(split, data), processes().block(len(split)).start
     if 0 < start < len(split):  # some metrics use the image before, which another process measures
@@ -180,6 +181,13 @@ def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:
     if args.stage and not is_two_stage(model):
         raise UserError("--stage needs a two-stage run: this model has no stages")
     return cast(Stage, args.stage or (1 if finds_parts(model) and not is_two_stage(model) else 2))
+
+
+def through_resize(args: argparse.Namespace, split: Split, own: MaskedClassifier | None) -> ThroughResize | None:
+    """The check of `--through-resize`. Raises UserError for a model that selects no patches."""
+    if args.through_resize and own is None:
+        raise UserError("--through-resize needs a --run that selects patches, such as a two-stage one")
+    return ThroughResize(split, own) if args.through_resize and own else None
 
 
 def read_masked_classifier(

@@ -58,6 +58,10 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--predict-precision", choices=tuple(PRECISIONS), default="fp32",
         help="of predictions and of the forward passes of metrics; maps are always computed in fp32; default: fp32",
     )  # fmt: skip
+    group.add_argument(
+        "--through-resize", action="store_true",
+        help="of a two-stage run: overwrite what its mask hides in the image file, before it is resized",
+    )  # fmt: skip
     group.add_argument("--save-maps", type=Path, metavar="FILE.h5", help="save the maps")
     group.add_argument("--maps", type=Path, metavar="FILE.h5", help="read saved maps instead of computing them")
     _add_metric_options(parser.add_argument_group("options of map metrics"))

@@ -11,6 +11,7 @@ from datasets import Split
 from datasets.types import Batch
 from engine.explanation.map_metrics import OF_STAGE_2, OF_THE_MODEL, MapMetricOptions, MetricSelection
 from engine.explanation.masked_classifier import MaskedClassifier
+from engine.explanation.through_resize import ThroughResize
 from metrics.base import is_correct
 from metrics.class_mapping import class_logits
 from metrics.maps.as_masks import MaskComparison
@@ -50,6 +51,8 @@ class ModelChecks:
     """The model under explanation, if it is a two-stage one."""
     masked_classifier: MaskedClassifier | None
     """The two-stage model that classifies with maps as masks."""
+    through_resize: ThroughResize | None = None
+    """`--through-resize`."""
     right: list[bool] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -84,8 +87,10 @@ class ModelChecks:
         self.right += is_correct(logits, batch.label).tolist()
         if self.wanted.background_swap:
             self.swap.update(batch, self._answer(batch.image, logits))
-        if self.certificate and (own := self.own):
-            fixed = own.select(batch.image)
+        fixed = self.own.select(batch.image) if self.own and (self.certificate or self.through_resize) else None
+        if self.through_resize and fixed:
+            self.through_resize.update(batch, fixed)
+        if self.certificate and (own := self.own) and fixed:
             self.certificate.update(
                 batch,
                 masked_explanation(
@@ -114,6 +119,8 @@ class ModelChecks:
         if self.certificate:
             fixed = {"kept": "the model's own mask, held fixed"}
             protocols[f"certificate {OWN_MASK}"] = self.certificate.protocol() | fixed
+        if self.through_resize:
+            protocols["through_resize"] = self.through_resize.protocol()
         return protocols
 
     def rows(self) -> dict[str, dict[str, float]]:
@@ -125,4 +132,6 @@ class ModelChecks:
                 rows[names.get(source, source)] = {f"as_mask/{key}": value for key, value in results.items()}
         if self.certificate:
             rows[OWN_MASK] = rows.get(OWN_MASK, {}) | self.certificate.compute()
+        if self.through_resize:
+            rows[OWN_MASK] = rows.get(OWN_MASK, {}) | self.through_resize.compute()
         return rows

@@ -71,6 +71,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "plain run for masks": ([*TWO, *FAST, "--masks-for", "plain"], "--masks-for"),
     "masks of another size": ([*PLAIN, *FAST, "--masks-for", "two", "--data.image_size", "40"], "model"),
     "masks without a two-stage run": ([*PLAIN, "--method", "rollout", "--metrics", "as_masks"], "--masks-for"),
+    "through resizing without a mask": ([*PLAIN, *FAST, "--through-resize"], "--through-resize"),
     "weights of a run": ([*TWO, *FAST, "--weights", "head.safetensors"], "--weights"),
     "parts away": ([*TWO, *FAST, "--remove-parts", "1"], "--remove-parts"),
     "maps without method": ([*TWO, "--save-maps", "maps.h5"], "--save-maps"),

@@ -25,9 +25,10 @@ METRIC_KEYS = (
 
 
 def test_pixel_masks_are_certified_and_compared_in_pixels(measure: Measure, runs: Path) -> None:
-    rows = measure("--run", "pixel", "--method", "rollout", "gradient")["rows"]
+    rows = measure("--run", "pixel", "--method", "rollout", "gradient", "--through-resize")["rows"]
     own, trained = rows["(its own mask)"], json.loads((runs / "pixel" / "results.json").read_text())
     assert own["certificate/max_logit_change"] == 0 and own["certificate/holds"] == 1
+    assert own["through_resize/holds"] == own["through_resize_margin/holds"] == 1, "these images are not resized"
     assert own["certificate/keep_ratio"] == pytest.approx(trained["test/keep_ratio_pixels"])
     assert own["as_mask/mask_iou"] == pytest.approx(trained["test/mask_iou"])
     assert own["as_mask/accuracy"] == pytest.approx(trained["test/accuracy"])
