@@ -69,7 +69,16 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--method", nargs="+", default=METHODS, metavar="NAME", help=f"names, or all; default: {' '.join(METHODS)}"
     )
-    parser.add_argument("--target", nargs="+", metavar="CLASS", help="class numbers or names; default: predicted class")
+    parser.add_argument(
+        "--target",
+        nargs="+",
+        metavar="CLASS",
+        help="class numbers or names (without classifier: numbers of features); default: predicted class",
+    )
+    parser.add_argument(
+        "--target-image", type=Path, metavar="FILE",
+        help="for a model without classifier: explain the similarity of its features to those of this image",
+    )  # fmt: skip
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
     parser.add_argument("--same-scale", action="store_true", help="one scale for all maps of a method")
     parser.add_argument(
@@ -93,7 +102,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Raise UserError for output files that must not be written."""
-    inputs = [*args.images, *(Path(file) for file in (args.class_names, args.weights) if file)]
+    inputs = [*args.images, *(Path(file) for file in (args.class_names, args.weights, args.target_image) if file)]
     check_output(args.out, "--out", inputs, args.overwrite)
     if not args.save_maps:
         return
@@ -141,7 +150,7 @@ def build_sheet(args: argparse.Namespace) -> "ExplanationSheet":
     """Load the model, and check methods, names and targets. What needs no model is checked first. Raises UserError."""
     import torch
 
-    from explain.inputs import class_index
+    from datasets.formats.images import read_image
     from explain.options import build_methods
     from explain.sheet import ExplanationSheet
 
@@ -149,11 +158,29 @@ def build_sheet(args: argparse.Namespace) -> "ExplanationSheet":
     given = read_names(args.class_names) if args.class_names else None
     classifier = load(args)
     names = names_of(classifier, args.class_names, given)
-    if args.target and not classifier.has_classes:
-        raise UserError("--target: this model has no classifier; leave it out")
-    targets = [class_index(text, names) for text in args.target or []]
-    classifier.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return ExplanationSheet(classifier, methods, names, targets, args.stage, args.same_scale)
+    targets = targets_of(args, classifier, names)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    classifier.model.to(device)
+    other = None
+    if args.target_image:
+        other = args.target_image.name, classifier.preprocess(read_image(args.target_image)).to(device)
+    return ExplanationSheet(classifier, methods, names, targets, args.stage, args.same_scale, other)
+
+
+def targets_of(args: argparse.Namespace, classifier: "Classifier", names: list[str]) -> list[int]:
+    """`--target` as indices of classes, or of features for a model without classifier. Raises UserError."""
+    from explain.inputs import class_index
+
+    if classifier.has_classes:
+        if args.target_image:
+            raise UserError("--target-image: this model has a classifier; name a class with --target")
+        return [class_index(text, names) for text in args.target or []]
+    if args.target and args.target_image:
+        raise UserError("--target: with --target-image, the similarity of all features is explained; leave one out")
+    for text in args.target or []:
+        if not text.isdecimal():
+            raise UserError(f"--target: {text!r}; this model has no classifier, so give the number of a feature")
+    return [int(text) for text in args.target or []]
 
 
 @contextmanager
@@ -231,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     paths = args.images if args.save_maps else args.images[:shown]
     from datasets.formats.images import read_image
 
-    for path in paths:  # a broken file is found before the model is loaded
+    for path in [*paths, *filter(None, [args.target_image])]:  # a broken file is found before the model is loaded
         read_image(path)
     sheet = build_sheet(args)
     images = explain_all(sheet, paths, args.method == ["all"])

@@ -21,6 +21,7 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
     rollout,
 )
 from explain.explained_model import ExplainedModel, at_least, explainable, explained_model, usable
+from explain.feature_targets import feature_scores
 from explain.inputs import Targets, checked_images, checked_targets, returning_logits
 from explain.isolation import alone
 from explain.lrp import method as _lrp  # noqa: F401
@@ -43,10 +44,10 @@ def explain(
 
     `model`: any timm ViT, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its stages to explain).
     images [B, 3, H, W], floats, normalised as the model expects. targets: a class for all images or one per image, [B],
-    as index or, for timm's ImageNet-1k models, as name; None: the predicted class. `options`: the method's fields. Half
-    precision is computed in float32. The model, its gradients, hooks and flags are left unchanged, also after an error.
-    Raises UserError for an unknown method or option, for images or targets that do not fit the model, or for a model
-    that the method cannot explain.
+    as index or, if the model knows them, as name; None: the predicted class. Without classifier, what of the features
+    to explain: see `explain.feature_targets`. `options`: the method's fields. Half precision is computed in float32.
+    The model, its gradients, hooks and flags are left unchanged, also after an error. Raises UserError for an unknown
+    method or option, for images or targets that do not fit the model, or for a model that the method cannot explain.
     """
     explainer = build_method(method, **options) if isinstance(method, str) else method
     if not isinstance(explainer, Explainer):
@@ -63,7 +64,9 @@ def explain(
         explained = explained_model(model, images, stage)
         if explained.has_classes:
             explained = replace(explained, logits=returning_logits(explained.logits))
-        return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
+            return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
+        scored, columns = (explained, None) if targets is None else feature_scores(explained, targets, images)
+        return run_method(explainer, scored if explainer.class_specific else explained, images, columns)
 
 
 def build_method(name: str, **options: Any) -> Explainer:

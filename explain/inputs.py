@@ -118,11 +118,11 @@ def class_index(text: str, names: Sequence[str], flag: str = "--target") -> int:
 
 
 def checked_targets(
-    targets: Any, images: Tensor, model: nn.Module, logits: Callable[[Tensor], Tensor]
+    targets: Any, images: Tensor, model: nn.Module, logits: Callable[[Tensor], Tensor], what: str = "classes"
 ) -> Tensor | None:
     """`Targets` as [B] int64 on the images' device; None stays None. Raises UserError for anything else.
 
-    `logits`: images -> [B, C], called if the model does not say how many classes it has.
+    `logits`: images -> [B, C], called if the model does not say how many classes it has. `what`: the C numbers.
     """
     if targets is None:
         return None
@@ -146,7 +146,7 @@ def checked_targets(
         raise UserError(f"targets: shape {tuple(values.shape)} for {len(images)} images; give one class per image")
     outside = values[(values < 0) | (values >= count)]
     if len(outside):
-        raise UserError(f"targets: {int(outside[0])}; the model has classes 0 to {count - 1}")
+        raise UserError(f"targets: {int(outside[0])}; the model has {what} 0 to {count - 1}")
     return values
 
 

@@ -60,13 +60,15 @@ class ExplanationSheet:
     stage: Literal[1, 2]
     same_scale: bool = False
     """One scale for all maps of a method, instead of one for each map."""
+    other: tuple[str, Tensor] | None = None
+    """Of a model without classifier: name and pixels [3, H, W] of an image; the similarity of features is explained."""
 
     def leave_out_unable(self, image: Tensor) -> list[str]:
         """Drop the methods that cannot explain the model, and return why. `image`: [3, H, W], any."""
         explained, problems = explained_model(self.classifier.model, image[None], self.stage), {}
         for name, method in self.methods.items():
             try:
-                check_method(method, explained)
+                check_method(method, explained, scored=bool(self.targets or self.other))
             except UserError as error:
                 problems[name] = f"{name} is left out: {error}"
         for name in problems:
@@ -78,7 +80,7 @@ class ExplanationSheet:
         model, images = self.classifier.model, image[None]
         explained = explained_model(model, images, self.stage)
         for method in self.methods.values():
-            check_method(method, explained)
+            check_method(method, explained, scored=bool(self.targets or self.other))
         probability = torch.zeros(0)
         if explained.has_classes:
             with torch.no_grad():
@@ -92,8 +94,10 @@ class ExplanationSheet:
             start(f"{_words(name)}: {path.name}")
             classes = targets if method.class_specific else targets[:1]
             copies = images.expand(len(classes), -1, -1, -1)
-            chosen = classes if explained.has_classes else None
-            maps[name] = explain(model, copies, method, chosen, stage=self.stage).cpu()
+            chosen = classes if explained.has_classes or self.targets else None
+            maps[name] = explain(
+                model, copies, method, chosen if self.other is None else self.other[1][None], stage=self.stage
+            ).cpu()
         return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images), maps)
 
     def notes(self, image: ExplainedImage) -> list[str]:
@@ -122,9 +126,16 @@ class ExplanationSheet:
                 heat = self._shown(name, maps[min(i, len(maps) - 1)][None])
                 heat = to_pixels(heat.nan_to_num(0, 0, 0), image.pixels.shape[:2])
                 tiles.append(heat_overlay(image.pixels, heat[0], limits=limits.get(name)))
-            other = "" if image.predicted in (target, None) else f"explained: {self._with_probability(image, target)}\n"
-            columns.append(Column(tiles, image.path.name, other + predicted))
+            columns.append(Column(tiles, image.path.name, self._explained(image, target) + predicted))
         return columns
+
+    def _explained(self, image: ExplainedImage, target: int) -> str:
+        """A line for the target, where it is not the predicted class."""
+        if self.other is not None:
+            return f"explained: similarity to {self.other[0]}\n"
+        if image.predicted is None:
+            return f"explained: feature {target}\n" if self.targets else ""
+        return "" if image.predicted == target else f"explained: {self._with_probability(image, target)}\n"
 
     def _with_probability(self, image: ExplainedImage, target: int) -> str:
         return f"{self.names[target]} {float(image.probability[target]):.1%}"

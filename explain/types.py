@@ -55,11 +55,12 @@ class Explainer(ABC):
         """
 
 
-def check_method(method: Explainer, explained: ExplainedModel) -> None:
-    """Raise UserError if the method cannot explain the model."""
-    if method.class_specific and not explained.has_classes:
-        what = "this ViT has no classifier (num_classes=0 or no pooling)"
-        raise UserError(f"{what}: there is no class to explain; choose attention_flow, raw_attention or rollout")
+def check_method(method: Explainer, explained: ExplainedModel, scored: bool = False) -> None:
+    """Raise UserError if the method cannot explain the model. `scored`: without classifier, targets are given."""
+    if method.class_specific and not explained.has_classes and not scored:
+        what = "this ViT has no classifier (num_classes=0 or no pooling): there is no class to explain"
+        give = "give targets (a feature's index, a direction or an image; --target, --target-image)"
+        raise UserError(f"{what}; {give}, or choose attention_flow, raw_attention or rollout")
     method.check(explained)
 
 

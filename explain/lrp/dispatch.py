@@ -117,7 +117,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(ADDITIONS, _add),
     **dict.fromkeys(("matmul", "__matmul__", "__rmatmul__", "bmm", "einsum"), _product),
     **dict.fromkeys(("mul", "__mul__", "__rmul__", *DIVISIONS), _pass_on),
-    **dict.fromkeys(("layer_norm", "rms_norm", "batch_norm", "softmax", "dropout"), _pass_on),
+    **dict.fromkeys(("layer_norm", "rms_norm", "batch_norm", "normalize", "softmax", "dropout"), _pass_on),
     **dict.fromkeys(("gelu", "silu", "relu", "tanh", "sigmoid"), _pass_on),
 }
 DATA_MOVEMENT = {

@@ -1,6 +1,7 @@
 """Networks of timm and torchvision that are not one of `explain.vits`: Grad-CAM and methods at pixels, or one line."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -150,9 +151,44 @@ def test_command_line_without_classifier(photo: Path, capsys: pytest.CaptureFixt
     with pytest.raises(SystemExit):
         cli.main([*common, f"--out={out}", "--method", "agcam"])
     assert "there is no class to explain" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main([*common, f"--out={out}", "--method", "rollout", "--target", "3"])
-    assert "--target: this model has no classifier" in capsys.readouterr().err
+    other = photo.with_name("other.png")
+    Image.fromarray(np.random.default_rng(1).integers(0, 255, (80, 90, 3), dtype=np.uint8)).save(other)
+    maps = photo.with_name("maps.npy")
+    flags = ["--method", "gradient", f"--target-image={other}", f"--out={out}", f"--save-maps={maps}"]
+    torch.manual_seed(0)
+    cli.main([*common, *flags])
+    torch.manual_seed(0)
+    dino = load_any("timm/vit_small_patch16_dinov3", "none", (32, 32))
+    pixels, target = (dino.preprocess(np.asarray(Image.open(file)))[None] for file in (photo, other))
+    wanted = explain(dino.model, pixels, "gradient", target)
+    np.testing.assert_allclose(np.load(maps)[0, 0], wanted[0], rtol=1e-4, atol=1e-5 * float(wanted.max()))
+    capsys.readouterr()
+    for given, why in {
+        "--target-image nowhere.png": "nowhere.png",
+        f"--target-image {other} --out {other} --overwrite": "other.png is one of the images",
+    }.items():  # before the model is made
+        with pytest.raises(SystemExit):
+            cli.main([*common, "--method", "gradient", *given.split()])
+        assert why in capsys.readouterr().err
+
+
+def test_targets_on_the_command_line() -> None:
+    headless: Any = SimpleNamespace(has_classes=False)
+
+    def targets(classifier: Any, *flags: str) -> list[int]:
+        return cli.targets_of(cli.parse_args(["photo.png", *flags]), classifier, ["ant", "bee"])
+
+    assert targets(headless, "--target", "3", "7") == [3, 7] and targets(headless) == []
+    for flags, why in (
+        (["--target", "cat"], "--target: 'cat'; this model has no classifier, so give the number of a feature"),
+        (["--target", "3", "--target-image", "bird.png"], "leave one out"),
+    ):
+        with pytest.raises(UserError, match=why):
+            targets(headless, *flags)
+    classifier: Any = SimpleNamespace(has_classes=True)
+    assert targets(classifier, "--target", "bee") == [1]
+    with pytest.raises(UserError, match="--target-image: this model has a classifier"):
+        targets(classifier, "--target-image", "bird.png")
 
 
 def test_torchvisions_preprocessing_is_that_of_its_weights() -> None:

@@ -115,7 +115,7 @@ def test_methods_without_class_on_a_vit_without_classifier(name: str) -> None:
     for method in WITHOUT_CLASS:
         torch.testing.assert_close(explain(model, x, method), explain(wanted, x, method))
     for method in set(METHODS) - {*WITHOUT_CLASS, "inherent"}:
-        with pytest.raises(UserError, match="no classifier.*; choose attention_flow, raw_attention or rollout$"):
+        with pytest.raises(UserError, match="no classifier.*, or choose attention_flow, raw_attention or rollout$"):
             explain(model, x, method)
     with pytest.raises(UserError, match="needs a two-stage model"):
         explain(model, x, "inherent")

@@ -25,7 +25,7 @@ class Layer:
     E: Tensor
 
 
-class _Softmaxes(TorchFunctionMode):
+class Softmaxes(TorchFunctionMode):
     """Every attention that timm computes explicitly: its scores and its weights, in the graph."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ def explicit_layers(
     `detach_inputs`: AGCAM's graph, in which attention modules read detached tokens.
     """
     vit, logits = _explicit_copy(explained)
-    with _detached_inputs(vit, detach_inputs), _Softmaxes() as softmaxes, torch.enable_grad():
+    with _detached_inputs(vit, detach_inputs), Softmaxes() as softmaxes, torch.enable_grad():
         y = logits(image.clone().requires_grad_())[0]
         y = y[int(y.argmax()) if target is None else target]
     found = softmaxes.found
