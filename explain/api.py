@@ -42,7 +42,8 @@ def explain(
 ) -> Tensor:
     """Heat maps of a batch: [B, h, w] on the patch grid or [B, H, W] at pixels, unnormalised, detached.
 
-    `model`: any timm ViT, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its stages to explain).
+    `model`: any ViT of timm or Hugging Face, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its
+    stages to explain).
     images [B, 3, H, W], floats, normalised as the model expects. targets: a class for all images or one per image, [B],
     as index or, if the model knows them, as name; None: the predicted class. Without classifier, what of the features
     to explain: see `explain.feature_targets`. `options`: the method's fields. Half precision is computed in float32.

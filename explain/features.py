@@ -27,7 +27,8 @@ def find_module(network: nn.Module, name: str) -> nn.Module:
 def last_stage(network: nn.Module, images: Tensor) -> str:
     """The name of timm's last feature stage; of other networks, of the last module that returns a feature map.
 
-    Raises UserError if there is none, or if attention over tokens follows it, as in torchvision's ViT.
+    Raises UserError if there is none, or if attention over tokens (by the name of its class) follows it, as in
+    torchvision's ViT.
     """
     modules = dict(network.named_modules())
     for stage in reversed(list(getattr(network, "feature_info", None) or [])[-1:]):
@@ -37,12 +38,13 @@ def last_stage(network: nn.Module, images: Tensor) -> str:
 
     def note(name: str, module: nn.Module, out: Any) -> None:
         nonlocal last, attended
-        if isinstance(module, nn.MultiheadAttention):
-            attended = name
-        elif isinstance(out, Tensor) and out.ndim == 4 and not isinstance(module, POOLINGS):
+        features = None
+        if isinstance(out, Tensor) and out.ndim == 4 and not isinstance(module, POOLINGS):
             features = as_features(out, network, images[:1])
-            if features is not None and features.shape[1:3] != (1, 1):
-                last, attended = name, ""
+        if features is not None and features.shape[1:3] != (1, 1):
+            last, attended = name, ""
+        elif type(module).__name__.endswith("Attention"):
+            attended = name
 
     handles = [
         module.register_forward_hook(lambda module, _, out, name=name: note(name, module, out))

@@ -30,6 +30,10 @@ from explain.isolation import gradients
 from explain.types import METHODS, Explainer
 from explain.vits import ReadableViT
 
+FIRST_NORMS = ("in_norm", "norm1", "layernorm_before", "layer_norm1")
+"""Names of the norm before a block's attention: of timm's ParallelScalingBlock, of timm's other blocks and Hugging
+Face's DINOv2 and DINOv3, of Hugging Face's ViT, and of its CLIP and SigLIP."""
+
 
 @METHODS.register("gradcam")
 @dataclass(frozen=True)
@@ -143,9 +147,10 @@ def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
 
     timm's ResPostBlock and EvaBlockPostNorm have norms after attention and MLP, ParallelThingsBlock one per branch.
     """
-    norm1 = None if isinstance(block, ResPostBlock | EvaBlockPostNorm) else getattr(block, "norm1", None)
-    norm: nn.Module | None = getattr(block, "in_norm", norm1)  # ParallelScalingBlock has in_norm
-    return (block, True) if norm is None else (norm, False)
+    if isinstance(block, ResPostBlock | EvaBlockPostNorm):
+        return block, True
+    norms: list[nn.Module] = [getattr(block, name) for name in FIRST_NORMS if hasattr(block, name)]
+    return (norms[0], False) if norms else (block, True)
 
 
 @contextlib.contextmanager

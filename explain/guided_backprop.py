@@ -25,6 +25,9 @@ FUNCTIONS = (F.gelu, F.relu, F.silu)
 MODULES = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh)
 """The activation modules that call one of FUNCTIONS."""
 
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
+"""Python modules that define activations."""
+
 
 @METHODS.register("guided_backprop")
 @dataclass(frozen=True)
@@ -34,10 +37,9 @@ class GuidedBackprop(PixelExplainer):
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError naming the first activation without a guided form."""
         for name, part in explained.network.named_modules():
-            module = type(part).__module__
-            is_activation = module.startswith(("torch.nn.modules.activation", "timm.layers.activations"))
+            is_activation = type(part).__module__.startswith(ACTIVATIONS)
             # torch defines MultiheadAttention among its activations.
-            if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)):
+            if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)) and not _calls_known(part):
                 kind = type(part).__name__
                 raise UserError(f"{name}: guided backpropagation has no rule for {kind}; choose another method")
 
@@ -45,6 +47,12 @@ class GuidedBackprop(PixelExplainer):
         """See `Explainer.maps`; [B, H, W]."""
         with _GuidedActivations():
             return image_gradient(explained, images, targets).abs().sum(1)
+
+
+def _calls_known(part: nn.Module) -> bool:
+    """Whether the activation is one of Hugging Face's that call one of FUNCTIONS."""
+    act = getattr(part, "act", None)
+    return type(part).__name__ == "SiLUActivation" or getattr(act, "func", act) in FUNCTIONS  # GELUTanh: a partial
 
 
 class _GuidedActivations(TorchFunctionMode):

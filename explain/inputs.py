@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.explained_model import evaluated
+from explain.huggingface import HuggingFaceModel, HuggingFaceViT
 from explain.vits import ReadableViT, takes_any_size
 from models.cnn import Cnn
 from models.interface import ImageClassifier
@@ -45,6 +46,8 @@ def _fixed_size(model: nn.Module) -> tuple[int, ...] | None:
     """(height, width) of the only images that the model takes; None if it takes several sizes."""
     if isinstance(model, ImageClassifier):
         return None if isinstance(model, Cnn) else tuple(model.input_size)
+    if isinstance(model, HuggingFaceViT):
+        return model.fixed_size
     embed: Any = getattr(model, "patch_embed", None)
     if not isinstance(model, ReadableViT):
         strict = isinstance(embed, PatchEmbed) and embed.strict_img_size and embed.img_size
@@ -151,7 +154,7 @@ def checked_targets(
 
 
 def _indices(targets: str | Sequence[int | str], model: nn.Module) -> int | list[Any]:
-    names = imagenet_names(model)
+    names = model.class_names if isinstance(model, HuggingFaceModel) else imagenet_names(model)
     if names is None:
         raise UserError("targets: the names of this model's classes are not known; give class indices")
     if isinstance(targets, str):

@@ -1,4 +1,4 @@
-"""timm's ViTs whose attention methods can read, and which of their tokens a classifier reads.
+"""The ViTs whose attention methods can read, timm's and Hugging Face's, and which of their tokens a classifier reads.
 
 One class each, with its subclasses: `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP, ...), `Eva` (DINOv3, EVA-02,
 Perception Encoder, ViTs with rotary positions) and `Beit` (relative position biases).
@@ -15,10 +15,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from common.errors import UserError
+from explain.huggingface import HuggingFaceViT
 from models.interface import Readout
 
-ReadableViT: TypeAlias = VisionTransformer | Eva | Beit
-KINDS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit)
+ReadableViT: TypeAlias = VisionTransformer | Eva | Beit | HuggingFaceViT
+KINDS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit, HuggingFaceViT)
 ATTENTIONS = (
     *(timm.layers.Attention, timm.layers.AttentionRope, eva.EvaAttention, beit.Attention),
     vision_transformer.ParallelScalingBlock,

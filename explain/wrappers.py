@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from explain.huggingface import adapted
+from explain.isolation import alone
 from explain.vits import ReadableViT
 
 WRAPPERS = (DataParallel, DistributedDataParallel, ModelEmaV2, ModelEmaV3, AveragedModel)
@@ -20,14 +22,20 @@ def eager(module: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel, averaging and compiling wrappers, in any order."""
+    """The model inside data-parallel, averaging and compiling wrappers, in any order.
+
+    A model of Hugging Face returns its logits or features. Raises UserError for one that cannot be explained.
+    """
     while (inner := eager(model.module if isinstance(model, WRAPPERS) else model)) is not model:
         model = inner
-    return model
+    with alone(model):  # its weights may be replaced while it is explained
+        return adapted(model)
 
 
 def inner_vit(model: nn.Module) -> tuple[str, ReadableViT] | None:
     """The name of the only ViT inside a module, and the ViT itself; None if there is none, or several."""
+    if isinstance(model, ReadableViT):
+        return "", model
     found = [(name, part) for name, part in model.named_modules() if isinstance(part, ReadableViT)]
     return found[0] if len(found) == 1 else None
 

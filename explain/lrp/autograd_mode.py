@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.errors import UserError
 from explain.explained_model import ExplainedModel
+from explain.huggingface import PatchConvolution
 from explain.isolation import gradients
 from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
 from explain.lrp.rules import divide
@@ -24,6 +25,7 @@ from models.interface import selects_patches
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
+    nn.Embedding,
     *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, RelativePositionBias),
 )
 """Leaf modules whose operations all have rules. The operations of other modules are checked when they run."""
@@ -148,14 +150,16 @@ def _tensors(values: Any) -> Iterator[Tensor]:
 def require_rules(explained: ExplainedModel, pixels: bool) -> None:
     """Raise UserError naming the first layer that runs and has no rule, or for weights in half precision.
 
+    Of Hugging Face's own layers, such as a LayerScale, the operations are checked when they run.
+
     `pixels`: relevance goes down to the image, so the patch embedding must be a plain convolution.
     """
     embed = explained.vit.patch_embed
     for name, layer in explained.module.named_modules():
-        is_leaf = next(layer.children(), None) is None
+        is_leaf = next(layer.children(), None) is None and not type(layer).__module__.startswith("transformers.")
         if is_leaf and _runs(explained, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):
             raise UserError(f"{name} ({type(layer).__name__}): lrp has no rule for it; choose another method")
-    if pixels and type(embed) is not PatchEmbed:
+    if pixels and type(embed) not in (PatchEmbed, PatchConvolution):
         raise UserError(f"patch_embed ({type(embed).__name__}): variant=full of lrp needs a plain patch convolution")
     if next(explained.vit.parameters()).dtype not in (torch.float32, torch.float64):
         raise UserError("lrp divides by numbers near 1e-9: it needs float32 or float64 weights; call model.float()")
