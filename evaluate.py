@@ -38,7 +38,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", type=Path, help="run folder written by train.py")
-    source.add_argument("--model", metavar="timm/NAME", help="any timm ViT with its classifier; needs --method")
+    source.add_argument("--model", metavar="NAME", help="timm/NAME or hf/NAME: a ViT with classifier; needs --method")
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument(

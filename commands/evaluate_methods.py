@@ -1,4 +1,4 @@
-"""`evaluate.py --method`: measure explanation methods on a run or any timm ViT."""
+"""`evaluate.py --method`: measure explanation methods on a run or any ViT of timm or Hugging Face."""
 
 import argparse
 import contextlib
@@ -37,7 +37,7 @@ from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain import METHODS
-from explain.loading import load_timm, patch_size
+from explain.loading import load_vit, patch_size
 from models.backbone import check_timm_name
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import ExplainedImage, method_sheet, write_explanation_report
@@ -149,23 +149,26 @@ def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[Ru
 
 
 def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
-    """The same for `--model timm/NAME`, with the image size and normalisation that the model was made for.
+    """The same for `--model timm/NAME` or hf/NAME, with the image size and preprocessing that the model was made for.
 
-    Raises UserError if the model is not known to timm or has another number of classes than the data set.
+    Raises UserError if the model is not known or has another number of classes than the data set.
     """
     out = args.out or Path("runs") / args.model / "evaluation" / f"{args.split}-methods"
     check_mode(check_folder(out, "--out"), METHODS_FILE)
     place, _, name = args.model.partition("/")
-    if place != "timm" or not name:
-        raise UserError(f"--model: {args.model!r}; write timm/NAME, or use --run DIR for a run folder of train.py")
-    check_timm_name(name, "--model")
+    if place not in ("timm", "hf") or not name:
+        raise UserError(f"--model: {args.model!r}; write timm/NAME or hf/NAME, or --run DIR for a folder of train.py")
+    if place == "timm":
+        check_timm_name(name, "--model")
     given = parse_config(overrides)
     if given.data.name != "synthetic":  # which has no files that could be missing, and takes seconds to draw
         read_split(given, args.split, args.limit)  # before a download, which may take minutes
     weights = args.weights or "hub"
     sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
-    found = load_timm(name, weights, given.data.size_hw if sized else None)
-    config = parse_config([f"--data.image_size={list(found.size)}", f"--model.backbone={name}", *overrides])
+    found = load_vit(args.model, weights, given.data.size_hw if sized else None)
+    # timm's preprocessing follows from the name of the backbone
+    own = [f"--model.backbone={name}"] if place == "timm" else view_flags(found.view)
+    config = parse_config([f"--data.image_size={list(found.size)}", *own, *overrides])
     split = read_split(config, args.split, args.limit)
     if split.info.num_outputs != found.num_classes:
         raise UserError(
@@ -174,6 +177,16 @@ def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[R
         )
     device = prepare_process(config)
     return RunContext(Path(args.model), weights, config, device, out), split, found.model.to(device)
+
+
+def view_flags(view: Mapping[str, Any]) -> list[str]:
+    """Flags of `data.*` for the preprocessing `view`, a data config of timm."""
+    squash = view["crop_mode"] == "squash"
+    return [
+        f"--data.mean={list(view['mean'])}", f"--data.std={list(view['std'])}", f"--data.crop={view['crop_pct']}",
+        f"--data.interpolation={'bilinear' if view['interpolation'] == 'bilinear' else 'bicubic'}",
+        f"--data.evaluation={'squash' if squash else 'center_crop'}",
+    ]  # fmt: skip
 
 
 def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:

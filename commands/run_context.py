@@ -44,7 +44,7 @@ class RunContext:
     """A run folder (or a model from timm) under evaluation, and the folder the results go to."""
 
     source: Path
-    """The run folder, or timm/NAME."""
+    """The run folder, or timm/NAME or hf/NAME."""
     checkpoint: str
     """Of a run "best" or "last"; of a timm model where its weights come from."""
     config: RunConfig

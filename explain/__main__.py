@@ -49,7 +49,7 @@ def parse_args(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files, or folders of images")
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--model", default=MODEL, metavar="NAME", help=f"timm/NAME or torchvision/NAME; default: {MODEL}"
+        "--model", default=MODEL, metavar="NAME", help=f"timm/, torchvision/ or hf/NAME; default: {MODEL}"
     )
     source.add_argument("--run", type=Path, metavar="DIR", help="folder that train.py wrote")
     parser.add_argument("--weights", metavar="FILE", help="for --model: hub (default), none, or a file")

@@ -1,11 +1,11 @@
-"""Load a classifier to explain, by timm name or from a run folder, with its preprocessing and class names."""
+"""Load a classifier to explain, by name or from a run folder, with its preprocessing and class names."""
 
 import contextlib
 import functools
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from common.plain_yaml import read_yaml
 from explain.explained_model import check_explainable
+from explain.huggingface_loading import huggingface_model
 from explain.inputs import imagenet_names, num_classes, returning_logits
 from explain.torchvision_models import Made, torchvision_model
 from explain.vits import ReadableViT, has_classifier
@@ -53,6 +54,8 @@ class Classifier:
     """Whether an image may show several classes: probabilities are then sigmoids of the logits."""
     input_size: tuple[int, int] | None = None
     """(height, width) of the input of a model that is not of this project, pixels."""
+    view: Mapping[str, Any] = field(default_factory=dict)
+    """Of such a model: the preprocessing as a data config of timm."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -109,13 +112,20 @@ class Preprocessing:
 def load_timm(
     name: str, weights: str = "hub", size: tuple[int, int] | None = None, preprocessing: Preprocessing = Preprocessing()
 ) -> Classifier:
-    """timm's ViT classifier `name`, of a class in `explain.vits`. See `load_any`.
+    """timm's ViT classifier `name`. See `load_vit`."""
+    return load_vit(f"timm/{name}", weights, size, preprocessing)
 
-    Raises UserError for another model, too.
-    """
-    found = load_any(f"timm/{name}", weights, size, preprocessing)
+
+def load_vit(
+    source: str, weights: str = "hub", size: tuple[int, int] | None = None,
+    preprocessing: Preprocessing = Preprocessing(),
+) -> Classifier:  # fmt: skip
+    """A ViT classifier of a class in `explain.vits`. See `load_any`. Raises UserError for another model, too."""
+    found = load_any(source, weights, size, preprocessing)
     if not isinstance(found.model, ReadableViT) or not found.has_classes:
-        kind = type(found.model).__name__ + ("" if found.has_classes else " without classifier")
+        kind = type(getattr(found.model, "model", found.model)).__name__
+        kind += "" if found.has_classes else " without classifier"
+        name = source.partition("/")[2]
         raise UserError(f"--model: {name!r} is a {kind}; give a timm ViT classifier: VisionTransformer, Eva or Beit")
     return found
 
@@ -124,29 +134,31 @@ def load_any(
     source: str, weights: str = "hub", size: tuple[int, int] | None = None,
     preprocessing: Preprocessing = Preprocessing(),
 ) -> Classifier:  # fmt: skip
-    """The model `source`, timm/NAME or torchvision/NAME, for inputs of `size` (height, width) pixels; None: its own.
+    """The model `source`, timm/NAME, torchvision/NAME or hf/NAME, for inputs of `size` (height, width) pixels.
+
+    `size` None: its own.
 
     `weights`: "hub" (the published ones), "none" (random), or a file with the model's names, classifier included. A
     ViT's positions are resampled to the size. Raises UserError if the model or the weights cannot be loaded.
     """
     place, _, name = source.partition("/")
-    if place not in ("timm", "torchvision") or not name:
+    makers = {"timm": _from_timm, "torchvision": torchvision_model, "hf": huggingface_model}
+    if place not in makers or not name:
         raise UserError(
-            f"--model: {source!r}; write timm/NAME or torchvision/NAME, or --run DIR for a folder of train.py"
+            f"--model: {source!r}; write timm/NAME, torchvision/NAME or hf/NAME, or --run DIR for a folder of train.py"
         )
     from_file = weights not in ("hub", "none")
     if from_file and not Path(weights).is_file():
         raise UserError(f"--weights: no such file {weights}; give hub, none or a weights file")
     state = read_state(weights) if from_file else None
-    make = _from_timm if place == "timm" else torchvision_model
-    model, config, names = make(name, weights == "hub", size, state)
+    model, config, names = makers[place](name, weights == "hub", size, state)
     if state is not None:
         load_into(model, _filtered(state, model, weights), weights)
     preprocessing.change(config)
     transform = create_transform(**config)
     return Classifier(
         model.eval(), config["mean"], config["std"], lambda pixels: cast(Tensor, transform(Image.fromarray(pixels))),
-        _timm_words(config), names if weights != "none" else None, input_size=config["input_size"][1:],
+        _timm_words(config), names if weights != "none" else None, input_size=config["input_size"][1:], view=config,
     )  # fmt: skip
 
 

@@ -204,8 +204,8 @@ def test_torchvisions_preprocessing_is_that_of_its_weights() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("resnet18", "write timm/NAME or torchvision/NAME"),
-        ("hub/resnet18", "write timm/NAME or torchvision/NAME"),
+        ("resnet18", "write timm/NAME, torchvision/NAME or hf/NAME"),
+        ("hub/resnet18", "write timm/NAME, torchvision/NAME or hf/NAME"),
         ("torchvision/resnet19", "no classifier 'resnet19'; it has resnet"),
         ("timm/no_such_model", "no_such_model"),
     ],
