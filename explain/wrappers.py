@@ -1,4 +1,4 @@
-"""Models inside other modules: data-parallel, averaged and compiled models, and a ViT with a head of its own."""
+"""Models inside other modules: data-parallel, averaged, compiled and adapted ones, and a ViT with a head of its own."""
 
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from explain.huggingface import adapted
 from explain.isolation import alone
+from explain.peft_models import merged
 from explain.vits import ReadableViT
 
 WRAPPERS = (DataParallel, DistributedDataParallel, ModelEmaV2, ModelEmaV3, AveragedModel)
@@ -22,14 +23,14 @@ def eager(module: nn.Module) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside data-parallel, averaging and compiling wrappers, in any order.
+    """The model inside data-parallel, averaging and compiling wrappers, in any order; its adapters (peft) merged.
 
     A model of Hugging Face returns its logits or features. Raises UserError for one that cannot be explained.
     """
     while (inner := eager(model.module if isinstance(model, WRAPPERS) else model)) is not model:
         model = inner
     with alone(model):  # its weights may be replaced while it is explained
-        return adapted(model)
+        return adapted(merged(model))
 
 
 def inner_vit(model: nn.Module) -> tuple[str, ReadableViT] | None:
