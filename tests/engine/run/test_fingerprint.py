@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commands.train_run import train
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.fingerprint import fingerprint
@@ -21,7 +22,6 @@ from engine.run.config import RunConfig
 from engine.run.fingerprint import Fingerprint
 from engine.run.folder import CONFIG_FILE, LAST, RESULTS
 from tests.tiny import CPU, tiny_config, tiny_splits
-from train import train
 
 TRAINED = {"model.name": "vit", "train.epochs": 1, "train.sheet_every": 0, "data.name": "folder"}
 
