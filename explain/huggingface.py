@@ -58,6 +58,11 @@ class HuggingFaceModel(nn.Module):
         names = [str(by_index.get(i, "")) for i in range(len(by_index))]
         return names if any(name != f"LABEL_{i}" for i, name in enumerate(names)) else None
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image may show several classes, by its config."""
+        return getattr(cast(Any, self.model).config, "problem_type", None) == "multi_label_classification"
+
     def _output(self, images: Tensor) -> Any:
         return self.model(pixel_values=images, return_dict=True)
 

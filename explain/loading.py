@@ -158,7 +158,8 @@ def load_any(
     transform = create_transform(**config)
     return Classifier(
         model.eval(), config["mean"], config["std"], lambda pixels: cast(Tensor, transform(Image.fromarray(pixels))),
-        _timm_words(config), names if weights != "none" else None, input_size=config["input_size"][1:], view=config,
+        _timm_words(config), names if weights != "none" else None,
+        getattr(model, "multi_label", False), config["input_size"][1:], config,
     )  # fmt: skip
 
 

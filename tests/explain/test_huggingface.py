@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from common.errors import UserError
 from explain import METHODS, explain
-from explain.explained_model import explained_model
 from tests.explain.small import vit
 from tests.explain.test_every_method import Trace
 from tests.explain.textbook import fuse, product
@@ -211,6 +210,15 @@ def test_gradcam_reads_the_norm_before_attention() -> None:
     torch.testing.assert_close(named, explain(model, x, "gradcam", TARGETS))
 
 
+def test_training_mode_changes_nothing() -> None:
+    model = make("Dinov2ForImageClassification", hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    wanted = explain(model, x, "agcam", TARGETS)
+    trace = Trace(model.train())
+    model.gradient_checkpointing_enable()
+    torch.testing.assert_close(explain(model, x, "agcam", TARGETS), wanted)
+    assert trace.changes() == []
+
+
 def test_classes_have_the_names_in_the_config() -> None:
     names = ["ant", "bee", "cat", "dog", "elk"]
     model = make("ViTForImageClassification", id2label=dict(enumerate(names)))
@@ -287,10 +295,3 @@ def test_refusals_are_one_line() -> None:
         with pytest.raises(UserError, match=why) as error:
             explain(model.eval(), images, method, **options)
         assert "\n" not in str(error.value)
-
-
-def test_features_without_classifier() -> None:
-    for name in set(CONFIGS) - set(CLASSIFIERS):
-        model = make(name)
-        found = explained_model(model, x).logits(x)
-        torch.testing.assert_close(found, features(name, model(pixel_values=x)))

@@ -141,8 +141,14 @@ def test_the_vit_inside_another_model(name: str, kind: str, folders: Path, tmp_p
             torch.testing.assert_close(weight, state[prefix + key.removeprefix("model.")])
 
 
-def test_weights_of_every_precision_and_random_ones(folders: Path) -> None:
+def test_weights_of_every_precision_and_random_ones(folders: Path, tmp_path: Path) -> None:
     assert next(load_any(f"hf/{folders / 'dinov2'}").model.parameters()).dtype == torch.float32
+    assert not load_any(f"hf/{folders / 'dinov2'}").multi_label
+    config = json.loads((folders / "dinov2" / "config.json").read_text())
+    text = json.dumps(config | {"problem_type": "multi_label_classification"})
+    for file in (folders / "dinov2").iterdir():
+        (tmp_path / file.name).write_bytes(text.encode() if file.name == "config.json" else file.read_bytes())
+    assert load_any(f"hf/{tmp_path}").multi_label
     drawn = load_any(f"hf/{folders / 'clip'}", "none")
     assert isinstance(drawn.model, HuggingFaceViT) and drawn.class_names is None
     assert load_any(f"hf/{folders / 'dinov2'}", "hub", (48, 64)).size == (48, 64)
