@@ -34,6 +34,7 @@ from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
+from losses.classification import mixes_images
 from models import build_model
 from models.interface import ImageClassifier
 from report.curves import training_curves
@@ -123,7 +124,7 @@ def _train(config: RunConfig) -> MetricsRow:
 def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[str, Split]) -> Objective:
     """The objective of the model's kind. Raises UserError if the model needs masks that the data do not have."""
     mixing, info = config.loss.classification, splits["train"].info
-    check_masks(model, splits.values(), mixes_images=bool(mixing.mixup or mixing.cutmix))
+    check_masks(model, splits.values(), mixes_images=mixes_images(mixing))
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
     objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
     if config.loss.consistency.weight:

@@ -61,6 +61,37 @@ class SemiConfig:
 
 
 @dataclass(frozen=True)
+class TimmConfig:
+    """data.augmentation=timm: arguments of timm.data.create_transform, under its names."""
+
+    train_crop_mode: Literal["rrc", "rkrc", "rkrr"] = "rrc"
+    """rrc: random resized crop. rkrc, rkrr: resize with the aspect ratio kept, then crop the centre or at random."""
+    scale: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Smallest and largest area of the crop, as a fraction of the image's. null: timm's (rrc: 0.08, 1)."""
+    ratio: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Smallest and largest aspect ratio of the crop. null: timm's (rrc: 3/4, 4/3)."""
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    """Of the resize to the crop; random: one of the two for each image."""
+    hflip: ClosedUnitInterval = 0.5
+    """Probability of a horizontal flip."""
+    vflip: ClosedUnitInterval = 0.0
+    auto_augment: str = "rand-m6-mstd0.5"
+    """Policy: rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, v0, original, 3a, ... of timm; empty: none."""
+    color_jitter: NonNegativeFloat = 0.4
+    """Strength of brightness, contrast and saturation, where auto_augment is empty or 3a."""
+    color_jitter_prob: ClosedUnitInterval | None = None
+    """Probability of the jitter. null: always."""
+    grayscale_prob: ClosedUnitInterval = 0.0
+    gaussian_blur_prob: ClosedUnitInterval = 0.0
+    re_prob: ClosedUnitInterval = 0.0
+    """Probability of random erasing."""
+    re_mode: Literal["const", "rand", "pixel"] = "const"
+    """What erased pixels become: the mean colour, one random colour of the box, or a random colour each."""
+    re_count: PositiveInt = 1
+    """Largest number of erased boxes."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Data set, its files, augmentation and batches."""
 
@@ -138,6 +169,7 @@ class DataConfig:
     trained with, by its name in timm."""
     std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
     """Of each colour channel; the image is divided by it. null: the backbone's own."""
+    timm: TimmConfig = field(default_factory=TimmConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
     semi: SemiConfig = field(default_factory=SemiConfig)
 

@@ -6,7 +6,7 @@ their names when an image is flipped (a left wing stays "left wing", though it n
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -190,14 +190,19 @@ def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
 
 
 class TimmTransform:
-    """timm's ImageNet policy: random resized crop, flip, RandAugment. Images only: annotations are dropped."""
+    """timm's ImageNet policy (`data.timm`). Images only: annotations are dropped."""
 
     def __init__(self, config: DataConfig) -> None:
+        """Raises UserError for a policy that timm does not know."""
         mean, std = config.normalisation
-        self.policy = create_transform(
-            (3, *config.size_hw), is_training=True, auto_augment="rand-m6-mstd0.5", interpolation="bicubic",
-            re_prob=0.0, mean=mean, std=std,
-        )  # fmt: skip
+        options = asdict(config.timm)
+        try:
+            self.policy = create_transform((3, *config.size_hw), is_training=True, mean=mean, std=std, **options)
+        except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
+            reason = str(error) or type(error).__name__
+            raise UserError(
+                f"data.timm.auto_augment={config.timm.auto_augment}: timm has no such policy ({reason})"
+            ) from None
 
     def __call__(self, raw: RawSample, seed: int) -> Sample:
         """Sample of config.size_hw without mask, key points, boxes and part labels."""

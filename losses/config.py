@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from common.ranges import (
+    ClosedUnitInterval,
     HalfOpenUnitInterval,
     LeftOpenUnitInterval,
     NonNegativeFloat,
@@ -37,7 +38,11 @@ class EquivarianceConfig:
     max_angle: NonNegativeFloat = 90.0
     """Degrees."""
     max_shift: NonNegativeFloat = 0.11
-    """Fraction of the image side."""
+    """Fraction of the image's width; of the height as well, unless max_shift_y is given."""
+    max_shift_y: NonNegativeFloat | None = None
+    """Fraction of the image's height; null: max_shift."""
+    max_shear: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 0.0)
+    """Along x and along y, degrees below 90, as in torchvision."""
     scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.4)
     """Smallest and largest scale."""
     padding: Literal["zeros", "reflection"] = "zeros"
@@ -58,6 +63,20 @@ class ClassificationConfig:
     """Beta parameter of mixup; 0 = off. Needs kind cross_entropy or bce."""
     cutmix: NonNegativeFloat = 0.0
     """Beta parameter of cutmix; 0 = off. Needs kind cross_entropy or bce."""
+    cutmix_minmax: tuple[ClosedUnitInterval, ClosedUnitInterval] | None = None
+    """Smallest and largest side of cutmix's box as a fraction of the image's, uniformly drawn; replaces cutmix."""
+    mixup_prob: ClosedUnitInterval = 1.0
+    """Probability that mixup or cutmix changes a batch (an image or pair, by mixup_mode)."""
+    mixup_switch_prob: ClosedUnitInterval = 0.5
+    """Probability of cutmix where both are on."""
+    mixup_mode: Literal["batch", "pair", "elem"] = "batch"
+    """What is drawn for: the whole batch, each pair of images, or each image."""
+    bce_sum: bool = False
+    """kind bce: sum over the classes instead of their mean."""
+    bce_target_threshold: ClosedUnitInterval | None = None
+    """kind bce: targets above this are 1 and the others 0, after smoothing and mixing. null: targets as they are."""
+    bce_pos_weight: PositiveFloat | None = None
+    """kind bce: weight of the positive targets. null: 1."""
     topk: PositiveInt = 1
     """k of the top-k losses (pytopk)."""
     topk_epsilon: NonNegativeFloat = 1.0
@@ -103,6 +122,8 @@ class LossConfig:
 
     weights: LossWeights = field(default_factory=LossWeights)
     presence: Literal["original", "soft_constraint", "tanh", "soft_tanh"] = "original"
+    presence_beta: ClosedUnitInterval = 0.1
+    """presence=soft_constraint: beta of its weight (1 - beta) p + beta; 1: as original."""
     enforced_presence: Literal["enforced_presence", "log", "linear", "mse"] = "enforced_presence"
     orthogonality: Literal["parts", "channels"] = "parts"
     """parts: between part vectors (PDiscoFormer). channels: what the published trainer computes."""

@@ -1,7 +1,7 @@
 """The random affine view of the equivariance term: draw it, warp images with it, and warp part maps back.
 
 Angles are in degrees, clockwise; shifts are fractions of the image width and height, right and down positive. The image
-is scaled and rotated about its centre, then shifted, like torchvision's `affine` with the same parameters.
+is scaled, sheared and rotated about its centre, then shifted, like torchvision's `affine` with the same parameters.
 
 Two forms. Default: one view per image, one bilinear inverse, and a mask of the positions that stayed in view. Published
 (iFAM, PDiscoFormer): one view for the whole batch with whole-pixel shifts, undone by two nearest-neighbour resamplings;
@@ -42,6 +42,8 @@ class AffineView:
     padding: Literal["zeros", "reflection"] = "zeros"
     published: bool = False
     """One transform for all images, and the published inverse."""
+    shear: tuple[Tensor, Tensor] | None = None
+    """Along x and along y, degrees, [B] each; None: no shear."""
 
     def __len__(self) -> int:
         return len(self.angle)
@@ -59,7 +61,8 @@ def draw_view(
     generator: torch.Generator | None = None,
     device: torch.device | str | None = None,
 ) -> AffineView:
-    """Angle ~ U(-max_angle, max_angle), shifts ~ U(-max_shift, max_shift), scale ~ U(scale), one of each per image.
+    """Angle ~ U(-max_angle, max_angle), shifts ~ U(-max_shift, max_shift), scale ~ U(scale), shears ~ U(-max_shear,
+    max_shear), one of each per image.
 
     Drawn on the device of `generator`, or from the global generator of `device` (default: CPU), without synchronising
     the device. With `config.published`, one draw on the CPU in the published order, see `_draw_published`.
@@ -70,13 +73,19 @@ def draw_view(
     # [4, B] in [0, 1); with several processes, each takes its images' columns of one common draw.
     unit = own_rows(lambda count: torch.rand(4, count, generator=generator, device=where), batch, dim=1)
     low, high = config.scale
+    shift_y = config.max_shift if config.max_shift_y is None else config.max_shift_y
+    shear = None
+    if any(config.max_shear):
+        more = own_rows(lambda count: torch.rand(2, count, generator=generator, device=where), batch, dim=1)
+        shear = (2 * more[0] - 1) * config.max_shear[0], (2 * more[1] - 1) * config.max_shear[1]
     return AffineView(
         angle=(2 * unit[0] - 1) * config.max_angle,
         shift_x=(2 * unit[1] - 1) * config.max_shift,
-        shift_y=(2 * unit[2] - 1) * config.max_shift,
+        shift_y=(2 * unit[2] - 1) * shift_y,
         scale=low + (high - low) * unit[3],
         size_hw=size_hw,
         padding=config.padding,
+        shear=shear,
     )
 
 
@@ -86,9 +95,13 @@ def _draw_published(
     """One CPU draw for the whole batch, in the order angle, x shift, y shift, scale; whole-pixel shifts.
 
     As published, width and height are exchanged: the largest x shift is `max_shift` of the height, the largest y shift
-    `max_shift` of the width. Raises UserError for a padding other than zeros, ValueError for a generator that is not on
-    the CPU.
+    `max_shift_y` of the width. Raises UserError for a shear or a padding other than zeros, ValueError for a generator
+    that is not on the CPU.
     """
+    if any(config.max_shear):
+        raise UserError(
+            "loss.equivariance.max_shear must be 0 with loss.equivariance.published, whose inverse has none"
+        )
     if config.padding != "zeros":
         raise UserError("loss.equivariance.padding must be zeros with loss.equivariance.published")
     if generator is not None and generator.device.type != "cpu":
@@ -100,7 +113,8 @@ def _draw_published(
     height, width = size_hw
     angle = uniform(-config.max_angle, config.max_angle)
     shift_x = round(uniform(-config.max_shift * height, config.max_shift * height)) / width
-    shift_y = round(uniform(-config.max_shift * width, config.max_shift * width)) / height
+    most = config.max_shift if config.max_shift_y is None else config.max_shift_y
+    shift_y = round(uniform(-most * width, most * width)) / height
     scale = uniform(*config.scale)
     columns = (torch.full((batch,), value, dtype=torch.float64) for value in (angle, shift_x, shift_y, scale))
     angle_B, shift_x_B, shift_y_B, scale_B = columns
@@ -134,18 +148,26 @@ def unwarp_maps(maps_BKhw: Tensor, view: AffineView) -> tuple[Tensor, Tensor | N
 
 
 def _warp_grid(like: Tensor, view: AffineView) -> Tensor:
-    """Sampling grid [B, h, w, 2]: where each pixel x' of the view comes from, x = R^-1 (x' - shift) / scale."""
+    """Sampling grid [B, h, w, 2]: where each pixel x' of the view comes from, x = S^-1 R^-1 (x' - shift) / scale."""
     x_Bhw, y_Bhw = _axes(like)
     angle, shift_x, shift_y, scale = _columns(view, like)
     # Coordinates span [-1, 1], so a shift by a fraction s of the side is 2 s.
     x_Bhw, y_Bhw = _rotate(x_Bhw - 2 * shift_x, y_Bhw - 2 * shift_y, -angle, view.size_hw)
+    if view.shear is not None:
+        along_x, along_y = _slopes(view, like)
+        y_Bhw = y_Bhw + along_y * x_Bhw
+        x_Bhw = x_Bhw + along_x * y_Bhw
     return torch.stack((x_Bhw / scale, y_Bhw / scale), dim=-1)
 
 
 def _unwarp_grid(like: Tensor, view: AffineView) -> Tensor:
-    """Sampling grid [B, h, w, 2]: where each patch x of the image is in the view, x' = scale R x + shift."""
+    """Sampling grid [B, h, w, 2]: where each patch x of the image is in the view, x' = scale R S x + shift."""
     x_Bhw, y_Bhw = _axes(like)
     angle, shift_x, shift_y, scale = _columns(view, like)
+    if view.shear is not None:
+        along_x, along_y = _slopes(view, like)
+        x_Bhw = x_Bhw - along_x * y_Bhw
+        y_Bhw = y_Bhw - along_y * x_Bhw
     x_Bhw, y_Bhw = _rotate(x_Bhw, y_Bhw, angle, view.size_hw)
     return torch.stack((x_Bhw * scale + 2 * shift_x, y_Bhw * scale + 2 * shift_y), dim=-1)
 
@@ -164,10 +186,21 @@ def _axes(like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _columns(view: AffineView, like: Tensor) -> list[Tensor]:
-    """Angle, shifts and scale as [B, 1, 1] on the device of `like`; `non_blocking` avoids a synchronisation."""
-    columns = (view.angle, view.shift_x, view.shift_y, view.scale)
+    """Angle, shifts and scale as [B, 1, 1] on the device of `like`."""
+    return [_column(values, like) for values in (view.angle, view.shift_x, view.shift_y, view.scale)]
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return [c.to(like.device, dtype, non_blocking=True).view(-1, 1, 1) for c in columns]
+    return values.to(like.device, dtype, non_blocking=True).view(-1, 1, 1)  # avoids a synchronisation
+
+
+def _slopes(view: AffineView, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Tangents of the shears [B, 1, 1], in [-1, 1] coordinates, whose axes have different units: x per y, y per x."""
+    assert view.shear is not None
+    along_x, along_y = (_column(values, like).deg2rad().tan() for values in view.shear)
+    aspect = view.size_hw[0] / view.size_hw[1]
+    return along_x * aspect, along_y / aspect
 
 
 def _rotate(x_Bhw: Tensor, y_Bhw: Tensor, angle: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:

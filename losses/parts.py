@@ -23,16 +23,15 @@ PresenceKind = Literal["original", "soft_constraint", "tanh", "soft_tanh"]
 EnforcedPresenceKind = Literal["enforced_presence", "log", "linear", "mse"]
 OrthogonalityKind = Literal["parts", "channels"]
 
-SOFT_CONSTRAINT_BETA = 0.1
 COSINE_EPS = 1e-8
 LARGEST_NEGATIVE_LOG = 100.0
 
 
-def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
+def presence(maps_BKhw: Tensor, kind: PresenceKind = "original", beta: float = 0.1) -> Tensor:
     """Every foreground part should occur somewhere in the batch.
 
     With p_k = max over images and positions of avg3(A_k): `original` 1 - mean_k p_k (iFAM, PDiscoFormer);
-    `soft_constraint` mean_k (1 - p_k)((1 - b) sg(p_k) + b), b = 0.1. With t_k = tanh(sum over images of
+    `soft_constraint` mean_k (1 - p_k)((1 - beta) sg(p_k) + beta). With t_k = tanh(sum over images of
     max_u avg3(A_k)): `tanh` mean_k -log t_k; `soft_tanh` mean_k (1 - t_k).
 
     The batch is the global batch of all processes. sg: stop-gradient.
@@ -43,7 +42,7 @@ def presence(maps_BKhw: Tensor, kind: PresenceKind = "original") -> Tensor:
         p_K = all_rows(peaks_BK.amax(dim=0, keepdim=True)).amax(dim=0)
         if kind == "original":
             return 1 - p_K.mean()
-        return ((1 - p_K) * ((1 - SOFT_CONSTRAINT_BETA) * p_K.detach() + SOFT_CONSTRAINT_BETA)).mean()
+        return ((1 - p_K) * ((1 - beta) * p_K.detach() + beta)).mean()
     if kind in ("tanh", "soft_tanh"):
         t_K = all_rows(peaks_BK.sum(dim=0, keepdim=True)).sum(dim=0).tanh()
         return (_negative_log(t_K) if kind == "tanh" else 1 - t_K).mean()

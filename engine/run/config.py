@@ -10,6 +10,7 @@ import yaml
 from common.ranges import (
     ClosedUnitInterval,
     HalfOpenUnitInterval,
+    LeftOpenUnitInterval,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
@@ -60,7 +61,13 @@ class OptimConfig:
     """When the learning rate changes: after every epoch (as published) or after every step."""
     min_lr_ratio: ClosedUnitInterval = 0.0
     """The cosine schedule's last learning rate as a fraction of the first."""
+    restarts: NonNegativeInt = 0
+    """How often the cosine schedule starts again, after equal numbers of epochs."""
+    restart_decay: LeftOpenUnitInterval = 1.0
+    """Each restart begins with the learning rate of the one before, times this."""
     warmup_epochs: NonNegativeFloat = 0.0
+    warmup_lr: NonNegativeFloat | None = None
+    """Learning rate of every group at the start of the warm-up; null: 0.1 % of the group's own."""
     step_epochs: PositiveInt = 10
     step_decay: PositiveFloat = 0.1
     stage_1_epochs: NonNegativeInt = 0
@@ -82,6 +89,8 @@ class TrainConfig:
     """CPU threads; 0 = torch's default."""
     ema_decay: HalfOpenUnitInterval = 0.0
     """Exponential moving average of the weights, used for evaluation; 0 = off. The published value is 0.9999."""
+    ema_warmup: bool = True
+    """Lower the decay in the first steps: at most 1 - (1 + step)^(-2/3)."""
     token_cache: str = ""
     """Folder for stage 1's patch tokens, where its backbone and tokens are frozen: each network input is computed once,
     for all epochs and runs. Empty: off. No effect on models without stage 1."""

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from datasets.config import DataConfig
+from datasets.config import DataConfig, TimmConfig
 from engine.run.config import OptimConfig, RunConfig
+from losses.config import LossConfig
 
 _DEFAULT_BATCHES = (DataConfig().batch_size, OptimConfig().grad_accum_steps)
 
@@ -26,6 +27,9 @@ def _model_and_data(config: RunConfig) -> dict[str, bool]:
         f"data.global_batch={data.global_batch} determines data.batch_size and optim.grad_accum_steps: leave them out "
         "(for less memory lower data.max_batch_per_device), or set data.global_batch to 0": not data.global_batch
         or not own_batches,
+        f"data.timm: data.augmentation={data.augmentation} has no such settings; set it to timm": (
+            data.timm == TimmConfig() or data.augmentation == "timm"
+        ),
         # Images are divided by it in float32.
         "data.std must be at least 1e-6 for every channel": min(config.data.normalisation[1]) >= 1e-6,
         f"model.selector={model.selector} has no stage 1 to train: optim.stage_1_epochs must be 0": parts
@@ -48,6 +52,12 @@ def _training(config: RunConfig) -> dict[str, bool]:
         or (optim.freeze_stage_1 and optim.freeze_stage_1_tokens and not config.model.stage_1_drop_path),
         "train.token_cache reads files, which compiled code cannot; set train.compile to false": not train.token_cache
         or not train.compile,
+        f"optim.restarts: optim.schedule={optim.schedule} has none; set it to cosine": not optim.restarts
+        or optim.schedule == "cosine",
+        "loss.equivariance.max_shear must be below 90 degrees": max(config.loss.equivariance.max_shear) < 90,
+        f"loss.presence_beta is for loss.presence=soft_constraint, not {config.loss.presence}": (
+            config.loss.presence_beta == LossConfig().presence_beta or config.loss.presence == "soft_constraint"
+        ),
         "train.trackers names wandb, but wandb.mode=off; leave one of them out": "wandb" not in train.trackers
         or config.wandb.mode != "off",
         "--resume and --overwrite contradict each other": not (config.resume and config.overwrite),

@@ -103,7 +103,7 @@ class TwoStageObjective:
         candidates = {
             "stage_2": lambda: None if stage_2 is None else self.classify(stage_2.float(), targets),
             "stage_1": lambda: self.classify(stage_1.class_logits.float(), targets),
-            "presence": lambda: parts.presence(maps, config.presence),
+            "presence": lambda: parts.presence(maps, config.presence, config.presence_beta),
             "enforced_presence": lambda: parts.enforced_presence(maps, config.enforced_presence),
             "total_variation": lambda: parts.total_variation(maps),
             "entropy": lambda: parts.pixel_entropy(maps),

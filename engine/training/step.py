@@ -45,12 +45,12 @@ class TrainStep:
         self.ddp = data_parallel(state.model, self._output, config)
         self.pending: list[MicroBatch] = []
 
-    def __call__(self, batch: Batch, weight: float, lr_factor: float | None) -> ObjectiveOutput:
+    def __call__(self, batch: Batch, weight: float, lr_factor: float | None, added_lr: float = 0.0) -> ObjectiveOutput:
         """Forward and backward pass of one micro-batch on its device.
 
         `weight`: factor of the loss in the step's gradient. `lr_factor`: learning-rate factor of the optimiser step
-        after this micro-batch; None: only accumulate the gradient. Raises DivergedError, before the weights change, if
-        a loss or gradient of the step is not finite.
+        after this micro-batch; None: only accumulate the gradient. `added_lr`: what is then added to every group's
+        rate. Raises DivergedError, before the weights change, if a loss or gradient of the step is not finite.
         """
         progress, last = self.state.progress, lr_factor is not None
         # All noise of a step depends on (seed, epoch, batch) alone: resuming needs no generator state.
@@ -66,17 +66,17 @@ class TrainStep:
         position = f"epoch {progress.epoch + 1}, batch {progress.batch + 1}"
         self.pending.append(MicroBatch(position, output.loss.detach(), output.terms, tuple(batch.paths)))
         if lr_factor is not None:
-            self._update(lr_factor)
+            self._update(lr_factor, added_lr)
         return output
 
     def _output(self, batch: Batch, stage_1_only: bool) -> ObjectiveOutput:
         return self.objective(self.state.model, batch, stage_1_only=stage_1_only)
 
-    def _update(self, lr_factor: float) -> None:
+    def _update(self, lr_factor: float, added_lr: float) -> None:
         """The optimiser step with the accumulated gradients."""
         model, optimizer, scaler, ema = self.state.model, self.state.optimizer, self.state.scaler, self.state.ema
         for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor
+            group["lr"] = group["base_lr"] * lr_factor + added_lr
 
         # check
         scaler.unscale_(optimizer)

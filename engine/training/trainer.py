@@ -32,7 +32,7 @@ from engine.training.expected_time import ExpectedTime
 from engine.training.objectives import Objective
 from engine.training.optim import ParamGroupRule, build_optimizer, learning_rates, normalised_weight_decay
 from engine.training.parallel import broadcast_buffers, sync_batchnorm
-from engine.training.schedule import lr_factor
+from engine.training.schedule import added_lr, lr_factor
 from engine.training.state import Progress, RunState
 from engine.training.step import TrainStep
 from metrics.registry import build_metrics, default_metrics
@@ -66,7 +66,8 @@ class Trainer:
         # Published: micro-batches. Of a global batch their number depends on the machine, that of steps does not.
         counted = self.steps // config.optim.grad_accum_steps if config.data.global_batch else self.steps
         decay = normalised_weight_decay(config.optim, counted, config.train.epochs)
-        ema = ModelEmaV3(model, decay=config.train.ema_decay, use_warmup=True) if config.train.ema_decay else None
+        train = config.train
+        ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup) if train.ema_decay else None
         self.precision = PRECISIONS[config.train.precision]
         self.state = RunState(
             model=model,
@@ -187,10 +188,11 @@ class Trainer:
         # The last step of an epoch may have fewer micro-batches.
         ends_step = (progress.batch + 1) % config.grad_accum_steps == 0 or progress.batch + 1 == self.steps
         factor = lr_factor(config, self.config.train.epochs, self.position) if ends_step else None
+        added = added_lr(config, self.config.train.epochs, self.position)
         # DDP averages over processes with equal weights; `_count` corrects for unequal numbers of images.
         weight = self._count(batch) / config.grad_accum_steps
         batch = batch.to(self.device)
-        output = self.step(batch, weight, factor)
+        output = self.step(batch, weight, factor, added)
         self.state.means.add(output, batch)
         progress.batch += 1
         return ends_step

@@ -2,14 +2,19 @@
 
 import pickle
 import random
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data import create_transform
 
 from common.errors import UserError
+from common.seeds import seeded_globals
 from datasets import DataConfig, RawSample, Sample, build_transform
+from datasets.config import TimmConfig
 from datasets.transforms import PublishedPlanckianJitter
 
 SIZE = (96, 96)
@@ -202,3 +207,46 @@ def test_records_without_annotations_and_unchanged_input(augmentation: str) -> N
     assert torch.equal(out.image, bare.image) and (out.label, out.group, out.path) == (1, 2, "a.jpg")
     for name in ("image", "mask", "keypoints", "boxes"):
         assert np.array_equal(getattr(raw, name), getattr(fresh, name)), "a record may be read twice"
+
+
+TIMM = replace(CONFIG, image_size=48, augmentation="timm")
+COLOURED = replace(scene(), image=np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
+DIALS = TimmConfig(
+    train_crop_mode="rkrr", scale=(0.5, 1.0), ratio=(0.9, 1.1), interpolation="bilinear", hflip=0.3, vflip=0.7,
+    auto_augment="", color_jitter=0.2, color_jitter_prob=0.8, grayscale_prob=0.5, gaussian_blur_prob=0.5, re_prob=1.0,
+    re_mode="pixel", re_count=2,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dials", "options"),
+    [(TimmConfig(), {"auto_augment": "rand-m6-mstd0.5", "interpolation": "bicubic"}), (DIALS, asdict(DIALS))],
+    ids=["default", "all"],
+)
+def test_timms_augmentation_is_that_of_its_create_transform(dials: TimmConfig, options: dict[str, Any]) -> None:
+    mean, std = TIMM.normalisation
+    theirs = create_transform((3, *TIMM.size_hw), is_training=True, mean=mean, std=std, **options)
+    ours, image = build_transform(replace(TIMM, timm=dials), train=True), Image.fromarray(COLOURED.image)
+    for seed in range(4):
+        with seeded_globals(seed):
+            expected = theirs(image)
+        assert torch.equal(ours(COLOURED, seed).image, expected)
+    assert len({ours(COLOURED, seed).image.sum().item() for seed in range(4)}) == 4
+
+
+def test_each_of_timms_dials_changes_the_image() -> None:
+    for name, value in asdict(DIALS).items():
+        changed = {name: value} | ({"auto_augment": ""} if name.startswith("color_jitter") else {})
+        changed |= {"re_prob": 1.0} if name.startswith("re_") else {}
+        before = replace(TimmConfig(), **{key: item for key, item in changed.items() if key != name})
+        first, second = (
+            build_transform(replace(TIMM, timm=each), train=True) for each in (before, replace(before, **{name: value}))
+        )
+        assert any(not torch.equal(first(COLOURED, seed).image, second(COLOURED, seed).image) for seed in range(9)), (
+            name
+        )
+
+
+def test_a_policy_that_timm_does_not_know() -> None:
+    with pytest.raises(UserError, match="^data.timm.auto_augment=foo: timm has no such policy"):
+        build_transform(replace(TIMM, timm=TimmConfig(auto_augment="foo")), train=True)

@@ -130,6 +130,11 @@ def test_topk_training_goes_down():
         (replace(IMBALANCED, cutmix=1.0), "loss.classification.cutmix"),
         (replace(BALANCED, label_smoothing=0.1), "loss.classification.label_smoothing"),
         (replace(CE, kind="hinge"), "loss.classification.kind 'hinge'"),
+        (replace(BALANCED, cutmix_minmax=(0.2, 0.8)), "loss.classification.cutmix_minmax needs"),
+        (replace(CE, cutmix_minmax=(0.8, 0.2)), "loss.classification.cutmix_minmax=[0.8, 0.2]"),
+        (replace(CE, mixup_mode="elem"), "loss.classification.mixup_mode has no effect without"),
+        (replace(CE, bce_sum=True), "loss.classification.bce_sum needs loss.classification.kind bce"),
+        (replace(CE, bce_pos_weight=2.0), "loss.classification.bce_pos_weight needs"),
     ],
 )
 def test_keys_that_cannot_be_combined(config, key):
@@ -207,6 +212,60 @@ def test_mixing_follows_its_seed_and_does_not_change_numpys_state():
     torch.manual_seed(2)
     assert torch.equal(third[1], mix(images, labels)[1])
     assert not torch.equal(third[1], following[1])
+
+
+@pytest.mark.parametrize(
+    ("dials", "kind"),
+    [({"mixup_switch_prob": 0.0}, "mixup"), ({"mixup_switch_prob": 1.0}, "cutmix"), ({"mixup_prob": 0.0}, "none")],
+)
+def test_the_probabilities_of_mixing(dials, kind):
+    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 5
+    kinds = set()
+    for seed in range(8):
+        mixed, _ = Mixup(replace(CE, mixup=0.5, cutmix=1.0, **dials), 5)(images, labels, seed)
+        pasted = torch.isin(mixed, images).all().item()  # cutmix takes pixels over as they are
+        kinds.add("none" if torch.equal(mixed, images) else "cutmix" if pasted else "mixup")
+    assert kinds == {kind}
+
+
+@pytest.mark.parametrize(("mode", "draws"), [("batch", 1), ("pair", 3), ("elem", 6)])
+def test_the_mode_says_how_many_draws_a_batch_has(mode, draws):
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6)
+    _, targets = Mixup(replace(CE, mixup=1.0, mixup_mode=mode), 6)(images, labels, 3)
+    own = targets[torch.arange(6), labels]  # the weight of each image's own label
+    # A pair has one draw; as the reverse of the batch its second image comes last.
+    assert len({round(value, 5) for value in own.tolist()}) == draws
+
+
+def test_cutmix_minmax_bounds_the_sides_of_the_box():
+    images, labels = torch.stack([torch.zeros(3, 20, 40), torch.ones(3, 20, 40)]), torch.arange(2)
+    config = replace(CE, cutmix_minmax=(0.25, 0.75))
+    for seed in range(20):
+        mixed, targets = Mixup(config, 2)(images, labels, seed)
+        rows, columns = mixed[0, 0].amax(1).sum().item(), mixed[0, 0].amax(0).sum().item()
+        assert 5 <= rows <= 15 and 10 <= columns <= 30
+        assert targets[0, 1].item() == pytest.approx(rows * columns / 800)
+    with pytest.raises(UserError, match="less than a pixel"):
+        Mixup(replace(CE, cutmix_minmax=(0.25, 0.26)), 2)(images, labels)
+
+
+def test_the_dials_of_binary_cross_entropy():
+    """Against the formula: -w y log p - (1 - y) log(1 - p), mean over images, sum over classes."""
+    logits, labels = batch()
+    hot = torch.nn.functional.one_hot(labels, 5).double()
+    config = replace(BCE, bce_sum=True, bce_pos_weight=3.0)
+
+    def by_formula(targets):
+        p = logits.sigmoid()
+        return (-3 * targets * p.log() - (1 - targets) * (1 - p).log()).sum(1).mean().item()
+
+    assert ClassificationLoss(config, 5)(logits, labels).item() == pytest.approx(by_formula(hot))
+    assert ClassificationLoss(config, 5)(logits, hot.bool()).item() == pytest.approx(by_formula(hot))
+    threshold = replace(config, bce_target_threshold=0.3, label_smoothing=0.1)
+    assert ClassificationLoss(threshold, 5)(logits, labels).item() == pytest.approx(by_formula(hot))
+    mixed = 0.6 * hot + 0.4 * hot.flip(0)
+    above = (mixed > 0.3).double()
+    assert ClassificationLoss(threshold, 5)(logits, mixed).item() == pytest.approx(by_formula(above))
 
 
 @pytest.mark.parametrize("config", [CE, BCE])

@@ -18,6 +18,7 @@ from losses.equivariance import AffineView, draw_view, num_views, unwarp_maps, w
 SIZES = [(32, 32), (24, 40)]
 DEFAULT = EquivarianceConfig()
 PUBLISHED = EquivarianceConfig(published=True)
+SHEARED = EquivarianceConfig(max_shear=(20.0, 30.0), max_shift=0.0, max_shift_y=0.2)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -42,13 +43,14 @@ def torchvision_affine(image: Tensor, view: AffineView, index: int) -> Tensor:
     height, width = image.shape[-2:]
     shift = [view.shift_x[index].item() * width, view.shift_y[index].item() * height]
     angle, scale = view.angle[index].item(), view.scale[index].item()
-    return affine(image, angle, shift, scale, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+    shear = [values[index].item() for values in view.shear] if view.shear else [0.0, 0.0]
+    return affine(image, angle, shift, scale, shear, interpolation=InterpolationMode.BILINEAR)
 
 
+@pytest.mark.parametrize("config", [DEFAULT, SHEARED])
 @pytest.mark.parametrize("size_hw", SIZES)
-def test_same_as_torchvision(size_hw):
-    images = torch.rand(4, 3, *size_hw, generator=seeded())
-    view = draw_view(4, size_hw, DEFAULT, seeded(1))
+def test_same_as_torchvision(size_hw, config):
+    images, view = torch.rand(4, 3, *size_hw, generator=seeded()), draw_view(4, size_hw, config, seeded(1))
     warped = warp_images(images, view)
     for index in range(4):
         expected = torchvision_affine(images[index : index + 1], view, index)[0]
@@ -99,10 +101,10 @@ def test_shift_by_whole_patches():
 
 @pytest.mark.parametrize("padding", ["zeros", "reflection"])
 @pytest.mark.parametrize("size_hw", SIZES)
-def test_warping_there_and_back(size_hw, padding):
-    config = replace(DEFAULT, padding=padding)
-    images = smooth(size_hw, batch=6)
-    view = draw_view(6, size_hw, config, seeded(2))
+@pytest.mark.parametrize("config", [DEFAULT, SHEARED])
+def test_warping_there_and_back(config, size_hw, padding):
+    config = replace(config, padding=padding)
+    images, view = smooth(size_hw, batch=6), draw_view(6, size_hw, config, seeded(2))
     back, valid = unwarp_maps(warp_images(images, view), view)
     error = (back - images).abs().amax(dim=1)
     assert 0.3 < valid.float().mean() < 1
@@ -172,13 +174,13 @@ def test_reflection_leaves_no_gap():
 
 
 def test_draw_is_within_its_limits_and_follows_the_generator():
-    view = draw_view(500, (32, 32), DEFAULT, seeded())
-    for values, low, high in (
-        (view.angle, -90, 90),
-        (view.shift_x, -0.11, 0.11),
-        (view.shift_y, -0.11, 0.11),
-        (view.scale, 0.8, 1.4),
-    ):
+    view, sheared = (draw_view(500, (32, 32), config, seeded()) for config in (DEFAULT, SHEARED))
+    assert view.shear is None and torch.equal(view.angle, sheared.angle) and not sheared.shift_x.any()
+    limits = [
+        (view.angle, -90, 90), (view.shift_x, -0.11, 0.11), (view.shift_y, -0.11, 0.11), (view.scale, 0.8, 1.4),
+        (sheared.shear[0], -20, 20), (sheared.shear[1], -30, 30), (sheared.shift_y, -0.2, 0.2),
+    ]  # fmt: skip
+    for values, low, high in limits:
         assert values.shape == (500,)
         assert low <= values.min() < low + 0.05 * (high - low)
         assert high - 0.05 * (high - low) < values.max() <= high
@@ -283,6 +285,8 @@ def test_wrong_arguments():
         unwarp_maps(torch.rand(3, 3, 8, 8), view_of(batch=2))
     with pytest.raises(UserError, match=r"loss\.equivariance\.padding"):
         draw_view(2, (8, 8), replace(PUBLISHED, padding="reflection"))
+    with pytest.raises(UserError, match=r"loss\.equivariance\.max_shear"):
+        draw_view(2, (8, 8), replace(PUBLISHED, max_shear=(5.0, 0.0)))
 
 
 def test_angle_is_clockwise():

@@ -35,6 +35,7 @@ MAP_TERMS = {
 def test_presence(kind, grid):
     maps = random_maps(grid=grid)
     close(parts.presence(maps, kind), slow.presence(maps, kind))
+    close(parts.presence(maps, kind, 0.4), slow.presence(maps, kind, 0.4))
 
 
 @pytest.mark.parametrize("kind", ["enforced_presence", "log", "linear", "mse"])

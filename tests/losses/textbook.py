@@ -31,11 +31,11 @@ def peak(channel: Tensor) -> float:
     return max(max(row) for row in pooled(channel))
 
 
-def presence(maps: Tensor, kind: str) -> float:
+def presence(maps: Tensor, kind: str, beta: float = 0.1) -> float:
     batch, foreground = len(maps), range(maps.shape[1] - 1)
     if kind in ("original", "soft_constraint"):
         p = [max(peak(maps[b, k]) for b in range(batch)) for k in foreground]
-        return 1 - mean(p) if kind == "original" else mean((1 - x) * (0.9 * x + 0.1) for x in p)
+        return 1 - mean(p) if kind == "original" else mean((1 - x) * ((1 - beta) * x + beta) for x in p)
     t = [math.tanh(sum(peak(maps[b, k]) for b in range(batch))) for k in foreground]
     return mean(-math.log(x) for x in t) if kind == "tanh" else mean(1 - x for x in t)
 

@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
 
 from engine.run.config import OptimConfig
-from engine.training.schedule import lr_factor
+from engine.training.schedule import added_lr, lr_factor
 from tests.tiny import Session, tiny_config
 
 
@@ -26,6 +28,20 @@ def test_cosine_ends_at_the_minimum_rate() -> None:
     found = factors(OptimConfig(min_lr_ratio=0.1), epochs=8)
     assert found[0] == 1.0 and found[4] == pytest.approx(0.55) and found[-1] == pytest.approx(0.1)
     assert all(a > b for a, b in zip(found, found[1:], strict=False))
+
+
+@pytest.mark.parametrize("base", [1e-3, 2.0])
+def test_restarts_and_the_first_rate_of_a_warmup_are_those_of_timm(base: float) -> None:
+    """timm counts a cycle's epochs, we those of the run: 3 cycles of 4 are 12 epochs with 2 restarts."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=base)
+    options = {"warmup_t": 2, "warmup_lr_init": 1e-5, "cycle_limit": 3, "cycle_decay": 0.5}
+    theirs = CosineLRScheduler(optimizer, t_initial=4, lr_min=0.1 * base, **options)
+    ours = OptimConfig(warmup_epochs=2, warmup_lr=1e-5, restarts=2, restart_decay=0.5, min_lr_ratio=0.1)
+    for epoch in range(12):
+        theirs.step(epoch)
+        rate = base * lr_factor(ours, 12, float(epoch)) + added_lr(ours, 12, float(epoch))
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+    assert added_lr(ours, 12, 0.5) == pytest.approx(0.75e-5) and added_lr(OptimConfig(warmup_epochs=2), 9, 0.5) == 0
 
 
 def test_rounding_does_not_move_the_schedule_within_an_epoch() -> None:
@@ -86,7 +102,7 @@ def test_stage_1_epochs_are_a_phase_of_their_own() -> None:
 def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:
     keys = {
         "optim.schedule_unit": "step", "optim.warmup_epochs": 1.0, "optim.stage_1_epochs": 1, "train.epochs": 3,
-        "optim.stage_1_lr_mult": 2.0, "optim.head_lr_mult": 10.0, "optim.lr": 1e-5,
+        "optim.stage_1_lr_mult": 2.0, "optim.head_lr_mult": 10.0, "optim.lr": 1e-5, "optim.warmup_lr": 1e-6,
     }  # fmt: skip
     session, seen = Session(tiny_config(tmp_path, keys)), []
     step = session.trainer.state.scaler.step
@@ -100,6 +116,6 @@ def test_the_trainer_multiplies_every_groups_own_rate(tmp_path) -> None:
     config = session.config.optim
     bases = [group["base_lr"] for group in session.trainer.state.optimizer.param_groups]
     assert {round(base / 1e-5) for base in bases} == {1, 10}
-    expected = [[base * lr_factor(config, 3, i / 4) for base in bases] for i in range(12)]
+    expected = [[base * lr_factor(config, 3, i / 4) + added_lr(config, 3, i / 4) for base in bases] for i in range(12)]
     assert seen == [pytest.approx(rates) for rates in expected]
     assert [row["lr_factor"] for row in session.tracker.rows()] == [lr_factor(config, 3, float(i)) for i in range(3)]

@@ -30,7 +30,7 @@ def gradients(trainer: Trainer) -> dict[str, Tensor]:
 
 def hold_step(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the gradients of a whole step instead of applying them."""
-    monkeypatch.setattr(trainer.step, "_update", lambda lr_factor: None)
+    monkeypatch.setattr(trainer.step, "_update", lambda lr_factor, added_lr: None)
 
 
 def test_two_micro_batches_give_the_gradient_of_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,9 +53,9 @@ def test_last_accumulation_window_is_divided_like_the_others(tmp_path: Path) -> 
     trainer, norms = session.trainer, []
     update = trainer.step._update
 
-    def watched(lr_factor: float) -> None:
+    def watched(lr_factor: float, added_lr: float) -> None:
         norms.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm())
-        update(lr_factor)
+        update(lr_factor, added_lr)
 
     trainer.step._update = watched  # type: ignore[method-assign]
     session.go()
