@@ -5,6 +5,8 @@ import sys
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
+from common.interrupts import second_interrupt_ends
+
 P = ParamSpec("P")
 R = TypeVar("R")
 LONGEST = 2000
@@ -32,7 +34,8 @@ def exit_on_user_error(main: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(main)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return main(*args, **kwargs)
+            with second_interrupt_ends():
+                return main(*args, **kwargs)
         except UserError as error:
             print(f"error: {one_line(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -7,8 +7,19 @@ import stat
 from pathlib import Path
 from typing import Any
 
+LONGEST_NAME, LONGEST_PATH = 255, 4000
 LARGEST_TEXT = 1 << 28
 """Bytes of an index file, a table or a list; the largest published ones have 40 million."""
+
+
+def path_problem(text: str) -> str:
+    """Why a text cannot be the path of a file on any common file system; "" if it can."""
+    if "\0" in text:
+        return "has a null character"
+    path = text.encode(errors="surrogatepass")
+    if len(path) > LONGEST_PATH or max(map(len, path.split(b"/"))) > LONGEST_NAME:
+        return f"is too long for a path (at most {LONGEST_NAME} bytes between slashes, {LONGEST_PATH} in all)"
+    return ""
 
 
 def check_regular(path: Path | str, largest: int | None = None) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import UserError
+from common.files import path_problem
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,8 +21,8 @@ class Parser(argparse.ArgumentParser):
 
     def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         """Convert a value as argparse does, but refuse an empty path, which pathlib takes as the current folder."""
-        if action.type is Path and not arg_string.strip():
-            raise argparse.ArgumentError(action, "it must not be empty")
+        if action.type is Path and (problem := "is empty" if not arg_string.strip() else path_problem(arg_string)):
+            raise argparse.ArgumentError(action, f"the path {problem}")
         return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:

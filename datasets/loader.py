@@ -1,6 +1,7 @@
 """Batches whose order and augmentation depend on (seed, epoch) only, not on workers or on a resume."""
 
 import logging
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,8 @@ from datasets.formats.images import UnreadableImageError
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 
+LOADING_SECONDS = 600.0
+"""Longest wait for a batch from the loading processes."""
 Key = tuple[int, int]
 """(epoch, index): determines a sample, augmentation included."""
 
@@ -124,6 +127,7 @@ class BatchLoader(DataLoader[Batch]):
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_quiet_worker,
             generator=torch.Generator(),  # else every epoch would draw from the global generator
+            timeout=LOADING_SECONDS if workers else 0,
         )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator, not torch's private iterator
@@ -139,8 +143,21 @@ class BatchLoader(DataLoader[Batch]):
                 yield item
             if skipped:
                 logging.getLogger("datasets").warning(f"{len(skipped)} of {planned} images could not be read")
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            raise lost_worker(error) or error from None
+        except (RuntimeError, OSError, EOFError) as error:
+            raise self._silent(error) or lost_worker(error) or error from None
+
+    def _silent(self, error: Exception) -> UserError | None:
+        """The UserError for workers that gave no batch in time; None for any other error. Suspended ones go on."""
+        if "DataLoader timed out" not in str(error):
+            return None
+        pids = [worker.pid for worker in getattr(self._iterator, "_workers", ())]
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)  # this process could not end before they do
+        return UserError(
+            f"the loading processes (pid {', '.join(map(str, pids))}) gave no batch for {self.timeout:.0f} seconds: "
+            "they are suspended, or the data cannot be reached; saved checkpoints are intact, continue with "
+            "--resume=true"
+        )
 
 
 _NAMED_SKIPPED: set[str] = set()
@@ -166,10 +183,12 @@ def check_skipped(paths: Sequence[str], planned: int, most: float) -> None:
 
 
 def lost_worker(error: Exception) -> UserError | None:
-    """The UserError for an error that was caused by the death of a worker; None for any other error.
+    """The UserError for an error that was caused by a worker's death or by open files; None for any other error.
 
     The death shows as a broken connection, or as a RuntimeError that torch raises from its signal handler at any time.
     """
+    if re.search("Too many open files|ancdata", str(error)):  # the latter is torch's message for the same
+        return UserError("too many open files: raise the limit (ulimit -n 4096), or lower data.workers")
     found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
     if not found and not isinstance(error, ConnectionError | EOFError):
         return None

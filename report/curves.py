@@ -43,6 +43,11 @@ class Line:
     y: list[float]
 
 
+def has_curves(rows: Sequence[Row], x: str = "epoch") -> bool:
+    """Whether `training_curves` has anything to draw: rows may be of a damaged file."""
+    return bool(_panels(_last_of_each(rows, x), x))
+
+
 @plain_text
 def training_curves(rows: Sequence[Row], path: Path, x: str = "epoch") -> Path:
     """One run, one small panel per subject (losses, accuracies, mask, learning rate), as a PNG.

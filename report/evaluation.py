@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from common.metric_info import headlines
-from report.curves import training_curves
+from report.curves import has_curves, training_curves
 from report.html import Card, Cards, Figure, Section, Table, provenance_sections, write_report
 from report.names import is_fraction, number, pretty
 from report.tables import TableText, present, table_text, write_tables
@@ -34,7 +34,7 @@ def write_evaluation_report(
         sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong predictions first."))
     rows = tuple((pretty(key), _shown(key, value)) for key, value in results.items())
     sections.append(Table(TableText(("metric", "value"), rows), title="All metrics"))
-    if history:
+    if has_curves(history):
         sections.append(Figure(training_curves(history, out / "curves.png"), title="Training"))
     sections += provenance_sections(details, config)
     return write_report(out / "report.html", title, sections)

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from report.curves import compare_runs, training_curves
+from report.curves import compare_runs, has_curves, training_curves
 from report.files import png_bytes, write_atomic
 from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_report
 from report.names import number
@@ -85,7 +85,7 @@ def write_study_report(
         *(
             Figure(training_curves(run.history, out / f"curves_{run.row}.png"), title=f"{run.row}: training")
             for run in _firsts(runs)
-            if run.history
+            if has_curves(run.history)
         ),
         Code(json.dumps(runs[0].results.get("provenance", {}), indent=2), title="Provenance"),
         *(Code(run.config, title=f"Config of {run.row}") for run in _firsts(runs)),
@@ -121,7 +121,8 @@ def _differences(records: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _card(row: str, runs: Sequence[StudyRun]) -> Card:
-    values = [run.results[WORST] for run in runs if run.row == row and WORST in run.results]
+    found = [run.results[WORST] for run in runs if run.row == row and WORST in run.results]
+    values = [value for value in found if isinstance(value, int | float)]  # None: not a number
     mean = sum(values) / len(values) if values else float("nan")
     return Card(row, number(mean, percent=True) + " %", f"worst-group accuracy, test, {len(values)} seed(s)")
 

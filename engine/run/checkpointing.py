@@ -22,9 +22,12 @@ from common.files import check_regular
 from common.processes import processes
 from common.sealing import PLACE, check_seal, seal
 from engine.run.atomic_files import WRITE_ERRORS, link_or_copy, reason_of, replacing
-from models.weights.checkpoints import check_values
+from models.weights.checkpoints import check_values, is_finite
 
 State = dict[str, Tensor]
+LIKE_ITS_PARAMETER = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+NOT_NEGATIVE = ("step", "exp_avg_sq", "max_exp_avg_sq")
+"""Names of an optimiser's tensors."""
 STATE_MISMATCH = "the checkpoint's optimiser state does not fit this config; were optim.* keys changed?"
 
 
@@ -170,10 +173,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: State) -> None:
     for key, value in tensors.items():
         kind, index, name = _state_key(key)
         count = len(groups if kind == "group" else parameters)
-        fits = index < count and (value.numel() == 1 if kind else True)
-        if fits and name in ("exp_avg", "momentum_buffer"):
-            fits = value.shape == parameters[index].shape
-        if not fits:
+        fits = index < count and (value.numel() == 1 if kind or name == "step" else True)
+        if fits and name in LIKE_ITS_PARAMETER:
+            fits = value.shape == parameters[index].shape and value.is_floating_point()
+        if not fits or not is_finite(value) or (name in NOT_NEGATIVE and bool((value < 0).any())):
             raise UserError(STATE_MISMATCH)
         if kind == "group":
             groups[index][name] = value.item()
@@ -200,6 +203,9 @@ def _numbered_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 def load_weights(model: nn.Module, state: State, path: Path) -> None:
     """Load a model's weights. Raises UserError naming `path` if they belong to another model."""
     check_values(state, str(path))
+    for name, own in model.state_dict().items():
+        if name in state and state[name].is_floating_point() != own.is_floating_point():
+            raise UserError(f"{path}: {name} has values of type {state[name].dtype}, not {own.dtype}; use another file")
     try:
         model.load_state_dict(state)
     except RuntimeError as error:

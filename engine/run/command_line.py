@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, get_loader, set_loader, set_parsing_settings
 
 from common.errors import UserError
-from common.files import read_file
+from common.files import path_problem, read_file
 from common.plain_yaml import LARGEST, check_yaml
 from datasets.registry import with_input, with_prescribed
 from engine.run.config import RunConfig, dump_config, flat
@@ -79,6 +79,8 @@ def resolve(config: RunConfig) -> RunConfig:
     for key, value in flat(asdict(config)):
         if value is None and key not in optional:  # left empty in a YAML file, which the parser accepts
             raise UserError(f"{key} has no value; give one or omit the key")
+        if isinstance(value, str) and (problem := path_problem(value)):
+            raise UserError(f"{key} {problem}")
         for number in value if isinstance(value, tuple | list) else (value,):
             if isinstance(number, int | float) and not abs(number) < 2**63:  # true for nan as well
                 raise UserError(f"{key}={number:.6g} is too large or not a number")

@@ -56,7 +56,7 @@ class Fingerprint:
 
         Logs a line if it is allowed, if the checkpoint has none, and for another number of threads.
         """
-        if not saved:
+        if not (isinstance(saved.get("config"), dict) and isinstance(saved.get("data"), dict)):
             log("the checkpoint has no record of the run's data, so that they are the same is not checked")
             return
         problem = self._changed(saved)
@@ -64,7 +64,7 @@ class Fingerprint:
             raise UserError(f"--resume: {problem}; give the old ones, or pass {ALLOW} to resume anyway")
         if problem:
             log(f"resumed although {problem}")
-        if saved["threads"] and self.threads and saved["threads"] != self.threads:
+        if saved.get("threads") and self.threads and saved["threads"] != self.threads:
             log(
                 f"the run used {saved['threads']} CPU threads, now {self.threads}: its weights will differ in the last "
                 f"bits from those of an uninterrupted run; for the same set train.threads={saved['threads']}"

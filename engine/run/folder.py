@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import UserError
+from common.files import parse_json, read_file
 from datasets.trained_on import TrainedOn
 from datasets.types import DatasetInfo
 from engine.run.atomic_files import remove_leftovers, replacing
@@ -82,6 +83,15 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return converted_metrics(dict(json.loads(path.read_text())))
+        results = parse_json(read_file(path))
+        if not isinstance(results, dict) or not has_numbers(results):
+            raise ValueError("no metrics")
+        return converted_metrics(results)
     except (OSError, ValueError, TypeError, RecursionError):
         raise UserError(f"{path} is damaged; delete it and run the same command again") from None
+
+
+def has_numbers(values: dict[str, Any]) -> bool:
+    """Whether all that is named as a metric of a split is a number, or None for nan."""
+    metrics = (value for key, value in values.items() if key.startswith(("train/", "val/", "test/")))
+    return all(value is None or isinstance(value, int | float) for value in metrics)

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 from collections.abc import Callable, Mapping
 
@@ -16,13 +17,13 @@ def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if "RANK" in environment:
         found = {name: environment.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")}
         found["LOCAL_RANK"] = environment.get("LOCAL_RANK", "0")
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # a batch script outside of srun has no step
-        job, step = int(environment["SLURM_JOB_ID"]), int(environment.get("SLURM_STEP_ID", "0"))
+    elif _number(environment, "SLURM_STEP_NUM_TASKS", "1") > 1:  # a batch script outside of srun has no step
+        job, step = _number(environment, "SLURM_JOB_ID"), _number(environment, "SLURM_STEP_ID", "0")
         one_node = environment.get("SLURM_STEP_NUM_NODES", environment.get("SLURM_NNODES")) == "1"
         found = {
-            "RANK": environment["SLURM_PROCID"],
+            "RANK": environment.get("SLURM_PROCID", ""),
             "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
-            "LOCAL_RANK": environment["SLURM_LOCALID"],
+            "LOCAL_RANK": environment.get("SLURM_LOCALID", ""),
             "MASTER_ADDR": environment.get("MASTER_ADDR", "127.0.0.1" if one_node else ""),
             "MASTER_PORT": environment.get("MASTER_PORT", str(20000 + (7 * job + step) % 20000)),
         }
@@ -31,7 +32,24 @@ def launch_environment(environment: Mapping[str, str]) -> dict[str, str]:
     if unset := [name for name, value in found.items() if not value]:
         problem = f"{unset[0]} is not set, but several processes were started"
         raise UserError(f"{problem}; start them as slurm/train.sbatch does")
-    return found if int(found["WORLD_SIZE"]) > 1 else {}
+    size = _number(found, "WORLD_SIZE", least=1)
+    if size == 1:
+        return {}
+    _number(found, "RANK", most=size - 1)
+    _number(found, "LOCAL_RANK", most=size - 1)
+    _number(found, "MASTER_PORT", least=1, most=65535)
+    return found
+
+
+def _number(environment: Mapping[str, str], name: str, default: str = "", least: int = 0, most: int = 2**31) -> int:
+    """A whole number from a launcher's variable. Raises UserError that names it for anything else."""
+    text = environment.get(name, default)
+    if not re.fullmatch(r"[0-9]{1,10}", text, re.ASCII) or not least <= int(text) <= most:
+        raise UserError(
+            f"{name}={text!r} in the environment is not a whole number from {least} to {most}; start the processes "
+            "with torchrun or srun, or one process without these variables"
+        )
+    return int(text)
 
 
 def distributed_main(main: Callable[[], None]) -> Callable[[], None]:

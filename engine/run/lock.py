@@ -45,9 +45,9 @@ class Holder:
     @classmethod
     def here(cls) -> "Holder":
         """This process."""
-        job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
-        pid = os.getpid()
-        return cls(platform.node(), pid, _start_of(pid), _machine(), job, int(restarts), secrets.token_hex(8))
+        job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
+        pid, count = os.getpid(), int(restarts) if restarts.isdecimal() else 0
+        return cls(platform.node(), pid, _start_of(pid), _machine(), job, count, secrets.token_hex(8))
 
     def __str__(self) -> str:
         """For messages."""

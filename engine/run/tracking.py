@@ -15,7 +15,7 @@ from common.errors import UserError, printable
 from common.processes import processes
 from engine.run.atomic_files import replacing
 from engine.run.config import RunConfig
-from engine.run.folder import METRICS_FILE
+from engine.run.folder import METRICS_FILE, has_numbers
 from engine.run.renamed_keys import converted_metrics
 from engine.run.trackers import MetricsRow, Mirror, TensorboardMirror, WandbMirror, wandb_mode
 
@@ -143,7 +143,8 @@ def read_rows(path: Path) -> list[MetricsRow]:
     for line in path.read_text(errors="replace").splitlines():
         try:
             row = json.loads(line)
-            float(row["epoch"])  # every row has this number
+            if not isinstance(row["epoch"], int | float) or not abs(row["epoch"]) < 1e9 or not has_numbers(row):
+                break
         except (ValueError, TypeError, KeyError, RecursionError):
             break
         rows.append(converted_metrics(row))

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,23 @@ class Progress:
     fingerprint: dict[str, Any] = field(default_factory=dict)
     """`engine.run.fingerprint.Fingerprint` of the run; empty if an earlier version wrote the checkpoint."""
 
+    @classmethod
+    def read(cls, saved: dict[str, Any], path: Path) -> "Progress":
+        """The progress of the checkpoint `path`. Raises UserError for unknown names and for values of another type."""
+        try:
+            progress = cls(**saved)
+            for each in fields(cls):
+                _check_type(each.name, getattr(progress, each.name), each.default)
+            # Written by a version without multi-process training: a single dict.
+            sums = progress.sums if isinstance(progress.sums, list) else [progress.sums]
+            progress.sums = [converted_metrics(part) for part in sums]
+            for part in progress.sums:
+                for total, count in part.values():
+                    _check_type("sums", float(total) + float(count), 0.0)
+        except (TypeError, ValueError, AttributeError, OverflowError):
+            raise UserError(f"{path} was written by another version of this code; start a new run") from None
+        return progress
+
     @property
     def selected(self) -> Best | None:
         """What selected the best model so far."""
@@ -69,6 +86,21 @@ class Progress:
         self.best_metric, self.best, self.best_epoch = (
             (best.metric, best.value, best.epoch) if best is not None else ("", None, 0)
         )
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    """Raise TypeError unless the value has the type of its default, and a number is not negative."""
+    if name in ("best", "wandb_id"):
+        fits = value is None or isinstance(value, str if name == "wandb_id" else int | float)
+    elif isinstance(default, int | float):
+        fits = isinstance(value, int if isinstance(default, int) and name != "best_epoch" else int | float)
+        fits = fits and not isinstance(value, bool) and (value >= 0 or name == "sums")
+    elif isinstance(default, str):
+        fits = isinstance(value, str)
+    else:
+        fits = isinstance(value, list | dict) if name == "sums" else isinstance(value, dict)
+    if not fits:
+        raise TypeError(name)
 
 
 @dataclass
@@ -109,13 +141,7 @@ class RunState:
         checkpointing.load_optimizer(self.optimizer, checkpoint.part("optimizer"))
         if self.ema:
             checkpointing.load_weights(self.ema.module, checkpoint.part("ema"), path)
-        try:
-            self.progress = Progress(**checkpoint.progress)
-        except TypeError:
-            raise UserError(f"{path} was written by another version of this code; start a new run") from None
-        if not isinstance(self.progress.sums, list):  # written by a version without multi-process training
-            self.progress.sums = [self.progress.sums]
-        self.progress.sums = [converted_metrics(sums) for sums in self.progress.sums]
+        self.progress = Progress.read(checkpoint.progress, path)
         # A process may have found a file damaged or missing that others could read.
         if len(set(gather(self.progress.step))) > 1:
             raise UserError(f"--resume: not all processes read the same checkpoint in {path.parent}; is it shared?")

@@ -176,10 +176,16 @@ def load_into(module: nn.Module, state: State, source: str) -> None:
 
 def check_values(state: State, source: str) -> None:
     """Raise UserError naming a tensor of `state`, read from `source`, that has values that are not finite."""
-    broken = sorted(name for name, tensor in state.items() if not tensor.isfinite().all())
+    broken = sorted(name for name, tensor in state.items() if not is_finite(tensor))
     if broken:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise UserError(f"{source}: {', '.join(broken[:3])}{more}: values that are not finite; use other weights")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are; also of 8-bit floats, for which torch has no isfinite."""
+    small = tensor.is_floating_point() and tensor.element_size() == 1
+    return bool((tensor.float() if small else tensor).isfinite().all())
 
 
 def check_fit(own: State, state: State, source: str) -> None:

@@ -3,11 +3,13 @@
 import itertools
 import os
 import re
+import signal
 
 import pytest
 import torch
 
-from datasets import Split
+from common.errors import UserError
+from datasets import Split, loader
 from datasets.loader import BatchSampler, lost_worker
 from datasets.transforms import build_transform
 from datasets.types import RawSample
@@ -33,6 +35,31 @@ def test_the_death_of_a_worker_is_one_line(error: Exception, told: str) -> None:
 
 def test_other_errors_are_not_blamed_on_workers() -> None:
     assert lost_worker(RuntimeError("shape '[3]' is invalid for input of size 4")) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(24, "Too many open files"), RuntimeError("received 0 items of ancdata")],
+)
+def test_too_many_open_files_are_one_line(error: Exception) -> None:
+    assert "ulimit -n" in str(lost_worker(error))
+
+
+class Suspended(Images):
+    """Images, the last of which suspends the process that reads it."""
+
+    def read(self, index: int) -> RawSample:
+        if index == len(self) - 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().read(index)
+
+
+def test_a_suspended_worker_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "LOADING_SECONDS", 2.0)
+    split = Split(Suspended(12), build_transform(CONFIG, True), train=True, seed=0)
+    with pytest.raises(UserError, match=r"loading processes \(pid \d+\) gave no batch for 2 seconds") as caught:
+        list(BatchSampler(split, 4, seed=0).loader(0, 0, 1))
+    assert "\n" not in str(caught.value)
 
 
 class Pids(Images):

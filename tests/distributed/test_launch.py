@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from common.errors import UserError, exit_on_user_error
 from common.processes import processes, totals
+from engine.run import distributed
 from engine.run.distributed import PeerFailed
 from engine.run.launch import distributed_main, launch_environment, one_process_only
 
@@ -56,6 +57,41 @@ def test_a_batch_script_and_a_step_of_one_task_are_lone_processes(environment: d
 def test_a_missing_variable_is_one_line(environment: dict[str, str], missing: str) -> None:
     with pytest.raises(UserError, match=missing):
         launch_environment(environment)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("RANK", ("x", "-1", "2", "1.0")), ("WORLD_SIZE", ("x", "0", "-2", "9" * 30)), ("LOCAL_RANK", ("x", "-1", "2")),
+        ("MASTER_PORT", ("x", "0", "70000")),
+    ],
+)  # fmt: skip
+def test_a_variable_that_is_no_such_number_is_one_line(name: str, values: tuple[str, ...]) -> None:
+    for value in values:
+        with pytest.raises(UserError, match=f"{name}='{value}' in the environment is not a whole number"):
+            launch_environment({**TORCHRUN, name: value})
+
+
+@pytest.mark.parametrize("name", [name for name in SRUN if name.startswith("SLURM") and "NODES" not in name])
+def test_slurm_variables_that_are_odd_or_missing_are_one_line(name: str) -> None:
+    with pytest.raises(UserError):
+        launch_environment({**SRUN, name: "x"})
+    without = {key: value for key, value in SRUN.items() if key != name}
+    if name not in ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_ID"):  # without these there is one process, or one step
+        with pytest.raises(UserError):
+            launch_environment(without)
+
+
+def test_a_busy_port_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1]), "RANK": "0"}
+        for key, value in {**TORCHRUN, "LOCAL_RANK": "0", **place}.items():
+            monkeypatch.setenv(key, value)
+        with pytest.raises(UserError, match=r"process 0 of 2 cannot join .*set another MASTER_PORT") as caught:
+            distributed_main(lambda: None)()
+        assert "\n" not in str(caught.value)
 
 
 def test_scripts_of_one_process_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +159,20 @@ def _killed(rank: int) -> None:
     dist.barrier()
 
 
+def suspended_in_the_second() -> None:
+    """A helper process lets it go on later."""
+    distributed.BEAT_SECONDS, distributed.SILENT_SECONDS = 0.2, 2.0
+    totals(0)
+    if processes().rank == 1:
+        suspended = os.getpid()
+        if os.fork() == 0:
+            time.sleep(8)
+            os.kill(suspended, signal.SIGCONT)
+            os._exit(0)
+        os.kill(suspended, signal.SIGSTOP)
+    dist.barrier()
+
+
 def stopped_in_all() -> None:
     raise SystemExit(138)
 
@@ -187,3 +237,10 @@ def test_a_process_that_is_killed_takes_the_others_down(main: Callable[[], None]
     codes, said = ended(tmp_path, main)
     assert (codes[killed], codes[1 - killed]) == (-signal.SIGKILL, 1)
     assert said.startswith(f"error: process {1 - killed} of 2: another process died") and said.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_suspended_process_is_named_and_ends_the_job(tmp_path: Path) -> None:
+    codes, said = ended(tmp_path, suspended_in_the_second)
+    assert codes == [2, 1]
+    assert said.startswith("error: process 0 of 2: process 1 of 2 has not responded for 2 seconds: it is suspended")

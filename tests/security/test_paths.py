@@ -1,4 +1,4 @@
-"""Index files that name files outside the data set."""
+"""Index files that name files outside the data set, and paths that no file system takes."""
 
 import json
 from pathlib import Path
@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from common.errors import UserError
+from common.flags import Parser
 from datasets.config import DataConfig
 from datasets.formats.coco import read_coco
 from datasets.readers.cub import Cub
 from datasets.readers.voc import Voc2012
 from datasets.readers.waterbirds import Waterbirds
 from datasets.synthetic.__main__ import write_cub_layout
+from engine.run.command_line import parse_config
 from tests.datasets.conftest import TINY
 
 OUTSIDE = ("../../../secret.jpg", "/secret.jpg", "001.x/../../../../secret.jpg", "a\0b.jpg")
@@ -71,3 +73,19 @@ def test_coco(name: str, tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text(json.dumps(table))
     with pytest.raises(UserError, match="leaves its folder"):
         read_coco(tmp_path / "train.json")
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("out", "x" * 300), ("data.root", "é" * 200), ("model.weights", "a/" * 3000), ("model.init_from", "a\0b")],
+)
+def test_paths_that_no_file_system_takes(key: str, path: str) -> None:
+    with pytest.raises(UserError, match=rf"{key} (is too long for a path|has a null character)"):
+        parse_config([f"--{key}={path}"])
+    parser = Parser()
+    parser.add_argument("--run", type=Path)
+    with pytest.raises(UserError, match="argument --run: the path (is too long|has a null)"):
+        parser.parse_args(["--run", path])
+    with pytest.raises(UserError, match="argument --run: the path is empty"):
+        parser.parse_args(["--run", ""])
+    assert parser.parse_args(["--run", "x" * 200]).run == Path("x" * 200)

@@ -1,6 +1,8 @@
 """Checkpoint files: atomic, refused with one line if of another format, with the complete optimiser state."""
 
+import math
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from engine.run.checkpointing import (
     write_safetensors,
 )
 from engine.run.folder import LAST
+from engine.training.state import Progress
 from tests.tiny import Session, assert_same_tensors, resumed, tiny_config
 
 OLD = {"model/a": torch.arange(6.0).reshape(2, 3)}
@@ -207,10 +210,51 @@ def test_a_strange_optimiser_state_is_one_line(strange: str) -> None:
         load_optimizer(torch.optim.AdamW(nn.Linear(3, 4).parameters()), {strange: torch.zeros(())})
 
 
-@pytest.mark.parametrize("several", ["group/0/step", "number/0/step"])
-def test_a_number_of_a_state_that_is_several_is_one_line(several: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("group/0/step", torch.zeros(2)),
+        ("number/0/step", torch.zeros(2)),
+        ("0/step", torch.zeros(2)),
+        ("0/step", torch.tensor(-5.0)),
+        ("0/exp_avg_sq", torch.zeros(3)),
+        ("0/exp_avg_sq", -torch.ones(4, 3)),
+        ("0/exp_avg_sq", torch.full((4, 3), torch.nan)),
+        ("0/exp_avg", torch.full((4, 3), torch.inf)),
+        ("0/exp_avg", torch.zeros(4, 3, dtype=torch.int64)),
+        ("0/exp_avg", torch.zeros(4, 3, dtype=torch.bool)),
+    ],
+)
+def test_values_that_no_optimiser_saved_are_one_line(name: str, value: torch.Tensor) -> None:
     with pytest.raises(UserError, match=r"optim\.\*"):
-        load_optimizer(torch.optim.AdamW(nn.Linear(3, 4).parameters()), {several: torch.zeros(2)})
+        load_optimizer(torch.optim.AdamW(nn.Linear(3, 4).parameters()), {name: value})
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_another_kind_are_one_line(kind: torch.dtype) -> None:
+    model = nn.Linear(3, 4)
+    state = {name: tensor.to(kind) for name, tensor in model.state_dict().items()}
+    with pytest.raises(UserError, match=r"x\.safetensors: weight has values of type torch\."):
+        load_weights(model, state, Path("x.safetensors"))
+    with pytest.raises(UserError, match="not finite"):
+        load_weights(model, {"weight": torch.full((4, 3), torch.nan).to(torch.float8_e4m3fn)}, Path("x"))
+
+
+STRANGE: dict[str, tuple[Any, ...]] = {
+    "epoch": ("x", -3, 1.5, None, True), "batch": ("x",), "step": ([1], math.inf), "best": ("a", []),
+    "best_metric": (5,), "best_epoch": ("q", -1), "train_seconds": ("s", math.nan), "images": ("x", -1),
+    "world_size": ("2",), "batch_images": ("x", -1), "scaler": ([1],), "wandb_id": ({},), "fingerprint": ([1], "x"),
+    "sums": (7, [["x"]], [{"a": "b"}], [{"loss": [1, 2, 3]}], [{"loss": [1, "x"]}], {"loss": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_progress_that_no_run_saved_is_one_line(name: str) -> None:
+    saved = asdict(Progress())
+    assert Progress.read(saved, Path("last")) == Progress()
+    for value in STRANGE[name]:
+        with pytest.raises(UserError, match="last was written by another version"):
+            Progress.read({**saved, name: value}, Path("last"))
 
 
 def test_weights_of_another_model_are_one_line(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from engine.run.machine import pick_device, prepare_process, provenance
 from engine.run.stopping import RunStopped, StopRequest
 from engine.run.tracking import Tracker, read_rows
 from models.registry import MODELS
+from report.curves import has_curves
 from tests.tiny import assert_same_tensors, tiny_config, tiny_model
 
 
@@ -123,6 +124,30 @@ def test_the_commit_is_that_of_this_repository_only(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(machine, "__file__", str(tmp_path / "site-packages" / "engine" / "run" / "machine.py"))
     (tmp_path / "site-packages" / "engine" / "run").mkdir(parents=True)
     assert provenance()["commit"] is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[1, 2]", '{"epoch": "1"}', '{"epoch": null}', '{"epoch": NaN}', '{"epoch": 1e400}',
+        f'{{"epoch": {"9" * 400}}}', '{"epoch": 1, "val/accuracy": "x"}', '{"epoch": 1, "train/loss": [1]}',
+        "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_rows_that_no_run_wrote_end_the_history(line: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 1, "val/accuracy": null}\n' + line + "\n")
+    assert read_rows(tmp_path / "metrics.jsonl") == [{"epoch": 1, "val/accuracy": None}]
+    assert not has_curves(read_rows(tmp_path / "metrics.jsonl"))
+    Tracker(tmp_path, tiny_config(tmp_path)).truncate(5)
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '[["a", 1]]', "null", "", '{"a": 1, "a": 2}', '{"test/accuracy": "x"}', "[" * 10**5]
+)
+def test_damaged_results_are_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results\.json is damaged; delete it"):
+        read_results(tmp_path)
 
 
 def test_rows_come_back_and_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
