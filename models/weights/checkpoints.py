@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import pickletools
 import re
 import warnings
@@ -11,6 +12,7 @@ from math import isqrt
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,6 +21,7 @@ from timm.models.eva import Eva
 from torch import Tensor, nn
 
 from common.errors import UserError
+from common.isolation import IsolatedError, in_child
 from common.sealing import check_seal
 from models.transformer import ViT
 from models.weights.eva import eva_to_timm
@@ -35,6 +38,8 @@ _DINOV2_RENAMES = (
 )
 _ALLOCATORS = re.compile(r"\w+ bytearray|torch\S* \w*Tensor|torch\S* (Unt|T)ypedStorage")
 """Types that torch's safe unpickler calls with any number: bytearray(1 << 31) is a file of 397 bytes."""
+SECONDS, SLOWEST_DISK, SPARE_MEMORY = 20, 10 << 20, 1 << 30
+"""Of reading a torch file: seconds, and bytes a second besides; bytes of memory besides four times the file."""
 _HEADS = re.compile(r"^(head|fc_norm|classifier|head_dist|attn_pool)\.")
 
 
@@ -72,8 +77,26 @@ def run_weights(path: Path) -> Path:
 
 
 def _read_torch(path: Path) -> Any:
-    """Raise ValueError for an archive larger than its file once unpacked: torch.save never compresses."""
-    if zipfile.is_zipfile(path):
+    """What a torch file holds, after a trial in a child process: a small pickle can ask for any time and memory.
+
+    Raises ValueError or UnpicklingError.
+    """
+    size = path.stat().st_size
+    seconds = SECONDS + size // SLOWEST_DISK
+    try:
+        in_child(lambda: _trial(path), seconds, SPARE_MEMORY + 4 * size)
+    except IsolatedError as error:
+        if error.kind == pickle.UnpicklingError.__name__:
+            raise pickle.UnpicklingError(str(error)) from None
+        known = {"SIGALRM": f"it takes longer than {seconds} seconds", "MemoryError": "it asks for too much memory"}
+        raise ValueError(known.get(error.kind) or str(error) or error.kind) from None
+    return _load(path)
+
+
+def _trial(path: Path) -> np.ndarray:
+    """Read a torch file. Raises ValueError for an archive larger than its file: torch.save never compresses."""
+    zipped = zipfile.is_zipfile(path)
+    if zipped:
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > path.stat().st_size:
                 raise ValueError("it is compressed; unpack it and save it with torch.save")
@@ -83,10 +106,15 @@ def _read_torch(path: Path) -> Any:
     else:
         with path.open("rb") as file:
             _refuse_allocation(file)
+    _load(path, mmap=zipped)  # tensors are not read
+    return np.zeros(0)
+
+
+def _load(path: Path, mmap: bool = False) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
 
 
 def _refuse_allocation(file: IO[bytes]) -> None:

@@ -35,6 +35,7 @@ from engine.explanation.map_store import MapReader
 from engine.run.checkpointing import read_checkpoint
 from engine.run.command_line import load_config, parse_config
 from explain.__main__ import read_names
+from models.weights import checkpoints
 from models.weights.checkpoints import read_state
 from tests.datasets.test_tube_labels import asked, by_hand, text
 from tests.engine.explanation.test_map_store import SOURCE, write
@@ -160,6 +161,21 @@ def test_weights_that_ask_for_memory(tmp_path: Path, name: str, zipped: bool) ->
     else:
         path.write_bytes(data.replace(b"u.", b"X\1\0\0\0c" + called + b"u.", 1))
     with pytest.raises(UserError, match=f"it asks for {name}, which no state dict needs"):
+        read_state(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_weights_that_take_for_ever(tmp_path: Path, zipped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key, a tuple of tuples, whose hash takes 2^60 steps in native code."""
+    path = tmp_path / "w.pth"
+    monkeypatch.setattr(checkpoints, "SECONDS", 1)
+    torch.save({"a": torch.zeros(2), "b": complex(1, 2)}, path, _use_new_zipfile_serialization=zipped)
+    key = b")" + b"q\xfah\xfa\x86" * 60
+    if zipped:
+        _replace_in_archive(path, b"u.", key + b"K\1u.")
+    else:
+        path.write_bytes(path.read_bytes().replace(b"u.", key + b"K\1u.", 1))
+    with pytest.raises(UserError, match=r"not a readable weights file \(it takes longer than 1 seconds\)"):
         read_state(path)
 
 
