@@ -14,7 +14,7 @@ map), D channels.
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from timm.models.eva import EvaBlockPostNorm
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel, require_attention, require_block
-from explain.features import as_features, find_module, last_stage, tokens_order
+from explain.features import as_features, find_module, first_tensor, last_stage, tokens_order
 from explain.gradients import at_least_float
 from explain.isolation import gradients
 from explain.types import METHODS, Explainer
@@ -33,6 +33,9 @@ from explain.vits import ReadableViT
 FIRST_NORMS = ("in_norm", "norm1", "layernorm_before", "layer_norm1")
 """Names of the norm before a block's attention: of timm's ParallelScalingBlock, of timm's other blocks and Hugging
 Face's DINOv2 and DINOv3, of Hugging Face's ViT, and of its CLIP and SigLIP."""
+POST_NORM = (ResPostBlock, EvaBlockPostNorm)
+"""Blocks whose norms come after attention and MLP."""
+BEFORE = "choose one before"
 
 
 @METHODS.register("gradcam")
@@ -83,8 +86,10 @@ class GradCAM(Explainer):
         source, at_input, call, calls = self._source(explained, module)
         with _capture(source, at_input, call, calls, explained.graph) as features:
             logits = explained.logits(images)
-        score = explained.target_score(logits, targets)
         name = module or f"the input of the attention of blocks.{self.layer}"
+        if not logits.requires_grad:
+            raise UserError(f"--module: the class score does not read {name}, or has no derivative; {BEFORE}")
+        score = explained.target_score(logits, targets)
         (gradient,) = gradients(score, features, [name], create_graph=explained.graph)
         a, grid = features[0], None
         if a.ndim == 3 and not isinstance(explained.network, ReadableViT):
@@ -93,7 +98,7 @@ class GradCAM(Explainer):
             a, gradient = (t[:, -grid[0] * grid[1] :].unflatten(1, grid) for t in (a, gradient))
         a_BhwD, gradient_BhwD = (_on_grid(t, explained, images) for t in (a, gradient))
         if module and explained.selection is None and not gradient_BhwD.any():
-            raise UserError(f"--module: the class score does not read the patches from {name}; choose one before")
+            raise UserError(f"--module: the class score does not read the patches from {name}; {BEFORE}")
         return a_BhwD, gradient_BhwD
 
     def _source(self, explained: ExplainedModel, module: str) -> tuple[nn.Module, bool, int, int]:
@@ -145,9 +150,9 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
 def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
     """The norm before a block's attention; the block and True, for its input, if there is no single such norm.
 
-    timm's ResPostBlock and EvaBlockPostNorm have norms after attention and MLP, ParallelThingsBlock one per branch.
+    timm's ParallelThingsBlock has one per branch.
     """
-    if isinstance(block, ResPostBlock | EvaBlockPostNorm):
+    if isinstance(block, POST_NORM):
         return block, True
     norms: list[nn.Module] = [getattr(block, name) for name in FIRST_NORMS if hasattr(block, name)]
     return (norms[0], False) if norms else (block, True)
@@ -155,7 +160,8 @@ def _before_attention(block: nn.Module) -> tuple[nn.Module, bool]:
 
 @contextlib.contextmanager
 def _capture(module: nn.Module, at_input: bool, call: int, calls: int, graph: bool) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass appends the output of `module` to the list; with `at_input`, its first input.
+    """Inside, a forward pass appends the output of `module` to the list, the first of several; with `at_input`, its
+    first input.
 
     It becomes a leaf of the autograd graph, unless `graph` asks to keep its own. `call`: which call of the module, from
     0. Raises UserError unless there are `calls` of them, and for an output that is no tensor.
@@ -163,15 +169,16 @@ def _capture(module: nn.Module, at_input: bool, call: int, calls: int, graph: bo
     captured: list[Tensor] = []
     count = 0
 
-    def capture(values: Tensor) -> Tensor:
+    def capture(values: Any) -> Any:
         nonlocal count
         count += 1
         if count - 1 != call:
             return values
-        if not isinstance(values, Tensor):
+        t = first_tensor(values)
+        if t is None:
             raise UserError(f"--module: its output is a {type(values).__name__}, not a tensor; choose another module")
-        captured.append(values if graph and values.requires_grad else values.detach().requires_grad_())
-        return captured[-1]
+        captured.append(t if graph and t.requires_grad else t.detach().requires_grad_())
+        return captured[-1] if t is values else type(values)([captured[-1], *values[1:]])
 
     if at_input:
         handle = module.register_forward_pre_hook(lambda _, args: (capture(args[0]), *args[1:]))

@@ -5,14 +5,16 @@ Springenberg, Dosovitskiy, Brox and Riedmiller, "Striving for Simplicity: The Al
 
     f'(x) max(g, 0) [x > 0]        map = sum over channels of |dy/dx|
 
-The paper has ReLU only, where f' is 1. GELU and SiLU keep their own derivative.
+The paper has ReLU only, where f' is 1. GELU, SiLU and other activations that go through 0 keep their own derivative.
+Gates (sigmoid, tanh, softmax) are no such activations: gradients pass them as they are.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from timm.layers.activations import GELU, GELUTanh
+from timm.layers import activations
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,9 +23,20 @@ from explain.explained_model import ExplainedModel
 from explain.gradients import PixelExplainer, image_gradient
 from explain.types import METHODS
 
-FUNCTIONS = (F.gelu, F.relu, F.silu)
-MODULES = (nn.GELU, nn.ReLU, nn.SiLU, GELU, GELUTanh)
+FUNCTIONS = (
+    *(F.gelu, F.relu, F.hardtanh, F.silu, F.hardswish, F.leaky_relu, F.elu, F.celu, F.selu, F.prelu, F.mish),
+    *(torch.relu, torch.relu_, Tensor.relu, Tensor.relu_),
+)
+MODULES = (
+    *(nn.GELU, nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.PReLU, nn.Mish),
+    *(activations.GELU, activations.GELUTanh, activations.PReLU),
+)
 """The activation modules that call one of FUNCTIONS."""
+GATES = (
+    *(nn.Sigmoid, nn.Hardsigmoid, nn.Tanh, nn.Softmax, nn.Softmax2d, nn.MultiheadAttention),
+    *(activations.Sigmoid, activations.Tanh),
+)
+"""What torch and timm define among their activations, and gradients pass as they are."""
 
 ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations", "transformers.activations")
 """Python modules that define activations."""
@@ -38,8 +51,7 @@ class GuidedBackprop(PixelExplainer):
         """Raise UserError naming the first activation without a guided form."""
         for name, part in explained.network.named_modules():
             is_activation = type(part).__module__.startswith(ACTIVATIONS)
-            # torch defines MultiheadAttention among its activations.
-            if is_activation and not isinstance(part, (*MODULES, nn.MultiheadAttention)) and not _calls_known(part):
+            if is_activation and not isinstance(part, (*MODULES, *GATES)) and not _calls_known(part):
                 kind = type(part).__name__
                 raise UserError(f"{name}: guided backpropagation has no rule for {kind}; choose another method")
 

@@ -10,6 +10,7 @@ import timm
 import torch
 import torchvision
 from PIL import Image
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from torch import Tensor, nn
 
 from common.errors import UserError
@@ -32,7 +33,7 @@ TIMM: dict[str, tuple[str, dict[str, Any], int, tuple[int, int]]] = {
     ),
     "MaxxVit": ("maxvit_rmlp_pico_rw_256", {"embed_dim": (32, 32), "depths": (1, 1)}, 64, (8, 8)),
     "PyramidVisionTransformerV2": ("pvt_v2_b0", {"depths": (1, 1, 1, 1)}, 64, (2, 2)),
-    "Cait": ("cait_xxs24_224", {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, 32, (4, 4)),
+    "MultiScaleVit": ("mvitv2_tiny", {}, 32, (4, 4)),
 }
 """Class: name, settings, image size, and the grid of its last features."""
 
@@ -41,7 +42,12 @@ def tiny(kind: str) -> tuple[nn.Module, Tensor, tuple[int, int]]:
     name, settings, side, grid = TIMM[kind]
     sized = {} if kind in ("ResNet", "ConvNeXt", "PyramidVisionTransformerV2") else {"img_size": side}
     torch.manual_seed(0)
-    model = shaken(timm.create_model(name, num_classes=5, **settings, **sized), gain=1.0).double().eval()
+    if kind == "MultiScaleVit":  # timm.create_model cannot make a smaller one
+        shape = MultiScaleVitCfg(depths=(1, 1), embed_dim=(16, 32), num_heads=(1, 2))
+        made: nn.Module = MultiScaleVit(shape, num_classes=5, **sized)
+    else:
+        made = timm.create_model(name, num_classes=5, **settings, **sized)
+    model = shaken(made, gain=1.0).double().eval()
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return model, x, grid
 
@@ -56,7 +62,7 @@ def test_other_networks_of_timm(kind: str) -> None:
     assert maps.shape == (2, *grid)
     kept: list[Tensor] = []
     module = model.get_submodule(last_stage(model, x))
-    with module.register_forward_hook(lambda _, __, out: kept.append(out)):
+    with module.register_forward_hook(lambda _, __, out: kept.append(out[0] if isinstance(out, tuple) else out)):
         score = model(x).gather(1, targets[:, None]).sum()
     (gradient,) = torch.autograd.grad(score, kept)
     a = model.forward_intermediates(x, indices=1, norm=False, intermediates_only=True)[-1]  # type: ignore[operator]
@@ -118,6 +124,22 @@ def test_a_stage_whose_patches_the_class_score_does_not_read() -> None:
     with pytest.raises(UserError, match=r"the class score does not read the patches from blocks\.2; choose one before"):
         explain(model, torch.randn(1, 3, 32, 32), "gradcam")
     assert explain(model, torch.randn(1, 3, 32, 32), "gradcam", module="blocks.1", relu=False).shape == (1, 4, 4)
+
+
+def test_a_stage_that_returns_features_and_a_class_token() -> None:
+    """PiT's class score reads the token alone after the last stage."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"img_size": 64, "base_dims": (8, 8), "depth": (1, 1), "heads": (1, 2)}
+    model = timm.create_model("pit_ti_224", num_classes=5, **shape).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with pytest.raises(UserError, match=r"the class score does not read transformers\.1, or has no derivative; choose"):
+        explain(model, x, "gradcam")
+    kept: list[Tensor] = []
+    with model.transformers[0].register_forward_hook(lambda _, __, out: kept.append(out[0])):
+        score = model(x)[0, 2]
+    a, (gradient,) = kept[0], torch.autograd.grad(score, kept)
+    wanted = (a * gradient.mean((2, 3), keepdim=True)).sum(1).detach()
+    torch.testing.assert_close(explain(model, x, "gradcam", 2, module="transformers.0", relu=False), wanted)
 
 
 @pytest.fixture(scope="module")

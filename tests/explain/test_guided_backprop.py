@@ -53,6 +53,9 @@ def gradient(model: nn.Module, x: Tensor, target: int) -> Tensor:
         ({"act_layer": nn.ReLU}, F.relu),
         ({"act_layer": "relu"}, F.relu),
         ({"act_layer": nn.SiLU}, F.silu),
+        ({"act_layer": nn.Hardswish}, F.hardswish),
+        ({"act_layer": nn.ReLU6}, F.relu6),
+        ({"act_layer": nn.LeakyReLU}, F.leaky_relu),
         ({"act_layer": "gelu_tanh"}, lambda x: F.gelu(x, approximate="tanh")),
         ({"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU}, F.silu),
     ],
@@ -95,6 +98,15 @@ def test_only_positive_inputs_pass() -> None:
     with torch.no_grad():
         model[1].bias.zero_()  # type: ignore[index, union-attr, operator]
     assert (GuidedBackprop().maps(bare(model), x, None) == 0).all()
+
+
+@pytest.mark.parametrize("gate", [nn.Sigmoid(), nn.Hardsigmoid(), nn.Softmax(-1), nn.Tanh()])
+def test_gates_keep_their_gradient(gate: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 8), gate, nn.Linear(8, 5)).double()
+    x = images(size=(4, 4))
+    maps = GuidedBackprop().maps(bare(model), x, torch.tensor([0, 0, 0]))
+    torch.testing.assert_close(maps, gradient(model, x, 0).abs().sum(1))
 
 
 def test_an_unknown_activation_is_named_before_any_work() -> None:
