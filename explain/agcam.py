@@ -42,7 +42,8 @@ class Agcam(Explainer):
         return self.maps_from(capture, explained, images)
 
     def _of_all_tokens(self, explained: ExplainedModel, images: Tensor) -> tuple[AttentionCapture, Tensor]:
-        with record(explained.blocks, stop_gradient=True, graph=explained.graph) as capture:
+        layers = range(explained.first_read_block, len(explained.blocks))
+        with record(explained.blocks, layers, stop_gradient=True, graph=explained.graph) as capture:
             return capture, explained.logits(images)
 
     def _of_class_token(self, explained: ExplainedModel, images: Tensor) -> tuple[AttentionCapture, Tensor] | None:
@@ -50,7 +51,7 @@ class Agcam(Explainer):
 
         None if other tokens are read, or if something besides attention mixes tokens, as parts of a user's own may do.
         """
-        if explained.readout != "class_token" or explained.graph:
+        if explained.readout != "class_token" or explained.graph or explained.first_read_block:
             return None
         if not all(map(is_stock_throughout, explained.blocks)):
             return None

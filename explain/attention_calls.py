@@ -6,6 +6,7 @@ import threading
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from timm.models.cait import LayerScaleBlockClassAttn
 from timm.models.vision_transformer import ParallelThingsBlock
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,15 +18,18 @@ SOFTMAX = "softmax"
 PRODUCTS = ("matmul", "__matmul__")
 SAME_WEIGHTS = ("to", "type", "type_as", "float", "double", "half", "bfloat16", "contiguous", "clone")
 """What may happen to attention weights between softmax and product, besides dropout in eval mode."""
-NAMES = frozenset((FUSED, SOFTMAX, "dropout", *PRODUCTS, *SAME_WEIGHTS))
+MIXING = ("linear", "permute")
+"""What talking heads do between softmax and product, which adds the weights of several heads up."""
+NAMES = frozenset((FUSED, SOFTMAX, "dropout", *PRODUCTS, *SAME_WEIGHTS, *MIXING))
 """Functions that matter here; others run without a look."""
 
 
-class _Weights(NamedTuple):
+class Weights(NamedTuple):
     """A = softmax(S). Both are kept, so that the id of A stays unique."""
 
     A: Tensor
-    S: Tensor
+    S: Tensor | None
+    """None if heads were mixed after the softmax: A is then no softmax."""
     versions: tuple[int, int]
     """Of A and S: operations in place since then would change what was captured."""
 
@@ -41,11 +45,12 @@ class AttentionCalls(TorchFunctionMode):
         self.started = 0  # counts calls: the same module may stand at several depths
         self.index: int | None = None  # of the running block, if it is one of `layers`
         self.found = 0  # attentions in it so far
-        self.tokens: tuple[int, ...] = ()  # (B, N) of its input
-        self.weights: dict[int, _Weights] = {}  # by the id of A
+        self.keys: tuple[int, ...] = ()  # (B, N) of its input
+        self.queries: tuple[int, ...] = ()
+        self.weights: dict[int, Weights] = {}  # by the id of A
 
-    def attend(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
-        """Run the attention. `scores`: None if it is fused; otherwise S, and func(*args) is its product with v."""
+    def attend(self, func: Any, args: Any, kwargs: Any, weights: Weights | None) -> Tensor:
+        """Run the attention. `weights`: None if it is fused; otherwise func(*args) is the product of A and v."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -74,7 +79,10 @@ class AttentionCalls(TorchFunctionMode):
         if self.started >= len(self.blocks) or self.blocks[self.started] is not block:
             raise self.refuse("the blocks do not run once each, in order", min(self.started, len(self.blocks) - 1))
         self.index = self.started if self.started in self.layers else None
-        self.tokens = tuple(args[0].shape[:2]) if args else ()
+        self.keys = self.queries = tuple(args[0].shape[:2]) if args else ()
+        if isinstance(block, LayerScaleBlockClassAttn):  # reads the patches and the class token, its second argument
+            self.queries = tuple(args[1].shape[:2])
+            self.keys = (self.keys[0], self.keys[1] + self.queries[1])
         self.started, self.found = self.started + 1, 0
 
     def _end(self, block: nn.Module, *_: Any) -> None:
@@ -99,22 +107,24 @@ class AttentionCalls(TorchFunctionMode):
             return self._attended(func, args, kwargs, None)
         known = self.weights.get(id(args[0])) if args else None
         if known is not None and name in PRODUCTS and len(args) == 2:
-            if (version(known.A), version(known.S)) != known.versions:
+            if _versions(known.A, known.S) != known.versions:
                 raise self.refuse("it changes attention scores or weights in place after the softmax")
-            return self._attended(func, args, kwargs, known.S)
+            return self._attended(func, args, kwargs, known)
         out = func(*args, **kwargs)
         if name == SOFTMAX and args and out.ndim == 4 and kwargs.get("dim", args[1:2]) in (-1, 3, (-1,), (3,)):
             self._keep(out, args[0])
         elif known is not None and (name in SAME_WEIGHTS or _is_idle_dropout(name, args, kwargs)):
             self._keep(out, known.S)
+        elif known is not None and name in MIXING:
+            self._keep(out, None)
         return out
 
-    def _keep(self, A: Tensor, S: Tensor) -> None:
+    def _keep(self, A: Tensor, S: Tensor | None) -> None:
         if id(A) not in self.weights:  # such as A.float() of a float32 A, which is A, maybe changed in place
-            self.weights[id(A)] = _Weights(A, S, (version(A), version(S)))
+            self.weights[id(A)] = Weights(A, S, _versions(A, S))
 
-    def _attended(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
-        out = self.attend(func, args, kwargs, scores)
+    def _attended(self, func: Any, args: Any, kwargs: Any, weights: Weights | None) -> Tensor:
+        out = self.attend(func, args, kwargs, weights)
         self.found += 1
         return out
 
@@ -127,6 +137,10 @@ def _name(func: Any) -> str:
 def version(t: Tensor) -> int:
     """The number of operations in place on the tensor so far; 0 for an inference tensor, which does not count them."""
     return 0 if t.is_inference() else t._version
+
+
+def _versions(A: Tensor, S: Tensor | None) -> tuple[int, int]:
+    return version(A), 0 if S is None else version(S)
 
 
 def _is_idle_dropout(name: str, args: Any, kwargs: Any) -> bool:

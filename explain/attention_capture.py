@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain.attention_calls import AttentionCalls, version
+from explain.attention_calls import AttentionCalls, Weights, version
 from explain.isolation import gradients
 
 ALL = slice(None)
@@ -43,6 +43,8 @@ class Attention:
     """dy/dO [B, H, N, D]; set by `AttentionCapture.compute_gradients`."""
     explicit_scores: Tensor | None = None
     """S [B, H, N, N], of an attention that the model computes step by step; q, k, scale and mask are then unused."""
+    mixed_weights: Tensor | None = None
+    """A [B, H, N, N] with O = A v, if heads are mixed after the softmax: its rows can be negative, and have any sum."""
 
     @property
     def name(self) -> str:
@@ -51,6 +53,7 @@ class Attention:
 
     def scores(self, rows: slice = ALL) -> Tensor:
         """S [B, H, R, N] in fp32 (fp64 for an fp64 model), -inf where masked."""
+        self.require_scores()
         if self.explicit_scores is not None:
             S_BHRN = self.explicit_scores[:, :, rows]
             return S_BHRN.to(torch.promote_types(S_BHRN.dtype, torch.float32))
@@ -62,6 +65,9 @@ class Attention:
 
     def weights(self, rows: slice = ALL) -> Tensor:
         """A [B, H, R, N]."""
+        if self.mixed_weights is not None:
+            A_BHRN = self.mixed_weights[:, :, rows]
+            return A_BHRN.to(torch.promote_types(A_BHRN.dtype, torch.float32))
         return self.scores(rows).softmax(-1)
 
     def weights_gradient(self, rows: slice = ALL) -> Tensor:
@@ -72,23 +78,31 @@ class Attention:
 
     def scores_gradient(self, rows: slice = ALL) -> Tensor:
         """dy/dS [B, H, R, N]; every row sums to 0."""
+        self.require_scores()
         weights, gradient = self.weights(rows), self.weights_gradient(rows)
         return weights * (gradient - (weights * gradient).sum(-1, keepdim=True))
 
     def detached(self) -> "Attention":
         """The same attention with inputs that keep no graph."""
-        scores = None if self.explicit_scores is None else self.explicit_scores.detach()
-        return replace(self, q=self.q.detach(), k=self.k.detach(), v=self.v.detach(), explicit_scores=scores)
+        names = ("q", "k", "v", "explicit_scores", "mixed_weights")
+        tensors = {name: t.detach() for name in names if (t := getattr(self, name)) is not None}
+        return replace(self, **tensors)
 
     def versions(self) -> list[int]:
         """Changes whenever one of the tensors is changed in place."""
-        tensors = (self.q, self.k, self.v, self.mask, self.out, self.explicit_scores)
+        tensors = (self.q, self.k, self.v, self.mask, self.out, self.explicit_scores, self.mixed_weights)
         return [version(t) for t in tensors if t is not None]
 
     def select_rows(self, rows: slice) -> "Attention":
         """The same fused attention for the query rows `rows` only; its output is a new leaf of the autograd graph."""
         out = self.out[:, :, rows].detach().requires_grad_()
         return replace(self, q=self.q[:, :, rows], mask=self._mask_rows(rows), out=out)
+
+    def require_scores(self) -> None:
+        """Raise UserError if heads are mixed after the softmax."""
+        if self.mixed_weights is not None:
+            why = "mixes its heads after the softmax, so its weights are not those of scores"
+            raise UserError(f"{self.name} {why}; choose grad_rollout or a method without attention")
 
     def _mask_rows(self, rows: slice) -> Tensor | None:
         if self.mask is None or self.mask.shape[-2] == 1:  # one row for all queries
@@ -144,7 +158,7 @@ class _Recorder(AttentionCalls):
         self.capture, self.stop_gradient = capture, stop_gradient
         self.versions: list[list[int]] = []  # of the tensors of each attention when it ran
 
-    def attend(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
+    def attend(self, func: Any, args: Any, kwargs: Any, weights: Weights | None) -> Tensor:
         out: Tensor = func(*args, **kwargs)
         keep_graph = self.capture.graph and out.requires_grad
         if keep_graph and self.stop_gradient:
@@ -154,13 +168,14 @@ class _Recorder(AttentionCalls):
         elif torch.is_grad_enabled() and (self.stop_gradient or not out.requires_grad):
             out = out.detach().requires_grad_()  # with frozen weights the graph starts here
         assert self.index is not None
-        if scores is None:
+        if weights is None:
             attention = attention_from_call(self.index, out, *args, **kwargs)
         else:
             unused = torch.empty(0)
-            attention = Attention(self.index, unused, unused, args[1], 1.0, None, out, explicit_scores=scores)
-        for t in (attention.v,) if self.pooling else (attention.v, out):
-            if t.ndim != 4 or (t.shape[0], t.shape[2]) != self.tokens:
+            mixed = args[0] if weights.S is None else None
+            attention = Attention(self.index, unused, unused, args[1], 1.0, None, out, None, weights.S, mixed)
+        for t, tokens in ((attention.v, self.keys), (out, self.queries))[: 1 if self.pooling else 2]:
+            if t.ndim != 4 or (t.shape[0], t.shape[2]) != tokens:
                 raise self.refuse(f"its attention has values {tuple(t.shape)} instead of one row for every token")
         self.capture.attentions.append(attention if keep_graph else attention.detached())
         self.versions.append(attention.versions())
@@ -201,7 +216,7 @@ class _AttentionReplay(AttentionCalls):
         super().__init__(blocks, range(len(blocks)))
         self.outs = iter([attention.out for attention in capture.attentions])
 
-    def attend(self, func: Any, args: Any, kwargs: Any, scores: Tensor | None) -> Tensor:
+    def attend(self, func: Any, args: Any, kwargs: Any, weights: Weights | None) -> Tensor:
         return next(self.outs)
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel
-from explain.rollout import Fusion, fuse_heads
+from explain.rollout import Fusion, fuse_heads, require_averages
 from explain.types import METHODS, Explainer
 
 if TYPE_CHECKING:
@@ -46,6 +46,11 @@ class AttentionFlow(Explainer):
     """Use this head of every block alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
+
+    def check(self, explained: ExplainedModel) -> None:
+        """Raise UserError if attention cannot be read, or is no average of tokens."""
+        super().check(explained)
+        require_averages(explained)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""

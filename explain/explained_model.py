@@ -6,12 +6,22 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.isolation import alone, derivatives_checked, without_compilation
-from explain.vits import ATTENTIONS, ReadableViT, has_classifier, patch_grid, readout, require_known_pooling
+from explain.vits import (
+    ATTENTIONS,
+    ReadableViT,
+    blocks,
+    first_class_block,
+    has_classifier,
+    patch_grid,
+    readout,
+    require_known_pooling,
+)
 from explain.wrappers import eager, inner_vit, unwrapped, why_unread
 from models.interface import ImageClassifier, Readout, Stage, selects_patches
 from models.masked_vit import MaskedViT
@@ -51,7 +61,12 @@ class ExplainedModel:
     @property
     def blocks(self) -> list[nn.Module]:
         """The ViT's blocks, first block first; of compiled ones, the module inside."""
-        return [eager(block) for block in self.vit.blocks]
+        return [eager(block) for block in blocks(self.vit)]
+
+    @property
+    def first_read_block(self) -> int:
+        """The first block whose attention has rows for the tokens that the classifier reads: 0, but for CaiT."""
+        return first_class_block(self.vit)
 
     @property
     def num_prefix(self) -> int:
@@ -94,6 +109,16 @@ class ExplainedModel:
             return like.new_ones(())
         gate = self.selection.gate
         return (self.selection.mask if gate is None else gate).flatten(1).to(like)
+
+    def over_all_tokens(self, t_BRN: Tensor, images: Tensor) -> Tensor:
+        """Attention of one block [B, R, N] over all tokens, prefix tokens included: zeros where there is none.
+
+        CaiT's blocks attend either between patches, or from the class token alone.
+        """
+        height, width = self.grid(images)
+        tokens = height * width + self.num_prefix
+        rows, columns = tokens - t_BRN.shape[1], tokens - t_BRN.shape[2]
+        return F.pad(t_BRN, (columns, 0, rows, 0) if columns else (0, 0, 0, rows)) if rows else t_BRN
 
     def on_grid(self, tokens: Tensor, images: Tensor) -> Tensor:
         """Values of all tokens [B, N, ...] -> those of the patches [B, h, w, ...]; prefix tokens are dropped."""
@@ -187,6 +212,14 @@ def require_block(explained: ExplainedModel, layer: int) -> None:
     depth = len(explained.blocks)
     if not -depth <= layer < depth:
         raise UserError(f"--layer: {layer}; the model has blocks 0 to {depth - 1}, or -{depth} to -1")
+
+
+def require_row(explained: ExplainedModel, layer: int) -> None:
+    """Raise UserError unless the model has a block `layer` in whose attention the classifier's tokens have a row."""
+    require_block(explained, layer)
+    if range(len(explained.blocks))[layer] < explained.first_read_block:
+        kind, first = type(explained.vit).__name__, explained.first_read_block
+        raise UserError(f"--layer: {layer}; the class token of a {kind} attends from block {first} on")
 
 
 @contextlib.contextmanager

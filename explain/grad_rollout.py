@@ -19,7 +19,16 @@ from torch import Tensor
 
 from explain.attention_capture import Attention, AttentionCapture, record
 from explain.explained_model import ExplainedModel
-from explain.rollout import FUSIONS, VIT_EXPLAIN_DISCARD, Fusion, check_ratio, discard, divide_by_maximum, roll_out
+from explain.rollout import (
+    FUSIONS,
+    VIT_EXPLAIN_DISCARD,
+    Fusion,
+    check_ratio,
+    discard,
+    divide_by_maximum,
+    require_averages,
+    roll_out,
+)
 from explain.types import METHODS, Explainer
 
 
@@ -42,6 +51,12 @@ class GradRollout(Explainer):
         """Raise UserError for options out of range."""
         super().__post_init__()
         check_ratio(self.discard_ratio)
+
+    def check(self, explained: ExplainedModel) -> None:
+        """Raise UserError if attention cannot be read; compat=vit-explain needs scores in every block."""
+        super().check(explained)
+        if self.compat:
+            require_averages(explained)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""

@@ -19,11 +19,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from timm.models.eva import EvaBlockPostNorm
 from timm.models.vision_transformer import ResPostBlock
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.attention_capture import record
-from explain.explained_model import ExplainedModel, require_attention, require_block
+from explain.explained_model import ExplainedModel, require_attention, require_block, require_row
 from explain.features import as_features, find_module, first_tensor, last_stage, tokens_order
 from explain.gradients import at_least_float
 from explain.isolation import gradients
@@ -33,7 +34,7 @@ from explain.vits import ReadableViT
 FIRST_NORMS = ("in_norm", "norm1", "layernorm_before", "layer_norm1")
 """Names of the norm before a block's attention: of timm's ParallelScalingBlock, of timm's other blocks and Hugging
 Face's DINOv2 and DINOv3, of Hugging Face's ViT, and of its CLIP and SigLIP."""
-POST_NORM = (ResPostBlock, EvaBlockPostNorm)
+POST_NORM = (ResPostBlock, ResPostRelPosBlock, EvaBlockPostNorm)
 """Blocks whose norms come after attention and MLP."""
 BEFORE = "choose one before"
 
@@ -63,6 +64,7 @@ class GradCAM(Explainer):
             raise UserError("--module: compat=chefer reads the attention of a block; give --layer instead")
         if self.compat:
             require_attention(explained)
+            require_row(explained, self.layer)
         if self.module:
             find_module(explained.network, self.module)
         elif isinstance(explained.network, ReadableViT):

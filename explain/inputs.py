@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain.explained_model import evaluated
 from explain.huggingface import HuggingFaceModel, HuggingFaceViT
-from explain.vits import ReadableViT, takes_any_size
+from explain.vits import ReadableViT, embedding, takes_any_size
 from models.cnn import Cnn
 from models.interface import ImageClassifier
 
@@ -35,8 +35,8 @@ def checked_images(model: nn.Module, images: Any) -> Tensor:
         raise UserError(f"images: {images.dtype}; give floats, normalised as the model expects")
     if (size := _fixed_size(model)) and shape[2:] != size:
         raise UserError(f"images: {shape[2]} x {shape[3]} pixels; this model takes {size[0]} x {size[1]}")
-    if isinstance(model, ReadableViT) and not size and not getattr(model.patch_embed, "dynamic_img_pad", False):
-        patch = tuple(model.patch_embed.patch_size)
+    if isinstance(model, ReadableViT) and not size and not getattr(embedding(model), "dynamic_img_pad", False):
+        patch = tuple(embedding(model).patch_size)
         if any(side % step or side < step for side, step in zip(shape[2:], patch, strict=True)):
             raise UserError(f"images: {shape[2]} x {shape[3]} pixels are no multiple of the patch size {patch}")
     return images

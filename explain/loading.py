@@ -22,7 +22,7 @@ from explain.explained_model import check_explainable
 from explain.huggingface_loading import huggingface_model
 from explain.inputs import imagenet_names, num_classes, returning_logits
 from explain.torchvision_models import Made, torchvision_model
-from explain.vits import ReadableViT, has_classifier
+from explain.vits import ReadableViT, embedding, has_classifier, takes_any_size
 from models.backbone import check_timm_name
 from models.interface import ImageClassifier
 from models.registry import model_class
@@ -87,7 +87,7 @@ def patch_size(model: nn.Module) -> int:
     """Side of a patch of one of timm's ViTs (`explain.vits`) or of a model of this project, pixels."""
     if isinstance(model, ImageClassifier):
         return model.patch_size
-    return int(cast(ReadableViT, model).patch_embed.patch_size[0])
+    return int(embedding(cast(ReadableViT, model)).patch_size[0])
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def load_vit(
         kind = type(getattr(found.model, "model", found.model)).__name__
         kind += "" if found.has_classes else " without classifier"
         name = source.partition("/")[2]
-        raise UserError(f"--model: {name!r} is a {kind}; give a timm ViT classifier: VisionTransformer, Eva or Beit")
+        raise UserError(f"--model: {name!r} is a {kind}; give a timm ViT classifier, such as VisionTransformer or Eva")
     return found
 
 
@@ -172,10 +172,12 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, state:
     model = _create(name, pretrained, settings)
     config = resolve_model_data_config(model)
     if isinstance(model, ReadableViT):
-        grid, patch = model.patch_embed.grid_size, model.patch_embed.patch_size
+        patch = embedding(model).patch_size
         if size and any(side % step for side, step in zip(size, patch, strict=True)):
             why = f"is no multiple of the patch size {patch} (in evaluate.py: --data.image_size)"
             raise UserError(f"--size: {size[0]} {size[1]} {why}")
+    if isinstance(model, ReadableViT) and not takes_any_size(model):
+        grid = embedding(model).grid_size
         config["input_size"] = (3, grid[0] * patch[0], grid[1] * patch[1])
     elif size:
         config["input_size"] = (3, *size)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from explain.attention_capture import ALL, record
-from explain.explained_model import ExplainedModel, require_block
+from explain.explained_model import ExplainedModel, require_row
 from explain.rollout import Fusion, fuse_heads
 from explain.types import METHODS, Explainer
 from explain.vits import attention_pooling
@@ -42,7 +42,7 @@ class RawAttention(Explainer):
                 raise UserError("--pooling: this model has no attention pooling")
             return
         super().check(explained)
-        require_block(explained, self.layer)
+        require_row(explained, self.layer)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from timm.models.cait import TalkingHeadAttn
 from torch import Tensor
 
 from common.errors import UserError
@@ -25,6 +26,10 @@ from explain.types import METHODS, Explainer
 Fusion = Literal["mean", "max", "min"]
 FUSIONS: dict[str, Callable[..., Tensor]] = {"mean": torch.mean, "max": torch.amax, "min": torch.amin}
 VIT_EXPLAIN_DISCARD = 0.9
+MIXED = (
+    "mixes its heads after the softmax (talking heads), so its rows are no averages: they can be negative; choose "
+    "raw_attention, grad_rollout, agcam or a method without attention"
+)
 
 
 @METHODS.register("rollout")
@@ -50,6 +55,11 @@ class Rollout(Explainer):
         super().__post_init__()
         check_ratio(self.discard_ratio)
         check_start(self.start_layer)
+
+    def check(self, explained: ExplainedModel) -> None:
+        """Raise UserError if attention cannot be read, or is no average of tokens."""
+        super().check(explained)
+        require_averages(explained)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
@@ -78,6 +88,8 @@ def fuse_heads(
 
     Raises UserError for a head that does not exist.
     """
+    if any(attention.mixed_weights is not None for attention in attentions):
+        raise UserError(f"{attentions[0].name} {MIXED}")
     heads = [attention.weights(rows) for attention in attentions]
     heads_BHRN = heads[0] if len(heads) == 1 else torch.cat(heads, dim=1)  # cat would copy a single one too
     if head is None:
@@ -85,6 +97,13 @@ def fuse_heads(
     if not 0 <= head < heads_BHRN.shape[1]:
         raise UserError(f"--head: {head}; the model has heads 0 to {heads_BHRN.shape[1] - 1}")
     return heads_BHRN[:, head]
+
+
+def require_averages(explained: ExplainedModel) -> None:
+    """Raise UserError if a block mixes its heads after the softmax."""
+    for index, block in enumerate(explained.blocks):
+        if any(isinstance(part, TalkingHeadAttn) for part in block.modules()):
+            raise UserError(f"the attention of blocks.{index} {MIXED}")
 
 
 def check_ratio(discard_ratio: float | None) -> None:
@@ -131,6 +150,7 @@ def roll_out(
     # The row is read + added: the classifier's row of I, and what attention adds to it, to full precision.
     read_BN = added_BN = None
     for F_BNN in last_first:
+        F_BNN = explained.over_all_tokens(F_BNN, images)
         if read_BN is None or added_BN is None:
             read_BN = explained.readout_row(F_BNN)
             added_BN = torch.zeros_like(read_BN)

@@ -1,30 +1,60 @@
 """The ViTs whose attention methods can read, timm's and Hugging Face's, and which of their tokens a classifier reads.
 
 One class each, with its subclasses: `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP, ...), `Eva` (DINOv3, EVA-02,
-Perception Encoder, ViTs with rotary positions) and `Beit` (relative position biases).
+Perception Encoder, ViTs with rotary positions), `Beit` and `VisionTransformerRelPos` (relative position biases),
+`NaFlexVit`, and `Cait`. CaiT's patches attend to each other in `blocks`, where heads are mixed before and after the
+softmax ("talking heads"); its class token attends to itself and the patches in `blocks_token_only`, which come last.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypeAlias, cast
 
 import timm.layers
-from timm.models import beit, eva, vision_transformer
+from timm.models import beit, cait, eva, vision_transformer, vision_transformer_relpos
 from timm.models.beit import Beit
+from timm.models.cait import Cait
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer_relpos import VisionTransformerRelPos
 from torch import Tensor, nn
 
 from common.errors import UserError
 from explain.huggingface import HuggingFaceViT
 from models.interface import Readout
 
-ReadableViT: TypeAlias = VisionTransformer | Eva | Beit | HuggingFaceViT
-KINDS = (VisionTransformer, VisionTransformerDistilled, Eva, Beit, HuggingFaceViT)
+ReadableViT: TypeAlias = VisionTransformer | Eva | Beit | VisionTransformerRelPos | NaFlexVit | Cait | HuggingFaceViT
+KINDS = (
+    VisionTransformer,
+    VisionTransformerDistilled,
+    Eva,
+    Beit,
+    VisionTransformerRelPos,
+    NaFlexVit,
+    Cait,
+    HuggingFaceViT,
+)
 ATTENTIONS = (
     *(timm.layers.Attention, timm.layers.AttentionRope, eva.EvaAttention, beit.Attention),
-    vision_transformer.ParallelScalingBlock,
+    *(vision_transformer.ParallelScalingBlock, vision_transformer_relpos.RelPosAttention, cait.ClassAttn),
 )
 """timm's modules with one softmax over scores of all tokens."""
+
+
+def blocks(vit: ReadableViT) -> list[nn.Module]:
+    """The blocks with attention, in the order in which they run."""
+    return [*cast(Sequence[nn.Module], vit.blocks), *cast(Any, getattr(vit, "blocks_token_only", None) or ())]
+
+
+def first_class_block(vit: ReadableViT) -> int:
+    """The index of the first block whose attention reads the class token: 0, but for CaiT."""
+    return len(vit.blocks) if isinstance(vit, Cait) else 0
+
+
+def embedding(vit: ReadableViT) -> Any:
+    """The module that makes tokens of patches."""
+    return vit.embeds if isinstance(vit, NaFlexVit) else vit.patch_embed
 
 
 def readout(vit: ReadableViT, has_classes: bool) -> Readout:
@@ -42,7 +72,7 @@ def readout(vit: ReadableViT, has_classes: bool) -> Readout:
 
 def has_class_token(vit: ReadableViT) -> bool:
     """Whether the first token is a class token."""
-    return vit.cls_token is not None
+    return (vit.embeds if isinstance(vit, NaFlexVit) else cast(Any, vit)).cls_token is not None
 
 
 def has_classifier(vit: ReadableViT) -> bool:
@@ -57,16 +87,15 @@ def attention_pooling(vit: ReadableViT) -> nn.Module | None:
 
 def patch_grid(vit: ReadableViT, images: Tensor) -> tuple[int, int]:
     """(h, w): the patch grid of these images [B, 3, H, W]."""
-    embed = vit.patch_embed
     if takes_any_size(vit):
         height, width = images.shape[-2:]
-        return cast(tuple[int, int], embed.dynamic_feat_size((height, width)))
-    return cast(tuple[int, int], embed.grid_size)
+        return cast(tuple[int, int], embedding(vit).dynamic_feat_size((height, width)))
+    return cast(tuple[int, int], embedding(vit).grid_size)
 
 
 def takes_any_size(vit: ReadableViT) -> bool:
     """Whether images may have another size than the one that the ViT was built for."""
-    return bool(getattr(vit, "dynamic_img_size", False))
+    return isinstance(vit, NaFlexVit) or bool(getattr(vit, "dynamic_img_size", False))
 
 
 def require_known_pooling(vit: ReadableViT, has_classes: bool) -> None:
@@ -74,8 +103,11 @@ def require_known_pooling(vit: ReadableViT, has_classes: bool) -> None:
     if has_classes and vit.global_pool in ("max", "avgmax"):
         why = "the maximum over tokens reads other tokens in every channel, so no row of attention is the classifier's"
         raise UserError(f"global_pool={vit.global_pool}: {why}; choose a method without attention")
-    for name in ("forward_head", "pool"):
-        method = getattr(vit, name, None)  # Beit has no pool
+    if isinstance(vit, Cait) and vit.global_pool == "avg":
+        why = "the mean over patches does not read the class token, nor the attention of its blocks"
+        raise UserError(f"global_pool=avg of a Cait: {why}; choose a method without attention")
+    for name in ("forward_head", "pool", "_pool"):
+        method = getattr(vit, name, None)  # not every kind has all
         method = getattr(method, "_torchdynamo_orig_callable", method)  # of torch.compile
         known: list[Any] = [getattr(kind, name, None) for kind in KINDS if isinstance(vit, kind)]
         if getattr(method, "__func__", method) not in known:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from timm.layers import GELU, DropPath, GELUTanh, LayerScale, PatchEmbed, QuickGELU, RmsNorm
+from timm.layers import GELU, DropPath, GELUTanh, LayerScale, PatchEmbed, QuickGELU, RelPosBias, RmsNorm
 from timm.models.beit import RelativePositionBias
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -21,12 +21,13 @@ from explain.huggingface import PatchConvolution
 from explain.isolation import gradients
 from explain.lrp.dispatch import DATA_MOVEMENT, Operation, Rule, RuleSet, is_tracked, rule_for
 from explain.lrp.rules import divide
+from explain.vits import embedding
 from models.interface import selects_patches
 
 LAYERS = (
     *(nn.Linear, nn.Identity, nn.Dropout, DropPath, LayerScale, nn.LayerNorm, nn.RMSNorm, RmsNorm, nn.BatchNorm1d),
     nn.Embedding,
-    *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, RelativePositionBias),
+    *(nn.GELU, GELU, GELUTanh, QuickGELU, nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, RelativePositionBias, RelPosBias),
 )
 """Leaf modules whose operations all have rules. The operations of other modules are checked when they run."""
 CLASS_TOKEN = (slice(None), 0)
@@ -154,7 +155,10 @@ def require_rules(explained: ExplainedModel, pixels: bool) -> None:
 
     `pixels`: relevance goes down to the image, so the patch embedding must be a plain convolution.
     """
-    embed = explained.vit.patch_embed
+    embed = embedding(explained.vit)
+    if explained.first_read_block:
+        why = "lrp has no rule for blocks that mix heads, nor for class attention"
+        raise UserError(f"a {type(explained.vit).__name__}: {why}; choose another method")
     for name, layer in explained.module.named_modules():
         is_leaf = next(layer.children(), None) is None and not type(layer).__module__.startswith("transformers.")
         if is_leaf and _runs(explained, name) and layer not in set(embed.modules()) and not isinstance(layer, LAYERS):

@@ -140,6 +140,7 @@ class Lrp(Explainer):
 
     def _head_mean(self, attention: Attention, R_out: Tensor) -> Tensor:
         """E_h of the matrix that the variant uses, [B, N, N]. R_out [B, H, N, D]: relevance of the attention output."""
+        attention.require_scores()
         A_BHNN = attention.weights()
         if self.variant == "last_layer_attn":
             return A_BHNN.mean(1)

@@ -9,12 +9,14 @@ from timm.layers import SwiGLU, SwiGLUPacked
 from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.eva import Eva
+from timm.models.naflexvit import NaFlexVit
 from timm.models.vision_transformer import (
     ParallelScalingBlock,
     ParallelThingsBlock,
     ResPostBlock,
     VisionTransformer,
 )
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock, VisionTransformerRelPos
 from torch import Tensor, nn
 
 from explain.explained_model import ExplainedModel, explained_model
@@ -66,6 +68,16 @@ def beit(**settings: Any) -> Beit:
     return Beit(**shape | {"num_classes": CLASSES} | settings)
 
 
+def rel_pos(**settings: Any) -> VisionTransformerRelPos:
+    shape: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    return VisionTransformerRelPos(**shape | {"num_classes": CLASSES} | settings)
+
+
+def naflex(**settings: Any) -> NaFlexVit:
+    shape: dict[str, Any] = {"patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2, "class_token": True}
+    return NaFlexVit(**shape | {"global_pool": "token", "num_classes": CLASSES} | settings)
+
+
 def eva(kind: Callable[..., Eva], **settings: Any) -> Eva:
     return kind(**{"img_size": 32, "num_classes": CLASSES} | settings)
 
@@ -103,6 +115,11 @@ CASES = {
     "eva_post": Case(lambda: eva(eva_t_post)),
     "beit": Case(lambda: beit(use_rel_pos_bias=True, init_values=0.1, use_abs_pos_emb=False)),
     "beit_shared": Case(lambda: beit(use_shared_rel_pos_bias=True, global_pool="token")),
+    "rel_pos": Case(lambda: rel_pos(class_token=True, global_pool="token")),
+    "rel_pos_shared": Case(lambda: rel_pos(shared_rel_pos=True, rel_pos_type="bias", block_fn=ResPostRelPosBlock)),
+    "naflex": Case(lambda: naflex(reg_tokens=2, global_pool="avg"), (48, 32)),
+    "naflex_map": Case(lambda: naflex(class_token=False, global_pool="map", embed_proj_type="conv")),
+    "naflex_rope": Case(lambda: naflex(rope_type="axial", pos_embed="none")),
     "plain_cls": Case(lambda: plain("cls")),
     "plain_aim": Case(lambda: plain("aim")),
     "plain_gap_cls": Case(lambda: plain("gap_cls")),

@@ -18,6 +18,7 @@ from tests.explain.textbook import sdpa_modules
 
 TARGETS = torch.tensor([4, 0, 2])
 FEW = ("dinov3_avg", "eva", "eva02", "pe", "rope_mixed", "rope_gap", "eva_post", "beit_shared")
+FEW += ("rel_pos", "rel_pos_shared", "naflex", "naflex_map", "naflex_rope")
 FEW += ("stage_1_dinov3", "stage_2_dinov3", "stage_2_mean", "stage_2_soft_mean")
 """Variants that the tests of the single methods cover."""
 NAMES = tuple(name for name in CASES if name not in FEW)

@@ -25,6 +25,7 @@ class Given:
     A: Tensor
     S: Tensor
     gradient: Tensor
+    mixed_weights: None = None
 
     def weights(self, rows: slice = slice(None)) -> Tensor:
         return self.A[:, :, rows]

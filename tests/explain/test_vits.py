@@ -5,13 +5,14 @@ from typing import Any
 import pytest
 import torch
 from timm.models.eva import Eva
+from timm.models.vision_transformer_relpos import ResPostRelPosBlock
 from torch import Tensor
 
 from common.errors import UserError
 from explain import METHODS, explain
 from explain.explained_model import with_selection
 from models.two_stage import with_mask
-from tests.explain.small import CASES, beit, eva, vit
+from tests.explain.small import CASES, beit, eva, naflex, rel_pos, vit
 from tests.models.small import eva_t_dinov3, eva_t_pe, shaken
 
 WITHOUT_CLASS = ("raw_attention", "rollout", "attention_flow")
@@ -23,10 +24,38 @@ def test_rows_are_the_tokens_that_the_classifier_reads() -> None:
     wanted = {
         **dict.fromkeys(("dinov3", "eva", "rope_mixed", "eva_post", "beit_shared", "stage_2_dinov3"), slice(0, 1)),
         **{"dinov3_avg": slice(3, None), "eva02": slice(1, None), "rope_gap": slice(1, None), "beit": slice(1, None)},
+        **{"rel_pos": slice(0, 1), "naflex": slice(3, None), "naflex_map": slice(0, None)},
         **{"pe": slice(0, None), "stage_1_dinov3": slice(5, None), "stage_2_mean": slice(0, None)},
     }
     found = {name: CASES[name].explained(CASES[name].model(), CASES[name].images(1)).rows() for name in wanted}
     assert found == wanted
+
+
+@pytest.mark.parametrize("name", ["rel_pos", "naflex"])
+def test_maps_are_those_of_a_vision_transformer_without_its_own_positions(name: str) -> None:
+    """NaFlexViT's positions are [1, h, w, D], resampled to the grid; relative ones with a bias of 0 have no effect."""
+    torch.manual_seed(0)
+    shape: dict[str, Any] = {"mlp_ratio": 2, "pos_embed_grid_size": (4, 4), "embed_proj_type": "conv"}
+    other: Any = (
+        naflex(**shape)
+        if name == "naflex"
+        else rel_pos(class_token=True, global_pool="token", rel_pos_type="bias", init_values=None, mlp_ratio=2)
+    )
+    shaken(other).double().eval()
+    state = {
+        key.replace("embeds.proj", "patch_embed.proj").replace("embeds.", ""): t
+        for key, t in other.state_dict().items()
+    }
+    patches = state.get("pos_embed", torch.zeros(1, 4, 4, 32)).flatten(1, 2)
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 32), patches], dim=1)
+    for key in [key for key in state if "rel_pos" in key]:
+        state.pop(key).zero_()
+    wanted = vit().double().eval()
+    wanted.load_state_dict(state)
+    for method in ("lrp", "gradcam", "guided_backprop", "attention_flow"):
+        torch.testing.assert_close(
+            explain(other, x, method, TARGETS), explain(wanted, x, method, TARGETS), rtol=1e-7, atol=0
+        )
 
 
 @pytest.mark.parametrize("name", ["eva", "beit"])
@@ -47,8 +76,10 @@ def test_maps_are_those_of_a_vision_transformer_with_the_same_weights(name: str,
         torch.testing.assert_close(maps, explain(wanted, x, method, TARGETS, **options), rtol=1e-7, atol=0)
 
 
-def test_gradcam_of_norms_after_the_attention_reads_the_input_of_a_block() -> None:
-    model = CASES["eva_post"].model().double()
+@pytest.mark.parametrize("name", ["eva_post", "rel_pos_post"])
+def test_gradcam_of_norms_after_the_attention_reads_the_input_of_a_block(name: str) -> None:
+    post = rel_pos(class_token=True, global_pool="token", block_fn=ResPostRelPosBlock)
+    model = (CASES[name].model() if name in CASES else shaken(post).eval()).double()
     kept: list[Tensor] = []
     with model.blocks[-1].register_forward_pre_hook(lambda _, args: kept.append(args[0])):
         score = model(x[:1])[0, 4]
@@ -101,6 +132,7 @@ WITH_HEAD: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "dinov3": (lambda **s: eva(eva_t_dinov3, **s), {"global_pool": "token"}, {"global_pool": "avg"}),
     "pooling": (lambda **s: eva(eva_t_pe, **s), {}, {}),
     "beit": (beit, {"global_pool": "token", "use_rel_pos_bias": True}, {}),
+    "naflex": (naflex, {"reg_tokens": 2}, {}),
 }
 
 
