@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from common.errors import UserError
 from explain.explained_model import evaluated
 from explain.huggingface import HuggingFaceModel, HuggingFaceViT
-from explain.vits import ReadableViT, embedding, takes_any_size
+from explain.vits import ReadableViT, embedding, patch_side, takes_any_size
 from models.cnn import Cnn
 from models.interface import ImageClassifier
 
@@ -36,7 +36,7 @@ def checked_images(model: nn.Module, images: Any) -> Tensor:
     if (size := _fixed_size(model)) and shape[2:] != size:
         raise UserError(f"images: {shape[2]} x {shape[3]} pixels; this model takes {size[0]} x {size[1]}")
     if isinstance(model, ReadableViT) and not size and not getattr(embedding(model), "dynamic_img_pad", False):
-        patch = tuple(embedding(model).patch_size)
+        patch = patch_side(model)
         if any(side % step or side < step for side, step in zip(shape[2:], patch, strict=True)):
             raise UserError(f"images: {shape[2]} x {shape[3]} pixels are no multiple of the patch size {patch}")
     return images
@@ -57,7 +57,7 @@ def _fixed_size(model: nn.Module) -> tuple[int, ...] | None:
     # not every kind has timm's switches
     if not getattr(embed, "strict_img_size", True):
         return None
-    return tuple(count * side for count, side in zip(embed.grid_size, embed.patch_size, strict=True))
+    return tuple(count * side for count, side in zip(embed.grid_size, patch_side(model), strict=True))
 
 
 def num_classes(model: nn.Module) -> int:

@@ -22,7 +22,7 @@ from explain.explained_model import check_explainable
 from explain.huggingface_loading import huggingface_model
 from explain.inputs import imagenet_names, num_classes, returning_logits
 from explain.torchvision_models import Made, torchvision_model
-from explain.vits import ReadableViT, embedding, has_classifier, takes_any_size
+from explain.vits import ReadableViT, embedding, has_classifier, patch_side, takes_any_size
 from models.backbone import check_timm_name
 from models.interface import ImageClassifier
 from models.registry import model_class
@@ -87,7 +87,7 @@ def patch_size(model: nn.Module) -> int:
     """Side of a patch of one of timm's ViTs (`explain.vits`) or of a model of this project, pixels."""
     if isinstance(model, ImageClassifier):
         return model.patch_size
-    return int(embedding(cast(ReadableViT, model)).patch_size[0])
+    return patch_side(cast(ReadableViT, model))[0]
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, state:
     model = _create(name, pretrained, settings)
     config = resolve_model_data_config(model)
     if isinstance(model, ReadableViT):
-        patch = embedding(model).patch_size
+        patch = patch_side(model)
         if size and any(side % step for side, step in zip(size, patch, strict=True)):
             why = f"is no multiple of the patch size {patch} (in evaluate.py: --data.image_size)"
             raise UserError(f"--size: {size[0]} {size[1]} {why}")

@@ -70,6 +70,13 @@ def readout(vit: ReadableViT, has_classes: bool) -> Readout:
     return "all" if reads_all else "patches"
 
 
+def patch_side(vit: ReadableViT) -> tuple[int, int]:
+    """(height, width) of a patch, pixels; of a ViT on the features of a CNN, their stride times the patch size."""
+    embed = embedding(vit)
+    stride = embed.feat_ratio(as_scalar=False) if hasattr(embed, "feat_ratio") else embed.patch_size
+    return cast(tuple[int, int], tuple(stride))
+
+
 def has_class_token(vit: ReadableViT) -> bool:
     """Whether the first token is a class token."""
     return (vit.embeds if isinstance(vit, NaFlexVit) else cast(Any, vit)).cls_token is not None

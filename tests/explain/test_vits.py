@@ -1,16 +1,19 @@
 """timm's `Eva` and `Beit`, stage 2 without a class token, and ViTs without a classifier."""
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from timm.layers import HybridEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer_relpos import ResPostRelPosBlock
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import UserError
 from explain import METHODS, explain
 from explain.explained_model import with_selection
+from explain.loading import patch_size
 from models.two_stage import with_mask
 from tests.explain.small import CASES, beit, eva, naflex, rel_pos, vit
 from tests.models.small import eva_t_dinov3, eva_t_pe, shaken
@@ -151,3 +154,14 @@ def test_methods_without_class_on_a_vit_without_classifier(name: str) -> None:
             explain(model, x, method)
     with pytest.raises(UserError, match="needs a two-stage model"):
         explain(model, x, "inherent")
+
+
+def test_a_vit_on_the_features_of_a_cnn() -> None:
+    """A patch is a position of the features, stride 8, so 4 x 6 of them are 32 x 48 pixels."""
+    stem = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.GELU())
+    model = shaken(vit(img_size=(32, 48), embed_layer=partial(HybridEmbed, stem), patch_size=1)).eval()
+    images = torch.randn(1, 3, 32, 48)
+    assert patch_size(model) == 8
+    assert explain(model, images, "rollout").shape == (1, 4, 6)
+    with pytest.raises(UserError, match="this model takes 32 x 48"):
+        explain(model, images[:, :, :4, :6], "rollout")
