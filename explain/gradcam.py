@@ -180,7 +180,8 @@ def _capture(module: nn.Module, at_input: bool, call: int, calls: int, graph: bo
         if t is None:
             raise UserError(f"--module: its output is a {type(values).__name__}, not a tensor; choose another module")
         captured.append(t if graph and t.requires_grad else t.detach().requires_grad_())
-        return captured[-1] if t is values else type(values)([captured[-1], *values[1:]])
+        passed = captured[-1].clone()  # the model may change it in place
+        return passed if t is values else type(values)([passed, *values[1:]])
 
     if at_input:
         handle = module.register_forward_pre_hook(lambda _, args: (capture(args[0]), *args[1:]))

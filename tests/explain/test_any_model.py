@@ -87,7 +87,13 @@ def test_tokens_in_another_order_than_the_image_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "stage"), [("resnet18", "layer4"), ("squeezenet1_1", "classifier"), ("swin_t", "permute")]
+    ("name", "stage"),
+    [
+        ("resnet18", "layer4"),
+        ("squeezenet1_1", "classifier"),
+        ("swin_t", "permute"),
+        ("densenet121", "features"),  # followed by an activation in place
+    ],
 )
 def test_networks_of_torchvision(name: str, stage: str) -> None:
     torch.manual_seed(0)
