@@ -66,10 +66,10 @@ class Progress:
                 _check_type(each.name, getattr(progress, each.name), each.default)
             # Written by a version without multi-process training: a single dict.
             sums = progress.sums if isinstance(progress.sums, list) else [progress.sums]
-            progress.sums = [converted_metrics(part) for part in sums]
-            for part in progress.sums:
-                for total, count in part.values():
-                    _check_type("sums", float(total) + float(count), 0.0)
+            progress.sums = [
+                {name: [float(total), int(count)] for name, (total, count) in converted_metrics(part).items()}
+                for part in sums
+            ]
         except (TypeError, ValueError, AttributeError, OverflowError):
             raise UserError(f"{path} was written by another version of this code; start a new run") from None
         return progress
@@ -94,7 +94,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
         fits = value is None or isinstance(value, str if name == "wandb_id" else int | float)
     elif isinstance(default, int | float):
         fits = isinstance(value, int if isinstance(default, int) and name != "best_epoch" else int | float)
-        fits = fits and not isinstance(value, bool) and (value >= 0 or name == "sums")
+        fits = fits and not isinstance(value, bool) and value >= 0
     elif isinstance(default, str):
         fits = isinstance(value, str)
     else:
