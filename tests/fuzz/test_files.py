@@ -9,7 +9,7 @@ from tests.fuzz.campaign import spoil_and_read
 from tests.fuzz.kinds import KINDS
 
 COUNTS = {
-    "images": 700, "arrays": 150, "radiographs": 350, "checkpoints": 200, "weights": 200, "published weights": 60,
+    "images": 700, "arrays": 150, "radiographs": 350, "checkpoints": 200, "weights": 150, "published weights": 50,
     "heat maps": 100, "MATLAB arrays": 40, "tube labels": 100, "boxes": 50, "part annotations": 100, "configs": 20,
 }  # fmt: skip
 
