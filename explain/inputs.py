@@ -143,14 +143,14 @@ def checked_targets(
         raise UserError(f"targets: cannot use a {type(targets).__name__}; give one class index per image") from None
     if values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise UserError(f"targets: {values.dtype}; give class indices, integers from 0 to {count - 1}")
-    values = values.to(images.device, torch.int64)
+    values = values.to(torch.int64)
     values = values.expand(len(images)) if values.ndim == 0 else values
     if values.shape != (len(images),):
         raise UserError(f"targets: shape {tuple(values.shape)} for {len(images)} images; give one class per image")
-    outside = values[(values < 0) | (values >= count)]
-    if len(outside):
-        raise UserError(f"targets: {int(outside[0])}; the model has {what} 0 to {count - 1}")
-    return values
+    # Checked where they are: indices from Python are on the CPU, and need no wait for the images' device.
+    if outside := [index for index in values.tolist() if not 0 <= index < count]:
+        raise UserError(f"targets: {outside[0]}; the model has {what} 0 to {count - 1}")
+    return values.to(images.device, non_blocking=True)
 
 
 def _indices(targets: str | Sequence[int | str], model: nn.Module) -> int | list[Any]:

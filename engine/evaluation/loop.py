@@ -12,7 +12,7 @@ from datasets import Split, eval_loader
 from datasets.config import DataConfig
 from datasets.loader import BatchLoader
 from datasets.types import Batch
-from engine.evaluation.predict import evaluation_mode, predict
+from engine.evaluation.predict import FiniteLogits, evaluation_mode, predict_unchecked
 from engine.run.machine import machine_errors
 from metrics.class_mapping import to_dataset_classes
 from metrics.registry import MetricSet
@@ -43,17 +43,21 @@ def evaluate(
     With several processes, each passes its own images (`split_loader`), and all get the metrics of all images.
 
     Deterministic: noise that `compat=reference` keeps in evaluation is drawn from `seed`. Global random generators and
-    the model's mode are restored afterwards.
+    the model's mode are restored afterwards. Raises UserError, after the last batch, if a logit is not finite.
     """
     metrics.reset()
 
     def predict_all(source: Iterable[Batch], consumers: Iterable[Observer]) -> None:
+        logits = FiniteLogits()
         with machine_errors(OUT_OF_MEMORY, device), evaluation_mode(model, device, seed):
             for batch in source:
                 batch = batch.to(device)
-                prediction = to_dataset_classes(predict(model, batch, precision, **options), metrics.info)
+                prediction = predict_unchecked(model, batch, precision, **options)
+                logits.add(prediction.logits, batch.paths)
+                prediction = to_dataset_classes(prediction, metrics.info)
                 for consume in consumers:
                     consume(batch, prediction)
+        logits.check()
 
     if metrics.to_fit:
         predict_all(training, (metrics.fit,))

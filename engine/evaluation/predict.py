@@ -20,19 +20,42 @@ def predict(model: nn.Module, batch: Batch, precision: torch.dtype = torch.float
 
     Raises UserError as `check_logits` does.
     """
-    with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
-        prediction = prediction_of(model(batch.image, **given_mask(model, batch), **options))
+    prediction = predict_unchecked(model, batch, precision, **options)
     check_logits(prediction.logits, batch.paths)
     return prediction
 
 
+def predict_unchecked(model: nn.Module, batch: Batch, precision: torch.dtype, **options: Any) -> Prediction:
+    """`predict` without waiting for the device; see `FiniteLogits`."""
+    with torch.autocast(batch.image.device.type, dtype=precision, enabled=precision != torch.float32):
+        return prediction_of(model(batch.image, **given_mask(model, batch), **options))
+
+
 def check_logits(logits: Tensor, paths: Sequence[str]) -> None:
     """Raise UserError naming the first image with a logit [B, C] that is not finite, which metrics take for wrong."""
-    finite = logits.isfinite().all(1)
-    if not finite.all():
-        raise UserError(
-            f"the logits of {paths[int(finite.byte().argmin())]} are not finite; use another train.precision or weights"
-        )
+    found = FiniteLogits()
+    found.add(logits, paths)
+    found.check()
+
+
+class FiniteLogits:
+    """`check_logits` for several batches. It waits for the device in `check`, once."""
+
+    def __init__(self) -> None:
+        self.finite: list[Tensor] = []
+        self.paths: list[str] = []
+
+    def add(self, logits: Tensor, paths: Sequence[str]) -> None:
+        """Take in the logits [B, C] of a batch."""
+        self.finite.append(logits.isfinite().all(1))
+        self.paths += paths
+
+    def check(self) -> None:
+        """Raise UserError naming the first image with a logit that is not finite."""
+        finite = torch.cat(self.finite).tolist() if self.finite else []
+        if not all(finite):
+            path = self.paths[finite.index(False)]
+            raise UserError(f"the logits of {path} are not finite; use another train.precision or weights")
 
 
 @contextlib.contextmanager

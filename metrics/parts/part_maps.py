@@ -42,9 +42,10 @@ def point_labels(maps: Tensor, points: Tensor, size: tuple[int, int]) -> Tensor:
     A point belongs to the pixel with index round(x - 0.5), halves to even, clamped to the image, as published. Only
     these pixels are interpolated.
     """
-    limit = torch.tensor([size[1], size[0]], device=points.device)
-    pixels = torch.minimum((points - 0.5).round().clamp(min=0), limit - 1)
-    grid = (2 * pixels + 1) / limit - 1  # pixel centres in the [-1, 1] of grid_sample
+    pixels = (points - 0.5).round()
+    axes = zip(pixels.unbind(2), (size[1], size[0]), strict=True)
+    # Pixel centres in the [-1, 1] of grid_sample.
+    grid = torch.stack([(2 * axis.clamp(0, limit - 1) + 1) / limit - 1 for axis, limit in axes], dim=2)
     values = grid_sample(maps, grid[:, :, None].to(maps), padding_mode="border", align_corners=False)
     return values[..., 0].argmax(dim=1)
 
