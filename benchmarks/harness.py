@@ -178,7 +178,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [f"# {content['title']}", ""]
     for section in content["sections"]:
         lines += [f"## {section['title']}", "", *(f"- {note}" for note in section["notes"])]
-        lines += ["" for _ in section["notes"][:1]] + [_table(section["rows"])]
+        lines += ["" for _ in section["notes"][:1]] + [table(section["rows"])]
     machine = content["machine"]
     options = ", ".join(f"{name} {_cell(value)}" for name, value in content["options"].items())
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
@@ -186,7 +186,8 @@ def markdown(content: dict[str, Any]) -> str:
     return "\n".join([*lines, content["method"], "", f"Options: {options}.", "", f"{content['date']}, {where}"]) + "\n"
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
+    """The rows as a Markdown table; lists are left out."""
     shown = [[(key, value) for key, value in row.items() if not isinstance(value, list)] for row in rows]
     header = tuple(key.replace("_", " ") for key, _ in shown[0])
     return markdown_table(TableText(header, tuple(tuple(_cell(value) for _, value in row) for row in shown)))

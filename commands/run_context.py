@@ -18,7 +18,7 @@ from engine.evaluation.records import PREDICTIONS_FILE
 from engine.run.atomic_files import DAY, remove_leftovers
 from engine.run.config import RunConfig
 from engine.run.folder import CONFIG_FILE, RESULTS, run_config
-from engine.run.machine import PRECISIONS, prepare_process, provenance
+from engine.run.machine import precision_of, prepare_process, provenance
 from engine.run.own_files import check_links
 from engine.run.tracking import progress_bar
 from models.interface import ImageClassifier
@@ -68,7 +68,7 @@ class RunContext:
     @property
     def precision(self) -> torch.dtype:
         """The autocast dtype of `train.precision`."""
-        return PRECISIONS[self.config.train.precision]
+        return precision_of(self.config.train.precision, self.device)
 
     @property
     def config_text(self) -> str:

@@ -10,6 +10,7 @@ from common.processes import processes
 from datasets import Split
 from engine.run.batch import StepBatch
 from engine.run.config import RunConfig
+from engine.run.machine import PRECISIONS, precision_of
 from models.backbone import own_input
 
 MOST = 12
@@ -21,7 +22,10 @@ def start_lines(
 ) -> Iterator[str]:
     """The lines of a run; `model` after its parameters are frozen or not."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    yield f"device: {device} ({name}), precision {config.train.precision}"
+    used = precision_of(config.train.precision, device)
+    precision = next(precision for precision, dtype in PRECISIONS.items() if dtype == used)
+    products = f", float32 products {config.train.matmul_precision}" if device.type == "cuda" else ""
+    yield f"device: {device} ({name}), precision {precision}{products}"
     yield from data_lines(config, splits)
     yield from input_lines(config)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]

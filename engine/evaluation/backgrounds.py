@@ -17,7 +17,7 @@ from engine.evaluation.loading import read_split
 from engine.evaluation.loop import evaluate, split_loader
 from engine.evaluation.predict import evaluation_mode, predict
 from engine.run.config import RunConfig
-from engine.run.machine import PRECISIONS
+from engine.run.machine import precision_of
 from metrics.base import is_correct, ratio
 from metrics.class_mapping import to_dataset_classes
 from metrics.registry import build_metrics, default_metrics
@@ -49,7 +49,8 @@ def read_sets(config: RunConfig, limit: int | None, challenge: bool) -> dict[str
 def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch.device) -> dict[str, float]:
     """The default metrics of one variant."""
     metrics = build_metrics(default_metrics(split.info, has_mask=gives_mask(model)), split.info)
-    return evaluate(model, split_loader(split, config.data), metrics, device, PRECISIONS[config.train.precision])
+    precision = precision_of(config.train.precision, device)
+    return evaluate(model, split_loader(split, config.data), metrics, device, precision)
 
 
 def background_gaps(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -67,7 +68,7 @@ def run_challenge(
     More backgrounds give a lower value. All backgrounds are kept on the device, 12 H W bytes each. With several
     processes, each evaluates its own objects on all backgrounds.
     """
-    info, precision = sets[FOREGROUNDS].info, PRECISIONS[config.train.precision]
+    info, precision = sets[FOREGROUNDS].info, precision_of(config.train.precision, device)
     loader = eval_loader(sets[BACKGROUNDS], batch_size=config.data.eval_batch_size, workers=config.data.workers)
     backgrounds = torch.cat([batch.image.to(device) for batch in loader])
     chunks = list(backgrounds.split(config.data.eval_batch_size))

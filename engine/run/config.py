@@ -82,7 +82,10 @@ class TrainConfig:
 
     epochs: PositiveInt = 90
     seed: int = 42
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Of autocast. auto: bf16 on a GPU that has it, else fp32."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Of float32 matrix products on a GPU: highest = float32, high = TF32, medium = bfloat16."""
     device: str = "auto"
     """auto (CUDA if available) | cpu | cuda | cuda:N"""
     threads: NonNegativeInt = 0

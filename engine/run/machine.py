@@ -23,6 +23,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 GIB = 2**30
 
 
+def precision_of(name: str, device: torch.device) -> torch.dtype:
+    """The dtype of autocast that `train.precision` names."""
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return PRECISIONS[name]
+
+
 def pick_device(name: str) -> torch.device:
     """The device that `train.device` names; with several processes on a machine, each gets its own GPU.
 
@@ -50,7 +57,7 @@ def _own_gpu() -> int:
 
 
 def prepare_process(config: RunConfig) -> torch.device:
-    """Set threads and determinism of this process and return its device."""
+    """Set threads, determinism and kernels of this process and return its device."""
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     if config.train.deterministic:
@@ -58,9 +65,17 @@ def prepare_process(config: RunConfig) -> torch.device:
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = not config.train.deterministic
     device = pick_device(config.train.device)
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # NCCL uses the current device
+    if device.type == "cuda":
+        _prepare_gpu(config, device)
     return device
+
+
+def _prepare_gpu(config: RunConfig, device: torch.device) -> None:
+    if device.index is not None:
+        torch.cuda.set_device(device)  # NCCL uses the current device
+    torch.set_float32_matmul_precision(config.train.matmul_precision)
+    # cuDNN's attention, preferred on an H100, builds a plan for every new number of tokens, which changes every step.
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def provenance() -> dict[str, Any]:

@@ -129,6 +129,8 @@ def build_optimizer(
     if not groups:
         raise UserError("optim.freeze_*: all parameters are frozen, so there is nothing to train")
     extra = {"momentum": config.betas[0]} if "sgd" in config.name else {"betas": config.betas, "eps": config.eps}
+    if config.name == "adamw" and all(p.is_cuda for p in model.parameters() if p.requires_grad):
+        extra["fused"] = True  # one kernel for all weights
     make: Callable[..., torch.optim.Optimizer] = partial(
         timm.optim.create_optimizer_v2, opt=config.name, weight_decay=0.0, **extra
     )

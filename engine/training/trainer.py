@@ -22,7 +22,7 @@ from engine.run.atomic_files import link_or_copy
 from engine.run.best_weights import restore_best
 from engine.run.config import RunConfig
 from engine.run.folder import BEST, CONFIG_FILE, LAST, METRICS_FILE, run_config
-from engine.run.machine import PRECISIONS, machine_errors
+from engine.run.machine import machine_errors, precision_of
 from engine.run.stopping import RunStopped, StopRequest
 from engine.run.tracking import MetricsRow, Tracker, read_rows
 from engine.training.best_metric import candidate, judged_by
@@ -68,7 +68,7 @@ class Trainer:
         decay = normalised_weight_decay(config.optim, counted, config.train.epochs)
         train = config.train
         ema = ModelEmaV3(model, train.ema_decay, use_warmup=train.ema_warmup) if train.ema_decay else None
-        self.precision = PRECISIONS[config.train.precision]
+        self.precision = precision_of(config.train.precision, device)
         self.state = RunState(
             model=model,
             optimizer=build_optimizer(model, rules, config.optim, decay),

@@ -53,6 +53,7 @@ def test_step(gpu: SimulatedGpu, name: str, tmp_path: Path) -> None:
         if number == 1:  # the first step fills caches
             break
     assert gpu.counts == expected, gpu.log
+    assert trainer.state.optimizer.defaults["fused"]
 
 
 @pytest.mark.parametrize("name", EVALUATIONS)
