@@ -137,6 +137,16 @@ class PartHead(nn.Module):
         self.classifier = nn.Linear(width, num_classes, bias=False)
         trunc_normal_(self.classifier.weight, std=0.02)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PartHead":
+        """As usual, except that `.half()` and `.bfloat16()` leave the parameters in fp32."""
+
+        def at_least_fp32(tensor: Tensor) -> Tensor:
+            changed = fn(tensor)
+            lower = changed.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(changed.device, torch.promote_types(tensor.dtype, torch.float32)) if lower else changed
+
+        return cast(PartHead, super()._apply(at_least_fp32, recurse))  # type: ignore[no-untyped-call]
+
     def logits(self, x_BND: Tensor) -> tuple[Tensor, Tensor]:
         """(l / tau, d): scaled negative squared distances and raw dot products, both [B, N, K+1] fp32."""
         # -|x - p|^2 = 2 x.p - (|p|^2 + |x|^2): one matrix product and no [B, N, K+1, D] tensor.

@@ -69,7 +69,8 @@ class StageOne(nn.Module):
         size = _input_size(self.config, self.image_size)
         if size == self.image_size:
             return images
-        return F.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+        exact = images.to(torch.promote_types(images.dtype, torch.float32))  # not implemented for float16 and bfloat16
+        return F.interpolate(exact, size=size, mode="bilinear", align_corners=False, antialias=True).to(images.dtype)
 
     def from_tokens(
         self,
@@ -112,7 +113,7 @@ class StageOne(nn.Module):
         if pixels is not None:
             shown = enlarge_patches(mask.unflatten(1, grid), self.image_size)
             # The fallback patch is shown whole: no pixel of it is foreground.
-            pixels = torch.where(empty[:, None, None], shown, pixels & shown)
+            pixels = shown & (pixels | empty[:, None, None])
         gate = self._gate(out, mask, margin)
 
         def channels_first(t: Tensor) -> Tensor:
