@@ -9,7 +9,6 @@ Parts, classes, registers, image size and DINOv2 backbones are recognised by the
 """
 
 import argparse
-import contextlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 
 from common.errors import UserError, exit_on_user_error
-from common.files import parse_json, read_file
 from common.flags import Parser
 from engine.run.atomic_files import WRITE_ERRORS, reason_of, replacing
 from engine.run.checkpointing import write_safetensors
@@ -25,7 +23,7 @@ from engine.run.command_line import load_config, parse_config
 from engine.run.folder import BEST, open_run
 from models.pdiscoformer import PDiscoFormer
 from models.published import PublishedModel, load_published, to_published
-from models.registry import model_class
+from models.saved import load_saved, saved_class
 from models.two_stage import TwoStageModel
 from models.weights.checkpoints import read_state
 from models.weights.published_layout import FORMATS, Format
@@ -91,22 +89,14 @@ def export_checkpoint(source: Path, form: Format, out: Path) -> None:
 
 
 def _our_model(source: Path) -> PublishedModel:
-    folder = source / BEST if (source / BEST).is_dir() else source
-    try:
-        config = parse_json(read_file(folder / "config.json"))["model_config"]
-        name, selector = str(config["name"]), str(config.get("selector", "parts"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    kind = saved_class(source)[1]
+    model = load_saved(source) if kind in (TwoStageModel, PDiscoFormer) else None
+    if not isinstance(model, TwoStageModel | PDiscoFormer):
         raise UserError(
-            f"{source} is neither a run folder nor one of save_pretrained: no readable config.json"
-        ) from None
-    kind = model_class(name, selector)
-    if kind not in (TwoStageModel, PDiscoFormer):
-        what = f"model.name={name}" if selector == "parts" else f"model.selector={selector}"
-        raise UserError(f"--export: {source} has {what}; only two_stage and pdiscoformer can be exported")
-    if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder} has no model.safetensors yet")
-    with contextlib.redirect_stdout(None):  # huggingface_hub prints what it loads
-        return kind.from_pretrained(folder)
+            f"--export: {source} is a {kind.__name__}; only models of model.name=two_stage, without another selector, "
+            "and pdiscoformer can be exported"
+        )
+    return model
 
 
 @exit_on_user_error

@@ -5,11 +5,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import nn
 
 from common.errors import UserError
 from common.files import check_regular
+from models.card import model_card, without_paths
 from models.config import model_config_from_dict
 from models.weights.checkpoints import load_into, read_state
 
@@ -30,9 +31,13 @@ class SavedModel(PyTorchModelHubMixin):
                 check_regular(file, LARGEST)
             return super().from_pretrained(source, **kwargs)
         except Exception as error:  # a config.json of another project can fail anywhere in the constructor
-            if isinstance(error, UserError) or not Path(source).is_dir():
+            if isinstance(error, UserError):
                 raise
-            what = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            what = _reason(error)
+            if not Path(source).is_dir():
+                raise UserError(
+                    f"{source}: no such folder, and the Hugging Face Hub does not give it ({what})"
+                ) from None
             raise UserError(f"{source}: its config.json does not describe a {cls.__name__} ({what})") from None
 
     @classmethod
@@ -70,6 +75,28 @@ class SavedModel(PyTorchModelHubMixin):
         """Store what the model is trained on with its config, for `save_pretrained`."""
         cast(dict[str, Any], self._hub_mixin_config)["data"] = dict(data)
 
+    def push_to_hub(self, repo_id: str, *, metrics: Mapping[str, float] | None = None, **options: Any) -> str:
+        """Upload the model with a model card to the Hugging Face Hub; returns the address of the commit.
+
+        `metrics`: of the card, name to value. `options`: of huggingface_hub, such as `private`. Paths of this machine
+        in config.json are replaced by the names of the files. Raises UserError if that is not possible.
+        """
+        given = {"config": self.public_config, "model_card_kwargs": {"metrics": metrics}} | options
+        try:
+            return super().push_to_hub(repo_id, **given)
+        except Exception as error:  # offline, no token, not allowed, an impossible name: many kinds
+            raise UserError(f"{repo_id}: not pushed to the Hugging Face Hub ({_reason(error)})") from None
+
+    @property
+    def public_config(self) -> dict[str, Any]:
+        """The content of config.json without paths of this machine."""
+        return without_paths(cast(dict[str, Any], self._hub_mixin_config))
+
+    def generate_model_card(self, *, metrics: Mapping[str, float] | None = None, **_: Any) -> ModelCard:
+        """The README.md that `save_pretrained` and `push_to_hub` write."""
+        library = self._hub_mixin_info.model_card_data.library_name
+        return model_card(type(self).__name__, str(library), self.public_config, metrics or {})
+
     @classmethod
     def _load_as_safetensor(cls, model: M, model_file: str, map_location: str, strict: bool) -> M:
         module = cast(nn.Module, model)
@@ -78,3 +105,7 @@ class SavedModel(PyTorchModelHubMixin):
         return model
 
     _load_as_pickle = _load_as_safetensor
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

@@ -72,8 +72,10 @@ def selection_of(visible: Tensor, grid: tuple[int, int]) -> Selection:
 
 
 def patches_with(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, h, w] bool: the patches that hold a pixel of [B, H, W] bool."""
-    return F.adaptive_max_pool2d(pixels[:, None].float(), grid)[:, 0] > 0
+    """[B, h, w] bool: the patches that hold a pixel of [B, H, W] bool; H, W are multiples of h, w."""
+    patch = (pixels.shape[1] // grid[0], pixels.shape[2] // grid[1])
+    # Not adaptive_max_pool2d, which has no ONNX counterpart.
+    return F.max_pool2d(pixels[:, None].float(), patch)[:, 0] > 0
 
 
 def enlarge_patches(mask: Tensor, size: tuple[int, int]) -> Tensor:

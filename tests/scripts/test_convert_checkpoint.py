@@ -155,4 +155,4 @@ def test_nothing_is_overwritten_and_only_published_kinds_are_exported(
     )
     config = run / "best" / "config.json"
     config.write_text(config.read_text().replace('"two_stage"', '"vit"'))
-    assert "has model.name=vit; only" in fails([run, "--export", "ifam", "--to", tmp_path / "x"], capsys)
+    assert "is a PlainViT; only models of" in fails([run, "--export", "ifam", "--to", tmp_path / "x"], capsys)

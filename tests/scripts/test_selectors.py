@@ -128,7 +128,9 @@ def test_a_run_without_a_network_takes_any_other_such_mask(tmp_path: Path, comma
         written = json.loads((run / "evaluation" / "test" / "results.json").read_text())
         found[name] = written["test/mask_iou"]
     assert found["given"] == 1 and found["given_background"] == 0 and 0 < found["random"] < 1
-    with pytest.raises(UserError, match="has model.selector=random; only two_stage and pdiscoformer can be exported"):
+    with pytest.raises(
+        UserError, match="is a SelectedViT; only models of model.name=two_stage, without another selector"
+    ):
         export_checkpoint(run, "ifam", tmp_path / "out.pt")
 
 
