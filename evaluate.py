@@ -1,8 +1,9 @@
-"""Measure a trained run on a split, or explanation methods on a run or any timm ViT.
+"""Measure a trained run or a pretrained classifier on a split, or explanation methods on a run or any timm ViT.
 
     python evaluate.py --run runs/quickstart/two_stage-seed0
     python evaluate.py --run runs/waterbirds-k8 --split val --metrics accuracy groups --data.root /data/CUB_200_2011
     python evaluate.py --run runs/waterbirds-k8 --leave-one-part-out
+    python evaluate.py --model timm/vit_base_patch16_224 --data.name imagenet --data.root /data/ilsvrc
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
@@ -10,17 +11,24 @@
 
 Any config key of the run can be overridden with a flag. Writes results.json, tables, the prediction for every image
 (predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT; with --method to
-RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. Two evaluations of
+RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out (with --model NAME
+runs/NAME stands for RUN). Two evaluations of
 one checkpoint on the CPU give bitwise equal results. Several processes split the images among them:
 torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
 """
 
 import argparse
 import sys
-from pathlib import Path
 
-from commands.flags import add_intervention_flags, add_method_flags, add_output_flags, check_intervention_flags
-from common.errors import UserError, exit_on_user_error
+from commands.flags import (
+    add_intervention_flags,
+    add_method_flags,
+    add_output_flags,
+    add_source_flags,
+    check_intervention_flags,
+    check_source_flags,
+)
+from common.errors import exit_on_user_error
 from common.flags import Parser
 from common.plugins import with_plugins
 from datasets.types import SPLITS
@@ -36,9 +44,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     given = {argument.partition("=")[0] for argument in sys.argv}
     with_method, with_help = "--method" in given, bool({"-h", "--help"} & given)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", type=Path, help="run folder written by train.py")
-    source.add_argument("--model", metavar="NAME", help="timm/NAME or hf/NAME: a ViT with classifier; needs --method")
+    add_source_flags(parser)
     parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(METHODS)}")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
     parser.add_argument(
@@ -67,10 +73,9 @@ def main() -> None:
     from commands.evaluate_run import evaluate_run
     from commands.leave_one_part_out import leave_one_part_out
 
+    check_source_flags(args)
     if args.method:
         evaluate_methods(args, overrides)
-    elif args.model:
-        raise UserError("--model needs --method; without it, evaluate a --run")
     else:
         check_intervention_flags(args)
         (leave_one_part_out if args.leave_one_part_out else evaluate_run)(args, overrides)

@@ -16,6 +16,7 @@ from torch import nn
 
 from commands.flags import check_method_flags, read_metric_options
 from commands.method_outputs import ExampleCollector, method_records, write_per_image
+from commands.pretrained import check_classes, open_pretrained
 from commands.run_context import METHODS_FILE, RunContext, check_mode
 from common.errors import UserError
 from common.processes import processes
@@ -29,16 +30,14 @@ from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
 from engine.explanation.masked_classifier import MaskedClassifier
 from engine.explanation.model_checks import ModelChecks
 from engine.explanation.through_resize import ThroughResize
-from engine.run.command_line import parse_config
 from engine.run.config import RunConfig
 from engine.run.folder import run_config, trained_on
-from engine.run.machine import PRECISIONS, prepare_process, provenance
+from engine.run.machine import PRECISIONS, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain import METHODS
 from explain.loading import load_vit, patch_size
-from models.backbone import check_timm_name
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import ExplainedImage, method_sheet, write_explanation_report
 from report.files import check_folder
@@ -149,44 +148,14 @@ def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[Ru
 
 
 def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
-    """The same for `--model timm/NAME` or hf/NAME, with the image size and preprocessing that the model was made for.
-
-    Raises UserError if the model is not known or has another number of classes than the data set.
-    """
-    out = args.out or Path("runs") / args.model / "evaluation" / f"{args.split}-methods"
-    check_mode(check_folder(out, "--out"), METHODS_FILE)
-    place, _, name = args.model.partition("/")
-    if place not in ("timm", "hf") or not name:
-        raise UserError(f"--model: {args.model!r}; write timm/NAME or hf/NAME, or --run DIR for a folder of train.py")
-    if place == "timm":
-        check_timm_name(name, "--model")
-    given = parse_config(overrides)
-    if given.data.name != "synthetic":  # which has no files that could be missing, and takes seconds to draw
-        read_split(given, args.split, args.limit)  # before a download, which may take minutes
-    weights = args.weights or "hub"
-    sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
-    found = load_vit(args.model, weights, given.data.size_hw if sized else None)
-    # timm's preprocessing follows from the name of the backbone
-    own = [f"--model.backbone={name}"] if place == "timm" else view_flags(found.view)
-    config = parse_config([f"--data.image_size={list(found.size)}", *own, *overrides])
-    split = read_split(config, args.split, args.limit)
-    if split.info.num_outputs != found.num_classes:
-        raise UserError(
-            f"--model: {name} has {found.num_classes} classes, data set {config.data.name} has "
-            f"{split.info.num_outputs}; give --weights FILE with a classifier for it, or evaluate a --run"
-        )
-    device = prepare_process(config)
-    return RunContext(Path(args.model), weights, config, device, out), split, found.model.to(device)
-
-
-def view_flags(view: Mapping[str, Any]) -> list[str]:
-    """Flags of `data.*` for the preprocessing `view`, a data config of timm."""
-    squash = view["crop_mode"] == "squash"
-    return [
-        f"--data.mean={list(view['mean'])}", f"--data.std={list(view['std'])}", f"--data.crop={view['crop_pct']}",
-        f"--data.interpolation={'bilinear' if view['interpolation'] == 'bilinear' else 'bicubic'}",
-        f"--data.evaluation={'squash' if squash else 'center_crop'}",
-    ]  # fmt: skip
+    """The same for `--model`. Raises UserError if the model has another number of classes than the data set."""
+    folder = f"evaluation/{args.split}-methods"
+    check_mode(check_folder(args.out or Path("runs") / args.model / folder, "--out"), METHODS_FILE)
+    run, split, found = open_pretrained(
+        args, overrides, folder, lambda config: read_split(config, args.split, args.limit), load_vit
+    )
+    check_classes(found, args.model, split.info)
+    return run, split, found.model
 
 
 def explained_stage(args: argparse.Namespace, model: nn.Module) -> Stage:

@@ -1,13 +1,17 @@
-"""`evaluate.py` without `--method`: measure a run on one split."""
+"""`evaluate.py` without `--method`: measure a run or a pretrained classifier on one split."""
 
 import argparse
 import time
 from typing import Any
 
+from torch import nn
+
 from commands.prediction_visualizer import PredictionVisualizer
+from commands.pretrained import PretrainedClassifier, check_classes, open_pretrained
 from commands.run_context import RunContext, check_mode
 from common.metric_info import headlines
 from common.processes import processes
+from datasets import Split
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import read_fit_split, read_split
 from engine.evaluation.loop import evaluate, split_loader
@@ -15,7 +19,7 @@ from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, RecordC
 from engine.run.folder import METRICS_FILE
 from engine.run.tracking import read_rows
 from metrics.registry import build_metrics, default_metrics
-from models.interface import gives_mask
+from models.interface import finds_parts, gives_mask
 from report.evaluation import write_evaluation_report
 from report.files import write_atomic
 
@@ -24,15 +28,14 @@ FAILURES = "failures.png"
 
 def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Write metrics, predictions, contact sheets and the report of a run on a split."""
-    # 1. run and data
-    run = RunContext.open(args, overrides, f"evaluation/{args.split}")
-    check_mode(run.out, PREDICTIONS_FILE)
-    split = read_split(run.config, args.split, args.limit, args.run)
+    # 1. model and data
+    run, split, model = open_run(args, overrides) if args.run else open_model(args, overrides)
 
-    # 2. model and metrics
-    model = run.load_model(split.info)
-    sample = split[0] if model.finds_parts else None
+    # 2. metrics
+    sample = split[0] if finds_parts(model) else None
     names = args.metrics or default_metrics(split.info, gives_mask(model), sample)
+    if args.model and not args.metrics and not split.info.multi_label:
+        names = (*names, "calibration")
     metrics = build_metrics(names, split.info)
     intervention = read_intervention(args.thresholds, args.remove_parts, model)
     options: dict[str, Any] = {"intervention": intervention} if intervention else {}
@@ -65,8 +68,27 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     failures = visualizer.failures(model, records, run.out / FAILURES, **options)
     if failures is None:  # that of an earlier evaluation in the same folder
         (run.out / FAILURES).unlink(missing_ok=True)
-    title, history = f"{args.run.name}: {args.split}", read_rows(args.run / METRICS_FILE)
+    title = f"{args.run.name if args.run else args.model}: {args.split}"
+    history = read_rows(args.run / METRICS_FILE) if args.run else []
     report = write_evaluation_report(run.out, title, results, details, history, sheet, failures, run.config_text)
     shown = ", ".join(f"{name} {results[name]:.4f}" for name in headlines(results))
     print(f"{args.split}, {len(split)} images: {shown}")
     print(f"report: {report}")
+
+
+def open_run(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
+    """The run `--run`, the split, and the model."""
+    run = RunContext.open(args, overrides, f"evaluation/{args.split}")
+    check_mode(run.out, PREDICTIONS_FILE)
+    split = read_split(run.config, args.split, args.limit, args.run)
+    return run, split, run.load_model(split.info)
+
+
+def open_model(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
+    """The same for `--model`."""
+    run, split, found = open_pretrained(
+        args, overrides, f"evaluation/{args.split}", lambda config: read_split(config, args.split, args.limit)
+    )
+    check_mode(run.out, PREDICTIONS_FILE)
+    check_classes(found, args.model, split.info)
+    return run, split, PretrainedClassifier(found.model)

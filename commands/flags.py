@@ -11,6 +11,22 @@ from engine.explanation.masked_classifier import MaskedClassifier
 from engine.run.machine import PRECISIONS
 
 
+def add_source_flags(parser: argparse.ArgumentParser) -> None:
+    """`--run`, or `--model` with `--weights`."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", type=Path, help="run folder written by train.py")
+    source.add_argument("--model", metavar="NAME", help="a classifier: timm/NAME, torchvision/NAME or hf/NAME")
+    parser.add_argument(
+        "--weights", help="of --model: hub (default), none, or a checkpoint file that includes the classifier"
+    )
+
+
+def check_source_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for `--weights` of a run."""
+    if args.weights and args.run:
+        raise UserError("--weights needs --model; a --run has its own weights")
+
+
 def add_output_flags(parser: argparse.ArgumentParser, default_out: str) -> None:
     """`--checkpoint`, `--limit` and `--out`; `default_out`: the default folder, for --help."""
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="weights to use; default: best")
@@ -40,6 +56,8 @@ def check_intervention_flags(args: argparse.Namespace) -> None:
     """Raise UserError for flags that contradict each other."""
     if args.leave_one_part_out and args.remove_parts:
         raise UserError("--remove-parts contradicts --leave-one-part-out; use --fixed-parts for parts to hide always")
+    if args.leave_one_part_out and args.model:
+        raise UserError("--leave-one-part-out needs a two-stage --run: a --model has no parts")
     if args.fixed_parts and not args.leave_one_part_out:
         raise UserError("--fixed-parts needs --leave-one-part-out; without it, use --remove-parts")
 
@@ -47,9 +65,6 @@ def check_intervention_flags(args: argparse.Namespace) -> None:
 def add_method_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of `--method`, except the methods' own options."""
     group = parser.add_argument_group("with --method")
-    group.add_argument(
-        "--weights", help="of --model: hub (default), none, or a checkpoint file that includes the classifier"
-    )
     group.add_argument("--stage", type=int, choices=(1, 2), help="stage of a two-stage run to explain; default: 2")
     group.add_argument(
         "--masks-for", type=Path, metavar="RUN", help="two-stage run that classifies the images with the maps as masks"
@@ -112,7 +127,6 @@ def check_method_flags(args: argparse.Namespace) -> None:
         "--save-maps works in one process only: start evaluate.py with python (--maps works in several)": not (
             args.save_maps and processes().is_distributed
         ),
-        "--weights needs --model; a --run has its own weights": not (args.weights and args.run),
     }
     for problem, holds in valid.items():
         if not holds:

@@ -1,6 +1,7 @@
-"""Measure how much an ImageNet-1k run relies on backgrounds: ImageNet-9, the BG-gap and the backgrounds challenge.
+"""Measure how much an ImageNet-1k model relies on backgrounds: ImageNet-9, the BG-gap and the backgrounds challenge.
 
     python -m commands.imagenet9 --run runs/imagenet1k-k1 --data.root /data/bg_challenge
+    python -m commands.imagenet9 --model timm/resnet50.a1_in1k --data.root /data/bg_challenge
     python -m commands.imagenet9 --run runs/imagenet1k-k1 --data.root /data/bg_challenge --challenge
     python -m commands.imagenet9 --run runs/imagenet1k-k1 --data.root /data/bg_challenge --data.output_rule restricted
 
@@ -13,16 +14,20 @@ Xiao et al., "Noise or Signal: The Role of Image Backgrounds in Object Recogniti
 """
 
 import argparse
-from pathlib import Path
 
-from commands.flags import add_output_flags
+from torch import nn
+
+from commands.flags import add_output_flags, add_source_flags, check_source_flags
+from commands.pretrained import PretrainedClassifier, check_classes, open_pretrained
 from commands.run_context import RunContext
 from common.errors import exit_on_user_error
 from common.flags import Parser
 from common.plugins import with_plugins
 from common.processes import processes
+from datasets import Split
 from engine.evaluation.backgrounds import FOREGROUNDS, background_gaps, measure_set, read_sets, run_challenge
 from engine.evaluation.loading import fingerprint
+from engine.run.config import RunConfig
 from engine.run.launch import distributed_main
 from report.evaluation import write_background_report
 
@@ -30,10 +35,26 @@ from report.evaluation import write_background_report
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Known flags, and the rest: overrides of the config."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--run", type=Path, required=True, help="run folder written by train.py")
+    add_source_flags(parser)
     parser.add_argument("--challenge", action="store_true", help="also classify every object on every background")
     add_output_flags(parser, "RUN/evaluation/backgrounds")
     return parser.parse_known_args()
+
+
+def open_model(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, dict[str, Split], nn.Module]:
+    """The run or model, the image sets, and the network."""
+
+    def read(config: RunConfig) -> dict[str, Split]:
+        return read_sets(config, args.limit, args.challenge)
+
+    folder = "evaluation/backgrounds"
+    if args.run:
+        run = RunContext.open(args, overrides, folder)
+        sets = read(run.config)
+        return run, sets, run.load_model(next(iter(sets.values())).info)
+    run, sets, found = open_pretrained(args, overrides, folder, read)
+    check_classes(found, args.model, next(iter(sets.values())).info)
+    return run, sets, PretrainedClassifier(found.model).eval()
 
 
 @exit_on_user_error
@@ -43,13 +64,10 @@ def main() -> None:
     """Command line."""
     # 1. run and data
     args, overrides = parse_args()
-    run = RunContext.open(args, ["--data.name=imagenet9", *overrides], "evaluation/backgrounds")
-    sets = read_sets(run.config, args.limit, args.challenge)
+    check_source_flags(args)
+    run, sets, model = open_model(args, ["--data.name=imagenet9", *overrides])
 
-    # 2. model
-    model = run.load_model(next(iter(sets.values())).info)
-
-    # 3. measure
+    # 2. measure
     results = {name: measure_set(model, split, run.config, run.device) for name, split in sets.items()}
     summary = background_gaps(results)
     if args.challenge:
@@ -58,7 +76,7 @@ def main() -> None:
     if not processes().is_main:
         return
 
-    # 4. write
+    # 3. write
     records = [{"row": name, **values} for name, values in results.items()]
     details = run.details(
         fingerprint=fingerprint(model), output_rule=run.config.data.output_rule, image_size=run.config.data.size_hw,
@@ -66,7 +84,7 @@ def main() -> None:
     )  # fmt: skip
     run.write_results({**summary, **details, "rows": records})
     shown = {key: value for key, value in summary.items() if "/class/" not in key and "count/" not in key}
-    title = f"{args.run.name}: backgrounds"
+    title = f"{args.run.name if args.run else args.model}: backgrounds"
     report = write_background_report(run.out, title, records, shown, details, run.config_text)
     print(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
     print(f"report: {report}")

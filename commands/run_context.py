@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from rich.console import Console
 
 from common.errors import UserError
@@ -44,9 +45,9 @@ class RunContext:
     """A run folder (or a model from timm) under evaluation, and the folder the results go to."""
 
     source: Path
-    """The run folder, or timm/NAME or hf/NAME."""
+    """The run folder, or timm/NAME, torchvision/NAME or hf/NAME."""
     checkpoint: str
-    """Of a run "best" or "last"; of a timm model where its weights come from."""
+    """Of a run "best" or "last"; of another model where its weights come from."""
     config: RunConfig
     """The run's config with the overrides from the command line."""
     device: torch.device
@@ -72,8 +73,9 @@ class RunContext:
 
     @property
     def config_text(self) -> str:
-        """The config as the run saved it, YAML."""
-        return (self.source / CONFIG_FILE).read_text()
+        """The config as the run saved it, YAML; of a model that is not a run the config in use."""
+        saved = self.source / CONFIG_FILE
+        return saved.read_text() if saved.is_file() else yaml.safe_dump(asdict(self.config), sort_keys=False)
 
     def load_model(self, info: DatasetInfo) -> ImageClassifier:
         """The run's model with the weights of `checkpoint`, on the device."""

@@ -167,8 +167,10 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, state:
     """The model, timm's data config, and the names of ImageNet's classes if the model has them."""
     check_timm_name(name, "--model")
     settings: dict[str, Any] = {"img_size": size} if size else {}
-    if state is not None and "head.weight" in state and state["head.weight"].ndim:
-        settings["num_classes"] = len(state["head.weight"])
+    classifier = getattr(timm.get_pretrained_cfg(name), "classifier", None)  # of some models several names
+    weight = f"{classifier if isinstance(classifier, str) else 'head'}.weight"
+    if state is not None and weight in state and state[weight].ndim:
+        settings["num_classes"] = len(state[weight])
     model = _create(name, pretrained, settings)
     config = resolve_model_data_config(model)
     if isinstance(model, ReadableViT):

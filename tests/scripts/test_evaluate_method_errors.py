@@ -75,7 +75,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "weights of a run": ([*TWO, *FAST, "--weights", "head.safetensors"], "--weights"),
     "parts away": ([*TWO, *FAST, "--remove-parts", "1"], "--remove-parts"),
     "maps without method": ([*TWO, "--save-maps", "maps.h5"], "--save-maps"),
-    "model without method": ([*NANO], "--method"),
+    "options of a method without one": ([*NANO, "--stage", "1"], "--stage"),
     "model of nobody": (["--model", "vit_nano_patch8", *FAST], "timm/NAME"),
     "unknown model": (["--model", "timm/vit_nanno", *FAST], "vit_nano"),
     "no ViT": (["--model", "timm/resnet18", "--weights", "none", *FAST], "resnet18"),
