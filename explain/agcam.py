@@ -34,6 +34,7 @@ class Agcam(Explainer):
     """
 
     keeps_graph: ClassVar[bool] = True
+    drops_hidden: ClassVar[bool] = True
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""

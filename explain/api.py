@@ -20,13 +20,14 @@ from explain import (  # noqa: F401  (importing a file registers its methods)
     raw_attention,
     rollout,
 )
-from explain.explained_model import ExplainedModel, at_least, explainable, explained_model, usable
+from explain.explained_model import ExplainedModel, explainable, explained_model, without_hidden
 from explain.feature_targets import feature_scores
 from explain.inputs import Targets, checked_images, checked_targets, returning_logits
-from explain.isolation import alone
+from explain.isolation import alone, at_least, usable
 from explain.lrp import method as _lrp  # noqa: F401
 from explain.types import METHODS, Explainer, check_method
 from explain.wrappers import unwrapped
+from models.selection import Selection
 
 __all__ = ["METHODS", "Explainer", "build_method", "explain", "run_method"]
 
@@ -38,6 +39,7 @@ def explain(
     targets: Targets = None,
     *,
     stage: Literal[1, 2] = 2,
+    selection: Selection | None = None,
     **options: Any,
 ) -> Tensor:
     """Heat maps of a batch: [B, h, w] on the patch grid or [B, H, W] at pixels, unnormalised, detached.
@@ -46,7 +48,8 @@ def explain(
     stages to explain).
     images [B, 3, H, W], floats, normalised as the model expects. targets: a class for all images or one per image, [B],
     as index or, if the model knows them, as name; None: the predicted class. Without classifier, what of the features
-    to explain: see `explain.feature_targets`. `options`: the method's fields. Half precision is computed in float32.
+    to explain: see `explain.feature_targets`. `selection`: what stage 2 sees of these images, if it is known already
+    (`explain.explained_model.selected`). `options`: the method's fields. Half precision is computed in float32.
     The model, its gradients, hooks and flags are left unchanged, also after an error. Raises UserError for an unknown
     method or option, for images or targets that do not fit the model, or for a model that the method cannot explain.
     """
@@ -62,7 +65,7 @@ def explain(
     images = images if images.dtype == torch.float64 else images.float()
     # Explanations divide by sums that cancel, and CPUs lack operations in float16. All threads see replaced weights.
     with alone(model), at_least(torch.float32, model):
-        explained = explained_model(model, images, stage)
+        explained = explained_model(model, images, stage, selection=selection)
         if explained.has_classes:
             explained = replace(explained, logits=returning_logits(explained.logits))
             return run_method(explainer, explained, images, checked_targets(targets, images, model, explained.logits))
@@ -84,6 +87,8 @@ def run_method(
 ) -> Tensor:
     """Like `explain`, for an ExplainedModel that was built with `explained_model`."""
     check_method(explainer, explained)
+    if explainer.drops_hidden:
+        explained = without_hidden(explained)
     with explainable(explained):
         maps = explainer.maps(explained, usable(images), None if targets is None else usable(targets))
         return maps.detach().to(torch.promote_types(images.dtype, torch.float32))

@@ -46,6 +46,7 @@ class AttentionFlow(Explainer):
     """Use this head of every block alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
+    drops_hidden: ClassVar[bool] = True
 
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError if attention cannot be read, or is no average of tokens."""
@@ -62,8 +63,9 @@ class AttentionFlow(Explainer):
         M_LBNN /= M_LBNN.sum(-1, keepdim=True)
         entry_BN = _capacities(explained.readout_row(fused_LBNN[0]))
         graphs = [FlowGraph(*pair) for pair in zip(entry_BN, _capacities(M_LBNN.transpose(0, 1)), strict=True)]
-        flows = [[graph.flow_to(patch) for patch in range(explained.num_prefix, len(graph.entry))] for graph in graphs]
-        return (fused_LBNN.new_tensor(flows) / SCALE).reshape(len(flows), *explained.grid(images))
+        prefix = explained.num_prefix
+        flows = [[0] * prefix + [graph.flow_to(i) for i in range(prefix, len(graph.entry))] for graph in graphs]
+        return explained.on_grid(fused_LBNN.new_tensor(flows) / SCALE, images)
 
 
 def _capacities(weights: Tensor) -> np.ndarray:

@@ -11,7 +11,7 @@ from timm.models.deit import VisionTransformerDistilled
 from torch import Tensor, nn
 
 from common.errors import UserError
-from explain.isolation import alone, derivatives_checked, without_compilation
+from explain.isolation import alone, derivatives_checked, usable, without_compilation
 from explain.vits import (
     ATTENTIONS,
     ReadableViT,
@@ -24,6 +24,7 @@ from explain.vits import (
 )
 from explain.wrappers import eager, inner_vit, unwrapped, why_unread
 from models.interface import ImageClassifier, Readout, Stage, selects_patches
+from models.masked_attention import key_mask, visible_first
 from models.masked_vit import MaskedViT
 from models.selection import Selection
 
@@ -48,6 +49,9 @@ class ExplainedModel:
     """Whether `logits` are scores of classes. False for a ViT without classifier (num_classes=0)."""
     unread: str = ""
     """Why it is not known which tokens the classifier reads; empty if it is."""
+    kept: Tensor | None = None
+    """[B, L] int64: the tokens in stage 2's sequence, by their positions among all tokens; None: all. See
+    `without_hidden`."""
 
     @property
     def vit(self) -> ReadableViT:
@@ -108,7 +112,9 @@ class ExplainedModel:
         if self.selection is None or self.readout != "patches":
             return like.new_ones(())
         gate = self.selection.gate
-        return (self.selection.mask if gate is None else gate).flatten(1).to(like)
+        weights_BN = (self.selection.mask if gate is None else gate).flatten(1).to(like)
+        prefix = self.num_prefix
+        return weights_BN if self.kept is None else weights_BN.gather(1, self.kept[:, prefix:] - prefix)
 
     def over_all_tokens(self, t_BRN: Tensor, images: Tensor) -> Tensor:
         """Attention of one block [B, R, N] over all tokens, prefix tokens included: zeros where there is none.
@@ -116,13 +122,21 @@ class ExplainedModel:
         CaiT's blocks attend either between patches, or from the class token alone.
         """
         height, width = self.grid(images)
-        tokens = height * width + self.num_prefix
+        tokens = height * width + self.num_prefix if self.kept is None else self.kept.shape[1]
         rows, columns = tokens - t_BRN.shape[1], tokens - t_BRN.shape[2]
         return F.pad(t_BRN, (columns, 0, rows, 0) if columns else (0, 0, 0, rows)) if rows else t_BRN
 
     def on_grid(self, tokens: Tensor, images: Tensor) -> Tensor:
-        """Values of all tokens [B, N, ...] -> those of the patches [B, h, w, ...]; prefix tokens are dropped."""
-        return tokens[:, self.num_prefix :].reshape(len(tokens), *self.grid(images), *tokens.shape[2:])
+        """Values of the tokens [B, N, ...] -> those of the patches [B, h, w, ...]; prefix tokens are dropped.
+
+        Patches that are not in the sequence get 0.
+        """
+        height, width = self.grid(images)
+        if self.kept is not None:
+            everywhere = tokens.new_zeros(len(tokens), self.num_prefix + height * width, *tokens.shape[2:])
+            index = self.kept.view(*self.kept.shape, *[1] * (tokens.ndim - 2)).expand_as(tokens)
+            tokens = everywhere.scatter(1, index, tokens)
+        return tokens[:, self.num_prefix :].reshape(len(tokens), height, width, *tokens.shape[2:])
 
     def target_score(self, logits: Tensor, targets: Tensor | None) -> Tensor:
         """Sum over the batch of each image's target logit (targets [B] int64; None: its predicted class).
@@ -179,15 +193,25 @@ def check_explainable(model: ImageClassifier) -> None:
         raise UserError(f"cannot explain a {type(model).__name__}: {model.not_explainable}")
 
 
-def usable(t: Tensor) -> Tensor:
-    """The tensor without its graph. An inference tensor is copied, because autograd cannot save it for backward."""
-    return t.detach().clone() if t.is_inference() else t.detach()
-
-
 def with_selection(explained: ExplainedModel, selection: Selection) -> ExplainedModel:
     """The same stage 2 with another selection."""
     view = cast(ImageClassifier, explained.module).network_view(2, selection)
-    return replace(explained, logits=view.logits, selection=selection)
+    return replace(explained, logits=view.logits, selection=selection, kept=None)
+
+
+def without_hidden(explained: ExplainedModel) -> ExplainedModel:
+    """The same stage 2 with a sequence of the visible tokens, padded to the largest count of the batch; the logits are
+    the same. What else than stage 2, or has a gate, is returned as it is. One host sync.
+    """
+    selection, network = explained.selection, explained.network
+    stage_2 = [part for part in explained.module.modules() if isinstance(part, MaskedViT) and part.backbone is network]
+    if selection is None or selection.gate is not None or not stage_2:
+        return explained
+    with torch.inference_mode(False):
+        mask_BN = usable(selection.mask).flatten(1)
+        kept = visible_first(key_mask(mask_BN, explained.num_prefix))
+    # Fewer tokens than patches: the number of tokens then tells which of the two a tensor holds.
+    return replace(explained, kept=kept) if kept.shape[1] < mask_BN.shape[1] else explained
 
 
 def require_attention(explained: ExplainedModel) -> None:
@@ -242,7 +266,7 @@ def evaluated(module: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def explainable(explained: ExplainedModel) -> Iterator[None]:
     """The state that every method runs in: eval mode, gradients on, weights frozen, fused attention on, stage 2 with
-    all tokens in the sequence, nothing compiled. Everything is restored afterwards.
+    all tokens in the sequence or those in `explained.kept`, nothing compiled. Everything is restored afterwards.
 
     Frozen weights save the memory of their gradients; a method makes its own leaf of the graph. If maps keep their
     graph, weights are not frozen. Explanations of one model by several threads wait for each other. Raises UserError
@@ -265,7 +289,7 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
                     change(part, "fused_attn", True)
             for part in explained.module.modules():
                 if isinstance(part, MaskedViT):
-                    change(part, "path", "dense")
+                    change(part, "path", "dense" if explained.kept is None else "gathered")
             if hasattr(explained.network, "grad_checkpointing"):
                 change(explained.network, "grad_checkpointing", False)
             for parameter in () if explained.graph else explained.module.parameters():
@@ -274,21 +298,3 @@ def explainable(explained: ExplainedModel) -> Iterator[None]:
         finally:
             for owner, name, value in reversed(changed):
                 setattr(owner, name, value)
-
-
-@contextlib.contextmanager
-def at_least(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
-    """The state in which the module computes in `dtype` or more: inside, less precise weights and buffers are copies.
-
-    The original tensors are put back, also after an exception.
-    """
-    bits = torch.finfo(dtype).bits
-    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
-    originals = [(t, t.data) for t in tensors if torch.finfo(t.dtype).bits < bits]
-    try:
-        for tensor, original in originals:
-            tensor.data = original.to(dtype)
-        yield
-    finally:
-        for tensor, original in originals:
-            tensor.data = original

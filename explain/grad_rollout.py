@@ -58,6 +58,17 @@ class GradRollout(Explainer):
         if self.compat:
             require_averages(explained)
 
+    @property
+    def drops_hidden(self) -> bool:
+        """Unless entries of the whole matrix are counted, hidden patches included."""
+        return self._ratio == 0
+
+    @property
+    def _ratio(self) -> float:
+        if self.discard_ratio is not None:
+            return self.discard_ratio
+        return VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
+
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""
         with record(explained.blocks, graph=explained.graph) as capture:
@@ -82,5 +93,4 @@ class GradRollout(Explainer):
             for attention, other in zip(weights_of, gradients_of, strict=True)
         ]
         fused_BNN = FUSIONS[self.head_fusion](torch.cat(weighted, dim=1), dim=1).clamp_min(0)
-        ratio = VIT_EXPLAIN_DISCARD if published else 0.0
-        return discard(fused_BNN, ratio if self.discard_ratio is None else self.discard_ratio, keep_first=False)
+        return discard(fused_BNN, self._ratio, keep_first=False)

@@ -58,6 +58,11 @@ class GradCAM(Explainer):
 
     keeps_graph: ClassVar[bool] = True
 
+    @property
+    def drops_hidden(self) -> bool:
+        """Except with compat, where w_k is also a mean over dy/dA of hidden patches, which is not 0."""
+        return not self.compat
+
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError for a block or module that does not exist; compat=chefer needs attention."""
         if self.compat and self.module:
@@ -137,6 +142,8 @@ def _on_grid(t: Tensor, explained: ExplainedModel, images: Tensor) -> Tensor:
     if isinstance(network, ReadableViT):
         grid = explained.grid(images)
         patches = grid[0] * grid[1]
+        if same_batch and t.ndim == 3 and explained.kept is not None and t.shape[1] == explained.kept.shape[1]:
+            return explained.on_grid(t, images)
         if same_batch and t.ndim == 3 and t.shape[1] in (patches, patches + explained.num_prefix):
             return t[:, -patches:].reshape(len(t), *grid, -1)
         if same_batch and t.ndim == 4 and grid in (t.shape[1:3], t.shape[2:]):

@@ -20,6 +20,7 @@ class PixelExplainer(Explainer):
     """A method based on gradients at the pixels. It needs no attention, so it can explain any classifier."""
 
     keeps_graph: ClassVar[bool] = True
+    drops_hidden: ClassVar[bool] = True
     resolution: ClassVar[Literal["patch", "pixel"]] = "pixel"
 
     def check(self, explained: ExplainedModel) -> None:

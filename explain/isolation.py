@@ -127,3 +127,26 @@ def _lost_graph(out: Tensor) -> bool:
     else:
         return False
     return node is not None or not out.requires_grad
+
+
+def usable(t: Tensor) -> Tensor:
+    """The tensor without its graph. An inference tensor is copied, because autograd cannot save it for backward."""
+    return t.detach().clone() if t.is_inference() else t.detach()
+
+
+@contextlib.contextmanager
+def at_least(dtype: torch.dtype, module: nn.Module) -> Iterator[None]:
+    """The state in which the module computes in `dtype` or more: inside, less precise weights and buffers are copies.
+
+    The original tensors are put back, also after an exception.
+    """
+    bits = torch.finfo(dtype).bits
+    tensors = (t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point())
+    originals = [(t, t.data) for t in tensors if torch.finfo(t.dtype).bits < bits]
+    try:
+        for tensor, original in originals:
+            tensor.data = original.to(dtype)
+        yield
+    finally:
+        for tensor, original in originals:
+            tensor.data = original

@@ -34,6 +34,7 @@ class RawAttention(Explainer):
     """Show this head alone, from 0. None: all, fused."""
 
     class_specific: ClassVar[bool] = False
+    drops_hidden: ClassVar[bool] = True
 
     def check(self, explained: ExplainedModel) -> None:
         """Raise UserError if attention cannot be read or there is no such block or pooling."""

@@ -61,6 +61,17 @@ class Rollout(Explainer):
         super().check(explained)
         require_averages(explained)
 
+    @property
+    def drops_hidden(self) -> bool:
+        """Unless entries of the whole matrix are counted, hidden patches included."""
+        return self._ratio == 0
+
+    @property
+    def _ratio(self) -> float:
+        if self.discard_ratio is not None:
+            return self.discard_ratio
+        return VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
+
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
         with torch.no_grad(), record(explained.blocks) as capture:
@@ -69,11 +80,9 @@ class Rollout(Explainer):
 
     def maps_from(self, capture: AttentionCapture, explained: ExplainedModel, images: Tensor) -> Tensor:
         """Maps from the capture of a forward pass."""
-        ratio = VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
-        ratio = ratio if self.discard_ratio is None else self.discard_ratio
         start = int(self.compat == "chefer") if self.start_layer is None else self.start_layer
         last_first = (  # a generator: one N x N matrix at a time
-            discard(fuse_heads(attentions, self.head_fusion, head=self.head), ratio, keep_first=True)
+            discard(fuse_heads(attentions, self.head_fusion, head=self.head), self._ratio, keep_first=True)
             for attentions in reversed(capture.by_block()[start:])
         )
         by_column = self.compat in ("vit-explain", "agcam")

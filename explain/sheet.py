@@ -12,7 +12,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.maps import minmax, to_pixels
 from explain import Explainer, explain
-from explain.explained_model import explained_model
+from explain.explained_model import ExplainedModel, explained_model
 from explain.loading import Classifier
 from explain.types import check_method
 from models.interface import is_two_stage, select_parts
@@ -95,10 +95,10 @@ class ExplanationSheet:
             classes = targets if method.class_specific else targets[:1]
             copies = images.expand(len(classes), -1, -1, -1)
             chosen = classes if explained.has_classes or self.targets else None
-            maps[name] = explain(
-                model, copies, method, chosen if self.other is None else self.other[1][None], stage=self.stage
-            ).cpu()
-        return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images), maps)
+            wanted = chosen if self.other is None else self.other[1][None]
+            shown = explained.selection and explained.selection.joined([explained.selection] * (len(classes) - 1))
+            maps[name] = explain(model, copies, method, wanted, stage=self.stage, selection=shown).cpu()
+        return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images, explained), maps)
 
     def notes(self, image: ExplainedImage) -> list[str]:
         """A line for each map without any variation."""
@@ -162,10 +162,10 @@ class ExplanationSheet:
         ]
         return ["image", *parts, *methods]
 
-    def _parts(self, pixels: np.ndarray, images: Tensor) -> list[np.ndarray]:
+    def _parts(self, pixels: np.ndarray, images: Tensor, explained: ExplainedModel) -> list[np.ndarray]:
         if not is_two_stage(self.classifier.model):
             return []
-        selection = select_parts(self.classifier.model, images).selection
+        selection = explained.selection or select_parts(self.classifier.model, images).selection
         assert selection.maps is not None
         maps, mask = selection.maps[0], selection.visible[0]
         return [part_overlay(pixels, maps, mask), mask_view(pixels, mask), heat_overlay(pixels, 1 - maps[-1])]

@@ -25,6 +25,11 @@ class Explainer(ABC):
     """Whether maps can be differentiated if `ExplainedModel.graph` is set."""
 
     @property
+    def drops_hidden(self) -> bool:
+        """Whether stage 2 may run without its hidden patches (`without_hidden`), because the map is the same."""
+        return False
+
+    @property
     def resolution(self) -> Literal["patch", "pixel"]:
         """Whether maps are [B, h, w] on the patch grid or [B, H, W]."""
         return "patch"

@@ -55,12 +55,17 @@ def gathered(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
     """
     described = describe(vit)
     keys = key_mask(mask_BN, described.num_prefix_tokens)
-    longest = int(keys.sum(1).max())
-    if keys.is_cuda:  # few lengths, for kernels that are planned for each one
-        longest += -longest % LENGTHS
-    order = keys.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]  # visible first, in order of position
+    order = visible_first(keys)
     x_BLD = _run_blocks(described, tokens.gather(order), keys.gather(1, order)[:, None, None, :])  # False at padding
     return described.read(x_BLD, _weights(described, mask_BN).gather(1, order))
+
+
+def visible_first(keys_BS: Tensor) -> Tensor:
+    """[B, L] int64: the tokens that `gathered` runs, visible ones first, in order of position; the rest is padding."""
+    longest = int(keys_BS.sum(1).max())
+    if keys_BS.is_cuda:  # few lengths, for kernels that are planned for each one
+        longest += -longest % LENGTHS
+    return keys_BS.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
 
 
 def packed(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:

@@ -17,14 +17,15 @@ import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from common.errors import UserError
 from explain.attention_capture import Attention, record
-from explain.explained_model import ExplainedModel, at_least, require_attention
+from explain.explained_model import ExplainedModel, require_attention
+from explain.isolation import at_least
 from explain.lrp.autograd_mode import RelevanceMode, require_rules
 from explain.lrp.dispatch import RuleSet
 from explain.lrp.rules import attention_matrix
@@ -60,6 +61,8 @@ class Lrp(Explainer):
     precision: Literal["float64", "model"] = "float64"
     """float64: forward pass and relevance are computed in float64, because the rules divide by sums that cancel. model:
     in the precision of the weights; the maps of a float32 model can then be mostly rounding errors."""
+
+    drops_hidden: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise UserError for an unknown name or a negative start."""

@@ -22,7 +22,9 @@ from explain import METHODS, explain, loading
 from explain import __main__ as cli
 from explain.explained_model import explained_model
 from explain.loading import Preprocessing, load_any, load_timm
+from models.two_stage import TwoStageModel
 from report.legend import SCALED_ALONE
+from tests.explain.small import CASES
 from tests.explain.textbook import dropped, explicit_layers, product, read_out
 
 ROOT = Path(__file__).parents[2]
@@ -246,3 +248,23 @@ def test_help_with_a_method_lists_options(capsys: Any) -> None:
         with pytest.raises(SystemExit) as stopped:
             cli.parse_args(arguments)
         assert stopped.value.code == 0 and ("--discard-ratio VALUE" in capsys.readouterr().out) == listed
+
+
+def test_a_sheet_selects_the_patches_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from explain.options import build_methods
+    from explain.sheet import ExplanationSheet
+
+    case = CASES["stage_2"]
+    model, image = case.model(), case.images(1)[0]
+    assert isinstance(model, TwoStageModel)
+    classifier = load_timm("vit_nano_patch8", "none", (32, 32))
+    classifier = type(classifier)(**{**vars(classifier), "model": model})
+    calls: list[int] = []
+    select = model.select
+    monkeypatch.setattr(model, "select", lambda x, **options: (calls.append(len(x)), select(x, **options))[1])
+    methods = build_methods(["agcam", "rollout", "gradient"], {})
+    found = ExplanationSheet(classifier, methods, list("abcde"), [3, 1], 2).explain(Path("bird.png"), image)
+    assert calls == [1]
+    for name, maps in found.maps.items():
+        targets = [3, 1] if name != "rollout" else [3]
+        torch.testing.assert_close(maps, explain(model, image.expand(len(targets), -1, -1, -1), name, targets))

@@ -7,11 +7,17 @@ import torch
 from timm.models.vision_transformer import DiffParallelScalingBlock
 
 from common.errors import UserError
-from explain import explain
-from explain.explained_model import explainable, explained_model, require_attention, with_selection
+from explain import build_method, explain
+from explain.explained_model import (
+    explainable,
+    explained_model,
+    require_attention,
+    with_selection,
+    without_hidden,
+)
 from models.interface import select_parts
 from models.two_stage import with_mask
-from tests.explain.small import CASES, two_stage, vit
+from tests.explain.small import CASES, ROTARY, two_stage, vit
 from tests.models.small import shaken
 
 CLASS_TOKEN = ("class_token", "dino", "wide", "res_post", "plain_cls", "stage_2")
@@ -112,3 +118,55 @@ def test_inside_nothing_asks_for_gradients_of_weights() -> None:
     with explainable(case.explained(model, case.images())):
         assert not any(p.requires_grad for p in model.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+RUNS: list[tuple[str, dict[str, Any]]] = [
+    ("agcam", {}), ("attention_flow", {}), ("raw_attention", {}), ("raw_attention", {"layer": 0, "head_fusion": "max"}),
+    ("rollout", {}), ("rollout", {"compat": "agcam", "head_fusion": "min"}), ("grad_rollout", {}), ("gradcam", {}),
+    ("gradcam", {"module": "blocks.1"}), ("lrp", {}),
+    ("lrp", {"compat": "chefer"}), ("gradient", {}), ("input_x_gradient", {}), ("guided_backprop", {}),
+    ("integrated_gradients", {"steps": 2, "absolute": True}),
+]  # fmt: skip
+"""Methods with options."""
+
+
+@pytest.mark.parametrize("name", ["stage_2", "stage_2_dinov3", "stage_2_mean", "stage_2_rope_mean"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
+def test_maps_of_the_kept_tokens_are_those_of_all(
+    name: str, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = CASES[name]
+    model, x = case.model().to(dtype), case.images().to(dtype)
+    explained = case.explained(model, x)
+    assert explained.selection is not None
+    mask = torch.zeros_like(explained.selection.mask)
+    mask[0, 1:3, :2] = mask[1, 0, 3] = mask[2, 2] = True  # different counts
+    selection = with_mask(explained.selection, mask)
+    kept = without_hidden(with_selection(explained, selection)).kept
+    assert kept is not None and kept.shape[1] == explained.num_prefix + 4
+
+    runs = [(method, options) for method, options in RUNS if method != "lrp" or name not in ROTARY]
+
+    def maps() -> list[torch.Tensor]:
+        return [explain(model, x, method, [3, 1, 4], selection=selection, **options) for method, options in runs]
+
+    found = maps()
+    monkeypatch.setattr("explain.api.without_hidden", lambda explained: explained)
+    for found_maps, wanted, run in zip(found, maps(), runs, strict=True):
+        assert wanted.any(), run
+        limit = tolerance * float(wanted.abs().max())
+        torch.testing.assert_close(found_maps, wanted, rtol=0, atol=limit, msg=lambda text, run=run: f"{run}: {text}")
+
+
+def test_all_tokens_stay_where_hidden_ones_count() -> None:
+    for case in (CASES["stage_1"], CASES["class_token"], CASES["stage_2_soft_mean"]):
+        assert without_hidden(case.explained(case.model(), case.images())).kept is None
+    case = CASES["stage_2"]
+    explained = case.explained(case.model(), case.images())
+    assert explained.selection is not None
+    everything = with_mask(explained.selection, torch.ones_like(explained.selection.mask))
+    assert without_hidden(with_selection(explained, everything)).kept is None
+    for method in ("rollout", "grad_rollout"):  # discarded entries are counted over the whole matrix
+        assert build_method(method).drops_hidden and not build_method(method, discard_ratio=0.5).drops_hidden
+        assert not build_method(method, compat="vit-explain").drops_hidden
+    assert not build_method("gradcam", compat="chefer").drops_hidden  # a mean over the gradients of all patches
