@@ -1,7 +1,7 @@
 """What a metric sees of a model, and the interface of every metric."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -50,3 +50,11 @@ class Explanation:
     """[B, C], the model's logits for the clean images."""
     predict: Callable[[Tensor], Tensor]
     """Normalised images [M, 3, H, W], any M -> logits [M, C], without gradients; called with perturbed images."""
+    of_batch: dict[Hashable, Tensor] = field(default_factory=dict)
+    """What `once` has computed. Explanations of the same batch and model may share it."""
+
+    def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
+        """What does not depend on the maps, computed on first use; `key` must hold everything that it depends on."""
+        if key not in self.of_batch:
+            self.of_batch[key] = compute()
+        return self.of_batch[key]

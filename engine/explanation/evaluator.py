@@ -1,7 +1,7 @@
 """Evaluate explanation methods on a split: the maps of all methods, with all map metrics, in one pass."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
@@ -64,6 +64,8 @@ class ExplanationEvaluator:
     """Called after each method of a batch with the number of images."""
     _selection: Selection | None = field(default=None, init=False)
     """Of the current batch: what stage 2 sees, the same for all methods and targets."""
+    _of_batch: dict[Hashable, Tensor] = field(default_factory=dict, init=False)
+    """Of the current batch: what metrics compute without maps, such as predictions for the blurred images."""
 
     def run(
         self, batches: Iterable[Batch], device: torch.device, observers: Sequence[Observer] = (), start: int = 0
@@ -80,12 +82,13 @@ class ExplanationEvaluator:
             if self.writer:
                 self.writer.add_images(batch.paths, predicted)
             self._selection = None if self.reader else self._select(batch.image)
+            self._of_batch = {}
             maps = {name: self._score(name, batch, outputs, predicted, start) for name in self.methods}
             for observe in observers:
                 observe(batch, logits, maps)
             start += len(batch)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def outputs(self, images: Tensor) -> Tensor:
         """Normalised images [M, 3, H, W] -> outputs [M, outputs] of the explained stage."""
 
@@ -135,7 +138,7 @@ class ExplanationEvaluator:
             maps = self._explain(name, batch, outputs, predicted, label_too)
         logits = class_logits(outputs, self.info)
         for metric in metrics:
-            metric.update(batch, Explanation(maps[metric.target], logits, self.predict))
+            metric.update(batch, Explanation(maps[metric.target], logits, self.predict, self._of_batch))
         self.measured(len(batch))
         return maps["predicted"]
 

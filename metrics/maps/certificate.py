@@ -100,7 +100,7 @@ class Certificate(MapMetric):
 
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, columns]; nan but for the flag where the map is not finite."""
-        images, mask = batch.image, self.mask(batch.image, explanation.maps)
+        images, mask = batch.image, self.mask(batch.image, explanation)
         visible = enlarge(mask, (images.shape[2], images.shape[3]))[:, None]
         noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
         fills = {"noise": noise, "zeros": images.new_zeros(()), "other": self.predecessors(images)}
@@ -111,12 +111,16 @@ class Certificate(MapMetric):
         numbers = torch.cat([*moved, mask.flatten(1).double().mean(1, keepdim=True)], 1)
         return self.with_flags(numbers, explanation.maps)
 
-    def mask(self, images: Tensor, maps: Tensor) -> Tensor:
+    def mask(self, images: Tensor, explanation: Explanation) -> Tensor:
         """[B, h, w] bool: the patches that are kept."""
+        maps, kept = explanation.maps, self.kept
         if maps.dtype == torch.bool:
             return maps
         cells = on_grid(maps, cell_grid(images, self.patch))
-        fraction = torch.as_tensor(self.kept(images) if callable(self.kept) else self.kept, device=images.device)
+        if callable(kept):
+            fraction = explanation.once(("kept", kept), lambda: kept(images))
+        else:
+            fraction = torch.as_tensor(kept, device=images.device)
         return keep_largest(cells, (fraction * cells[0].numel()).round().long().expand(len(images)))
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:

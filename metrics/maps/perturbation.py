@@ -180,7 +180,7 @@ class InsertionDeletion(CurveMetric):
         rank = rank_cells(self.removal.cells(explanation.maps, images)).repeat(2, 1, 1)
         starts, covers = torch.cat([images, blurred]), torch.cat([self.removal.cover(images), images])
         inner = self.inner(explanation, starts, covers, self.removal.covered(rank))
-        first = torch.stack([clean, self.removal.run(explanation.predict, blurred)], 1)
+        first = torch.stack([clean, self.blurred(batch, explanation)], 1)
         last = torch.stack([self.blank(batch, explanation), clean], 1)
         return probability(torch.cat([first[:, :, None], inner, last[:, :, None]], 2), clean.argmax(1))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.per_image import Columns, MapMetric, count_flags, weighted_mean
 from metrics.maps.pixels import silent_maps
-from metrics.maps.removal import Colour, Fill, Removal, rank_cells
+from metrics.maps.removal import Colour, Fill, Removal, blur, rank_cells
 from metrics.types import Explanation
 
 
@@ -126,11 +126,18 @@ class CurveMetric(MapMetric):
 
     def blank(self, batch: Batch, explanation: Explanation) -> Tensor:
         """Logits [B, C] of the fully covered images; for a fill of one colour they are computed once for all images."""
-        if self.removal.fill == "blur":
-            return self.removal.run(explanation.predict, self.removal.cover(batch.image))
+        removal = self.removal
+        if removal.fill == "blur":
+            return self.blurred(batch, explanation)
         if self._blank is None:
-            self._blank = explanation.predict(self.removal.cover(batch.image[:1]))
+            key = ("covered", removal.fill, removal.mean, removal.std)
+            self._blank = explanation.once(key, lambda: explanation.predict(removal.cover(batch.image[:1])))
         return self._blank.expand(len(batch), -1)
+
+    def blurred(self, batch: Batch, explanation: Explanation) -> Tensor:
+        """Logits [B, C] of the blurred images."""
+        removal = self.removal
+        return explanation.once(("blurred", removal.chunk), lambda: removal.run(explanation.predict, blur(batch.image)))
 
     def area(self, curves: Tensor) -> Tensor:
         """Trapezoid area [B, L] under curves [B, L, S]; the width of [0, 1] is the whole image."""

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections.abc import Hashable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets.types import Batch
+from metrics.maps.per_image import MAP_METRICS
 from metrics.maps.perturbation import ABPC
 from metrics.maps.removal import blur, on_grid
 from metrics.types import Explanation
@@ -205,6 +208,39 @@ def test_forwards_are_few_and_full(name: str, fill: str, per_image: int, once: i
     assert sum(seen) == 6 * per_image + once
     assert max(seen) == 2
     assert seen.count(1) <= 3  # a third image, twice, and the covered one
+
+
+@pytest.mark.parametrize("fill", ["grey", "blur"])
+def test_methods_share_what_does_not_depend_on_maps(fill: str) -> None:
+    """Bitwise the same rows; the covered and the blurred images are predicted once for all metrics and methods."""
+    batch, maps = random_case()
+    net, run = classifier(), 0
+
+    def predict(images: Tensor) -> Tensor:
+        nonlocal run
+        run += len(images)
+        return net(images)
+
+    def kept(images: Tensor) -> Tensor:
+        return predict(images).softmax(1)[:, 0]
+
+    def rows(shared: dict[Hashable, Tensor] | None) -> list[Tensor]:
+        found = []
+        for heat in (maps, -maps):  # of two methods
+            metrics = [metric("abpc", fill=fill), metric("insertion_deletion", fill=fill)]
+            certificate = MAP_METRICS["certificate"](INFO, patch=4, kept=kept)
+            for each in (*metrics, certificate):
+                explanation = Explanation(heat, net(batch.image), predict)
+                found.append(each.rows(batch, explanation if shared is None else replace(explanation, of_batch=shared)))
+        return found
+
+    alone = rows(None)
+    count, run = run, 0
+    for one, other in zip(alone, rows({}), strict=True):
+        assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
+    n = len(batch)
+    # kept: n instead of 2 n. Covered in grey: 1 instead of 4, and blurred: n instead of 2 n, or of 4 n as the fill too.
+    assert count - run == n + (3 + n if fill == "grey" else 3 * n)
 
 
 def test_another_model_after_reset() -> None:
