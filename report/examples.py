@@ -71,7 +71,7 @@ def removal_sheet(examples: Mapping[str, Sequence[Example]], path: Path) -> Path
         tiles = [image, part_overlay(image, before.maps, before.mask), _removed(image, before, before)]
         tiles += [_removed(image, before, examples[row][i]) for row in others]
         heading = before.group or ""
-        columns.append(Column(tiles, heading, _caption(before, heading), before.correct))
+        columns.append(Column(tiles, heading, _caption(before, heading), before.correct, _tags(before)))
     titles = ["image", "parts", *(row.replace("thresholds, ", "thresholds,\n") for row in examples)]
     legend = [*_legend(examples[first]), WRONG]
     return contact_sheet(columns, titles, path, legend=legend)
@@ -102,10 +102,18 @@ def _sheet(examples: Sequence[Example], path: Path, title: str, headings: Sequen
         if any(tile is not None for tile in row):
             rows.append((name, row))
     columns = [
-        Column([row[i] for _, row in rows], headings[i], _caption(example, headings[i]), example.correct)
+        Column(
+            [row[i] for _, row in rows], headings[i], _caption(example, headings[i]), example.correct, _tags(example)
+        )
         for i, example in enumerate(examples)
     ]
     return contact_sheet(columns, [name for name, _ in rows], path, title, _legend(examples))
+
+
+def _tags(example: Example) -> dict[str, str]:
+    """Class and group; without groups, `group` repeats the class."""
+    group = {} if example.group in (None, example.label) else {"group": str(example.group)}
+    return {**group, "class": example.label}
 
 
 def _caption(example: Example, heading: str) -> str:

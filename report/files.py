@@ -66,10 +66,27 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def png_bytes(image: Image.Image, software: str = "") -> bytes:
-    """The image as a PNG file; `software`: its text chunk "Software", which says what made it."""
+LAYOUT = "Layout"
+"""Text chunk of the PNG files of this package: where things are on the image, as ASCII JSON, for report.html."""
+
+
+def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """The image as a PNG file; `texts`: its text chunks, such as "Software", which says what made it."""
     buffer, info = io.BytesIO(), PngInfo()
-    if software:
-        info.add_text("Software", software)
+    for key, text in (texts or {}).items():
+        info.add_text(key, text)
     image.save(buffer, format="PNG", optimize=True, pnginfo=info)
     return buffer.getvalue()
+
+
+def png_layout(content: bytes) -> dict[str, Any] | None:
+    """The layout that a PNG file of this package carries, without decoding the image; None for any other PNG."""
+    place, start = 8, f"{LAYOUT}\0".encode()
+    while content[place + 4 : place + 8] not in (b"IDAT", b""):
+        length = int.from_bytes(content[place : place + 4])
+        body = content[place + 8 : place + 8 + length]
+        if content[place + 4 : place + 8] == b"tEXt" and body.startswith(start):
+            layout: dict[str, Any] = json.loads(body.removeprefix(start))
+            return layout
+        place += 12 + length
+    return None

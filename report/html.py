@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeAlias
 from jinja2 import Environment, StrictUndefined
 
 from common.errors import UserError
-from report.files import write_atomic
+from report.files import png_layout, write_atomic
 from report.tables import TableText
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -85,6 +85,12 @@ class Figure:
     def data_uri(self) -> str:
         """The PNG as a data: URI."""
         return "data:image/png;base64," + base64.b64encode(self.content).decode()
+
+    @property
+    def layout(self) -> str:
+        """Where the tiles of a contact sheet are, as JSON; empty for another image."""
+        layout = png_layout(self.content)
+        return json.dumps(layout) if layout and "columns" in layout else ""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -77,3 +77,118 @@ for (const table of document.querySelectorAll("table")) {
   makeSortable(table);
   makeFilterable(table, table.getAttribute("aria-label") ?? "");
 }
+
+const dialog = make("dialog", { tabindex: -1 });
+document.body.append(dialog);
+
+/** Show content above the page, below a row of buttons; Escape or the first button closes it. */
+function show(label, buttons, ...content) {
+  const held = document.activeElement.textContent;
+  const tools = make("div", { class: "tools" }, button("Close", () => dialog.close()), ...buttons);
+  dialog.onkeydown = null;
+  dialog.setAttribute("aria-label", label);
+  dialog.replaceChildren(tools, ...content);
+  if (!dialog.open) dialog.showModal();
+  else ([...tools.children].find((one) => one.textContent === held) ?? dialog).focus(); // its button was replaced
+}
+
+/** The digit that a key event stands for; -1 for any other key, and where digits are typed. */
+function digit(event) {
+  const other = event.ctrlKey || event.altKey || event.metaKey || event.target.tagName === "SELECT";
+  return !other && /^\d$/.test(event.key) ? Number(event.key) : -1;
+}
+
+/** Make an image a button that opens it in its full size. */
+function makeZoomable(image) {
+  const zoom = button("", () => show(image.alt, [], image.cloneNode()), { class: "zoom", "aria-label": `Enlarge: ${image.alt}` });
+  image.replaceWith(zoom);
+  zoom.append(image);
+  return zoom;
+}
+
+function crop(image, label, x, y, width, height) {
+  const canvas = make("canvas", { width, height, role: "img", "aria-label": label });
+  canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height);
+  return canvas;
+}
+
+/** One button per view, the keys 0 to 9 for the first ones. */
+function viewButtons(views, choose) {
+  return views.map((view, index) => button(view, () => choose(index), index < 10 ? { title: `key ${index}` } : {}));
+}
+
+function press(buttons, current) {
+  buttons.forEach((one, index) => one.setAttribute("aria-pressed", index === current));
+}
+
+/** One menu per tag that differs between the images. */
+function menus(columns, changed) {
+  const names = [...new Set(columns.flatMap((column) => Object.keys(column.tags)))];
+  const values = (name) => [...new Set(columns.map((column) => column.tags[name] ?? ""))];
+  return names.filter((name) => values(name).length > 1).map((name) => {
+    const options = values(name).sort().map((value) => make("option", { value }, value || "(none)"));
+    const menu = make("select", { name, "aria-label": name }, make("option", { value: "*" }, `${name}: all`), ...options);
+    menu.addEventListener("change", changed);
+    return menu;
+  });
+}
+
+/** The images of a contact sheet one by one: choose the view, filter them, open one large. View 0 is the whole sheet. */
+function makeGallery(figure, image, zoom) {
+  const layout = JSON.parse(figure.dataset.layout);
+  const views = ["whole sheet", ...layout.views];
+  const grid = make("div", { class: "grid", hidden: "" });
+  const count = make("span", { role: "status" });
+  const tile = (column, view) =>
+    crop(image, `${views[view]}: ${column.caption}`, column.x, column.y + (view - 1) * layout.step, ...layout.size);
+  const caption = (column, tag) =>
+    make(tag, { class: { correct: "right", wrong: "wrong" }[column.tags.prediction] ?? "" }, column.caption);
+  let view = 0;
+  const legend = layout.legend ? [crop(image, "Legend of the sheet", ...layout.legend)] : [];
+  legend.forEach((canvas) => canvas.classList.add("legend"));
+
+  const shown = () => layout.columns.filter((column) =>
+    filters.every((menu) => menu.value === "*" || (column.tags[menu.name] ?? "") === menu.value));
+  const open = (place, current) => {
+    const columns = shown();
+    const column = columns[place];
+    const move = (by) => open((place + by + columns.length) % columns.length, current);
+    const buttons = viewButtons(views, (index) => open(place, index));
+    press(buttons, current);
+    const steps = [button("← previous", () => move(-1)), button("next →", () => move(1))];
+    show(column.caption, [...buttons.slice(1), ...steps, `${place + 1} of ${columns.length}`],
+      tile(column, current), caption(column, "p"));
+    dialog.onkeydown = (event) => {
+      if (event.key === "ArrowLeft" || event.key === "ArrowRight") move(event.key === "ArrowLeft" ? -1 : 1);
+      if (digit(event) > 0 && digit(event) < views.length) open(place, digit(event));
+    };
+  };
+  const draw = (next) => {
+    view = next;
+    press(switcher, view);
+    const columns = shown();
+    count.textContent = `${columns.length} of ${layout.columns.length} images`;
+    zoom.hidden = view > 0;
+    [grid, ...legend].forEach((element) => (element.hidden = view === 0));
+    if (view === 0) return;
+    grid.replaceChildren(...columns.map((column, place) => {
+      const card = button("", () => open(place, view));
+      card.append(tile(column, view), caption(column, "span"));
+      return card;
+    }));
+  };
+  const switcher = viewButtons(views, draw);
+  const filters = menus(layout.columns, () => draw(view || 1));
+  figure.prepend(make("div", { class: "tools" }, ...switcher, ...filters, count));
+  zoom.after(grid, ...legend);
+  figure.addEventListener("keydown", (event) => {
+    if (digit(event) >= 0 && digit(event) < views.length) draw(digit(event));
+  });
+  draw(0);
+}
+
+for (const figure of document.querySelectorAll("figure")) {
+  const image = figure.querySelector("img");
+  const zoom = makeZoomable(image);
+  if (figure.dataset.layout) image.decode().then(() => makeGallery(figure, image, zoom));
+}

@@ -1,14 +1,17 @@
 """Contact sheets: one column per image, one row per view, as one PNG."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from report.files import png_bytes, write_atomic
+from common.errors import printable
+from report.files import LAYOUT, png_bytes, write_atomic
 from report.legend import CORRECT, LABEL, LINE, WRONG, LegendEntry, draw_legend, draw_mark, wrap
 from report.style import HIDDEN, INK, MUTED, PAPER, font
 
@@ -32,6 +35,8 @@ class Column:
     """Text below the column; wrapped."""
     correct: bool | None = None
     """Whether the prediction is correct: a dot (True) or a cross (False) before the caption."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """By what report.html can filter the images: "class" to the name of its class, for example."""
 
 
 def contact_sheet(
@@ -47,8 +52,8 @@ def contact_sheet(
     """Write the sheet, with at most `per_band` columns side by side; further columns go into bands below.
 
     Below stand the colours of heat maps if `heat`, the legend, the meaning of the marks that appear, and the notes.
-    The PNG's text chunk "Software" is `SOFTWARE`. Raises ValueError without columns, or if their tiles do not match the
-    row titles or differ in size.
+    The PNG's text chunk "Software" is `SOFTWARE`; "Layout" says where the tiles are (see `_layout`). Raises ValueError
+    without columns, or if their tiles do not match the row titles or differ in size.
     """
     height, width = _tile_size(columns, len(row_titles))
     bands = [columns[start : start + per_band] for start in range(0, len(columns), per_band)]
@@ -66,9 +71,12 @@ def contact_sheet(
     ImageDraw.Draw(sheet).text((PAD, PAD - 6), title, fill=INK, font=TITLE)
     for number, band in enumerate(bands):
         _draw_band(sheet, plan, band, top + number * plan.band_height)
+    layout = _layout(plan, bands, top)
     if below:
-        sheet.paste(below, (PAD + plan.gutter, bottom + GROUP_GAP))
-    return write_atomic(path, png_bytes(sheet, SOFTWARE))
+        corner = (PAD + plan.gutter, bottom + GROUP_GAP)
+        sheet.paste(below, corner)
+        layout["legend"] = [*corner, *below.size]
+    return write_atomic(path, png_bytes(sheet, {"Software": SOFTWARE, LAYOUT: json.dumps(layout)}))
 
 
 @dataclass(frozen=True)
@@ -147,6 +155,23 @@ def _headings(band: Sequence[Column], width: int) -> Iterator[tuple[int, int, li
         if heading:
             yield first, count, wrap(heading, count * (width + GAP) - GAP, HEADING, HEADING_LINES)
         first += count
+
+
+def _layout(plan: _Plan, bands: Sequence[Sequence[Column]], top: int) -> dict[str, Any]:
+    """Where the tiles are, in pixels: of column c and view v the one at x, y + v * step, of `size` (width, height)."""
+    columns = []
+    for number, band in enumerate(bands):
+        y = top + number * plan.band_height + plan.heading_height
+        for column, x in zip(band, plan.lefts(band), strict=True):
+            tags = {name: printable(value) for name, value in column.tags.items()}
+            if column.correct is not None:
+                tags["prediction"] = "correct" if column.correct else "wrong"
+            caption = ", ".join(printable(line) for line in column.caption.split("\n") if line)
+            if column.heading:
+                caption = f"{printable(column.heading)}: {caption}"
+            columns.append({"x": x, "y": y, "caption": caption, "tags": tags})
+    views = [printable(title.replace("\n", " ")) for title in plan.row_titles]
+    return {"views": views, "size": [plan.width, plan.height], "step": plan.height + GAP, "columns": columns}
 
 
 def _draw_headings(draw: ImageDraw.ImageDraw, plan: _Plan, band: Sequence[Column], lefts: list[int], top: int) -> None:

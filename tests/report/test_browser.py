@@ -8,13 +8,19 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL.ImageColor import getrgb
 
-from report.html import Section, Table, write_report
+from report.examples import Example, example_sheet, failure_sheet
+from report.html import Figure, Section, Table, write_report
+from report.style import HIDDEN
 from report.tables import TableText
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")]
+RED, GREEN = (200, 0, 0), (0, 200, 0)
+EVIL = "<img src=x onerror=alert(1)>"
 ROWS = (("b", "1,234"), ("a", "50.0 ± 1.0"), ("c", "–"), ("d", "9"), ("e", "-3.5e-05"), ("f10", "7"), ("f9", "8"))
 ACTIONS = """
 const seen = {};
@@ -28,6 +34,35 @@ filter.value = "F 7";
 filter.dispatchEvent(new Event("input"));
 seen.filtered = names(table);
 seen.count = document.querySelector("[role=status]").textContent;
+const [sheet, failures] = document.querySelectorAll("figure");
+const all = (scope, what) => [...scope.querySelectorAll(what)];
+const press = (element, key) => element.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+const pixel = (canvas) => [...canvas.getContext("2d").getImageData(5, 5, 1, 1).data].slice(0, 3);
+seen.views = all(sheet, ".tools button").map((button) => button.textContent);
+seen.hidden = [sheet.querySelector(".grid").hidden, sheet.querySelector(".zoom").hidden];
+const tiles = () => all(sheet, ".grid canvas").map(pixel);
+seen.pixels = ["1", "2", "1"].map((key) => (press(sheet.querySelector(".zoom"), key), tiles()));
+seen.pressed = all(sheet, "[aria-pressed=true]").map((button) => button.textContent);
+seen.labels = all(sheet, ".grid canvas").map((canvas) => canvas.getAttribute("aria-label"));
+const menus = all(failures, "select");
+seen.menus = menus.map((menu) => [menu.name, ...[...menu.options].map((option) => option.value)]);
+menus[0].value = menus[0].options[1].value;
+menus[0].dispatchEvent(new Event("change"));
+seen.failures = all(failures, ".grid button span").map((span) => span.textContent);
+const dialog = document.querySelector("dialog");
+const large = () => [dialog.open, dialog.getAttribute("aria-label"), pixel(dialog.querySelector("canvas"))];
+sheet.querySelector(".grid button").click();
+seen.large = [large()];
+const next = all(dialog, "button").find((button) => button.textContent.startsWith("next"));
+next.focus();
+next.click();
+seen.focus = document.activeElement.textContent;
+for (const key of ["2", "ArrowLeft"]) seen.large.push((press(document.activeElement, key), large()));
+all(dialog, "button")[0].click();
+press(sheet.querySelector(".grid"), "0");
+sheet.querySelector(".zoom").click();
+seen.whole = [dialog.open, dialog.querySelector("img").naturalWidth];
+dialog.close();
 seen.width = [document.documentElement.scrollWidth, innerWidth];
 """
 
@@ -41,8 +76,20 @@ def browse(page: Path, *flags: str) -> str:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sections: list[Section] = [Table(TableText(("", "value"), ROWS), "Results")]
-    return write_report(tmp_path_factory.mktemp("page") / "report.html", "Title", sections)
+    folder = tmp_path_factory.mktemp("page")
+    examples = [flat(RED, "a", "a", "a on b"), flat(GREEN, "b", "a", "b on b"), flat(RED, "b", "a", EVIL)]
+    sections: list[Section] = [
+        Table(TableText(("", "value"), ROWS), "Results"),
+        Figure(example_sheet(examples, folder / "sheet.png"), "Examples"),
+        Figure(failure_sheet(examples[1:], folder / "failures.png"), "Failures"),
+    ]
+    return write_report(folder / "report.html", "Title", sections)
+
+
+def flat(colour: tuple[int, int, int], label: str, predicted: str, group: str) -> Example:
+    """An image of one colour; the true object does not cover its corner."""
+    image = np.full((24, 24, 3), colour, np.uint8)
+    return Example(image, label, predicted, group=group, truth=np.pad(np.ones((12, 12), bool), 6))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +97,9 @@ def seen(page: Path) -> dict[str, Any]:
     """What the actions saw. They are added to a copy of the page without its policy, which would forbid them."""
     text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text())
     report = "document.body.append(Object.assign(document.createElement('pre'), {id: 'seen', textContent: %s}));"
-    failed = f"try {{ {ACTIONS} {report % 'JSON.stringify(seen)'} }} catch (e) {{ {report % 'e.stack'} }}"
+    act = f"try {{ {ACTIONS} {report % 'JSON.stringify(seen)'} }} catch (e) {{ {report % 'e.stack'} }}"
+    images = "Promise.all([...document.images].map((image) => image.decode()))"
+    failed = f"{images}.then(() => setTimeout(() => {{ {act} }}))"
     copy = page.with_name("copy.html")
     copy.write_text(text.replace("</body>", f"<script>{failed}</script></body>"))
     found = re.search(r'<pre id="seen">(.*?)</pre>', browse(copy, "--window-size=500,900"), re.DOTALL)
@@ -75,3 +124,23 @@ def test_tables_sort_and_filter(seen: dict[str, Any]) -> None:
 
 def test_no_sideways_scrolling_at_phone_width(seen: dict[str, Any]) -> None:
     assert seen["width"][0] <= seen["width"][1]
+
+
+def test_views_of_a_sheet_switch_by_key(seen: dict[str, Any]) -> None:
+    assert seen["views"] == ["whole sheet", "image", "true object"] and seen["hidden"] == [True, False]
+    images, objects, again = seen["pixels"]
+    assert images == again == [list(RED), list(GREEN), list(RED)] and objects == [list(getrgb(HIDDEN))] * 3
+    assert seen["pressed"] == ["image"]
+    assert seen["labels"] == ["image: a on b: a", "image: b on b: a, is b", f"image: {EVIL}: a, is b"]
+
+
+def test_failures_are_filtered_by_group(seen: dict[str, Any]) -> None:
+    assert seen["menus"] == [["group", "*", EVIL, "b on b"]]  # one class, all wrong: nothing else to choose
+    assert seen["failures"] == [f"a, is b ({EVIL})"]
+
+
+def test_images_and_sheets_open_large(seen: dict[str, Any]) -> None:
+    first, second = "a on b: a", "b on b: a, is b"
+    hidden = list(getrgb(HIDDEN))
+    assert seen["large"] == [[True, first, list(RED)], [True, second, hidden], [True, first, hidden]]
+    assert seen["focus"] == "next →" and seen["whole"][0] and seen["whole"][1] > 3 * 168

@@ -117,7 +117,7 @@ def test_contrast_is_aa_in_light_and_dark() -> None:
     for palette in (light, dark):
         for behind in ("paper", "wash"):
             ratios = {}
-            for name, least in {"ink": 4.5, "muted": 4.5, "accent": 4.5, "line": 3}.items():
+            for name, least in {"ink": 4.5, "muted": 4.5, "accent": 4.5, "good": 4.5, "bad": 4.5, "line": 3}.items():
                 low, high = sorted(luminance(palette[key]) for key in (name, behind))
                 ratios[name] = (high + 0.05) / (low + 0.05) / least
             assert min(ratios.values()) >= 1, (behind, ratios)
@@ -138,7 +138,7 @@ def test_everything_given_is_text(page: Page) -> None:
         "Config",
     ):
         assert f"{start} {EVIL}" in shown
-    assert page.all("img")[0]["alt"] == f"figure {EVIL}"
+    assert page.all("img")[0]["alt"] == f"title {EVIL}: figure {EVIL}"
     assert f"a: <b>\n  c: {EVIL}" in page.texts
     assert page.texts.count("second") == 1 and len(page.all("p")) == 3
     assert json.dumps({"torch": "2", "folder": f"a/{EVIL}"}, indent=2) in page.texts

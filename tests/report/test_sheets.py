@@ -11,7 +11,9 @@ from PIL.ImageColor import getrgb
 
 from common.errors import UserError
 from report.examples import TILE, Example, example_sheet, failure_sheet
+from report.files import png_bytes, png_layout
 from report.legend import LABEL, LegendEntry, fit, wrap
+from report.overlays import mask_view, part_overlay, resize_shorter
 from report.sheets import GAP, GROUP_GAP, PAD, Column, contact_sheet
 from report.style import BAD, GOOD, HIDDEN, part_colour
 
@@ -132,3 +134,27 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write .*sheet.png"):
         example_sheet([example()], tmp_path / "file" / "sheet.png")
+
+
+def test_the_sheet_says_where_its_tiles_are(tmp_path: Path) -> None:
+    g = torch.Generator().manual_seed(1)
+    examples = [example(), example(group=None, predicted="sea\u202e", maps=torch.rand(4, 6, 6, generator=g), mask=None)]
+    content = example_sheet(examples, tmp_path / "sheet.png").read_bytes()
+    layout, sheet = png_layout(content), pixels(tmp_path / "sheet.png")
+    assert layout is not None and layout["views"] == ["image", "parts", "what stage 2 sees", "true object"]
+    width, height = layout["size"]
+    for shown, column in zip(examples, layout["columns"], strict=True):
+        image = resize_shorter(shown.image, TILE)
+        assert shown.maps is not None and shown.truth is not None
+        stage_2 = np.full_like(image, getrgb(HIDDEN)) if shown.mask is None else mask_view(image, shown.mask)
+        views = (image, part_overlay(image, shown.maps, shown.mask), stage_2, mask_view(image, shown.truth))
+        for number, view in enumerate(views):
+            top = column["y"] + number * layout["step"]
+            assert np.array_equal(sheet[top : top + height, column["x"] : column["x"] + width], view)
+    first, second = ((column["caption"], column["tags"]) for column in layout["columns"])
+    assert first == ("land on water: land 90%", {"group": "land on water", "class": "land", "prediction": "correct"})
+    assert second == ("sea\\u202e 90%, is land", {"class": "land", "prediction": "wrong"})
+    x, y, legend_width, legend_height = layout["legend"]
+    legend = sheet[y : y + legend_height, x : x + legend_width]
+    assert count(legend, getrgb(part_colour(2))) > 200 and count(legend, getrgb(HIDDEN)) > 200
+    assert png_layout(png_bytes(Image.new("RGB", (4, 4)))) is None and png_layout(content[:40]) is None
