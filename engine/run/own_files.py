@@ -15,9 +15,10 @@ OWN = (
     "evaluation/*/results.json", "evaluation/*/predictions.csv", "evaluation/*/report.html", "evaluation/*/*sheet.png",
     "evaluation/*/failures.png", "evaluation/*/curves.png", "evaluation/*/metrics.*", "evaluation/*/table.*",
     "evaluation/*/methods.*", "evaluation/*/per_image/*.csv", "part_thresholds/*.json",
+    "export/model.*", "tensorboard/events.out.tfevents.*",
 )  # fmt: skip
 """Patterns of the files that training and the commands with a default folder in the run write."""
-OWN_FOLDERS = ("checkpoints", "best", "sheets", "evaluation", "part_thresholds")
+OWN_FOLDERS = ("checkpoints", "best", "sheets", "evaluation", "part_thresholds", "export", "tensorboard")
 LOGS = ("wandb", "submitit")
 """Folders of other programs, which keep the logs of former runs too: neither deleted nor a reason to refuse."""
 PROJECT = Path(__file__).parents[2]

@@ -19,7 +19,8 @@ CONFIG = {"model.name": "vit"}
 WRITTEN = (
     "metrics.jsonl", "sheets/epoch_002.png", "sheets/.epoch_002.png.71.tmp", "checkpoints/.tmpAb3dEf",
     "checkpoints/epoch_001.safetensors", "evaluation/test/report.html", "evaluation/test-methods/per_image/lrp.csv",
-    "evaluation/test/metrics.json", "part_thresholds/0.95.json", "best/model.safetensors",
+    "evaluation/test/metrics.json", "part_thresholds/0.95.json", "best/model.safetensors", "export/model.onnx.data",
+    "tensorboard/events.out.tfevents.1.host.2.0",
 )  # fmt: skip
 FOREIGN = ("notes.txt", "sheets/mine.png", "evaluation/test/notes/a.md", "best/model.safetensors/x", ".git/HEAD")
 
