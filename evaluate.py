@@ -31,26 +31,22 @@ from commands.flags import (
 from common.errors import exit_on_user_error
 from common.flags import Parser
 from common.plugins import with_plugins
-from datasets.types import SPLITS
-from engine.explanation.map_metrics import KNOWN
+from datasets.config import SPLITS
 from engine.run.launch import distributed_main
-from explain import METHODS
-from explain.options import add_options
-from metrics.registry import METRICS
 
 
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Known flags, and the rest: overrides of the config."""
-    given = {argument.partition("=")[0] for argument in sys.argv}
+    arguments = ["--help" if argument == "--help=all" else argument for argument in sys.argv[1:]]
+    given = {argument.partition("=")[0] for argument in arguments}
     with_method, with_help = "--method" in given, bool({"-h", "--help"} & given)
+    with_names = with_help and (with_method or "--help=all" in sys.argv)
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     add_source_flags(parser)
-    parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or some of {', '.join(METHODS)}")
+    methods, metrics = _names() if with_names else ("", "")
+    parser.add_argument("--method", nargs="+", metavar="NAME", help=f"all, or names of explanation methods{methods}")
     parser.add_argument("--split", choices=SPLITS, default="test", help="default: test")
-    parser.add_argument(
-        "--metrics", nargs="+", metavar="NAME",
-        help=f"default: all that apply; without --method some of {', '.join(METRICS)}; with it {', '.join(KNOWN)}",
-    )  # fmt: skip
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help=f"default: all that apply{metrics}")
     add_output_flags(parser, "see above")
     # A flag of the other mode is an error, except in --help. --compat is a method option with --method, else a config
     # key, so both cannot be known at once.
@@ -58,8 +54,23 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
         add_intervention_flags(parser)
     if with_help or with_method:
         add_method_flags(parser)
+    if with_names or with_method:
+        from explain.options import add_options  # slow to import
+
         add_options(parser)
-    return parser.parse_known_args()
+    elif with_help:
+        parser.epilog = "names of methods and metrics, and options of methods such as --head-fusion: --help=all"
+    return parser.parse_known_args(arguments)
+
+
+def _names() -> tuple[str, str]:
+    """The methods and metrics, for --help; slow to import."""
+    from engine.explanation.map_metrics import KNOWN
+    from explain import METHODS
+    from metrics.registry import METRICS
+
+    metrics = f"; without --method some of {', '.join(METRICS)}; with it {', '.join(KNOWN)}"
+    return f": {', '.join(METHODS)}", metrics
 
 
 @exit_on_user_error

@@ -2,13 +2,14 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.errors import UserError
-from common.processes import processes
 from datasets.config import DataConfig
-from engine.explanation.map_metrics import MapMetricOptions
-from engine.explanation.masked_classifier import MaskedClassifier
-from engine.run.machine import PRECISIONS
+
+if TYPE_CHECKING:  # slow to import, and not needed for --help
+    from engine.explanation.map_metrics import MapMetricOptions
+    from engine.explanation.masked_classifier import MaskedClassifier
 
 
 def add_source_flags(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def add_method_flags(parser: argparse.ArgumentParser) -> None:
         "--masks-for", type=Path, metavar="RUN", help="two-stage run that classifies the images with the maps as masks"
     )
     group.add_argument(
-        "--predict-precision", choices=tuple(PRECISIONS), default="fp32",
+        "--predict-precision", choices=("fp32", "bf16", "fp16"), default="fp32",
         help="of predictions and of the forward passes of metrics; maps are always computed in fp32; default: fp32",
     )  # fmt: skip
     group.add_argument(
@@ -116,6 +117,8 @@ def _add_metric_options(group: argparse._ArgumentGroup) -> None:
 
 def check_method_flags(args: argparse.Namespace) -> None:
     """Raise UserError for values out of range and flags that contradict each other."""
+    from common.processes import processes
+
     # Each line is the condition that must hold: comparisons with nan are false, so nan is refused too.
     valid = {
         "--threshold must be in [0, 1), or mean": args.threshold is None or 0 <= args.threshold < 1,
@@ -134,9 +137,11 @@ def check_method_flags(args: argparse.Namespace) -> None:
 
 
 def read_metric_options(
-    args: argparse.Namespace, data: DataConfig, patch_size: int, masked_classifier: MaskedClassifier | None
-) -> MapMetricOptions:
+    args: argparse.Namespace, data: DataConfig, patch_size: int, masked_classifier: "MaskedClassifier | None"
+) -> "MapMetricOptions":
     """The options of the map metrics. Raises UserError if --removal-cell does not divide the image size."""
+    from engine.explanation.map_metrics import MapMetricOptions
+
     if any(side % args.removal_cell for side in data.size_hw):
         raise UserError(f"--removal-cell: {args.removal_cell} pixels do not divide images of {data.size_hw}")
     default_ratio = masked_classifier.keep_ratio if masked_classifier else 0.25

@@ -12,6 +12,9 @@ from common.ranges import (
     PositiveInt,
 )
 
+SPLITS = ("train", "val", "test")
+"""Names of the splits; in the published index files a split is numbered by its position here."""
+
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import printable
-
-SPLITS = ("train", "val", "test")
-"""Names of the splits; in the published index files a split is numbered by its position here."""
+from datasets.config import SPLITS as SPLITS
 
 UNLABELLED = -1
 """Label of an image that is used without its label."""

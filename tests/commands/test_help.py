@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from common.errors import UserError
 from engine.run.command_line import parse_config
 from engine.run.config import RunConfig, flat
@@ -58,7 +59,8 @@ def test_a_wrong_flag_is_one_line(
 
 
 LIGHT = ["train.py --help", "train.py --help=all", "train.py --no.such.key=1", "train.py --train.epochs=x",
-         "train.py --optim.lr", "study.py --help", "study.py"]  # fmt: skip
+         "train.py --optim.lr", "study.py --help", "study.py",
+         "evaluate.py --help", "evaluate.py --metrics accuracy"]  # fmt: skip
 """Commands that end before anything is computed."""
 COUNT = """
 import json, runpy, sys
@@ -79,10 +81,24 @@ def test_help_and_wrong_flags_import_nothing_slow() -> None:
         [sys.executable, "-c", COUNT, json.dumps(LIGHT)], cwd=ROOT, capture_output=True, text=True, check=True
     )
     imported = set(json.loads(done.stdout.splitlines()[-1]))
-    assert {"jsonargparse", "engine", "yaml"} <= imported and done.stderr.count("error: ") == 4
+    assert {"jsonargparse", "engine", "yaml"} <= imported and done.stderr.count("error: ") == 5
     slow = {"torch", "torchvision", "torchmetrics", "timm", "albumentations", "numpy", "scipy", "pandas", "matplotlib",
             "sklearn", "skimage", "PIL", "cv2", "wandb", "tensorboard", "huggingface_hub"}  # fmt: skip
     assert imported & slow == set()
+
+
+def test_help_of_evaluate_lists_names_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, listed in ((["--help"], False), (["--help=all"], True), (["--method", "lrp", "--help"], True)):
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate.parse_args()
+        shown = " ".join(capsys.readouterr().out.split())
+        assert stopped.value.code == 0 and "--keep-ratio RATIO" in shown and "--leave-one-part-out" in shown
+        for words in ("--head-fusion VALUE", "integrated_gradients", "multilabel_intervals"):
+            assert (words in shown) == listed, words
+        assert ("--help=all" in shown) != listed
 
 
 GROUPS = ("optim", "model.parts", "wandb")
