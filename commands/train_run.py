@@ -31,12 +31,12 @@ from engine.run.resume import resolve_resume
 from engine.run.tracking import MetricsRow, Tracker
 from engine.training.best_metric import check_best_metric, check_direction
 from engine.training.consistency import ConsistencyObjective
-from engine.training.objectives import OBJECTIVES, Objective
+from engine.training.objectives import OBJECTIVES, Objective, reads_annotations
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from losses.classification import mixes_images
 from models import build_model
-from models.interface import ImageClassifier
+from models.interface import ImageClassifier, needs_mask
 from report.curves import training_curves
 from report.files import json_text, write_atomic
 from report.names import pretty
@@ -126,7 +126,11 @@ def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[s
     mixing, info = config.loss.classification, splits["train"].info
     check_masks(model, splits.values(), mixes_images=mixes_images(mixing))
     counts = torch.bincount(torch.tensor(list(splits["train"].labels)), minlength=info.num_classes).tolist()
-    objective: Objective = OBJECTIVES[model.objective](config.loss, info.num_classes, counts)
+    kind = OBJECTIVES[model.objective]
+    objective: Objective = kind(config.loss, info.num_classes, counts)
+    if not needs_mask(model) and not reads_annotations(kind):  # nothing in a step reads them
+        for name in splits.keys() & {"train", "unlabelled"}:
+            splits[name].annotations = False
     if config.loss.consistency.weight:
         return ConsistencyObjective(objective, config.loss.consistency, config.data.semi.mode == "supervised")
     return objective

@@ -14,6 +14,7 @@ from common.errors import UserError
 from common.processes import Processes, processes
 from common.seeds import stable_seed
 from datasets.formats.images import UnreadableImageError
+from datasets.readers.files import read_bare
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 
@@ -47,6 +48,8 @@ class Split(Dataset[Sample]):
         """`seed`: of the augmentation. `max_unreadable`: data.max_unreadable, by default any fraction."""
         self.raw, self.transform, self.train, self.seed = raw, transform, train, seed
         self.max_unreadable = max_unreadable
+        self.annotations = True
+        """False: samples have no masks, key points, boxes and part labels, and their files are not read."""
         # In shared memory: persistent workers keep the copy of the Split that they were started with.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -56,7 +59,9 @@ class Split(Dataset[Sample]):
 
     def over(self, raw: RawDataset) -> "Split":
         """Other records with the same transform and settings."""
-        return Split(raw, self.transform, train=self.train, seed=self.seed, max_unreadable=self.max_unreadable)
+        other = Split(raw, self.transform, train=self.train, seed=self.seed, max_unreadable=self.max_unreadable)
+        other.annotations = self.annotations
+        return other
 
     @property
     def info(self) -> DatasetInfo:
@@ -73,7 +78,9 @@ class Split(Dataset[Sample]):
 
     def __getitem__(self, key: Key | int) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
-        return self.transform(self.raw.read(index), stable_seed("augment", self.seed, epoch, index))
+        whole = self.annotations or getattr(self.transform, "needs_mask", False)
+        raw = self.raw.read(index) if whole else read_bare(self.raw, index)
+        return self.transform(raw, stable_seed("augment", self.seed, epoch, index))
 
 
 class _Guarded(Dataset[Sample | Problem]):
@@ -285,6 +292,6 @@ def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, w
 
     Iterating raises UserError for the first unreadable image.
     """
-    keys = [(0, index) for index in Processes(rank, world_size).block(len(split))]
+    keys = [(0, i) for i in Processes(rank, world_size).block(len(split))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return BatchLoader(split, batches, workers, _collate_eval)

@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,24 @@ import numpy as np
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.images import read_image, read_mask, size_advice
-from datasets.types import SPLITS, DatasetInfo, RawSample
+from datasets.types import SPLITS, DatasetInfo, RawDataset, RawSample
+
+_masks_read: ContextVar[bool] = ContextVar("masks_read", default=True)
+
+
+def read_bare(raw: RawDataset, index: int) -> RawSample:
+    """A record without mask, key points, boxes and part labels; of image files, masks are not even opened."""
+    token = _masks_read.set(False)
+    try:
+        sample = raw.read(index)
+    finally:
+        _masks_read.reset(token)
+    return replace(sample, mask=None, keypoints=None, boxes=None, box_labels=None, part_labels=None)
+
+
+def masks_are_read() -> bool:
+    """False inside `read_bare`: a reader then leaves out masks."""
+    return _masks_read.get()
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,7 @@ class FileDataset:
         """Image, mask and annotations. Raises UserError where a file is unreadable or the sizes differ."""
         record = self.records[index]
         image = self.pixels(record.path)
-        mask = None if record.mask is None else self.object(record.mask)
+        mask = self.object(record.mask) if record.mask is not None and masks_are_read() else None
         if mask is not None:
             check_mask_size(mask, record.mask, image, record.path)
         return RawSample(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from common.errors import UserError
 from datasets.formats.images import read_mask
-from datasets.readers.files import FileDataset, check_files, check_mask_size
+from datasets.readers.files import FileDataset, check_files, check_mask_size, masks_are_read
 from datasets.types import RawDataset, RawSample
 
 
@@ -30,6 +30,8 @@ class MaskedDataset:
     def read(self, index: int) -> RawSample:
         """One record with its mask. Raises UserError if the mask is unreadable or not as large as the image."""
         sample = self.raw.read(index)
+        if not masks_are_read():
+            return sample
         mask = read_mask(self.masks[index], rotate=self.raw.rotate)
         check_mask_size(mask, self.masks[index], sample.image, sample.path)
         return replace(sample, mask=mask)

@@ -19,7 +19,7 @@ from datasets.config import DataConfig
 from datasets.formats.coco import CocoImage, part_labels, read_coco
 from datasets.formats.images import size_advice
 from datasets.holdout import check_fraction, choose
-from datasets.readers.files import FileDataset, Record, check_split, open_root
+from datasets.readers.files import FileDataset, Record, check_split, masks_are_read, open_root
 from datasets.readers.synsets import class_list, imagenet_classes
 from datasets.types import DatasetInfo, RawSample
 
@@ -80,6 +80,8 @@ class PartImageNet(FileDataset):
             sizes = [f"{width} x {height}" for height, width in (record.size_hw, sample.image.shape[:2])]
             advice = size_advice(record.size_hw, sample.image.shape[:2])
             raise UserError(f"{self.part.file} says {sizes[0]} pixels, but {sample.path} has {sizes[1]}; {advice}")
+        if not masks_are_read():
+            return sample
         labels = part_labels(record, self.part.file)
         return replace(sample, part_labels=labels, mask=labels >= 0)
 

@@ -126,3 +126,8 @@ OBJECTIVES: Registry[type[TwoStageObjective] | type[ClassifierObjective]] = Regi
 OBJECTIVES.register("classification")(ClassifierObjective)
 OBJECTIVES.register("two_stage")(TwoStageObjective)
 OBJECTIVES.register("parts")(PartsObjective)
+
+
+def reads_annotations(objective: type) -> bool:
+    """Whether the objective may read masks, key points or boxes of a batch: any but ours, subclasses included."""
+    return objective not in (ClassifierObjective, TwoStageObjective, PartsObjective)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from common.errors import UserError
@@ -26,6 +27,9 @@ from datasets import (
     train_loader,
 )
 from datasets.formats.images import UnreadableImageError
+from datasets.readers.files import FileDataset, Record
+from datasets.readers.mask_folder import MaskedDataset
+from datasets.transforms import STEPS
 
 CONFIG = DataConfig(image_size=8, augmentation="cub_original")
 
@@ -259,3 +263,31 @@ def test_pinning_keeps_everything_but_tensors() -> None:
         batch = batch.pin_memory()
         assert batch.image.is_pinned()
     assert batch.paths and batch.boxes
+
+
+@pytest.mark.parametrize("augmentation", sorted(STEPS))
+def test_without_annotations_images_are_the_same_and_masks_are_not_read(augmentation: str, tmp_path: Path) -> None:
+    info, config = DatasetInfo("files", ("a",)), DataConfig(image_size=16, augmentation=augmentation)  # type: ignore[arg-type]
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    Image.fromarray(pixels[..., 0]).save(masks / "image.png")
+    keypoints, boxes = np.array([[3.0, 5, 1], [12, 9, 0]]), np.array([[2.0, 3, 20, 30]])
+    record = Record(tmp_path / "image.png", 0, mask=masks / "image.png", keypoints=keypoints, boxes=boxes)
+    raw = MaskedDataset(FileDataset(info, [record], "train"), masks) if augmentation == "flip" else None
+    split = Split(raw or FileDataset(info, [record], "train"), build_transform(config, True), train=True, seed=0)
+    whole = [split[epoch, 0] for epoch in range(4)]
+    split.annotations = False
+    bare = [split.over(split.raw)[epoch, 0] for epoch in range(4)]
+    assert all(torch.equal(a.image, b.image) for a, b in zip(whole, bare, strict=True))
+    assert all(sample.mask is not None and sample.keypoints is not None for sample in whole)
+    (masks / "image.png").write_text("broken")
+    if augmentation == "foreground_crop":  # it needs the mask
+        assert all(sample.mask is not None for sample in bare)
+        with pytest.raises(UnreadableImageError):
+            split[0, 0]
+    else:
+        again = split[0, 0]
+        assert again.mask is again.keypoints is again.boxes is again.part_labels is None
+        assert torch.equal(again.image, whole[0].image)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from commands.train_run import build_objective
 from datasets import Batch, train_loader
 from engine.evaluation.predict import prediction_of
 from engine.training.objectives import OBJECTIVES, ClassifierObjective, ObjectiveOutput, TwoStageObjective
@@ -257,3 +258,21 @@ def test_multi_label_images(name: str, tmp_path: Path, batch: Batch) -> None:
     logits = output.prediction.logits.double()
     expected = -torch.where(several.present, logits.sigmoid(), (-logits).sigmoid()).log().mean()
     assert term.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_training_images_come_without_annotations_that_nothing_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reading(TwoStageObjective):
+        """An objective of a user's own, which may read masks."""
+
+    def annotations(name: str) -> list[bool]:
+        config = tiny_config(tmp_path, {"model.name": name})
+        splits = tiny_splits(config)
+        build_objective(config, tiny_model(config), splits)
+        return [splits[split].annotations for split in ("train", "val", "test")]
+
+    assert annotations("two_stage") == annotations("vit") == [False, True, True]
+    assert annotations("decoupled") == [True, True, True]  # it is given masks
+    monkeypatch.setitem(OBJECTIVES._entries, "two_stage", Reading)
+    assert annotations("two_stage") == [True, True, True]
