@@ -29,11 +29,11 @@ OPTIONS: dict[str, dict[str, Any]] = {"integrated_gradients": {"steps": 8, "abso
 TOLERANCE = 1e-9
 CHECK_IMAGES = 2
 METHOD = (
-    "A two-stage model with random weights. In place of its own mask, each image gets a disc with a rough edge; areas "
-    "go from half to one and a half times `keep`. `all`: hidden patches stay in stage 2's sequence, masked. `kept`: they "
-    "are left out, and get 0 in the map. `times faster`: images/s relative to `all`, the median over the rounds of the "
-    "ratio within a round. Stage 1 is not part of these calls; (stage 1) is its time, once for all methods and targets "
-    "of an image. integrated_gradients has 8 steps. Peak MiB: tensors in addition to weights and images."
+    "A two-stage model with random weights. In place of its own mask, each image gets a disc with a rough edge; areas"
+    " go from half to one and a half times `keep`. `all`: hidden patches stay in stage 2's sequence, masked. `kept`: "
+    "they are left out, and get 0 in the map. `times faster`: images/s relative to `all`, the median over the rounds "
+    "of the ratio within a round. Stage 1 is not part of these calls; (stage 1) is its time, once for all methods and"
+    " targets of an image. integrated_gradients has 8 steps. Peak MiB: tensors in addition to weights and images."
 )
 
 
