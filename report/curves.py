@@ -1,6 +1,6 @@
 """Curves over training: one run in small panels, and several runs in one figure."""
 
-import io
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from PIL import Image
 
+from common.errors import printable
 from common.metric_info import metric_info, panels
-from report.files import write_atomic
-from report.names import is_fraction, pretty
+from report.files import LAYOUT, png_bytes, write_atomic
+from report.names import is_fraction, number, pretty
 from report.style import INK, LINES, MUTED, RULE
 
 Row: TypeAlias = Mapping[str, Any]
@@ -61,14 +64,15 @@ def training_curves(rows: Sequence[Row], path: Path, x: str = "epoch") -> Path:
     across = min(len(drawn), 4)
     down = math.ceil(len(drawn) / across)
     figure = _figure(3.3 * across, 2.45 * down + 0.1)
-    for number, (name, lines) in enumerate(drawn):
-        axes = figure.add_subplot(down, across, number + 1)
+    for place, (name, lines) in enumerate(drawn):
+        axes = figure.add_subplot(down, across, place + 1)
         _draw(axes, lines, percent=_is_percent(name))
         if len(lines) > 1:
             axes.legend(edgecolor="none", framealpha=0.8, fontsize=7.5, labelcolor=INK, handlelength=1.2)
         axes.set_title(name, loc="left", fontsize=10, color=INK, fontweight="bold")
-        axes.set_xlabel(X_LABELS.get(x, x) if number >= len(drawn) - across else "", fontsize=8.5, color=MUTED)
-    return _save(figure, path)
+        axes.set_xlabel(X_LABELS.get(x, x) if place >= len(drawn) - across else "", fontsize=8.5, color=MUTED)
+    tables = [_values(name, lines, x, _is_percent(name)) for name, lines in drawn]
+    return _save(figure, path, tables)
 
 
 @plain_text
@@ -90,12 +94,12 @@ def compare_runs(runs: Mapping[str, Sequence[Row]], key: str, path: Path, x: str
     axes.set_xlabel(X_LABELS.get(x, x), fontsize=9.5, color=MUTED)
     axes.set_ylabel(pretty(key), fontsize=9.5, color=MUTED)
     _label_ends(axes, lines, is_fraction(key))
-    return _save(figure, path)
+    return _save(figure, path, [_values(pretty(key), lines, x, is_fraction(key))])
 
 
 def _last_of_each(rows: Sequence[Row], x: str) -> list[Row]:
     """The last row of each epoch, in the order of x."""
-    by_epoch = {row.get("epoch", number): row for number, row in enumerate(rows)}
+    by_epoch = {row.get("epoch", place): row for place, row in enumerate(rows)}
     return sorted((row for row in by_epoch.values() if _number(row.get(x)) is not None), key=lambda row: row[x])
 
 
@@ -139,14 +143,13 @@ def _figure(width: float, height: float) -> Figure:
     """A figure outside pyplot: no global state, no window."""
     figure = Figure(figsize=(width, height), dpi=170, facecolor="white")
     figure.set_layout_engine("constrained", w_pad=0.09, h_pad=0.09, wspace=0.03, hspace=0.05)
-    FigureCanvasAgg(figure)
     return figure
 
 
 def _draw(axes: Axes, lines: Sequence[Line], percent: bool, width: float = 1.7) -> None:
-    for number, line in enumerate(lines):
+    for place, line in enumerate(lines):
         marker = "o" if len(line.x) < 16 else ""
-        colour = LINES[number % len(LINES)]
+        colour = LINES[place % len(LINES)]
         style: dict[str, Any] = {"color": colour, "lw": width, "marker": marker, "ms": 2.4 * width}
         axes.plot(line.x, line.y, label=line.name, mec="white", mew=0.6, clip_on=False, **style)
     axes.grid(axis="y", color=RULE, lw=0.7)
@@ -167,8 +170,8 @@ def _label_ends(axes: Axes, lines: Sequence[Line], percent: bool) -> None:
     low, high = axes.get_ylim()
     right = max(line.x[-1] for line in lines)
     heights = spread([line.y[-1] for line in lines], (high - low) * 0.075, high)
-    for number, (line, y) in enumerate(zip(lines, heights, strict=True)):
-        colour = LINES[number % len(LINES)]
+    for place, (line, y) in enumerate(zip(lines, heights, strict=True)):
+        colour = LINES[place % len(LINES)]
         if line.x[-1] < right:  # connects a line that ends early with its label
             axes.plot([line.x[-1], right], [line.y[-1], y], color=colour, lw=1, ls=":", alpha=0.8)
         last = f"{line.y[-1]:.1%}" if percent else f"{line.y[-1]:.3g}"
@@ -191,7 +194,27 @@ def spread(heights: Sequence[float], step: float, top: float) -> list[float]:
     return moved
 
 
-def _save(figure: Figure, path: Path) -> Path:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return write_atomic(path, buffer.getvalue())
+def _values(name: str, lines: Sequence[Line], x: str, percent: bool) -> dict[str, Any]:
+    """The values of one panel as a table: a row for every x, an empty cell where a line has no point."""
+    points = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    at = sorted({value for line in lines for value in line.x})
+    rows = [[number(here, False), *(number(p[here], percent) if here in p else "" for p in points)] for here in at]
+    header = [X_LABELS.get(x, x), *(printable(line.name) + (" (%)" if percent else "") for line in lines)]
+    return {"title": printable(name), "at": at, "header": header, "rows": rows}
+
+
+def _save(figure: Figure, path: Path, tables: Sequence[dict[str, Any]]) -> Path:
+    """Write the PNG. Its text chunk "Layout" has the values of each panel, the pixels `box` of its axes (left, top,
+    right, bottom) and the `limits` of its horizontal axis, with which report.html shows the values under the pointer.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    shown = []
+    for axes, table in zip(figure.axes, tables, strict=True):
+        left, bottom, right, top = axes.get_window_extent().extents
+        box = [round(value, 1) for value in (left, len(pixels) - top, right, len(pixels) - bottom)]
+        shown.append({**table, "box": box, "limits": list(axes.get_xlim())})
+    # 256 colours draw lines and text as well as all, in a third of the bytes.
+    image = Image.fromarray(pixels).quantize(256)
+    return write_atomic(path, png_bytes(image, {LAYOUT: json.dumps({"panels": shown})}))

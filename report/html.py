@@ -61,6 +61,16 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Panel:
+    """The values of one panel of curves."""
+
+    title: str
+    table: TableText
+    place: str
+    """As JSON: the panel's place on the image (see `curves`), and the x of every row."""
+
+
+@dataclass(frozen=True)
 class Figure:
     """A PNG, from a file or as bytes."""
 
@@ -89,8 +99,20 @@ class Figure:
     @property
     def layout(self) -> str:
         """Where the tiles of a contact sheet are, as JSON; empty for another image."""
-        layout = png_layout(self.content)
-        return json.dumps(layout) if layout and "columns" in layout else ""
+        layout = png_layout(self.content) or {}
+        return json.dumps(layout) if "columns" in layout else ""
+
+    @property
+    def panels(self) -> list[Panel]:
+        """The values of curves; empty for another image."""
+        return [
+            Panel(
+                panel["title"],
+                TableText(tuple(panel["header"]), tuple(map(tuple, panel["rows"]))),
+                json.dumps({key: panel[key] for key in ("box", "limits", "at")}),
+            )
+            for panel in (png_layout(self.content) or {}).get("panels", [])
+        ]
 
     @property
     def size(self) -> tuple[int, int]:

@@ -187,8 +187,55 @@ function makeGallery(figure, image, zoom) {
   draw(0);
 }
 
+/** What is drawn at a place of the image: the panel's nearest x, and each line's value there or at its own nearest x. */
+function valuesAt(panels, x, y) {
+  const panel = panels.find(({ box: [left, top, right, bottom] }) => x >= left && x <= right && y >= top && y <= bottom);
+  if (!panel) return null;
+  const [left, top, right, bottom] = panel.box;
+  const [from, to] = panel.limits;
+  const value = from + ((x - left) / (right - left)) * (to - from);
+  const nearest = (rows) => rows.reduce((a, b) => (Math.abs(panel.at[b] - value) < Math.abs(panel.at[a] - value) ? b : a));
+  const rows = panel.rows.map((_, row) => row);
+  const here = nearest(rows);
+  const lines = panel.names.slice(1).map((name, index) => {
+    const row = nearest(rows.filter((one) => panel.rows[one][index + 1]));
+    return `${name}: ${panel.rows[row][index + 1]}${row === here ? "" : ` (at ${panel.rows[row][0]})`}`;
+  });
+  const mark = left + ((panel.at[here] - from) / (to - from)) * (right - left);
+  return { text: [`${panel.names[0]} ${panel.rows[here][0]}`, ...lines].join("\n"), mark, top, bottom };
+}
+
+/** Show the values of curves under the pointer; the table below the image has them for keyboards and screen readers. */
+function makeHover(tables, image, zoom) {
+  const panels = tables.map((table) => ({
+    ...JSON.parse(table.dataset.panel),
+    names: [...table.tHead.rows[0].cells].map((cell) => cell.textContent),
+    rows: [...table.tBodies[0].rows].map((row) => [...row.cells].map(text)),
+  }));
+  const tip = make("div", { class: "values", "aria-hidden": "true", hidden: "" });
+  const mark = make("div", { class: "mark", hidden: "" });
+  zoom.classList.add("curves");
+  zoom.append(tip, mark);
+  const move = (event) => {
+    const frame = image.getBoundingClientRect();
+    const scale = frame.width / image.naturalWidth;
+    const found = valuesAt(panels, (event.clientX - frame.left) / scale, (event.clientY - frame.top) / scale);
+    tip.hidden = mark.hidden = !found;
+    if (!found) return;
+    tip.textContent = found.text;
+    const x = found.mark * scale;
+    Object.assign(mark.style, { left: `${x}px`, top: `${found.top * scale}px`, height: `${(found.bottom - found.top) * scale}px` });
+    const left = x + 10 + tip.offsetWidth > frame.width ? Math.max(0, x - 10 - tip.offsetWidth) : x + 10;
+    Object.assign(tip.style, { left: `${left}px`, top: `${found.top * scale}px` });
+  };
+  zoom.addEventListener("pointermove", move);
+  zoom.addEventListener("pointerleave", () => (tip.hidden = mark.hidden = true));
+}
+
 for (const figure of document.querySelectorAll("figure")) {
   const image = figure.querySelector("img");
   const zoom = makeZoomable(image);
+  const tables = [...figure.querySelectorAll("table[data-panel]")];
+  if (tables.length) makeHover(tables, image, zoom);
   if (figure.dataset.layout) image.decode().then(() => makeGallery(figure, image, zoom));
 }

@@ -22,7 +22,12 @@ def test_in_the_report_of_an_evaluation(tmp_path: Path) -> None:
         value = f"{100 * results['brier']:.1f}"
         assert headlines(results) == ["accuracy", "balanced_accuracy", "brier"]
         html = report.read_text()
-        assert html.count("Brier score") == 2 and f"{value} %" in html  # the card, and the table of all metrics
+        for place in (
+            "<dt>Brier score</dt>",
+            f'<th scope="row">Brier score</th><td>{value} %</td>',
+            "Brier score (%)</th>",
+        ):
+            assert place in html  # the card, the table of all metrics, the values of the curves
         table = table_text([{"row": "a", **results}], keys=["brier", "brier/class/land", "count/brier"])
         assert table.header == ("", "Brier score (%)", "brier: class: land (%)", "number of brier")
         assert table.rows[0][1] == value

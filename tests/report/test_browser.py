@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL.ImageColor import getrgb
 
+from report.curves import compare_runs
 from report.examples import Example, example_sheet, failure_sheet
 from report.html import Figure, Section, Table, write_report
 from report.style import HIDDEN
@@ -63,6 +64,19 @@ press(sheet.querySelector(".grid"), "0");
 sheet.querySelector(".zoom").click();
 seen.whole = [dialog.open, dialog.querySelector("img").naturalWidth];
 dialog.close();
+const curves = document.querySelector("figure:has([data-panel])");
+const [{ box, limits, at }] = all(curves, "[data-panel]").map((table) => JSON.parse(table.dataset.panel));
+const image = curves.querySelector("img");
+const hover = (x, y) => {
+  const frame = image.getBoundingClientRect();
+  const scale = frame.width / image.naturalWidth;
+  const place = { clientX: frame.left + x * scale, clientY: frame.top + y * scale, bubbles: true };
+  image.dispatchEvent(new PointerEvent("pointermove", place));
+  const tip = curves.querySelector(".values");
+  return tip.hidden ? null : tip.textContent.split("\\n");
+};
+const across = (value) => box[0] + ((value - limits[0]) / (limits[1] - limits[0])) * (box[2] - box[0]);
+seen.hover = [hover(across(1.2), box[1] + 5), hover(across(2.6), box[1] + 5), hover(2, 2)];
 seen.width = [document.documentElement.scrollWidth, innerWidth];
 """
 
@@ -78,10 +92,12 @@ def browse(page: Path, *flags: str) -> str:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     examples = [flat(RED, "a", "a", "a on b"), flat(GREEN, "b", "a", "b on b"), flat(RED, "b", "a", EVIL)]
+    history = [{"epoch": epoch, "val/accuracy": epoch / 4} for epoch in (1, 2, 3)]
     sections: list[Section] = [
         Table(TableText(("", "value"), ROWS), "Results"),
         Figure(example_sheet(examples, folder / "sheet.png"), "Examples"),
         Figure(failure_sheet(examples[1:], folder / "failures.png"), "Failures"),
+        Figure(compare_runs({"a": history, EVIL: history[:2]}, "val/accuracy", folder / "curves.png"), "Curves"),
     ]
     return write_report(folder / "report.html", "Title", sections)
 
@@ -144,3 +160,9 @@ def test_images_and_sheets_open_large(seen: dict[str, Any]) -> None:
     hidden = list(getrgb(HIDDEN))
     assert seen["large"] == [[True, first, list(RED)], [True, second, hidden], [True, first, hidden]]
     assert seen["focus"] == "next →" and seen["whole"][0] and seen["whole"][1] > 3 * 168
+
+
+def test_curves_show_their_values_under_the_pointer(seen: dict[str, Any]) -> None:
+    first = ["epoch 1", "a (%): 25.0", f"{EVIL} (%): 25.0"]
+    last = ["epoch 3", "a (%): 75.0", f"{EVIL} (%): 50.0 (at 2)"]
+    assert seen["hover"] == [first, last, None]

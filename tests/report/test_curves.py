@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
 from PIL import Image
+from PIL.ImageColor import getrgb
 
 from report import curves
 from report.curves import compare_runs, training_curves
+from report.files import png_layout
+from report.style import LINES
 
 ROWS = [
     {
@@ -61,6 +65,25 @@ def test_files_are_written(x: str, tmp_path: Path) -> None:
         with Image.open(path) as image:
             assert image.format == "PNG" and image.width > 1000
     assert not list(tmp_path.rglob(".*"))
+
+
+def test_the_image_carries_the_values_and_where_they_are_drawn(tmp_path: Path) -> None:
+    runs = {"a\u202e": ROWS, "b": [{**row, "train_seconds": row["train_seconds"] + 1} for row in ROWS[:2]]}
+    path = compare_runs(runs, "val/worst_group_accuracy", tmp_path / "both.png", x="train_seconds")
+    (panel,) = (png_layout(path.read_bytes()) or {})["panels"]
+    assert panel["header"] == ["training time in seconds", "a\\u202e (%)", "b (%)"]
+    assert panel["at"] == [2, 3, 4, 5, 6, 8] and panel["rows"][:2] == [["2", "20.0", ""], ["3", "", "20.0"]]
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    (left, top, right, bottom), (first, last) = panel["box"], panel["limits"]
+    for at, name in ((4, 1), (5, 2)):  # a point of each line: 40 % of the axis from -2 % to 102 %
+        x = left + (at - first) / (last - first) * (right - left)
+        y = bottom - (0.4 + 0.02) / 1.04 * (bottom - top)
+        assert np.abs(pixels[round(y), round(x)] - getrgb(LINES[name - 1])).max() < 12
+    panels = (png_layout(training_curves(ROWS, tmp_path / "one.png").read_bytes()) or {})["panels"]
+    assert [panel["title"] for panel in panels] == [name for name, _ in curves._panels(ROWS, "epoch")]
+    assert panels[3]["rows"] == [["1", "1"], ["3", "0.3333"], ["4", "0.25"]]
+    boxes = {tuple(panel["box"]) for panel in panels}
+    assert len(boxes) == 5 and len({box[1] for box in boxes}) == 2  # four beside each other, one below
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
