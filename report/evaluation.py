@@ -1,5 +1,6 @@
 """The reports of `evaluate.py` without `--method` and of `commands.imagenet9`."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from common.metric_info import headlines
 from report.curves import has_curves, training_curves
 from report.html import Card, Cards, Figure, Section, Table, provenance_sections, write_report
-from report.names import is_fraction, number, pretty
+from report.names import interval, is_fraction, number, pretty
 from report.tables import TableText, present, table_text, write_tables
 
 
@@ -27,22 +28,29 @@ def write_evaluation_report(
     """
     write_tables([{"row": title, **results}], out / "metrics")
     sections: list[Section] = [
-        Cards([Card(pretty(key), _shown(key, results[key])) for key in headlines(results)]),
+        Cards([Card(pretty(key), _shown(key, results[key]), interval(results, key)) for key in headlines(results)]),
         Figure(sheet, title="Examples", caption="Image, parts, patches that the classifier sees, true object."),
     ]
     if failures is not None:
         sections.append(Figure(failures, title="Worst failures", caption="The most confident wrong predictions first."))
-    rows = tuple((pretty(key), _shown(key, value)) for key, value in results.items())
-    sections.append(Table(TableText(("metric", "value"), rows), title="All metrics"))
+    sections.append(Table(_all_metrics(results), title="All metrics"))
     if has_curves(history):
         sections.append(Figure(training_curves(history, out / "curves.png"), title="Training"))
     sections += provenance_sections(details, config)
     return write_report(out / "report.html", title, sections)
 
 
+def _all_metrics(results: Mapping[str, float]) -> TableText:
+    """One row per metric, with its interval as a note."""
+    bounds = {f"{key}/{bound}" for key in results if interval(results, key) for bound in ("low", "high")}
+    keys = [key for key in results if key not in bounds]
+    notes = {(row, 1): note for row, key in enumerate(keys) if (note := interval(results, key))}
+    return TableText(("metric", "value"), tuple((pretty(key), _shown(key, results[key])) for key in keys), notes)
+
+
 def _shown(key: str, value: float) -> str:
     percent = is_fraction(key)
-    return number(value, percent) + (" %" if percent else "")
+    return number(value, percent) + (" %" if percent and not math.isnan(value) else "")
 
 
 BACKGROUND_COLUMNS = ("accuracy", "stage_1/accuracy", "mask_iou", "keep_ratio", "empty_ratio", "count/images")

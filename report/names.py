@@ -1,6 +1,8 @@
 """How the keys and values of metrics are written in tables, cards and curves."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from common.metric_info import metric_info, without_suffix
 
@@ -49,3 +51,12 @@ def number(value: float, percent: bool) -> str:
     if percent:
         return f"{100 * value:.1f}"
     return f"{value:,.0f}" if float(value).is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+
+
+def interval(values: Mapping[str, Any], key: str) -> str:
+    """The bounds `<key>/low` and `<key>/high` of a metric in words; empty where one is missing or not finite."""
+    low, high = (values.get(f"{key}/{bound}") for bound in ("low", "high"))
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    percent = is_fraction(key)
+    return f"95 % interval: {number(low, percent)} to {number(high, percent)}" + (" %" if percent else "")

@@ -67,7 +67,10 @@ function makeFilterable(table, title) {
   const count = make("span", { role: "status" });
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/);
-    for (const row of rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    for (const row of rows) {
+      const shown = [...row.cells].map(text).join(" ").toLowerCase();
+      row.hidden = !words.every((word) => shown.includes(word));
+    }
     count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} rows`;
   });
   table.parentElement.before(make("div", { class: "tools" }, input, count));

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -11,7 +11,7 @@ import pandas as pd
 
 from common.errors import printable
 from report.files import json_text, write_atomic
-from report.names import is_fraction, number, pretty, with_std
+from report.names import interval, is_fraction, number, pretty, with_std
 
 Record = Mapping[str, Any]
 """The results of one run: "row" (the name of the method or setting), optionally "seed", and metrics by key."""
@@ -23,6 +23,8 @@ class TableText:
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """(row, column) to a note on that cell, such as its interval; for HTML only."""
 
 
 def average(records: Sequence[Record]) -> pd.DataFrame:
@@ -48,7 +50,8 @@ def average(records: Sequence[Record]) -> pd.DataFrame:
 def table_text(records: Sequence[Record], keys: Sequence[str] | None = None) -> TableText:
     """The averaged table as text: fractions in percent with one decimal, mean ± std if a row has several runs.
 
-    `keys` selects and orders the columns; default: all.
+    `keys` selects and orders the columns; default: all. An interval (`<key>/low`, `<key>/high`) without columns of its
+    own is a note on the value, if that is of one run: means of bounds are no bounds of the mean.
     """
     frame = average(records)
     found = [key for key in frame.columns if key not in ("row", "seeds") and f"{key}_std" in frame.columns]
@@ -56,12 +59,15 @@ def table_text(records: Sequence[Record], keys: Sequence[str] | None = None) -> 
     shown = [key for key in (keys if keys is not None else [*other, *found]) if key in frame.columns]
     several = bool((frame["seeds"] > 1).any())
     header = ["", *(_title(key) for key in shown), *(["seeds"] if several else [])]
-    rows = []
-    for record in frame.to_dict("records"):
+    rows, notes = [], {}
+    for place, record in enumerate(frame.to_dict("records")):
         line = {str(key): value for key, value in record.items()}
         cells = [str(line["row"]), *(_shown(line, key) for key in shown)]
         rows.append((*cells, *([str(line["seeds"])] if several else [])))
-    return TableText(tuple(header), tuple(rows))
+        for column, key in enumerate(shown, start=1):
+            if line["seeds"] == 1 and f"{key}/low" not in shown and (note := interval(line, key)):
+                notes[place, column] = note
+    return TableText(tuple(header), tuple(rows), notes)
 
 
 def write_tables(records: Sequence[Record], out_stem: Path, keys: Sequence[str] | None = None) -> list[Path]:

@@ -94,7 +94,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     examples = [flat(RED, "a", "a", "a on b"), flat(GREEN, "b", "a", "b on b"), flat(RED, "b", "a", EVIL)]
     history = [{"epoch": epoch, "val/accuracy": epoch / 4} for epoch in (1, 2, 3)]
     sections: list[Section] = [
-        Table(TableText(("", "value"), ROWS), "Results"),
+        Table(TableText(("", "value"), ROWS, {(3, 1): "95 % interval: f to 7"}), "Results"),
         Figure(example_sheet(examples, folder / "sheet.png"), "Examples"),
         Figure(failure_sheet(examples[1:], folder / "failures.png"), "Failures"),
         Figure(compare_runs({"a": history, EVIL: history[:2]}, "val/accuracy", folder / "curves.png"), "Curves"),

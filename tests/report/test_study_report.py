@@ -1,6 +1,7 @@
 """Reports of studies and evaluations contain what they were given."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +76,14 @@ def test_a_study_without_logged_test_metrics_has_no_comparison(tmp_path: Path) -
 
 
 def test_evaluation_report_shows_every_metric(tmp_path: Path, sheet: Path) -> None:
-    values = {"accuracy": 0.75, "worst_group_accuracy": 0.25, "count/images": 40.0}
+    values = {"accuracy": 0.75, "accuracy/low": 0.5, "accuracy/high": 0.875, "worst_group_accuracy": 0.25}
+    values |= {"mask_iou": math.nan, "mask_iou/low": math.nan, "mask_iou/high": 0.5, "count/images": 40.0}
     path = write_evaluation_report(tmp_path, "run: test", values, {"split": "test"}, [], sheet, None, "epochs: 1")
     page = path.read_text()
-    assert "75.0 %" in page and "25.0 %" in page and "40" in page
+    for value in ("25.0 %", "40", "–"):  # the bounds of a value that has none stay rows of their own
+        assert f"<td>{value}</td>" in page
+    note = "95 % interval: 50.0 to 87.5 %"
+    assert f'>75.0 %<span class="note"> {note}</span></td>' in page and page.count(note) == 2  # in a card too
+    assert "accuracy: low" not in page and "mask iou: low" in page
     assert page.count("data:image/png;base64,") == 1
     assert (tmp_path / "metrics.csv").is_file()

@@ -45,6 +45,13 @@ def test_text_of_a_table() -> None:
     assert table_text(RECORDS[2:], keys=["loss", "unknown", "accuracy"]).header == ("", "loss", "accuracy (%)")
 
 
+def test_an_interval_without_columns_is_a_note_on_the_value_of_a_single_run() -> None:
+    record = {"abpc": 0.5, "abpc/low": 0.25, "abpc/high": 0.75}
+    records = [{"row": "one", **record}, {"row": "two", **record}, {"row": "two", **record}, {"row": "x", "abpc": 1.0}]
+    assert table_text(records, ["abpc"]).notes == {(0, 1): "95 % interval: 0.25 to 0.75"}
+    assert table_text(records).notes == {}
+
+
 def test_three_files_of_one_table(tmp_path: Path) -> None:
     paths = write_tables(RECORDS, tmp_path / "out" / "results.v1")
     assert [path.name for path in paths] == ["results.v1.json", "results.v1.csv", "results.v1.md"]
