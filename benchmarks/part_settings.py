@@ -6,8 +6,8 @@ SCALE, GUMBEL, PARTS = "model.parts.logit_scale", "model.parts.gumbel", "model.p
 PROTOTYPES = "optim.prototype_lr_mult"
 WEIGHT = "loss.weights."
 
-RECIPE: dict[str, Any] = {PROTOTYPES: 200.0, f"{WEIGHT}presence": 2.0}
-"""More parts are used than by the current settings, and the mask is kept (docs/parts.md)."""
+RECIPE: dict[str, Any] = {PROTOTYPES: 250.0, f"{WEIGHT}presence": 3.0}
+"""All four parts are used, and the mask is kept (docs/parts.md)."""
 
 PUBLISHED: dict[str, Any] = {
     SCALE: 1.0,
@@ -32,14 +32,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "current": {},
     "recipe": RECIPE,
     # The recipe's parts, alone.
-    "prototype rate x 3": {PROTOTYPES: 200.0},
+    "prototype rate x 3.75": {PROTOTYPES: 250.0},
     "prototype rate x 10": {PROTOTYPES: 667.0},
-    "presence 2": {f"{WEIGHT}presence": 2.0},
+    "presence 3": {f"{WEIGHT}presence": 3.0},
     "presence 5": {f"{WEIGHT}presence": 5.0},
     "300 steps": {"steps": 300},
     # The recipe, more or less of it.
+    "prototype rate x 3, presence 2": {PROTOTYPES: 200.0, f"{WEIGHT}presence": 2.0},
+    "prototype rate x 4.5, presence 3": {PROTOTYPES: 300.0, f"{WEIGHT}presence": 3.0},
     "recipe, presence 5": {**RECIPE, f"{WEIGHT}presence": 5.0},
-    "recipe, prototype rate x 2": {**RECIPE, PROTOTYPES: 133.0},
+    "recipe, border 2": {**RECIPE, f"{WEIGHT}border": 2.0},
     "recipe, 150 steps": {**RECIPE, "steps": 150},
     "recipe, Gumbel noise": {**RECIPE, GUMBEL: True},
     # Scale of the logits, noise, and the batch over which presence takes its maximum.
@@ -70,6 +72,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     # 8 parts. The presence term is a mean over the parts.
     "K = 8": {PARTS: 8},
     "K = 8, recipe": {**RECIPE, PARTS: 8},
-    "K = 8, recipe, presence 4": {**RECIPE, PARTS: 8, f"{WEIGHT}presence": 4.0},
+    "K = 8, recipe, presence 6": {**RECIPE, PARTS: 8, f"{WEIGHT}presence": 6.0},
     "K = 8, published": {**PUBLISHED, PARTS: 8},
 }
