@@ -11,6 +11,15 @@ GRACE_SECONDS = 5.0
 """Time that a second Ctrl-C leaves the process to end by itself."""
 
 
+def _forget_in_child() -> None:
+    # A forked child, such as a loading worker, gets the same Ctrl-C: it must not count as the parent's second one.
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.set_wakeup_fd(-1)
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
 @contextlib.contextmanager
 def second_interrupt_ends(grace: float = GRACE_SECONDS) -> Iterator[None]:
     """A context in which the process ends with code 130, at most `grace` seconds after the second SIGINT.
@@ -27,8 +36,8 @@ def second_interrupt_ends(grace: float = GRACE_SECONDS) -> Iterator[None]:
 
     def watch() -> None:
         interrupts = 0
-        while number := os.read(reading, 1):
-            interrupts += number[0] == signal.SIGINT
+        while number := os.read(reading, 1)[0]:  # 0 ends the thread
+            interrupts += number == signal.SIGINT
             if interrupts == 2 and not left.wait(grace):
                 print("interrupted", file=sys.stderr, flush=True)
                 os._exit(130)
@@ -40,6 +49,7 @@ def second_interrupt_ends(grace: float = GRACE_SECONDS) -> Iterator[None]:
     finally:
         left.set()
         signal.set_wakeup_fd(before)
-        os.close(writing)  # ends the thread
+        os.write(writing, b"\0")  # closing it would not do: a forked child may hold it open too
         watching.join()
         os.close(reading)
+        os.close(writing)

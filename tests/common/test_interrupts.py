@@ -46,3 +46,27 @@ def test_leaving_puts_everything_back() -> None:
             pass
     assert signal.set_wakeup_fd(before) == -1
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (threads, files)
+
+
+def test_a_forked_worker_neither_counts_nor_holds_up_the_end() -> None:
+    """Loading workers live on for a while, and the terminal sends them Ctrl-C too."""
+    signals = (signal.SIGINT, signal.SIGALRM)
+    handlers = [signal.signal(number, lambda number, frame: None) for number in signals]
+    try:
+        with second_interrupt_ends(grace=0.1):
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                while True:
+                    signal.pause()
+            time.sleep(0.1)
+            for _ in range(3):
+                os.kill(child, signal.SIGINT)
+                time.sleep(0.05)
+            time.sleep(0.3)  # longer than the grace
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the context ended before the worker"
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
