@@ -1,7 +1,6 @@
 """Train a model and evaluate its best checkpoint: what train.py runs, from top to bottom."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,7 @@ def _train(config: RunConfig) -> MetricsRow:
         known = trainer.metrics.certain()
         check_best_metric(config.train.best_metric, known, lambda: trainer.evaluate("val"))
     check_direction(config.train.best_metric)
-    trainer.progress.fingerprint = asdict(fingerprint)
+    trainer.progress.fingerprint = fingerprint.saved()
     out = open_run(stated, model, info) if first else Path(config.out)
     tracker = Tracker(out, config, trainer.progress.wandb_id)
     tracker.truncate(trainer.position)

@@ -35,6 +35,11 @@ class Fingerprint:
         threads = torch.get_num_threads() if device.type == "cpu" else 0
         return cls(stated, {name: fingerprint(split) for name, split in splits.items()}, threads)
 
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint holds: without the keys that may change on resuming, such as `out`."""
+        kept = {key: value for key, value in self.config.items() if not is_one_of(key, MAY_CHANGE)}
+        return {"config": kept, "data": self.data, "threads": self.threads}
+
     def check_processes(self) -> None:
         """Raise UserError naming what differs between the processes of the job. Every process must call this."""
         first, *others = gather(self)
