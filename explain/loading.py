@@ -167,7 +167,8 @@ def _from_timm(name: str, pretrained: bool, size: tuple[int, int] | None, state:
     """The model, timm's data config, and the names of ImageNet's classes if the model has them."""
     check_timm_name(name, "--model")
     settings: dict[str, Any] = {"img_size": size} if size else {}
-    classifier = getattr(timm.get_pretrained_cfg(name), "classifier", None)  # of some models several names
+    # Of some models several names. That of the default tag: `_create` reports a tag that does not exist.
+    classifier = getattr(timm.get_pretrained_cfg(name.partition(".")[0]), "classifier", None)
     weight = f"{classifier if isinstance(classifier, str) else 'head'}.weight"
     if state is not None and weight in state and state[weight].ndim:
         settings["num_classes"] = len(state[weight])

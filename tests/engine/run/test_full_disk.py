@@ -46,7 +46,7 @@ def row(out: Path) -> None:
 
 
 def opened(out: Path) -> None:
-    config = tiny_config(out, {"data.root": "x" * 5000, "resume": True})
+    config = tiny_config(out, {"wandb.tags": ["x" * 100] * 60, "resume": True})
     open_run(config, tiny_model(config))
 
 
