@@ -14,7 +14,7 @@ from datasets import Split, load_split
 from datasets.loader import BatchSampler
 from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from datasets.trained_on import check_same_classes
-from datasets.types import SPLITS
+from datasets.types import SPLITS, DatasetInfo
 from engine.evaluation.loading import warm_start
 from engine.evaluation.predict import check_masks
 from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable
@@ -62,14 +62,7 @@ def _train(config: RunConfig) -> MetricsRow:
     fingerprint = Fingerprint.of(stated, splits, device)
     fingerprint.check_processes()
     info = splits["train"].info
-    for source in (config.out if resumes else "", "" if resumes else config.model.init_from):
-        if source and (trained := trained_on(Path(source))):
-            check_same_classes(info, trained, source)
-    if info.multi_label and config.train.best_metric == "accuracy":
-        raise UserError(
-            f"train.best_metric=accuracy: {info.name} is multi-label; "
-            "set it to mean_average_precision, macro_f1 or micro_f1"
-        )
+    check_labels(config, info, config.out if resumes else config.model.init_from)
 
     # 2. model and objective
     fresh = not (resumes or config.model.init_from)
@@ -118,6 +111,17 @@ def _train(config: RunConfig) -> MetricsRow:
     tracker.message(f"test {pretty(metric)} {value} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
+
+
+def check_labels(config: RunConfig, info: DatasetInfo, source: str) -> None:
+    """Raise UserError if the run `source` ("": none) has other classes, or `best_metric` does not suit the labels."""
+    if source and (trained := trained_on(Path(source))):
+        check_same_classes(info, trained, source)
+    if info.multi_label and config.train.best_metric == "accuracy":
+        raise UserError(
+            f"train.best_metric=accuracy: {info.name} is multi-label; "
+            "set it to mean_average_precision, macro_f1 or micro_f1"
+        )
 
 
 def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[str, Split]) -> Objective:

@@ -21,11 +21,11 @@ from explain.attention_capture import Attention, AttentionCapture, record
 from explain.explained_model import ExplainedModel
 from explain.rollout import (
     FUSIONS,
-    VIT_EXPLAIN_DISCARD,
     Fusion,
     check_ratio,
     discard,
     divide_by_maximum,
+    ratio_or_default,
     require_averages,
     roll_out,
 )
@@ -65,9 +65,7 @@ class GradRollout(Explainer):
 
     @property
     def _ratio(self) -> float:
-        if self.discard_ratio is not None:
-            return self.discard_ratio
-        return VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
+        return ratio_or_default(self.discard_ratio, self.compat)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`."""

@@ -68,9 +68,7 @@ class Rollout(Explainer):
 
     @property
     def _ratio(self) -> float:
-        if self.discard_ratio is not None:
-            return self.discard_ratio
-        return VIT_EXPLAIN_DISCARD if self.compat == "vit-explain" else 0.0
+        return ratio_or_default(self.discard_ratio, self.compat)
 
     def maps(self, explained: ExplainedModel, images: Tensor, targets: Tensor | None) -> Tensor:
         """See `Explainer.maps`; class-agnostic, so `targets` is unused."""
@@ -119,6 +117,13 @@ def check_ratio(discard_ratio: float | None) -> None:
     """Raise UserError for a fraction outside [0, 1]."""
     if discard_ratio is not None and not 0 <= discard_ratio <= 1:
         raise UserError(f"--discard-ratio: {discard_ratio} is not in [0, 1]")
+
+
+def ratio_or_default(discard_ratio: float | None, compat: str) -> float:
+    """The fraction to discard; where none is given, that of `compat`."""
+    if discard_ratio is not None:
+        return discard_ratio
+    return VIT_EXPLAIN_DISCARD if compat == "vit-explain" else 0.0
 
 
 def check_start(start_layer: int | None) -> None:
