@@ -1,7 +1,7 @@
 # `make` lists what there is. All targets share one virtual environment, .venv, which the first of them sets up.
 
 PYTHON ?= python3.11 python3
-EXTRAS := dev,wandb,tensorboard,slurm,export,notebook
+EXTRAS := dev,demo,docs,wandb,tensorboard,slurm,export,notebook
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
