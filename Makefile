@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,11 +23,14 @@ lint: $(READY) ## Check style and formatting (ruff) and types (mypy)
 	@$(PY) -m ruff format --check --quiet .
 	@$(PY) -m mypy
 
+docs: $(READY) ## Build the documentation as a site: site/index.html; a warning or a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
+
 bench: $(READY) ## Measure a training step: speed and memory
 	@$(PY) -m benchmarks.train_step
 
 clean: ## Remove caches and build leftovers; keeps .venv, data, weights and runs
-	@rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: a newer interpreter does not make the installed packages stale, newer requirements do.
