@@ -1,5 +1,6 @@
 """Train a model and evaluate its best checkpoint: what train.py runs, from top to bottom."""
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,9 @@ from models.interface import ImageClassifier, needs_mask
 from report.curves import training_curves
 from report.files import json_text, write_atomic
 from report.names import pretty
+
+CURVES_EVERY = 20.0
+"""Least seconds between two drawings of the curves, before the last: each takes a second of CPU."""
 
 
 def train(config: RunConfig) -> MetricsRow:
@@ -88,16 +92,9 @@ def _train(config: RunConfig) -> MetricsRow:
     tracker.truncate(trainer.position)
     for line in start_lines(config, splits, model, device):
         tracker.message(line)
-    visualizer = PredictionVisualizer(splits["val"], *config.data.normalisation)
 
     # 4. train
-    def after_epoch(row: MetricsRow) -> None:
-        every, epoch = config.train.sheet_every, row["epoch"]
-        tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), row["step"])
-        if epoch == config.train.epochs or (every and epoch % every == 0):
-            sheet = visualizer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
-            tracker.image("sheet", sheet, row["step"])
-
+    after_epoch = epoch_images(config, splits["val"], trainer, tracker)
     trainer.run(tracker, after_epoch if first else lambda row: None)
 
     # 5. evaluate the best checkpoint on the test split
@@ -111,6 +108,25 @@ def _train(config: RunConfig) -> MetricsRow:
     tracker.message(f"test {pretty(metric)} {value} (best epoch {results['best_epoch']}); results in {out}")
     tracker.finish(results)
     return results
+
+
+def epoch_images(config: RunConfig, val: Split, trainer: Trainer, tracker: Tracker) -> Callable[[MetricsRow], None]:
+    """What draws the run's images after an epoch: curves, and a contact sheet where `train.sheet_every` wants one."""
+    visualizer, out = PredictionVisualizer(val, *config.data.normalisation), Path(config.out)
+    drawn = time.monotonic()
+
+    def after_epoch(row: MetricsRow) -> None:
+        nonlocal drawn
+        every, epoch = config.train.sheet_every, row["epoch"]
+        is_last = epoch == config.train.epochs
+        if is_last or time.monotonic() - drawn > CURVES_EVERY:
+            tracker.image("curves", training_curves(tracker.rows(), out / "curves.png"), row["step"])
+            drawn = time.monotonic()
+        if is_last or (every and epoch % every == 0):
+            sheet = visualizer.sheet(trainer.evaluated_model(), out / "sheets" / f"epoch_{epoch:03d}.png")
+            tracker.image("sheet", sheet, row["step"])
+
+    return after_epoch
 
 
 def check_labels(config: RunConfig, info: DatasetInfo, source: str) -> None:
