@@ -7,7 +7,7 @@ python -m benchmarks.loader --root DIR/CUB_200_2011 --save       # photographs o
 import argparse
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from PIL import Image
 from benchmarks.harness import Section, log, parser, report
 from common.errors import exit_on_user_error
 from common.ranges import PositiveInt
-from datasets import Split, load_split
+from datasets import load_split
 from datasets.config import DataConfig
 
 PHOTOGRAPHS = 24
@@ -30,7 +30,8 @@ METHOD = (
     "One process with one thread. Images/s count CPU seconds of that process, so that other work on the machine does "
     "not matter as long as it leaves the caches alone; medians over the rounds. `train`: cub_original. `annotations`: "
     "with masks, key points and boxes, as a model that is given masks needs; without them as in all other training. "
-    "`test`: the evaluation transform, which keeps annotations for the metrics. Files are in the page cache."
+    "`test`: the evaluation transform, which keeps annotations for the metrics. `check`: the pass over validation and "
+    "test images before training (`data.check_images`), without a transform. Files are in the page cache."
 )
 
 
@@ -64,14 +65,13 @@ def make_photographs(root: Path) -> Path:
     return root
 
 
-def images_per_second(split: Split, images: int, rounds: int) -> list[float]:
-    """One value for each round of `images` images, read anew each time."""
-    count = min(images, len(split))
+def images_per_second(read: Callable[[int, int], object], images: int, rounds: int, count: int) -> list[float]:
+    """One value for each round of `images` images out of `count`, read anew each time by (round, index)."""
     found = []
     for number in range(rounds + 1):  # the first one warms up
         started = time.process_time()
         for index in range(images):
-            split[number, index % count]
+            read(number, index % count)
         found.append(images / (time.process_time() - started))
     return found[1:]
 
@@ -79,15 +79,20 @@ def images_per_second(split: Split, images: int, rounds: int) -> list[float]:
 def measure(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of the table."""
     rows = []
+
+    def add(size: int | str, name: str, annotations: bool, read: Callable[[int, int], object], count: int) -> None:
+        speeds = images_per_second(read, options.images, options.rounds, min(options.images, count))
+        row = {"size": size, "split": name, "annotations": annotations, "images_per_second": median(speeds)}
+        rows.append(row | {"milliseconds_per_image": 1000 / median(speeds), "each_round": speeds})
+        log(str(rows[-1]))
+
     for size in options.sizes:
         config = DataConfig(name="cub", root=str(root), image_size=size, val_fraction=0.0)
         for name, annotations in (("train", True), ("train", False), ("test", True)):
             split = load_split(config, name, train=name == "train", seed=0)
             split.annotations = annotations
-            speeds = images_per_second(split, options.images, options.rounds)
-            row = {"size": size, "split": name, "annotations": annotations, "images_per_second": median(speeds)}
-            rows.append(row | {"milliseconds_per_image": 1000 / median(speeds), "each_round": speeds})
-            log(str(row))
+            add(size, name, annotations, lambda number, index, split=split: split[number, index], len(split))  # type: ignore[misc]
+    add("any", "check", True, lambda number, index: split.raw.read(index), len(split))
     return rows
 
 

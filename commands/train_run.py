@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 
 from commands.prediction_visualizer import PredictionVisualizer
 from commands.start_summary import start_lines
@@ -13,6 +15,7 @@ from common.errors import UserError
 from common.processes import barrier, processes
 from datasets import Split, load_split
 from datasets.loader import BatchSampler
+from datasets.readable import check_readable
 from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from datasets.trained_on import check_same_classes
 from datasets.types import SPLITS, DatasetInfo
@@ -28,7 +31,7 @@ from engine.run.lives import count_life
 from engine.run.lock import run_lock
 from engine.run.machine import prepare_process, provenance
 from engine.run.resume import resolve_resume
-from engine.run.tracking import MetricsRow, Tracker
+from engine.run.tracking import MetricsRow, Tracker, progress_bar
 from engine.training.best_metric import check_best_metric, check_direction
 from engine.training.consistency import ConsistencyObjective
 from engine.training.objectives import OBJECTIVES, Objective, reads_annotations
@@ -67,6 +70,8 @@ def _train(config: RunConfig) -> MetricsRow:
     fingerprint.check_processes()
     info = splits["train"].info
     check_labels(config, info, config.out if resumes else config.model.init_from)
+    if config.data.check_images:
+        check_images(splits, config.data.workers)
 
     # 2. model and objective
     fresh = not (resumes or config.model.init_from)
@@ -99,7 +104,10 @@ def _train(config: RunConfig) -> MetricsRow:
 
     # 5. evaluate the best checkpoint on the test split
     predictions = PredictionTable(info)
-    results, table = final_results(trainer, config, predictions), predictions.csv()
+    try:
+        results, table = final_results(trainer, config, predictions), predictions.csv()
+    except UserError as error:  # such as a test image that broke meanwhile
+        raise UserError(f"{error}. Training is finished and saved: --resume evaluates it again") from None
     if first:
         write_atomic(out / PREDICTIONS_FILE, table)
         write_atomic(out / RESULTS, json_text(results))
@@ -138,6 +146,13 @@ def check_labels(config: RunConfig, info: DatasetInfo, source: str) -> None:
             f"train.best_metric=accuracy: {info.name} is multi-label; "
             "set it to mean_average_precision, macro_f1 or micro_f1"
         )
+
+
+def check_images(splits: Mapping[str, Split], workers: int) -> None:
+    """Raise UserError naming validation and test images that cannot be read; see `check_readable`."""
+    console = Console(quiet=not processes().is_main)
+    for name in ("val", "test"):
+        check_readable(splits[name], name, workers, partial(progress_bar, console))
 
 
 def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[str, Split]) -> Objective:

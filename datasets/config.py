@@ -163,6 +163,9 @@ class DataConfig:
     max_unreadable: ClosedUnitInterval = 0.1
     """Fraction of an epoch's training images that may be unreadable and left out; more are an error. In evaluation any
     unreadable image is."""
+    check_images: bool = True
+    """Read every validation and test image before training, once until a file changes: a broken one is then found
+    before it costs training time."""
     val_fraction: HalfOpenUnitInterval = 0.1
     """Fraction of the training split held out for validation if the data set publishes no validation split."""
     seed: int = 0

@@ -132,7 +132,7 @@ class BatchLoader(DataLoader[Batch]):
             persistent_workers=workers > 0,
             collate_fn=join,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # else every epoch would draw from the global generator
             timeout=LOADING_SECONDS if workers else 0,
         )
@@ -208,7 +208,7 @@ def lost_worker(error: Exception) -> UserError | None:
     )
 
 
-def _quiet_worker(worker: int) -> None:
+def quiet_worker(worker: int) -> None:
     """Use one OpenCV thread per worker, and leave signals to the main process, which finishes its step first."""
     import cv2
 

@@ -66,6 +66,11 @@ class FileDataset:
     def __len__(self) -> int:
         return len(self.records)
 
+    def files(self) -> list[Path]:
+        """Every file that `read` opens: images and masks."""
+        masks = (record.mask for record in self.records if record.mask is not None)
+        return [*(record.path for record in self.records), *masks]
+
     def pixels(self, path: Path) -> np.ndarray:
         """[H, W, 3] uint8 of an image file. Raises UserError where it is unreadable."""
         return read_image(path, rotate=self.rotate)

@@ -72,17 +72,24 @@ class ImageNet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def files(self) -> list[Path]:
+        """Every file that `read` opens: images, and boxes where there are some."""
+        images = [self._image(index) for index in range(len(self))]
+        return images + (list(map(self._xml, self.names)) if self.boxes else [])
+
     def read(self, index: int) -> RawSample:
         """Image, label and, where the data set has them, boxes. Raises UserError for an unreadable file."""
-        label, name = self.labels[index], self.names[index]
-        path = self.folder / self.folders[label] / name
+        path = self._image(index)
         image = read_image(path, rotate=self.rotate)
-        boxes = read_boxes(self._xml(name), image.shape[:2]) if self.boxes else None
-        return RawSample(image, label, str(path), boxes=boxes)
+        boxes = read_boxes(self._xml(path.name), image.shape[:2]) if self.boxes else None
+        return RawSample(image, self.labels[index], str(path), boxes=boxes)
 
     def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
         """Class folder -> class name, in the order of the labels; `names`: the list of classes, if any."""
         return read_classes(names, folders)
+
+    def _image(self, index: int) -> Path:
+        return self.folder / self.folders[self.labels[index]] / self.names[index]
 
     def _xml(self, name: str) -> Path:
         assert self.boxes is not None

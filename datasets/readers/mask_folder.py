@@ -27,6 +27,10 @@ class MaskedDataset:
     def __len__(self) -> int:
         return len(self.raw)
 
+    def files(self) -> list[Path]:
+        """Every file that `read` opens."""
+        return [*self.raw.files(), *self.masks]
+
     def read(self, index: int) -> RawSample:
         """One record with its mask. Raises UserError if the mask is unreadable or not as large as the image."""
         sample = self.raw.read(index)

@@ -73,6 +73,10 @@ class PartImageNet(FileDataset):
         )
         super().__init__(info, records_of(part, folder, order), split)
 
+    def files(self) -> list[Path]:
+        """Every file that `read` opens, and the one that its masks are decoded from."""
+        return [*super().files(), self.part.file]
+
     def read(self, index: int) -> RawSample:
         """Image, parts and object. Raises UserError where a file is unreadable or the sizes differ."""
         sample, record = super().read(index), self.part.images[index]

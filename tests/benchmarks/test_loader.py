@@ -16,5 +16,5 @@ def test_it_measures_made_up_photographs(tmp_path: Path) -> None:
         torch.set_num_threads(threads)
     (section,) = json.loads((tmp_path / "table.json").read_text())["sections"]
     rows = [(row["size"], row["split"], row["annotations"]) for row in section["rows"]]
-    assert rows == [(28, "train", True), (28, "train", False), (28, "test", True)]
+    assert rows == [(28, "train", True), (28, "train", False), (28, "test", True), ("any", "check", True)]
     assert all(row["images_per_second"] > 0 and len(row["each_round"]) == 1 for row in section["rows"])
