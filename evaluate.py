@@ -21,11 +21,11 @@ import argparse
 import sys
 
 from commands.flags import (
-    add_intervention_flags,
     add_method_flags,
     add_output_flags,
+    add_run_flags,
     add_source_flags,
-    check_intervention_flags,
+    check_run_flags,
     check_source_flags,
 )
 from common.errors import exit_on_user_error
@@ -51,7 +51,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     # A flag of the other mode is an error, except in --help. --compat is a method option with --method, else a config
     # key, so both cannot be known at once.
     if with_help or not with_method:
-        add_intervention_flags(parser)
+        add_run_flags(parser)
     if with_help or with_method:
         add_method_flags(parser)
     if with_names or with_method:
@@ -88,7 +88,7 @@ def main() -> None:
     if args.method:
         evaluate_methods(args, overrides)
     else:
-        check_intervention_flags(args)
+        check_run_flags(args)
         (leave_one_part_out if args.leave_one_part_out else evaluate_run)(args, overrides)
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -9,14 +11,17 @@ from torch import nn
 from commands.prediction_visualizer import PredictionVisualizer
 from commands.pretrained import PretrainedClassifier, check_classes, open_pretrained
 from commands.run_context import RunContext, check_mode
+from common.errors import UserError
 from common.metric_info import headlines
 from common.processes import processes
 from datasets import Split
 from engine.evaluation.interventions import read_intervention
 from engine.evaluation.loading import read_fit_split, read_split
 from engine.evaluation.loop import evaluate, split_loader
+from engine.evaluation.part_maps import PartMapWriter
 from engine.evaluation.records import PREDICTIONS_FILE, PredictionTable, RecordCollector
 from engine.run.folder import METRICS_FILE
+from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import read_rows
 from metrics.registry import build_metrics, default_metrics
 from models.interface import finds_parts, gives_mask
@@ -43,11 +48,12 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     # 3. measure
     recorder, predictions, started = RecordCollector(), PredictionTable(split.info), time.perf_counter()
     fit_split = read_fit_split(run.config, args.limit, metrics.to_fit, args.run) if metrics.to_fit else None
-    results = evaluate(
-        model, split_loader(split, run.config.data), metrics, run.device, run.precision,
-        observers=[recorder, predictions], options=options,
-        training=split_loader(fit_split, run.config.data) if fit_split else (),
-    )  # fmt: skip
+    with part_map_writer(args, run, split, model) as writer:
+        results = evaluate(
+            model, split_loader(split, run.config.data), metrics, run.device, run.precision,
+            observers=[recorder, predictions, *([writer] if writer else [])], options=options,
+            training=split_loader(fit_split, run.config.data) if fit_split else (),
+        )  # fmt: skip
     records, table = recorder.gathered(), predictions.csv()  # gathered: every process must take part
     if not processes().is_main:
         return
@@ -74,6 +80,29 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     shown = ", ".join(f"{name} {results[name]:.4f}" for name in headlines(results))
     print(f"{args.split}, {len(split)} images: {shown}")
     print(f"report: {report}")
+
+
+@contextmanager
+def part_map_writer(
+    args: argparse.Namespace, run: RunContext, split: Split, model: nn.Module
+) -> Iterator[PartMapWriter | None]:
+    """The observer of `--save-part-maps`; None without the flag. Raises UserError for a model without parts."""
+    if not args.save_part_maps:
+        yield None
+        return
+    if not finds_parts(model):
+        raise UserError("--save-part-maps needs a run with parts: model.name two_stage or pdiscoformer")
+    data = run.config.data
+    source = {
+        "run": str(run.source), "checkpoint": run.checkpoint, "split": args.split, "limit": args.limit,
+        "remove_parts": args.remove_parts, "thresholds": args.thresholds and str(args.thresholds),
+        "data": data.name, "image_size": data.size_hw, "evaluation": data.evaluation,
+        "interpolation": data.interpolation, "crop": data.crop,
+    }  # fmt: skip
+    # A stopped job leaves no partial file behind.
+    with sigterm_unwinds(), PartMapWriter(args.save_part_maps, split.info, source) as writer:
+        yield writer
+    print(f"part maps: {args.save_part_maps}")
 
 
 def open_run(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:

@@ -35,8 +35,8 @@ def add_output_flags(parser: argparse.ArgumentParser, default_out: str) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help=f"output folder; default: {default_out}")
 
 
-def add_intervention_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that hide parts or patches of a two-stage run at test time."""
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags without `--method`: part maps to save, parts or patches of a two-stage run to hide at test time."""
     group = parser.add_argument_group("without --method")
     group.add_argument(
         "--thresholds", type=Path, metavar="FILE", help="part-logit thresholds from commands.part_thresholds"
@@ -51,16 +51,25 @@ def add_intervention_flags(parser: argparse.ArgumentParser) -> None:
         "--fixed-parts", type=int, nargs="+", default=[], metavar="K",
         help="with --leave-one-part-out: parts to hide in every row",
     )  # fmt: skip
+    group.add_argument(
+        "--save-part-maps", type=Path, metavar="FILE.h5", help="save part maps and masks of all images (docs/parts.md)"
+    )
 
 
-def check_intervention_flags(args: argparse.Namespace) -> None:
-    """Raise UserError for flags that contradict each other."""
+def check_run_flags(args: argparse.Namespace) -> None:
+    """Raise UserError for flags without --method that contradict each other."""
+    from common.processes import processes
+
     if args.leave_one_part_out and args.remove_parts:
         raise UserError("--remove-parts contradicts --leave-one-part-out; use --fixed-parts for parts to hide always")
     if args.leave_one_part_out and args.model:
         raise UserError("--leave-one-part-out needs a two-stage --run: a --model has no parts")
     if args.fixed_parts and not args.leave_one_part_out:
         raise UserError("--fixed-parts needs --leave-one-part-out; without it, use --remove-parts")
+    if args.save_part_maps and args.leave_one_part_out:
+        raise UserError("--save-part-maps contradicts --leave-one-part-out, which has no maps of its own; leave it out")
+    if args.save_part_maps and processes().is_distributed:
+        raise UserError("--save-part-maps works in one process only: start evaluate.py with python")
 
 
 def add_method_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,12 +7,10 @@ three digits of each value. A map at patch resolution takes about half a kilobyt
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import h5py
@@ -22,6 +20,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import check_regular
+from engine.run.hdf_writer import HdfWriter, line_of
 from engine.run.renamed_keys import converted_value, earlier_view
 
 Target = Literal["predicted", "label"]
@@ -30,8 +29,6 @@ LARGEST = 2**22
 """Limit of values per map in files that are read."""
 LARGEST_CHUNK = 2**27
 """Limit of bytes per uncompressed chunk in files that are read."""
-CHUNK = 2**18
-"""Approximate values per chunk. It must fit into HDF5's cache, or each appended batch compresses the chunk again."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +41,18 @@ class MapProvenance:
     """Method -> its options."""
 
 
-class MapWriter:
-    """Writes to a temporary file, which is renamed to `path` if the context ends without an error."""
+class MapWriter(HdfWriter):
+    """Appends the maps of batches."""
+
+    flag = "--save-maps"
 
     def __init__(self, path: Path, provenance: MapProvenance) -> None:
-        self.path, self.temporary = path, path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        super().__init__(path)
         self.provenance = provenance
         self.paths: list[str] = []
 
     def __enter__(self) -> "MapWriter":
-        if self.path.is_dir():
-            raise UserError(f"--save-maps: {self.path} is a folder; name a file")
-        with self._as_user_error():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = h5py.File(self.temporary, "w")
+        super().__enter__()
         return self
 
     def add(self, method: str, target: Target, maps: Tensor) -> None:
@@ -66,52 +61,19 @@ class MapWriter:
         scale = values.abs().flatten(1).amax(1)
         # Scaled to [-1, 1]: float16 could overflow or underflow otherwise.
         unit = values / scale.where(scale > 0, torch.ones_like(scale))[:, None, None]
-        self._append(f"{method}/maps/{target}", unit.half().numpy())
-        self._append(f"{method}/scale/{target}", scale.numpy())
+        self.append(f"{method}/maps/{target}", unit.half().numpy())
+        self.append(f"{method}/scale/{target}", scale.numpy())
 
     def add_images(self, paths: Sequence[str], predicted: Tensor) -> None:
         """Append a batch's image paths and predicted classes [B]."""
         self.paths += paths
-        self._append("predicted", predicted.cpu().numpy().astype(np.int32))
+        self.append("predicted", predicted.cpu().numpy().astype(np.int32))
 
-    def _append(self, name: str, rows: np.ndarray) -> None:
-        with self._as_user_error():
-            if name not in self.file:
-                shape = rows.shape[1:]
-                chunk = min(1024, 1 + CHUNK // int(np.prod(shape)))
-                self.file.create_dataset(
-                    name, shape=(0, *shape), dtype=rows.dtype, maxshape=(None, *shape), chunks=(chunk, *shape),
-                    compression="gzip", shuffle=True,
-                )  # fmt: skip
-            dataset = self.file[name]
-            dataset.resize(len(dataset) + len(rows), axis=0)
-            dataset[-len(rows) :] = rows
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            with contextlib.suppress(OSError, ValueError, RuntimeError):
-                self.file.close()
-            self.temporary.unlink(missing_ok=True)
-
-    def _finish(self) -> None:
-        with self._as_user_error():
-            self.file.create_dataset("paths", data=self.paths, dtype=h5py.string_dtype())
-            stored = {"map_provenance": self.provenance.inputs, "methods": self.provenance.methods}
-            self.file.attrs.update(format=FORMAT, **{key: json.dumps(value) for key, value in stored.items()})
-            self.file.close()
-            self.temporary.replace(self.path)
-
-    @contextlib.contextmanager
-    def _as_user_error(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError) as error:  # HDF5 reports a full disk as either
-            raise UserError(f"--save-maps: cannot write {self.path} ({_line(error)})") from None
+    def complete(self) -> None:
+        """Write the paths and the provenance."""
+        self.file.create_dataset("paths", data=self.paths, dtype=h5py.string_dtype())
+        stored = {"map_provenance": self.provenance.inputs, "methods": self.provenance.methods}
+        self.file.attrs.update(format=FORMAT, **{key: json.dumps(value) for key, value in stored.items()})
 
 
 class MapReader:
@@ -184,13 +146,9 @@ class MapReader:
         except UserError:
             raise
         except Exception as error:  # no such file, not HDF5, truncated, or damaged in any other way
-            raise UserError(f"--maps: cannot read {self.path} ({_line(error)})") from None
+            raise UserError(f"--maps: cannot read {self.path} ({line_of(error)})") from None
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values as they are after a round trip through JSON."""
     return json.loads(json.dumps(values))
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

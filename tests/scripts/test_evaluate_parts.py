@@ -1,18 +1,23 @@
 """The published part evaluation on the command line, on generated birds in memory and in CUB's layout on disk."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
+import numpy as np
+import pandas as pd
 import pytest
 
 import evaluate
 import train
 from datasets.formats.layout import WATERBIRDS
 from tests.scripts.method_runs import SCRIPT, fails
+from tests.scripts.running import ROOT
 from tests.tiny import flags
 
 pytestmark = pytest.mark.slow
@@ -125,3 +130,32 @@ def test_on_other_backgrounds_the_fit_is_on_the_published_images(
     missing.unlink()
     line = fails(["--run", str(runs / "cub"), *where], monkeypatch, capsys)
     assert f"--metrics: keypoints must be fitted on the training split: {missing} is missing" in line
+
+
+def test_part_maps_of_a_split(
+    runs: Path, measure: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example of docs/parts.md reads what was saved; interventions apply to it."""
+    monkeypatch.chdir(tmp_path)
+    measure(runs / "two", "--save-part-maps", "maps.h5")
+    predicted = pd.read_csv("out/predictions.csv")
+    assert "part maps: maps.h5" in capsys.readouterr().out
+    page = (ROOT / "docs" / "parts.md").read_text()
+    (example,) = re.findall(r"```python\n(# read_maps.py\n.*?)```", page, re.DOTALL)
+    exec(compile(example, "read_maps.py", "exec"), {})
+    assert capsys.readouterr().out.count("% in parts") == 12
+    measure(runs / "two", "--save-part-maps", "without.h5", "--remove-parts", "0", "--limit", "5")
+    with h5py.File("maps.h5") as file, h5py.File("without.h5") as other:
+        assert file["paths"].asstr()[:].tolist() == predicted["path"].tolist()
+        assert file["predicted"][:].tolist() == predicted["predicted"].tolist()
+        assert file["group"][:].tolist() == predicted["group"].tolist()
+        maps, mask = file["part_maps"][:], file["mask"][:]
+        assert maps.shape == (12, 4, 4, 4) and np.allclose(maps.astype(float).sum(1), 1, atol=2e-3)
+        assert np.array_equal(mask, maps.argmax(1) < 3)
+        assert json.loads(file.attrs["source"])["remove_parts"] == [] and len(other["mask"]) == 5
+        assert json.loads(other.attrs["source"])["remove_parts"] == [0]
+        rows = [file["paths"].asstr()[:].tolist().index(path) for path in other["paths"].asstr()]
+        assert np.array_equal(other["mask"][:], mask[rows] & (maps[rows].argmax(1) != 0))
+    for arguments in (["--run", str(runs / "plain")], ["--run", str(runs / "two"), "--leave-one-part-out"]):
+        assert "--save-part-maps" in fails([*arguments, "--save-part-maps", "no.h5"], monkeypatch, capsys)
+    assert not Path("no.h5").exists()
