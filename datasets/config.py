@@ -1,7 +1,8 @@
 """The `data.*` config keys: which data set, and how it is augmented, evaluated and batched."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from common.ranges import (
     ClosedUnitInterval,
@@ -188,3 +189,9 @@ class DataConfig:
     def normalisation(self) -> tuple[Triple, Triple]:
         """Mean and standard deviation of each colour channel; ImageNet's where they are not given."""
         return self.mean or IMAGENET_MEAN, self.std or IMAGENET_STD
+
+
+def earlier_view(data: Mapping[Any, Any]) -> dict[str, Any]:
+    """The keys `interpolation` and `crop` of `data` as they were before they were keys, by its `evaluation`."""
+    published = data.get("evaluation") == "imagenet"
+    return {"interpolation": "bicubic" if published else "bilinear", "crop": 0.875 if published else 1.0}

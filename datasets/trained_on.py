@@ -5,13 +5,16 @@ fewer, so labels are matched by the names of the classes, never by their numbers
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from datasets.config import DataConfig, Triple
+from common.files import parse_json, read_file
+from common.schema import from_values
+from datasets.config import DataConfig, Triple, earlier_view
 from datasets.formats.notices import say_once
 from datasets.loader import Split
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
@@ -51,12 +54,10 @@ class TrainedOn:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainedOn":
-        """Read what `as_dict` wrote. Raises KeyError or TypeError for anything else."""
-        known = {field.name: values[field.name] for field in fields(cls)}
-        stored: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in known.items()
-        }
-        return cls(**stored)
+        """Read what `as_dict` wrote, in earlier versions too. Raises UserError naming a key for anything else."""
+        if not isinstance(values, Mapping):
+            raise UserError("data is a group of keys, not a value")
+        return from_values(cls, {**earlier_view(values), **values}, "data")
 
     def as_dict(self) -> dict[str, Any]:
         """JSON values."""
@@ -71,6 +72,26 @@ class TrainedOn:
         """A config with the evaluation transform of the model's input."""
         given = {name: getattr(self, name) for name in INPUT}
         return DataConfig(**given)
+
+
+def read_trained_on(file: Path) -> TrainedOn | None:
+    """The block "data" of best/config.json; None if it has none or there is no such file.
+
+    Raises UserError if the file is damaged: labels must not be taken by number then.
+    """
+    if not file.exists():
+        return None
+    try:
+        content = parse_json(read_file(file))
+        if not isinstance(content, dict):
+            raise ValueError("it has no keys")
+        stored = TrainedOn.from_dict(content["data"]) if "data" in content else None
+        if stored and content.get("num_classes", len(stored.class_names)) != len(stored.class_names):
+            raise ValueError(f"{len(stored.class_names)} names of {content['num_classes']} classes")
+        return stored
+    except (OSError, ValueError, RecursionError, UserError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{file} is damaged ({what}); delete it, and train.py --resume writes it again") from None
 
 
 class Relabelled:

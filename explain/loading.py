@@ -223,13 +223,11 @@ def load_run(folder: Path, crop: Crop = "model") -> Classifier:
     check_explainable(model)
     view = {key: config["data"][key] for key in ("evaluation", "interpolation", "crop") if key in config["data"]}
     if crop != "model":
-        view["evaluation"] = {"center": "center_crop", "squash": "squash"}[crop]
-    if crop == "squash":
-        view["crop"] = 1.0
+        view |= {"evaluation": "center_crop"} if crop == "center" else {"evaluation": "squash", "crop": 1.0}
     scale = f"mean {_numbers(mean)}, std {_numbers(std)}"
     shown = ", ".join(f"data.{key}={value}" for key, value in view.items())
     words = f"{shown}; {model.input_size[0]} x {model.input_size[1]} pixels; {scale}"
-    names, multi_label = _run_classes(model, config["data"])
+    names, multi_label = _run_classes(folder, model, config["data"])
     return Classifier(model, mean, std, _run_transform(model, view, mean, std), words, names, multi_label)
 
 
@@ -245,13 +243,14 @@ def _run_transform(
     return lambda pixels: transform(RawSample(pixels, label=0, path="")).image
 
 
-def _run_classes(model: ImageClassifier, data: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
+def _run_classes(folder: Path, model: ImageClassifier, data: Mapping[str, Any]) -> tuple[list[str] | None, bool]:
     """Class names, None if they are not known, and whether the labels are multi-label: as stored with the model.
-
     Earlier versions stored nothing: then those of the run's data set, if it is still there.
     """
-    if stored := model.trained_on:
-        return list(stored["class_names"]), bool(stored["multi_label"])
+    from datasets.trained_on import read_trained_on
+
+    if stored := read_trained_on(folder / "best" / "config.json"):
+        return list(stored.class_names), stored.multi_label
     info = _data_set(data)
     fits = info is not None and info.class_of_output is None and info.num_classes == model.num_outputs
     return (list(info.class_names), info.multi_label) if info and fits else (None, False)

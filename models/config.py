@@ -3,8 +3,6 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse import ArgumentError, ArgumentParser
-
 from common.errors import UserError
 from common.ranges import (
     HalfOpenUnitInterval,
@@ -14,6 +12,7 @@ from common.ranges import (
     PositiveFloat,
     PositiveInt,
 )
+from common.schema import from_values
 
 SelectorName = Literal["parts", "attention", "rollout", "gradcam", "pca", "random", "given", "given_background"]
 
@@ -106,12 +105,6 @@ def model_config_from_dict(values: dict[str, Any]) -> ModelConfig:
 
     Raises UserError naming a key that is unknown, or whose value is not of its type and range.
     """
-    if not isinstance(values.get("parts"), dict):  # the parser would read the file that a text names
+    if not isinstance(values.get("parts", {}), dict):  # the parser would read the file that a text names
         raise UserError("model.parts is a group of keys, not a value")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(ModelConfig, "model")
-    try:
-        config: ModelConfig = parser.instantiate(parser.parse_object({"model": values})).model
-    except ArgumentError as error:
-        raise UserError(" ".join(str(error).split())[:300]) from None
-    return config
+    return from_values(ModelConfig, values, "model")

@@ -1,7 +1,7 @@
 """Save models to a folder or the Hugging Face Hub, and load them from there."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import nn
 
 from common.errors import UserError
-from common.files import check_regular
+from common.files import parse_json, read_file
 from models.card import model_card, without_paths
-from models.config import model_config_from_dict
+from models.config import ModelConfig, model_config_from_dict
 from models.weights.checkpoints import load_into, read_state
 
 M = TypeVar("M")
@@ -28,7 +28,7 @@ class SavedModel(PyTorchModelHubMixin):
         source = pretrained_model_name_or_path
         try:
             if (file := Path(source) / "config.json").exists():
-                check_regular(file, LARGEST)
+                parse_json(read_file(file, LARGEST))  # refuses a key that stands twice
             return super().from_pretrained(source, **kwargs)
         except Exception as error:  # a config.json of another project can fail anywhere in the constructor
             if isinstance(error, UserError):
@@ -45,12 +45,18 @@ class SavedModel(PyTorchModelHubMixin):
         """`config`: the whole content of config.json."""
         if "model_config" not in kwargs:
             raise UserError(f"{kwargs['model_id']}: no config.json of a {cls.__name__} found")
-        # The mixin rebuilds only the outer dataclass, from any values, and leaves `parts` as a dict.
         described, source = kwargs.pop("model_config"), kwargs["model_id"]
-        if not is_dataclass(described) or isinstance(described, type):
+        if isinstance(described, ModelConfig):
+            described = asdict(described)
+        if not isinstance(described, dict):
             raise UserError(f"{source}: its config.json has a model_config that is no mapping of keys")
+        unknown = (config or {}).keys() - {*cls._hub_mixin_init_parameters, "data"}
         try:
-            model_config = model_config_from_dict(asdict(described))
+            if unknown:
+                raise UserError(f"unknown key {min(unknown)!r:.80}")
+            if not isinstance(data := (config or {}).get("data", {}), dict):
+                raise UserError("data is a group of keys, not a value")
+            model_config = model_config_from_dict(described)
         except UserError as error:
             raise UserError(f"{source}: its config.json does not describe a {cls.__name__} ({error})") from None
         size = kwargs.get("image_size")
@@ -59,9 +65,14 @@ class SavedModel(PyTorchModelHubMixin):
             what = f"num_classes {kwargs.get('num_classes')} and image_size {size}"
             raise UserError(f"{source}: its config.json has {what[:160]}, not a number and a pair of numbers above 0")
         model = super()._from_pretrained(model_config=model_config, **kwargs)
-        if config and "data" in config:
-            model.remember_data(config["data"])
+        if data:
+            model.remember_data(data)
         return model
+
+    @classmethod
+    def _decode_arg(cls, expected_type: Any, value: Any) -> Any:
+        """The value as it is: the mixin would drop keys of `model_config` that it does not know."""
+        return value
 
     @property
     def trained_on(self) -> Mapping[str, Any]:

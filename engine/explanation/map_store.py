@@ -20,8 +20,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.files import check_regular
+from datasets.config import earlier_view
 from engine.run.hdf_writer import HdfWriter, line_of
-from engine.run.renamed_keys import converted_value, earlier_view
+from engine.run.renamed_keys import converted_value
 
 Target = Literal["predicted", "label"]
 FORMAT = "faithful-vit maps 1"

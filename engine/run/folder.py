@@ -8,7 +8,7 @@ from typing import Any
 
 from common.errors import UserError
 from common.files import parse_json, read_file
-from datasets.trained_on import TrainedOn
+from datasets.trained_on import TrainedOn, read_trained_on
 from datasets.types import DatasetInfo
 from engine.run.atomic_files import remove_leftovers, replacing
 from engine.run.checkpointing import checkpoint_exists
@@ -71,10 +71,7 @@ def run_config(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def trained_on(run: Path) -> TrainedOn | None:
     """What the run's model was trained on; None for runs of earlier versions and published checkpoints."""
-    try:
-        return TrainedOn.from_dict(json.loads((run / BEST / "config.json").read_text())["data"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
+    return read_trained_on(run / BEST / "config.json")
 
 
 def read_results(run: Path) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common.errors import UserError
+from datasets.config import earlier_view
 from engine.run.config import flat
 
 KEYS = {
@@ -63,12 +64,6 @@ def with_earlier_input(values: Mapping[Any, Any]) -> dict[Any, Any]:
     """A saved config of an earlier version, which had no data.interpolation and data.crop, with their values then."""
     data = values.get("data")
     return {**values, "data": {**earlier_view(data), **data}} if isinstance(data, Mapping) else dict(values)
-
-
-def earlier_view(data: Mapping[Any, Any]) -> dict[str, Any]:
-    """data.interpolation and data.crop as they were before they were keys, given data.evaluation."""
-    published = data.get("evaluation") == "imagenet"
-    return {"interpolation": "bicubic" if published else "bilinear", "crop": 0.875 if published else 1.0}
 
 
 def converted_value(key: str, value: Any) -> Any:

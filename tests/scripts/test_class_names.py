@@ -116,6 +116,36 @@ def test_an_earlier_run_loads_with_a_warning(run: Path, tmp_path: Path, caplog: 
     assert load_run(old).class_names == ["cat", "dog", "emu"]  # of its data, which are still there
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [("class_names", 7, "data.class_names"), ("class_names", ["cat", "dog"], "2 names of 3 classes"),
+     ("mean", [1, 2], "data.mean"), ("colour", 1, "'colour'"), ("multi_label", "perhaps", "data.multi_label"),
+     ("name", None, "data.name"), ("", [], "data is a group of keys"), ("", "x.json", "data is a group of keys")],
+)  # fmt: skip
+def test_damaged_names_are_not_replaced_by_numbers(
+    key: str, value: Any, problem: str, run: Path, tmp_path: Path
+) -> None:
+    old = without_names(run, tmp_path / "old")
+    content = json.loads((run / "best" / "config.json").read_text())
+    if key:
+        content["data"][key] = value
+    else:
+        content["data"] = value
+    (old / "best" / "config.json").write_text(json.dumps(content))
+    for read in (trained_on, load_run):
+        with pytest.raises(UserError, match=problem) as caught:
+            read(old)
+        assert "config.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_names_stored_by_an_earlier_version(run: Path, tmp_path: Path) -> None:
+    old = without_names(run, tmp_path / "old")
+    content = json.loads((run / "best" / "config.json").read_text())
+    del content["data"]["interpolation"], content["data"]["crop"]
+    (old / "best" / "config.json").write_text(json.dumps(content))
+    assert trained_on(old) == trained_on(run)
+
+
 def test_other_classes_neither_resume_nor_initialise(run: Path, tmp_path: Path) -> None:
     for split in ("train", "val"):
         coloured_tree(tmp_path / split, {"Dog": "dog", "cat": "cat", "emu": "emu"}, 12)

@@ -86,6 +86,9 @@ def test_a_saved_models_config(key: str, value: Any, model: TwoStageModel, tmp_p
         ("num_classes", True, "num_classes True"),
         ("image_size", [32, 32, 32], r"image_size \[32, 32, 32\]"),
         ("image_size", [32, 10**9], "image_size"),
+        ("model_config.stage_1", 1, "'stage_1'"),
+        ("model_config.parts.tau", 1, "'parts.tau'"),
+        ("architectures", ["ViT"], "unknown key 'architectures'"),
     ],
 )
 def test_a_saved_models_config_is_checked_before_a_model_is_built(
@@ -100,7 +103,7 @@ def test_a_saved_models_config_is_checked_before_a_model_is_built(
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100000, b"7", b""])
+@pytest.mark.parametrize("content", [b"{", b"\xff", b"[" * 100000, b"7", b"", b'{"num_classes": 2, "num_classes": 3}'])
 def test_a_saved_models_config_that_is_none(content: bytes, model: TwoStageModel, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     (tmp_path / "config.json").write_bytes(content)
