@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from timm.models import register_model
 from timm.models.vision_transformer import VisionTransformer
 
@@ -22,6 +23,7 @@ from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from models import build_model
 from models.interface import ImageClassifier
+from models.two_stage import TwoStageModel
 
 CPU = torch.device("cpu")
 KEYS: dict[str, Any] = {
@@ -168,3 +170,17 @@ def vit_test_reg4(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     return VisionTransformer(
         patch_size=8, embed_dim=32, depth=1, num_heads=1, reg_tokens=4, init_values=1e-5, no_embed_class=True, **wanted
     )
+
+
+def untrained_run(folder: Path, keys: Mapping[str, Any] | None = None) -> Path:
+    """A run folder as training leaves it, with random weights; the prototypes of parts are patches of an image."""
+    config = tiny_config(folder, keys)
+    model, split = tiny_model(config), load_split(config.data, "test", train=False, seed=0)
+    open_run(config, model, split.info)
+    if isinstance(model, TwoStageModel):
+        with torch.no_grad():
+            tokens = model.stage_1.tokens(split[1].image[None])[0]
+            some = torch.linspace(0, len(tokens) - 1, len(model.stage_1.parts.prototypes)).long()
+            model.stage_1.parts.prototypes.copy_(tokens[some])
+    save_file(model.state_dict(), folder / BEST / "model.safetensors")
+    return folder

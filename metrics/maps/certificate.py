@@ -37,6 +37,13 @@ def movement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
     return torch.where(change.isnan()[:, None], worst, moved)
 
 
+def overwritten(images: Tensor, visible: Tensor, other: Tensor) -> dict[str, Tensor]:
+    """By `FILLS`: images [B, 3, H, W], the pixels outside visible [B, H, W] bool overwritten. `other`: as images."""
+    noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    fills = {"noise": noise, "zeros": images.new_zeros(()), "other": other}
+    return {name: torch.where(visible[:, None], images, fills[name]) for name in FILLS}
+
+
 class Predecessors:
     """Returns the image before each image of the data, whatever the batch size; for the first, itself upside down."""
 
@@ -101,13 +108,9 @@ class Certificate(MapMetric):
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, columns]; nan but for the flag where the map is not finite."""
         images, mask = batch.image, self.mask(batch.image, explanation)
-        visible = enlarge(mask, (images.shape[2], images.shape[3]))[:, None]
-        noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
-        fills = {"noise": noise, "zeros": images.new_zeros(()), "other": self.predecessors(images)}
-        moved = [
-            movement(explanation.logits, explanation.predict(torch.where(visible, images, fills[fill])), batch.label)
-            for fill in FILLS
-        ]
+        visible = enlarge(mask, (images.shape[2], images.shape[3]))
+        changed = overwritten(images, visible, self.predecessors(images))
+        moved = [movement(explanation.logits, explanation.predict(changed[fill]), batch.label) for fill in FILLS]
         numbers = torch.cat([*moved, mask.flatten(1).double().mean(1, keepdim=True)], 1)
         return self.with_flags(numbers, explanation.maps)
 
