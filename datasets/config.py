@@ -107,7 +107,8 @@ class DataConfig:
     image_folder: str = ""
     """Sub-folder to read images from instead of the published one (cub on Waterbirds backgrounds)."""
     index: str = ""
-    """folder: path of the index file; default: index.csv or index.tsv in data.root."""
+    """folder: path of the index file; default: index.csv or index.tsv in data.root. part_imagenet: path of
+    PDiscoFormer's list of training and test images, train_test_split_pimagenet_ood.txt; default: split by data.seed."""
     label_separator: str = ""
     """folder: what separates the classes of an image in the column label of the index, such as |; makes the data
     multi-label. Empty: one class per image."""

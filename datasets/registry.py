@@ -38,6 +38,7 @@ for _name, _reader, _augmentation in (
     ("digits", "datasets.readers.digits:Digits", "none"),  # a mirrored digit is no digit
     ("svhn", "datasets.readers.svhn:Svhn", "none"),
     ("cub", "datasets.readers.cub:Cub", "cub_original"),
+    ("nabirds", "datasets.readers.cub:NABirds", "cub_geometry"),
     ("waterbirds", "datasets.readers.waterbirds:Waterbirds", "cub_original"),
     ("metashift", "datasets.readers.metashift:MetaShift", "cub_original"),
     ("flowers102", "datasets.readers.flowers:Flowers", "cub_geometry"),
@@ -56,7 +57,18 @@ for _name, _reader, _augmentation in (
 
 PUBLISHED_VIEW = {"evaluation": "center_crop", "interpolation": "bilinear", "crop": 1.0}
 PUBLISHED_VIEWS: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
-    ("synthetic", "digits", "svhn", "cub", "waterbirds", "metashift", "flowers102", "part_imagenet", "voc2012"),
+    (
+        "synthetic",
+        "digits",
+        "svhn",
+        "cub",
+        "nabirds",
+        "waterbirds",
+        "metashift",
+        "flowers102",
+        "part_imagenet",
+        "voc2012",
+    ),
     PUBLISHED_VIEW,
 )
 """Data set -> what data.evaluation, data.interpolation and data.crop are if they are auto, whatever the backbone."""

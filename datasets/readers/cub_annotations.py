@@ -1,4 +1,4 @@
-"""The images of CUB-200-2011 and their boxes, key points and masks, by the image's relative path.
+"""The images of CUB-200-2011 and their boxes, key points and masks, by the image's relative path; those of NABirds too.
 
 Each kind of annotation is optional (its file or folder may be absent), but must be complete where it is present.
 Waterbirds has CUB's birds on other backgrounds under the same relative paths, so both data sets use these annotations.
@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
-from datasets.formats.number_table import NumberTable, check_ids
-from datasets.formats.tables import by_id, by_text, read_spaced
+from datasets.formats.number_table import NumberTable, TextIds, check_ids, id_text
+from datasets.formats.tables import IndexRow, by_id, by_text, read_spaced
 
 IMAGES = ("id", "path")
 BOXES = ("id", "x", "y", "width", "height")
@@ -30,7 +31,9 @@ class CubAnnotations:
     source: Path
     """The file images.txt."""
     ids: np.ndarray
-    """[N] int64, in the order of the file."""
+    """[N] int64, in the order of the file; of `text_ids` their numbers."""
+    text_ids: TextIds | None
+    """Where the files have ids that are no numbers."""
     position: Mapping[str, int]
     """Relative path -> position of the image in the arrays."""
     boxes: np.ndarray | None
@@ -51,13 +54,13 @@ class CubAnnotations:
         return None if self.boxes is None else self.boxes[i], None if self.keypoints is None else self.keypoints[i]
 
 
-def read_annotations(base: Path) -> CubAnnotations:
+def read_annotations(base: Path, *, text_ids: bool = False) -> CubAnnotations:
     """Images and annotations in CUB's folder `base`; none where it has no images.txt. Raises UserError.
 
-    Read once, and shared between splits and data sets, until a file changes.
+    `text_ids`: the ids of images are texts. Read once, and shared between splits and data sets, until a file changes.
     """
     names = (INDEX, BOX_FILE, PART_FILE, LOCATION_FILE, "parts")
-    return _read(base, tuple(_identity(base / name) for name in names))
+    return _read(base, tuple(_identity(base / name) for name in names), text_ids)
 
 
 def mask_folder(base: Path) -> Path | None:
@@ -76,25 +79,26 @@ def _identity(path: Path) -> tuple[int, ...] | None:
 
 
 @lru_cache(maxsize=2)
-def _read(base: Path, identities: tuple[tuple[int, ...] | None, ...]) -> CubAnnotations:
+def _read(base: Path, identities: tuple[tuple[int, ...] | None, ...], text_ids: bool) -> CubAnnotations:
     index = base / INDEX
     if not index.exists():
-        return CubAnnotations(index, np.zeros(0, np.int64), {}, None, None, None, {})
-    rows = by_id(read_spaced(index, IMAGES), "id")
-    ids = np.array(list(rows), np.int64)
+        return CubAnnotations(index, np.zeros(0, np.int64), None, {}, None, None, None, {})
+    rows: Mapping[Any, IndexRow] = (by_text if text_ids else by_id)(read_spaced(index, IMAGES), "id")
+    texts = TextIds(rows) if text_ids else None
+    ids = np.array([texts.number(key) for key in rows] if texts else list(rows), np.int64)
     position = {row.file("path"): i for i, row in enumerate(by_text(rows.values(), "path").values())}
     boxes = keypoints = names = None
     left_out = {}
     if (base / BOX_FILE).exists():
-        boxes, left_out[BOX_FILE] = _boxes(base / BOX_FILE, index, ids)
+        boxes, left_out[BOX_FILE] = _boxes(base / BOX_FILE, index, ids, texts)
     if (base / "parts").is_dir():
-        names, keypoints, left_out[LOCATION_FILE] = _parts(base, index, ids)
-    return CubAnnotations(index, ids, position, boxes, keypoints, names, left_out)
+        names, keypoints, left_out[LOCATION_FILE] = _parts(base, index, ids, texts)
+    return CubAnnotations(index, ids, texts, position, boxes, keypoints, names, left_out)
 
 
-def _boxes(path: Path, index: Path, ids: np.ndarray) -> tuple[np.ndarray, int]:
+def _boxes(path: Path, index: Path, ids: np.ndarray, texts: TextIds | None) -> tuple[np.ndarray, int]:
     """[N, 1, 4] xyxy, and the number of rows of other images."""
-    table = NumberTable(path, BOXES)
+    table = NumberTable(path, BOXES, texts)
     corners = table.numbers(*BOXES[1:])
     flat = (corners[:, 2:] <= 0).any(axis=1)
     if flat.any():
@@ -105,14 +109,14 @@ def _boxes(path: Path, index: Path, ids: np.ndarray) -> tuple[np.ndarray, int]:
     return corners[rows].astype(np.float32)[:, None], other
 
 
-def _parts(base: Path, index: Path, ids: np.ndarray) -> tuple[tuple[str, ...], np.ndarray, int]:
+def _parts(base: Path, index: Path, ids: np.ndarray, texts: TextIds | None) -> tuple[tuple[str, ...], np.ndarray, int]:
     """Names in the order of their ids, the locations [N, P, 3], and the number of rows of other images."""
     named = by_id(read_spaced(base / PART_FILE, PARTS), "part_id")
     part_ids = np.array(sorted(named), np.int64)  # may have gaps; row p of the result is the p-th id
-    table = NumberTable(base / LOCATION_FILE, PART_LOCATIONS)
+    table = NumberTable(base / LOCATION_FILE, PART_LOCATIONS, texts)
     image, part = table.integers("id"), table.integers("part_id", named.keys())
     table.integers("visible", (0, 1))
-    check_ids(ids, index, image, table.path)
+    check_ids(ids, index, image, table.path, texts)
     listed = np.flatnonzero(np.isin(image, ids))
     order = np.argsort(ids)
     cells = order[np.searchsorted(ids, image[listed], sorter=order)] * len(part_ids)
@@ -127,7 +131,7 @@ def _parts(base: Path, index: Path, ids: np.ndarray) -> tuple[tuple[str, ...], n
     points.reshape(-1, 3)[cells] = table.numbers("x", "y", "visible")[listed]
     lacking = np.isnan(points).any(axis=(1, 2))
     if lacking.any():
-        image_id = ids[lacking.argmax()]
+        image_id = id_text(ids[lacking.argmax()], texts)
         raise UserError(
             f"{table.path}: image {image_id} has fewer than {len(part_ids)} parts; restore the file as published"
         )

@@ -5,7 +5,8 @@
 
 An image's class is the WordNet id at the start of its file name. The published files split the classes (109 / 19 / 30),
 not the images, so they cannot be used for classification: a split whose file has classes that are not in train.json is
-held out of train.json instead. Files that split the images (the same classes in each) are used as they are.
+held out of train.json instead. Files that split the images (the same classes in each) are used as they are. With
+data.index the images of train.json are split by PDiscoFormer's list ("PartImageNet OOD").
 """
 
 import re
@@ -18,12 +19,15 @@ from common.seeds import stable_seed
 from datasets.config import DataConfig
 from datasets.formats.coco import CocoImage, part_labels, read_coco
 from datasets.formats.images import size_advice
-from datasets.holdout import check_fraction, choose
+from datasets.formats.tables import by_text, read_spaced
+from datasets.holdout import check_fraction, choose, split_origin
 from datasets.readers.files import FileDataset, Record, check_split, masks_are_read, open_root
 from datasets.readers.synsets import class_list, imagenet_classes
 from datasets.types import DatasetInfo, RawSample
 
 WNID = re.compile(r"n\d{8}(?=_)")
+LIST = ("number", "is_test", "label", "wnid", "name")
+"""Columns of PDiscoFormer's list of training and test images."""
 TEST_FRACTION = 0.1
 """Of each class of train.json, where the test file has other classes. Independent of data.val_fraction."""
 
@@ -105,6 +109,8 @@ def read_part(root: Path, name: str) -> Part:
 
 def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], config: DataConfig) -> Part:
     """The images of a split: those of its published file, or the part of train.json held out, or left, for it."""
+    if config.index:
+        return listed_part(train, split, labels, config)
     origin, pool = "published", train
     for name in ("test", "val"):  # in this order: val is held out of what test leaves
         published = read_part(root, name)
@@ -121,6 +127,25 @@ def choose_part(root: Path, train: Part, split: str, labels: Mapping[str, int], 
         origin = "published train.json, without what is held out"
         pool = pool.only(choose(wanted, "train", seeded), origin)
     return replace(pool, origin=origin)
+
+
+def listed_part(train: Part, split: str, labels: Mapping[str, int], config: DataConfig) -> Part:
+    """The images of a split by the list data.index: lines "number, is_test, label, WordNet id, file name".
+
+    Raises UserError for an image of train.json that is not listed.
+    """
+    path = Path(config.index).expanduser()
+    rows = by_text(read_spaced(path, LIST), "name")
+    names = [Path(record.name).name for record in train.images]
+    if missing := [name for name in names if name not in rows]:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"data.index: {path} has no line for {missing[0]}{more}, which {train.file} has; restore both")
+    tests = [rows[name].integer("is_test", (0, 1)) for name in names]
+    if split == "test":
+        return train.only([i for i, test in enumerate(tests) if test], f"published list {path.name}")
+    left = train.only([i for i, test in enumerate(tests) if not test], f"published list {path.name}")
+    chosen = choose([labels[wnid] for wnid in left.wnids], split, config)
+    return left.only(chosen, f"{left.origin}: {split_origin(split, config)}")
 
 
 def records_of(part: Part, folder: Path, order: list[str]) -> list[Record]:

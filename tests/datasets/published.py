@@ -1,6 +1,7 @@
-"""Tiny trees in the published layouts of SVHN, Flowers 102, VOC 2012 and PartImageNet."""
+"""Tiny trees in the published layouts of SVHN, Flowers 102, NABirds, VOC 2012 and PartImageNet."""
 
 import json
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,38 @@ def write_flowers(root: Path, masks: bool = True) -> Path:
     savemat(base / "imagelabels.mat", {"labels": (np.arange(24) % 6 + 1).astype(np.uint8)[None]})
     numbers = {name: np.arange(first, 25, 3)[None] for name, first in (("trnid", 3), ("valid", 1), ("tstid", 2))}
     savemat(base / "setid.mat", numbers)
+    return base
+
+
+NABIRDS = {0: "Birds", 1: "Ducks", 295: "Common Eider (Adult male)", 817: "Oak Titmouse", 1010: "Barn Owl"}
+"""Class id -> name: the root and a group, which have no images, and three classes with images."""
+NABIRDS_PARTS = ("bill", "crown", "left eye", "tail")
+
+
+def write_nabirds(root: Path) -> Path:
+    """12 training and 6 test images of three classes in nabirds/; ids have dashes that the file names lack."""
+    base, lines = root / "nabirds", {name: list[str]() for name in ("images", "image_class_labels", "train_test_split",
+                                                                     "bounding_boxes", "parts/part_locs")}  # fmt: skip
+    for i in range(18):
+        key, class_id = str(uuid.UUID(int=(17 * i % 18) << 100 | i)), (295, 817, 1010)[i % 3]
+        name = f"{class_id:04d}/{key.replace('-', '')}.jpg"
+        save_image(base / "images" / name, i)
+        lines["images"].append(f"{key} {name}")
+        lines["image_class_labels"].append(f"{key} {class_id}")
+        lines["train_test_split"].append(f"{key} {int(i < 12)}")
+        lines["bounding_boxes"].append(f"{key} {i} 4 20 30")
+        for part in range(len(NABIRDS_PARTS)):
+            visible = (i + part) % 3 > 0
+            x, y = (10 + part, i) if visible else (-1, -1)
+            lines["parts/part_locs"].append(f"{key} {part} {x} {y} {visible:d}")
+    tables = lines | {
+        "classes": [f"{number} {name}" for number, name in NABIRDS.items()],
+        "hierarchy": ["1 0", "295 1", "817 0", "1010 0"],
+        "parts/parts": [f"{number} {name}" for number, name in enumerate(NABIRDS_PARTS)],
+    }
+    (base / "parts").mkdir()
+    for name, rows in tables.items():
+        (base / f"{name}.txt").write_text("".join(f"{row}\n" for row in rows))
     return base
 
 

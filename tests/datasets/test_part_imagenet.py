@@ -75,6 +75,35 @@ def test_published_splits_of_classes(tmp_path: Path) -> None:
     assert again != [record.path for record in splits["test"].records]
 
 
+def test_the_list_of_pdiscoformer(tmp_path: Path) -> None:
+    """It has a line for every image of train.json, also for those without annotations; val is held out of training."""
+    write_part_imagenet(tmp_path, by_class=True, count=10)
+    images = json.loads((tmp_path / "annotations" / "train" / "train.json").read_text())["images"]
+    lines = [
+        f"{i}\t{int(i % 5 == 0)}\t7\t{image['file_name'][:9]}\t{Path(image['file_name']).name}\n"
+        for i, image in enumerate(images)
+    ]
+    table = tmp_path / "train_test_split_pimagenet_ood.txt"
+    table.write_text("".join(lines))
+    splits = {split: read(tmp_path, split, index=str(table)) for split in ("train", "val", "test")}
+    assert {split: Counter(data.labels) for split, data in splits.items()} == {
+        "train": {0: 7, 1: 7, 2: 7}, "val": {0: 1, 1: 1, 2: 1}, "test": {0: 2, 1: 2, 2: 2}
+    }  # fmt: skip
+    tests = {line.split()[4] for line in lines if line.split()[1] == "1"}
+    assert {record.path.name for record in splits["test"].records} == tests - {"x"}, "x is not annotated"
+    assert splits["test"].info.split_origin == f"published list {table.name}"
+    assert splits["val"].info.split_origin.startswith(f"published list {table.name}: held out: 0.1 of every class")
+    assert len(read(tmp_path, "train", index=str(table), val_fraction=0.0)) == 24
+    table.write_text("".join(lines[1:]))
+    with pytest.raises(
+        UserError, match=r"data\.index: .*ood\.txt has no line for \S+_0\.JPEG, which .*train\.json has"
+    ):
+        read(tmp_path, index=str(table))
+    table.write_text("".join([lines[0].replace("\t1\t", "\t2\t"), *lines[1:]]))
+    with pytest.raises(UserError, match=r"ood\.txt line 1: column is_test is 2; it must be 0, 1"):
+        read(tmp_path, index=str(table))
+
+
 def test_a_record(root: Path) -> None:
     sample = read(root).read(5)
     assert sample.label == 1 and sample.path.endswith("n01440764_1.JPEG")

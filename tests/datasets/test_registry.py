@@ -17,7 +17,8 @@ from engine.run.command_line import parse_config
 
 OWN = {
     "synthetic": "flip", "digits": "none", "svhn": "none", "cub": "cub_original", "waterbirds": "cub_original",
-    "metashift": "cub_original", "flowers102": "cub_geometry", "part_imagenet": "cub_geometry", "voc2012": "atcon_voc",
+    "nabirds": "cub_geometry", "metashift": "cub_original", "flowers102": "cub_geometry",
+    "part_imagenet": "cub_geometry", "voc2012": "atcon_voc",
     "siim_acr": "siim_acr", "folder": "flip", "imagenet": "timm", "imagenet1k": "timm", "imagenet_a": "timm",
     "imagenet_r": "timm", "imagenet_v2": "timm", "imagenet9": "timm",
 }  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 import prepare_siim_acr
 from commands.train_run import train
 from engine.run.command_line import load_config
-from tests.datasets.published import write_flowers, write_part_imagenet, write_svhn, write_voc
+from tests.datasets.published import write_flowers, write_nabirds, write_part_imagenet, write_svhn, write_voc
 from tests.datasets.radiographs import write_archive
 from tests.models.small import eva_t_dinov3
 from tests.trees import imagenet_tree, metashift_tree
@@ -59,6 +59,7 @@ TREES: dict[str, Callable[[Path], object]] = {
     "flowers102": write_flowers,
     "imagenet1k": imagenet_tree,
     "metashift": metashift_tree,
+    "nabirds": write_nabirds,
     "part_imagenet": write_part_imagenet,
     "siim_acr": siim_tree,
     "svhn": write_svhn,
