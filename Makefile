@@ -7,13 +7,16 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint docs bench clean
+.PHONY: help quickstart demo test lint docs bench clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made images: runs/quickstart
 	@$(PY) study.py studies/quickstart.yaml --out runs/quickstart
+
+demo: $(READY) ## Open a page on the quick start's run: take parts away, watch the prediction change
+	@$(PY) -m commands.demo --run runs/quickstart/two_stage-seed0 runs/quickstart/vit-seed0
 
 test: $(READY) ## Run all tests, the slow ones too (a plain `pytest` runs the fast ones)
 	@$(PY) -m pytest -m "slow or not slow" -n 2 --dist worksteal

@@ -105,7 +105,9 @@ class ExplanationSheet:
         return [
             f"note: {name} gives {image.path} an empty map" + (f" for {self.names[target]}" if self.names else "")
             for name, maps in image.maps.items()
-            for target, empty in zip(image.targets, minmax(self._shown(name, maps))[1].tolist(), strict=False)
+            for target, empty in zip(
+                image.targets, minmax(for_display(self.methods[name], maps))[1].tolist(), strict=False
+            )
             if empty
         ]
 
@@ -123,7 +125,7 @@ class ExplanationSheet:
         for i, target in enumerate(image.targets):
             tiles = [image.pixels, *image.shared]
             for name, maps in image.maps.items():
-                heat = self._shown(name, maps[min(i, len(maps) - 1)][None])
+                heat = for_display(self.methods[name], maps[min(i, len(maps) - 1)][None])
                 heat = to_pixels(heat.nan_to_num(0, 0, 0), image.pixels.shape[:2])
                 tiles.append(heat_overlay(image.pixels, heat[0], limits=limits.get(name)))
             columns.append(Column(tiles, image.path.name, self._explained(image, target) + predicted))
@@ -140,17 +142,14 @@ class ExplanationSheet:
     def _with_probability(self, image: ExplainedImage, target: int) -> str:
         return f"{self.names[target]} {float(image.probability[target]):.1%}"
 
-    def _shown(self, name: str, maps: Tensor) -> Tensor:
-        """Maps at pixels: positive evidence only, and the square root, because a few pixels dominate."""
-        return maps.relu().sqrt() if self.methods[name].resolution == "pixel" else maps
-
     def _limits(self, images: Sequence[ExplainedImage]) -> dict[str, tuple[float, float]]:
         """The lowest and highest value of each method's maps, with `same_scale`."""
         if not self.same_scale:
             return {}
         limits = {}
         for name in self.methods:
-            values = torch.cat([self._shown(name, image.maps[name]).nan_to_num(0, 0, 0).flatten() for image in images])
+            shown = [for_display(self.methods[name], image.maps[name]) for image in images]
+            values = torch.cat([maps.nan_to_num(0, 0, 0).flatten() for maps in shown])
             limits[name] = float(values.min()), float(values.max())
         return limits
 
@@ -189,6 +188,11 @@ class ExplanationSheet:
         if is_two_stage(self.classifier.model):
             lines.append("parts: the strongest part of each patch; foreground: 1 - background, on its own scale.")
         return [*lines, f"Input: {self.classifier.preprocessing}."]
+
+
+def for_display(method: Explainer, maps: Tensor) -> Tensor:
+    """Of maps at pixels, positive evidence only, and the square root, because a few pixels dominate."""
+    return maps.relu().sqrt() if method.resolution == "pixel" else maps
 
 
 def _words(name: str) -> str:

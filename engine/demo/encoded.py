@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from common.errors import UserError
 from datasets.types import Sample
@@ -172,13 +173,14 @@ class Encoded:
         there = sample.keypoints[:, 2] > 0
         if names is None or not there.any():
             return none
-        strongest = selection.maps.argmax(1)[0]
-        size, (h, w) = (self.image.shape[1], self.image.shape[2]), strongest.shape
+        parts = self.subject.parts
+        strongest = one_hot(selection.maps[0].argmax(0), parts + 1).permute(2, 0, 1)  # where each part is drawn
+        size, (h, w) = (self.image.shape[1], self.image.shape[2]), strongest.shape[1:]
         half = torch.tensor([size[1] / w / 2, size[0] / h / 2])  # a patch is placed at its first pixel there
-        centres = part_centres(selection.maps, size)[0].cpu() + half
+        centres = part_centres(strongest[None], size)[0].cpu() + half
         distance = torch.cdist(centres, sample.keypoints[:, :2].double())
         nearest = distance.masked_fill(~there, torch.inf).argmin(1).tolist()
-        return [names[point] if (strongest == part).any() else None for part, point in enumerate(nearest)]
+        return [names[point] if strongest[part].any() else None for part, point in enumerate(nearest)]
 
 
 def encode(subject: Subject, image: Tensor, sample: Sample | None = None) -> Encoded:

@@ -14,7 +14,7 @@ from engine.evaluation.predict import predict
 from engine.evaluation.records import PREDICTIONS_FILE, RecordCollector
 from metrics.class_mapping import to_dataset_classes
 
-RANKED = 60
+RANKED = 24
 """Wrong images of a group that are ranked by the confidence of the wrong prediction; each costs a forward pass."""
 
 
@@ -61,6 +61,11 @@ class Examples:
                 wrong = [index for index in self.of_group(group) if self.is_right(index) is False]
                 self._ranked[group] = self._worst_first(wrong[:RANKED]) + wrong[RANKED:]
             return self._ranked[group]
+
+    def first_group(self) -> int:
+        """The first group with a wrong image, or 0."""
+        failing = (g for g in range(len(self.group_names)) if any(self.is_right(i) is False for i in self.of_group(g)))
+        return next(failing, 0)
 
     def is_right(self, index: int) -> bool | None:
         """Whether the run classifies the image correctly; None if that is not known."""
