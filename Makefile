@@ -1,7 +1,6 @@
 # `make` lists what there is. All targets share one virtual environment, .venv, which the first of them sets up.
 
 PYTHON ?= python3.11 python3
-EXTRAS := dev,demo,docs,wandb,tensorboard,slurm,export,notebook
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
@@ -37,10 +36,9 @@ clean: ## Remove caches and build leftovers; keeps .venv, data, weights and runs
 	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Order-only: a newer interpreter does not make the installed packages stale, newer requirements do.
-$(READY): pyproject.toml constraints.txt | $(VENV)/bin/pip
+$(READY): requirements.lock | $(VENV)/bin/pip
 	@echo "Installing the pinned packages into $(VENV) (the first time: about 3 GB to download, some minutes) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[$(EXTRAS)]"
-	@rm -rf build faithful_vit.egg-info
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
 
 $(VENV)/bin/pip:

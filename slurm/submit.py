@@ -118,9 +118,7 @@ def main() -> None:
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
     except ImportError:
-        raise UserError(
-            "submitit is not installed; pip install 'faithful-vit[slurm]', or use slurm/train.sbatch"
-        ) from None
+        raise UserError("submitit is not installed; pip install '.[slurm]', or use slurm/train.sbatch") from None
     bounds = {"slurm_max_num_timeout": REQUEUES, "local_max_num_timeout": REQUEUES}
     try:
         executor = submitit.AutoExecutor(folder, cluster=args.cluster, **bounds)

@@ -103,4 +103,4 @@ def _numbers(row: MetricsRow) -> Iterator[tuple[str, float]]:
 
 
 def _not_installed(package: str) -> str:
-    return f"train.trackers: {package} is not installed; pip install 'faithful-vit[{package}]', or leave it out"
+    return f"train.trackers: {package} is not installed; pip install '.[{package}]', or leave it out"

@@ -148,5 +148,5 @@ def test_tensorboard_shows_the_rows_of_metrics_jsonl(tmp_path: Path) -> None:
 def test_a_tracker_that_is_not_installed(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (package, "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=rf"{package} is not installed; pip install 'faithful-vit\[{package}\]'"):
+    with pytest.raises(UserError, match=rf"{package} is not installed; pip install '\.\[{package}\]'"):
         Tracker(tmp_path, tiny_config(tmp_path, {"train.trackers": [package]})).truncate(0)
