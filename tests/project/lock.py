@@ -21,6 +21,7 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
+from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
@@ -79,7 +80,7 @@ def pip_index() -> str:
     """The package index that pip uses."""
     command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return os.environ.get("PIP_INDEX_URL") or asked or "https://pypi.org/simple"
+    return os.environ.get("PIP_INDEX_URL") or asked or PyPI.simple_url
 
 
 def main() -> None:
