@@ -62,7 +62,7 @@ class Page:
         @functools.wraps(do)
         def guarded(*values: Any) -> Update:
             try:
-                return do(*values)
+                return do(*values) or gr.skip()
             except UserError as error:
                 shown = {self.widgets.upload: None} if self.widgets.upload in outputs else {}
                 return {**shown, status: problem(str(error))}
@@ -91,7 +91,7 @@ class Page:
 
     def uploaded(self, file: str | None) -> Update:
         """Open the user's image."""
-        return {} if file is None else {self.widgets.upload: None} | self._load(self.session.open_upload(Path(file)))
+        return {} if file is None else self._load(self.session.open_upload(Path(file)))
 
     def list_group(self, group: int) -> Update:
         """List a group's examples."""

@@ -12,6 +12,7 @@ from gradio import component_meta
 from gradio.data_classes import Base64ImageData, ImageData
 
 from commands import demo_views as views
+from commands.demo_results import MOST_GROUPS
 from commands.demo_session import CLICKS, Session
 from engine.demo.edits import OWN
 
@@ -175,7 +176,9 @@ class Widgets:
         with gr.Tab("Groups", visible=self.session.examples is not None):
             groups = self._groups()
             first = [group for _, group in groups[:4]]
-            self.shown_groups = gr.CheckboxGroup(groups, value=first, label="Groups")
+            self.shown_groups = gr.Dropdown(
+                groups, value=first, multiselect=True, max_choices=MOST_GROUPS, label="Groups"
+            )
             self.failures = gr.Radio([("wrong", True), ("right", False)], value=True, label="Predictions")
             self.show_groups = gr.Button("Show", elem_id="show-groups")
             self.no_images = gr.HTML("", elem_classes="demo")

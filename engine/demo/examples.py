@@ -36,6 +36,12 @@ class Examples:
         assert self.subject.split is not None
         return self.subject.split.info.group_names or self.subject.split.info.class_names
 
+    @property
+    def _groups(self) -> Sequence[int]:
+        """The group of every image, or its class."""
+        assert self.subject.split is not None
+        return self.subject.split.labels if self.subject.split.raw.groups is None else self.subject.split.raw.groups
+
     def sample(self, index: int) -> Sample:
         """One image with its annotations. Raises UserError, and IndexError for an index outside the split."""
         assert self.subject.split is not None
@@ -45,10 +51,7 @@ class Examples:
 
     def of_group(self, group: int) -> list[int]:
         """Indices of the images of a group."""
-        split = self.subject.split
-        assert split is not None
-        groups = split.labels if split.raw.groups is None else split.raw.groups
-        return [index for index, value in enumerate(groups) if value == group]
+        return [index for index, value in enumerate(self._groups) if value == group]
 
     def right(self, group: int) -> list[int]:
         """The images of a group that are classified correctly, or all of them if that is not known."""
@@ -64,8 +67,7 @@ class Examples:
 
     def first_group(self) -> int:
         """The first group with a wrong image, or 0."""
-        failing = (g for g in range(len(self.group_names)) if any(self.is_right(i) is False for i in self.of_group(g)))
-        return next(failing, 0)
+        return min((group for index, group in enumerate(self._groups) if self.is_right(index) is False), default=0)
 
     def is_right(self, index: int) -> bool | None:
         """Whether the run classifies the image correctly; None if that is not known."""

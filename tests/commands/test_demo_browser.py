@@ -166,3 +166,26 @@ def test_explanations_groups_and_files(page: Any, subjects: list[Subject]) -> No
     page.set_viewport_size({"width": 390, "height": 800})
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_a_plain_vit_alone_is_explained(subjects: list[Subject], tmp_path: Path) -> None:
+    """Without a browser: what the page does for a model without a mask and without examples."""
+    import gradio
+
+    from commands.demo_page import Page
+    from commands.demo_session import Session
+    from commands.demo_widgets import Widgets
+
+    session = Session(subjects[1:], 10**6)
+    with gradio.Blocks():
+        page = Page(session, Widgets(session))
+    w = page.widgets
+    assert "Upload or paste an image" in page.start(SimpleNamespace(query_params={}))[w.status]  # type: ignore[arg-type]
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(tmp_path / "grey.png")
+    found = page.uploaded(str(tmp_path / "grey.png"))
+    assert "depends on every pixel" in found[w.status] and "checked" in found[w.scores]
+    assert [found[view] is None for view in w.views] == [False, True, True] and not w.mask.visible
+    edits = (found[w.opened], found[w.painted], [], "own", 0)
+    assert "<figure>" in page.explained(False, ["rollout"], 1, *edits)[w.maps]
+    files = page.made(["rollout"], 1, *edits)
+    assert "rollout-0.npy" in files[w.files] and "encoded.heat('rollout', 1, predicted)" in files[w.python]
