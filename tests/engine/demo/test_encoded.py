@@ -8,13 +8,15 @@ import torch
 from PIL import Image
 
 from common.errors import UserError
+from engine.demo.certificate import certify, largest_change
 from engine.demo.edits import Edits
 from engine.demo.encoded import Encoded, encode, painted
-from engine.demo.subject import Subject, open_model
+from engine.demo.subject import Subject, open_model, open_run
 from metrics.maps.as_masks import object_patches
-from models.interface import select_parts
+from models.interface import ImageClassifier, select_parts
 from models.part_discovery import Intervention
 from models.selection import Selection, patches_with, selection_of
+from tests.tiny import untrained_run
 
 BOTH = pytest.mark.parametrize("kind", ["patch", "pixel"])
 
@@ -186,3 +188,30 @@ def test_noise_that_a_run_keeps_is_that_of_its_evaluation(encoded: dict[str, Enc
     assert found is not None and wanted.maps is not None and found.maps is not None
     assert torch.equal(found.maps, wanted.maps) and torch.equal(found.mask, wanted.mask)
     assert one.own.selection is not None and not torch.equal(found.maps, one.own.selection.maps)
+
+
+@pytest.mark.parametrize(
+    "keys", [{"model.name": "pdiscoformer"}, {"model.selector": "attention"}, {"model.mask_kind": "soft"}]
+)
+def test_other_models_offer_what_the_docs_say(tmp_path, keys: dict[str, str]) -> None:
+    run = untrained_run(tmp_path / "run", {"model.backbone": "vit_nano_patch8", **keys})
+    subject = open_run(run, torch.device("cpu"))
+    assert subject.split is not None and isinstance(subject.model, ImageClassifier)
+    sample = subject.split[1]
+    one = encode(subject, sample.image, sample)
+    with torch.no_grad():
+        out = subject.model(sample.image[None])
+    assert torch.equal(one.own.logits, out.logits[0]) and one.heat("rollout").shape == (4, 4)
+    edits = Edits().painted((0, 0), True).painted((1, 1), False)
+    if "model.name" in keys:
+        assert len(one.part_labels()) == 3 and "finds parts, but" in subject.limits
+        with pytest.raises(UserError, match="depends on every pixel"):
+            one.edited(edits)
+        return
+    found = one.edited(edits)
+    assert found.visible is not None and found.visible[0, 0] and not found.visible[1, 1]
+    assert (largest_change(certify(one, found)) == 0) is ("model.selector" in keys)
+    if "model.selector" in keys:
+        assert "no parts to remove" in subject.limits
+        with pytest.raises(UserError, match="no part 0"):
+            one.edited(Edits(remove_parts=(0,)))
