@@ -58,7 +58,7 @@ def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
             for item in content["images"]
         ]
         if outside := next((image.name for image in images if leaves_folder(image.name)), None):
-            raise ValueError(f"{outside!r} leaves its folder")
+            raise ValueError(f"file_name leaves its folder or is no path: {outside!r}")
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise UserError(f"{path} is not in COCO's format ({what}); restore the file as published") from None

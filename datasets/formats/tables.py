@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 from common.errors import UserError
-from common.files import read_file
+from common.files import LONGEST_NAME, path_problem, read_file
 
 T = TypeVar("T")
 
@@ -39,7 +39,9 @@ class IndexRow:
         """A path that stays below the folder it is relative to."""
         cell = self.text(column)
         if leaves_folder(cell):
-            raise self.error(f"column {column} is {cell!r}, which leaves its folder; restore the file as published")
+            raise self.error(
+                f"column {column} is {cell!r}, which leaves its folder or is no path; restore the file as published"
+            )
         return cell
 
     def integer(self, column: str, allowed: Iterable[int] | None = None) -> int:
@@ -68,7 +70,8 @@ class IndexRow:
 
 def leaves_folder(name: str) -> bool:
     """Whether a path, joined to a folder, may name a file outside it (or cannot be a path)."""
-    return os.path.isabs(name) or (".." in name and ".." in PurePath(name).parts) or "\0" in name
+    outside = os.path.isabs(name) or (".." in name and ".." in PurePath(name).parts)
+    return outside or "\0" in name or (len(name) > LONGEST_NAME // 4 and bool(path_problem(name)))
 
 
 def read_spaced(path: Path, columns: Sequence[str]) -> Iterator[IndexRow]:

@@ -72,7 +72,7 @@ def _file(row: IndexRow, column: str) -> Path:
     if not cell:
         raise row.error(f"column {column} is empty; every image needs one")
     if leaves_folder(cell):
-        raise row.error(f"column {column} is {cell!r}; write it relative to data.root, without ..")
+        raise row.error(f"column {column} is {cell!r}; write a path relative to data.root, without ..")
     return Path(os.path.normpath(cell))
 
 

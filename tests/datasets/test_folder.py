@@ -209,7 +209,7 @@ BAD_ROWS = {
     "cells": (["path,label,split", "a.png,cat"], "index.csv line 2: 2 cells, but the header has 3"),
     "split": (["path,label,split", "", "a.png,cat,tset"], "line 3: column split is 'tset'; it must be train, val or"),
     "leaves": (["path,label,split", "../a.png,cat,test"], "line 2: column path is '../a.png'"),
-    "absolute": (["path,label,split", "/a.png,cat,test"], "line 2: column path is '/a.png'; write it relative"),
+    "absolute": (["path,label,split", "/a.png,cat,test"], "line 2: column path is '/a.png'; write a path relative"),
     "label": (["path,label,split", "a.png,,test"], "line 2: column label is ''; every image needs a class"),
     "twice": (["path,label,split", "a.png,cat,train", "./a.png,cat,test"], "line 3: ./a.png is already in line 2"),
     "group": (["path,label,split,group", "a.png,cat,test,"], "line 2: column group is empty"),

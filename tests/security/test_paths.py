@@ -16,7 +16,7 @@ from datasets.synthetic.__main__ import write_cub_layout
 from engine.run.command_line import parse_config
 from tests.datasets.conftest import TINY
 
-OUTSIDE = ("../../../secret.jpg", "/secret.jpg", "001.x/../../../../secret.jpg", "a\0b.jpg")
+OUTSIDE = ("../../../secret.jpg", "/secret.jpg", "001.x/../../../../secret.jpg", "a\0b.jpg", "é" * 200 + ".jpg")
 
 
 @pytest.fixture(scope="module")
