@@ -85,7 +85,16 @@ class ImageNet:
         return RawSample(image, self.labels[index], str(path), boxes=boxes)
 
     def classes(self, names: Path | None, folders: Sequence[str]) -> dict[str, str]:
-        """Class folder -> class name, in the order of the labels; `names`: the list of classes, if any."""
+        """Class folder -> class name, in the order of the labels; `names`: the list of classes, if any.
+
+        Without a list, ImageNet's names where all folders are its WordNet ids (Imagenette).
+        """
+        if (
+            names is None
+            and all(map(WNID.fullmatch, folders))
+            and set(folders) <= (known := imagenet_classes(None)).keys()
+        ):
+            return {folder: known[folder] for folder in folders}
         return read_classes(names, folders)
 
     def _image(self, index: int) -> Path:
