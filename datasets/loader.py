@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from datasets.formats.images import UnreadableImageError
 from datasets.readers.files import read_bare
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
+
+# Torch's advice where data.workers exceeds the cores: four lines for every loader, which bury those that matter.
+warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
 
 LOADING_SECONDS = 600.0
 """Longest wait for a batch from the loading processes."""
