@@ -16,6 +16,7 @@ from common.processes import barrier, processes
 from datasets import Split, load_split
 from datasets.loader import BatchSampler
 from datasets.readable import check_readable
+from datasets.registry import WITHOUT_FILES
 from datasets.semi_supervised import SemiSupervisedSampler, split_labels
 from datasets.trained_on import check_same_classes
 from datasets.types import SPLITS, DatasetInfo
@@ -171,7 +172,15 @@ def build_objective(config: RunConfig, model: ImageClassifier, splits: Mapping[s
 
 
 def load_splits(config: RunConfig) -> dict[str, Split]:
-    """The three splits, "train" with augmentation; in semi-supervised training also "unlabelled"."""
+    """The three splits, "train" with augmentation; in semi-supervised training also "unlabelled".
+
+    Raises UserError if data.root names files that the data set would not read: the default is a synthetic one.
+    """
+    if config.data.root and config.data.name in WITHOUT_FILES:
+        raise UserError(
+            f"data.root={config.data.root}: data.name={config.data.name} reads no files; give the name of your data "
+            "(--data.name folder for your own images), or leave out data.root"
+        )
     seed, semi = config.train.seed, config.data.semi
     splits = {name: load_split(config.data, name, train=name == "train", seed=seed) for name in SPLITS}
     for name, split in splits.items():

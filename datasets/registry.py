@@ -55,6 +55,9 @@ for _name, _reader, _augmentation in (
 ):
     DATASETS.register(_name)(BuiltIn(_reader, _augmentation))
 
+WITHOUT_FILES = ("synthetic", "digits")
+"""Data sets that read no files of the user's, and so no data.root."""
+
 PUBLISHED_VIEW = {"evaluation": "center_crop", "interpolation": "bilinear", "crop": 1.0}
 PUBLISHED_VIEWS: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
     (

@@ -47,7 +47,7 @@ def find_index(config: DataConfig, root: Path) -> Path | None:
 
 
 def read_index(path: Path, root: Path, config: DataConfig) -> tuple[list[Entry], dict[str, str]]:
-    """The images of all splits, and where each split that is there comes from, as "index.csv (split train)".
+    """The images of all splits, and where each split that is there comes from, as "index.csv, split train".
 
     Paths are relative to `root`, those of images to data.image_folder in it. Raises UserError naming file and line.
     """
@@ -63,7 +63,7 @@ def read_index(path: Path, root: Path, config: DataConfig) -> tuple[list[Entry],
         labels = _labels(row, config.label_separator)
         entries.append(Entry(image, _split(row), labels, _group(row, labels), mask, boxes))
     splits = {entry.split for entry in entries}
-    return entries, {split: f"{path.name} ({split})" for split in sorted(splits)}
+    return entries, {split: f"{path.name}, split {split}" for split in sorted(splits)}
 
 
 def _file(row: IndexRow, column: str) -> Path:

@@ -170,7 +170,7 @@ def test_an_index_in_any_dialect(kind: str, tmp_path: Path) -> None:
     assert sample.mask is not None and sample.mask.sum() == 32
     assert sample.boxes is not None and sample.boxes.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8]]
     assert test.records[0].boxes is not None and test.records[0].boxes.shape == (0, 4)
-    assert test.info.split_origin == "index.csv (test)"
+    assert test.info.split_origin == "index.csv, split test"
 
 
 def test_a_column_of_groups_and_no_validation_images(tmp_path: Path) -> None:

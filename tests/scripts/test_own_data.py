@@ -49,7 +49,7 @@ def test_from_images_to_the_report(
         for line in block.replace("\\\n", " ").splitlines():
             run_command(line)
     results = json.loads((tmp_path / "runs/shapes/results.json").read_text())
-    assert results["split_origin"] == {split: f"index.csv ({split})" for split in ("train", "val", "test")}
+    assert results["split_origin"] == {split: f"index.csv, split {split}" for split in ("train", "val", "test")}
     groups = [f"test/accuracy/group/{shape}, {place}" for shape in ("disc", "square") for place in ("grass", "sand")]
     assert results["test/worst_group_accuracy"] == min(results[name] for name in groups)
     assert 0 <= results["test/mask_iou"] <= 1 and results["test/count/images"] == 32

@@ -30,6 +30,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "bad value": ({"optim.lr": "fast"}, "optim.lr"),
     "out of range": ({"train.epochs": 0}, "train.epochs"),
     "no data root": ({"data.name": "waterbirds"}, "data.root"),
+    "data root of nothing": ({"data.root": "nowhere"}, "data.root=nowhere: data.name=synthetic reads no files"),
     "missing data root": ({"data.name": "cub", "data.root": "nowhere"}, "nowhere"),
     "unknown data set": ({"data.name": "waterbird"}, "waterbirds"),
     "unknown model": ({"model.name": "three_stage"}, "two_stage"),
