@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from common.errors import UserError
+from common.errors import UserError, printable
 
 if TYPE_CHECKING:
     from explain.sheet import ExplainedImage
@@ -92,6 +92,6 @@ def _write_h5(
             file.create_dataset(f"maps/{name}", data=values, compression="gzip")
         text = h5py.string_dtype()
         file.create_dataset("paths", data=[str(image.path) for image in images], dtype=text)
-        file.create_dataset("class_names", data=list(names), dtype=text)
+        file.create_dataset("class_names", data=[printable(name) for name in names], dtype=text)
         file["targets"] = np.array([image.targets for image in images])
         file["probabilities"] = np.stack([image.probability.numpy() for image in images])

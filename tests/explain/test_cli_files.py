@@ -138,6 +138,15 @@ def test_nothing_is_loaded_before_files_and_methods_are_checked(
         run(photos / "bird0.png")
 
 
+def test_control_characters_in_class_names_are_escaped(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "names.txt").write_text("".join(f"a\0\x1b[2J{i}\n" for i in range(1000)))
+    out = ("--out", tmp_path / "a.png", "--save-maps", tmp_path / "maps.h5")
+    run(photos / "bird0.png", *FAST, "--method", "rollout", "--class-names", tmp_path / "names.txt", *out)
+    assert r"a\x00\x1b[2J" in capsys.readouterr().out
+    with h5py.File(tmp_path / "maps.h5") as file:
+        assert file["class_names"][7].decode() == r"a\x00\x1b[2J7"
+
+
 def test_imagenet_names_are_shown_and_accepted(photos: Path, tmp_path: Path, capsys: Any) -> None:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32)
