@@ -61,6 +61,7 @@ def test_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture
         for name in ("full.pt", "full.safetensors"):
             assert "cannot write" in fails([tmp_path / "run", "--export", form, "--to", tmp_path / name], capsys)
     assert not list(tmp_path.glob("*full*"))
+    assert "cannot write" in fails([tmp_path / "run", "--export", form, "--to", "/proc/read_only.pt"], capsys)
     kind = PDiscoFormer if form == "pdiscoformer" else TwoStageModel
     model, x = kind.from_pretrained(tmp_path / "run" / "best"), images(2)
     if form == "ifam":
