@@ -19,9 +19,8 @@ from datasets.readers.files import read_bare
 from datasets.transforms import Transform
 from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
 
-# Torch's advice where data.workers exceeds the cores: four lines for every loader, which bury those that matter.
-warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
-
+# torch's advice where data.workers exceeds the cores: four lines for every loader
+warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 LOADING_SECONDS = 600.0
 """Longest wait for a batch from the loading processes."""
 Key = tuple[int, int]
