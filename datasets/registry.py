@@ -44,6 +44,7 @@ for _name, _reader, _augmentation in (
     ("flowers102", "datasets.readers.flowers:Flowers", "cub_geometry"),
     ("part_imagenet", "datasets.readers.part_imagenet:PartImageNet", "cub_geometry"),
     ("voc2012", "datasets.readers.voc:Voc2012", "atcon_voc"),
+    ("coco", "datasets.readers.coco:Coco", "atcon_voc"),
     ("siim_acr", "datasets.readers.siim_acr:SiimAcr", "siim_acr"),
     ("folder", "datasets.readers.folder:Folder", "flip"),
     ("imagenet", "datasets.readers.imagenet:ImageNet", "timm"),
@@ -71,6 +72,7 @@ PUBLISHED_VIEWS: Mapping[str, Mapping[str, Any]] = dict.fromkeys(
         "flowers102",
         "part_imagenet",
         "voc2012",
+        "coco",
     ),
     PUBLISHED_VIEW,
 )

@@ -1,6 +1,7 @@
-"""Part annotations in COCO's JSON format; polygons are drawn by pycocotools."""
+"""COCO's JSON format, and part annotations in it; polygons are drawn by pycocotools."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,7 @@ def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
     Annotations with area 0 and crowds are skipped; images without any annotation are dropped. Raises UserError, naming
     the file, where it is missing or not in this format.
     """
-    content = _load(path)
-    try:
+    with load_coco(path) as content:
         names = {int(item["id"]): str(item["name"]) for item in content["categories"]}
         kept: dict[int, list[Annotation]] = {int(item["id"]): [] for item in content["images"]}
         for item in content["annotations"]:
@@ -59,9 +59,6 @@ def read_coco(path: Path) -> tuple[list[CocoImage], tuple[str, ...]]:
         ]
         if outside := next((image.name for image in images if leaves_folder(image.name)), None):
             raise ValueError(f"file_name leaves its folder or is no path: {outside!r}")
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise UserError(f"{path} is not in COCO's format ({what}); restore the file as published") from None
     if strange:
         raise UserError(f"{path}: annotation {strange[0]} has an unknown category; restore the file")
     if sorted(names) != list(range(len(names))):
@@ -160,10 +157,20 @@ def _run_lengths(text: str) -> list[int]:
     return counts
 
 
-def _load(path: Path) -> Any:
+@contextlib.contextmanager
+def load_coco(path: Path) -> Iterator[Any]:
+    """The content of a JSON file, for a `with` block that reads it as COCO's format.
+
+    Raises UserError, naming the file, where it is missing or not JSON, or where the block fails on it.
+    """
     try:
-        return parse_json(read_file(path, LARGEST))
+        content = parse_json(read_file(path, LARGEST))
     except FileNotFoundError:
         raise UserError(f"{path} is missing; unpack the published archive there, or correct data.root") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} ({type(error).__name__}: {error}); restore the file") from None
+    try:
+        yield content
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise UserError(f"{path} is not in COCO's format ({what}); restore the file as published") from None

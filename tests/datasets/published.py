@@ -116,6 +116,10 @@ def write_voc_mask(path: Path) -> None:
     mask.save(path)
 
 
+COCO_NAMES = {1: "person", 18: "dog", 17: "cat"}
+"""Ids with gaps, not in order, as published."""
+
+
 def square(x: float, y: float, side: float) -> list[float]:
     return [x, y, x + side, y, x + side, y + side, x, y + side]
 
@@ -141,6 +145,26 @@ def coco(wnids: Sequence[str], count: int) -> dict[str, Any]:
             for part in (0, 1)
         ],
     }
+
+
+def write_coco(root: Path) -> Path:
+    """12 images in train2017, 4 in val2017: a small dog (18) and a large person (1) or cat (17), or a crowd alone."""
+    for split, count in (("train", 12), ("val", 4)):
+        content = coco((), 0) | {"categories": [{"id": key, "name": name} for key, name in COCO_NAMES.items()]}
+        content["images"] = [
+            {"id": 40 + i, "file_name": f"{40 + i:012d}.jpg", "height": HEIGHT, "width": WIDTH}
+            for i in range(count + 1)
+        ]  # the last one shows nothing
+        for i in range(count):
+            save_image(root / f"{split}2017" / f"{40 + i:012d}.jpg", i)
+            crowd = int(i % 4 == 3)
+            large = annotation(2 * i, 40 + i, 1 if i % 4 < 2 else 17, [], bbox=[9, 4, 31, 26], iscrowd=crowd)
+            dog = annotation(2 * i + 1, 40 + i, 18, [], bbox=[0, 0, 12, 0 if crowd else 10])
+            content["annotations"] += [dog, large]
+        path = root / "annotations" / f"instances_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    return root
 
 
 def write_part_imagenet(root: Path, by_class: bool = False, count: int = 4) -> None:

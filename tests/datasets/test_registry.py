@@ -18,7 +18,7 @@ from engine.run.command_line import parse_config
 OWN = {
     "synthetic": "flip", "digits": "none", "svhn": "none", "cub": "cub_original", "waterbirds": "cub_original",
     "nabirds": "cub_geometry", "metashift": "cub_original", "flowers102": "cub_geometry",
-    "part_imagenet": "cub_geometry", "voc2012": "atcon_voc",
+    "part_imagenet": "cub_geometry", "voc2012": "atcon_voc", "coco": "atcon_voc",
     "siim_acr": "siim_acr", "folder": "flip", "imagenet": "timm", "imagenet1k": "timm", "imagenet_a": "timm",
     "imagenet_r": "timm", "imagenet_v2": "timm", "imagenet9": "timm",
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_a_name_twice_is_an_error(mine: str) -> None:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match=r"unknown data set \(--data.name\) 'cup' \(did you mean 'cub'\?\); known: cub, "
+        UserError, match=r"unknown data set \(--data.name\) 'cup' \(did you mean 'cub'\?\); known: coco, cub, "
     ):
         load_split(parse_config(["--data.name=cup"]).data, "train", train=True, seed=0)
 
