@@ -14,7 +14,15 @@ from datasets import DATASETS, DataConfig, DatasetInfo, RawSample, load_split
 from datasets.readers.files import FileDataset, Record
 from datasets.readers.imagenet import BOXES
 from engine.run.command_line import parse_config
-from tests.datasets.published import HEIGHT, WIDTH, write_flowers, write_part_imagenet, write_voc
+from tests.datasets.published import (
+    HEIGHT,
+    WIDTH,
+    write_coco,
+    write_flowers,
+    write_nabirds,
+    write_part_imagenet,
+    write_voc,
+)
 from tests.datasets.published_files import published
 from tests.trees import WNIDS, class_tree, imagenet9_tree, imagenet_tree, metashift_tree, save_on_its_side, write_box
 
@@ -52,6 +60,15 @@ def voc(root: Path, layout: Path) -> Path:
     return tag_all(root, (HEIGHT, WIDTH))
 
 
+def coco(root: Path, layout: Path) -> Path:
+    write_coco(root)
+    return tag_all(root, (HEIGHT, WIDTH))
+
+
+def nabirds(root: Path, layout: Path) -> Path:
+    return tag_all(write_nabirds(root), (HEIGHT, WIDTH))
+
+
 def parts(root: Path, layout: Path) -> Path:
     write_part_imagenet(root)
     return tag_all(root, (HEIGHT, WIDTH))
@@ -70,6 +87,8 @@ TREES: dict[str, Callable[[Path, Path], Path]] = {
     "metashift": lambda root, layout: tag_all(metashift_tree(root)),
     "flowers102": flat_flowers,
     "voc2012": voc,
+    "coco": coco,
+    "nabirds": nabirds,
     "part_imagenet": parts,
     "imagenet": lambda root, layout: tag_all(imagenet_tree(root)),
     "imagenet1k": lambda root, layout: tag_all(imagenet_tree(root)),
