@@ -21,7 +21,6 @@ from packaging.requirements import Requirement
 from packaging.tags import Tag
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 from packaging.version import Version
-from pip._internal.models.index import PyPI
 
 ROOT = Path(__file__).parents[2]
 CONSTRAINTS, LOCK = ROOT / "constraints.txt", ROOT / "requirements.lock"
@@ -78,9 +77,14 @@ def files_of(project: str, index: str) -> list[dict[str, Any]]:
 
 def pip_index() -> str:
     """The package index that pip uses."""
-    command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return os.environ.get("PIP_INDEX_URL") or asked or PyPI.simple_url
+    asked = _printed("-m", "pip", "config", "get", "global.index-url")
+    # Not imported here: pip changes how this process finds distutils.
+    default = "from pip._internal.models.index import PyPI; print(PyPI.simple_url)"
+    return os.environ.get("PIP_INDEX_URL") or asked or _printed("-c", default)
+
+
+def _printed(*arguments: str) -> str:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def main() -> None:

@@ -116,6 +116,7 @@ def test_studies_run(name: str, elsewhere: Path) -> None:
     mine = ("model.parts", "train.seed")  # the study sets them
     small = {key: value for key, value in TINY.items() if not key.startswith(mine)}
     small |= {"optim.stage_1_epochs": 0, "model.stage_1_backbone": "", "data.augmentation": "flip"}
+    small |= {"data.root": ""}
     small |= {"optim.freeze_stage_2_blocks": 0, "train.token_cache": ""}
     small |= {"data.image_size": 32, "model.stage_1_image_size": 0}
     if not name.startswith("atcon"):  # whose images without labels must fill a batch
