@@ -47,19 +47,12 @@ def test_spoilt_arguments_and_files(name: str, source: Path) -> None:
         attempt(name, source, seed)
 
 
-@pytest.mark.parametrize(
-    "name",
-    sorted(
-        {
-            "compare_evaluations",
-            "convert_checkpoint",
-            "explain",
-            "prepare_siim_acr",
-            "prepare_waterbirds",
-            "push_to_hub",
-        }
-    ),
-)
+WHOLE = (
+    "compare_evaluations", "convert_checkpoint", "explain", "prepare_siim_acr", "prepare_waterbirds", "push_to_hub",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_the_whole_input_works(name: str, source: Path, tmp_path: Path) -> None:
     """What the tries above spoil; `make_input` runs study.py and evaluate.py."""
     folder = tmp_path / "box"
