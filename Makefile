@@ -4,12 +4,13 @@ PYTHON ?= python3.11 python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+FLOOR := .venv-floor
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test lint docs bench clean
+.PHONY: help quickstart demo test test-floor lint docs bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 quickstart: $(READY) ## Train and compare a plain and a two-stage ViT on made images: runs/quickstart
 	@$(PY) study.py studies/quickstart.yaml --out runs/quickstart
@@ -19,6 +20,9 @@ demo: $(READY) ## Open a page on the quick start's run: take parts away, watch t
 
 test: $(READY) ## Run all tests, the slow ones too (a plain `pytest` runs the fast ones)
 	@$(PY) -m pytest -m "slow or not slow" -n 2 --dist worksteal
+
+test-floor: $(FLOOR)/.ready ## Run the fast tests with the oldest torch that pyproject.toml allows, in .venv-floor
+	@$(FLOOR)/bin/python -m pytest -n 2 --ignore=tests/project
 
 lint: $(READY) ## Check style and formatting (ruff) and types (mypy)
 	@$(PY) -m ruff check .
@@ -40,6 +44,17 @@ $(READY): requirements.lock | $(VENV)/bin/pip
 	@echo "Installing the pinned packages into $(VENV) (the first time: about 3 GB to download, some minutes) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $@
+
+$(FLOOR)/.ready: $(FLOOR)/requirements.txt | $(VENV)/bin/pip
+	@$(PY) -m venv $(FLOOR)
+	@$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+# The requirements of torch are exact versions: they follow from its own.
+$(FLOOR)/requirements.txt: constraints.txt pyproject.toml
+	@mkdir -p $(FLOOR)
+	@grep -Ev '^(torch|torchvision|triton|setuptools|cuda-.*|nvidia-.*)==' constraints.txt > $@
+	@sed -n 's/^ *"\(torch\|torchvision\)>=\([0-9.]*\)".*/\1==\2.*/p' pyproject.toml >> $@
 
 $(VENV)/bin/pip:
 	@for python in $(PYTHON); do \

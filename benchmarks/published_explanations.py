@@ -137,7 +137,7 @@ def agcam(vit: VisionTransformer, image: Tensor) -> Tensor:
     scores: list[Tensor] = []
     gradients: list[Tensor] = []
     handles = [
-        module.register_full_backward_hook(lambda _, __, outer: gradients.append(outer[0]))
+        module.register_full_backward_hook(lambda _, __, outer: gradients.append(cast(Sequence[Tensor], outer)[0]))
         for module in weight_modules(vit)
     ]
     attentions = [block.attn for block in cast(Sequence[Any], vit.blocks)]

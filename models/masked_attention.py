@@ -140,7 +140,7 @@ def gated_attention(q: Tensor, k: Tensor, v: Tensor, gate_BS: Tensor, keys_BS: T
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=keys_BS[:, None, None, :], scale=scale)
     if not gate_BS.requires_grad:
         return out
-    zeros: Tensor = _GateGradient.apply(gate_BS, q.detach(), k.detach(), v.detach(), scale)  # type: ignore[no-untyped-call]
+    zeros: Tensor = _GateGradient.apply(gate_BS, q.detach(), k.detach(), v.detach(), scale)
     return out + zeros.to(out.dtype)
 
 

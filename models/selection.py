@@ -135,7 +135,7 @@ def straight_through(mask: Tensor, margin: Tensor) -> Tensor:
     q is the probability that is thresholded: the best part (f) against the background (b). Gradients at hidden patches
     are limited (see `limit_hidden`).
     """
-    gate: Tensor = _StraightThrough.apply(margin.sigmoid(), mask)  # type: ignore[no-untyped-call]
+    gate: Tensor = _StraightThrough.apply(margin.sigmoid(), mask)
     return gate
 
 

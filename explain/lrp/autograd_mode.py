@@ -111,7 +111,7 @@ class RelevanceMode(TorchFunctionMode):
         args, kwargs = tuple(map(as_leaf, args)), {key: as_leaf(x) for key, x in kwargs.items()}
         out = func(*args, **kwargs)
         operation = Operation(args, kwargs, tuple(leaves), out, self.rules, self.published)
-        return _OperationNode.apply(self, operation, rule, *data)  # type: ignore[no-untyped-call]
+        return _OperationNode.apply(self, operation, rule, *data)
 
     def __exit__(self, *error: Any) -> None:
         self._uses.clear()

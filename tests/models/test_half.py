@@ -30,11 +30,14 @@ def test_predictions(keys: dict[str, Any], dtype: torch.dtype) -> None:
     model = build_model(config, num_classes=4, image_size=(64, 64), seed=1).eval()
     images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     exact, rounded = model(images), model.to(dtype)(images.to(dtype))
-    error = (rounded.logits.float() - exact.logits).abs().max() / exact.logits.abs().max()
-    assert error < 10 * torch.finfo(dtype).eps
+    comparable = torch.ones(4, dtype=torch.bool)
     if exact.mask is not None:
         mask, other = (out.mask if out.pixels is None else out.pixels for out in (exact, rounded))
         assert (mask == other).float().mean() > 0.9 and 0 < mask.float().mean() < 1
+        # Rounding may move a patch that is next to the threshold, and with it the prediction.
+        comparable = (mask == other).flatten(1).all(1)
+    error = (rounded.logits.float() - exact.logits)[comparable].abs().max() / exact.logits.abs().max()
+    assert error < 10 * torch.finfo(dtype).eps
 
 
 def test_the_part_head_stays_in_float32() -> None:

@@ -2,10 +2,12 @@
 
 import platform
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions, version
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -149,6 +151,19 @@ def test_conda_and_make_install_the_same() -> None:
     makefile = (ROOT / "Makefile").read_text()
     assert "pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock\n" in makefile
     assert f"sys.version_info < ({python.removeprefix('python=').replace('.', ', ')})" in makefile
+
+
+def test_the_oldest_torch_is_tested_with_the_other_pins(tmp_path: Path) -> None:
+    file = tmp_path / "requirements.txt"
+    subprocess.run(["make", f"FLOOR={tmp_path}", str(file)], cwd=ROOT, check=True, timeout=60)
+    chosen = {canonicalize_name(pin.name): pin for pin in pins(file.read_text())}
+    lowest = {pin.name: pin for pin in map(Requirement, PROJECT["dependencies"])}
+    for name in ("torch", "torchvision"):
+        assert str(chosen.pop(name)) == str(lowest[name]).replace(">=", "==") + ".*"
+    assert chosen.items() <= PINS.items()
+    left_out = PINS.keys() - chosen.keys()
+    rest = {name for name in left_out if not name.startswith(("cuda-", "nvidia-"))}
+    assert rest == {"torch", "torchvision", "triton", "setuptools"}
 
 
 def test_citation_names_this_version() -> None:
