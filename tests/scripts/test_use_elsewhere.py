@@ -33,7 +33,7 @@ TRAINED_ON = {
 def saved(folder: Path, **keys: Any) -> tuple[Path, ImageClassifier]:
     """A run folder with a random model as its best."""
     config = ModelConfig(**{"backbone": "vit_nano_patch8", "weights": "none"} | keys)
-    model = build_model(config, num_classes=2, image_size=(32, 32), seed=1).eval()
+    model = build_model(config, num_classes=2, image_size=(32, 32), seed=7).eval()
     model.remember_data(TRAINED_ON)
     model.save_pretrained(folder / "best")
     return folder, model
