@@ -80,7 +80,7 @@ class VariantRunner:
         rates = OptimConfig(lr=0.0)
         self.clip = rates.clip
         self.optimizer = build_optimizer(self.model, two_stage_rules(rates), rates, rates.weight_decay)
-        self.stage_2s = {name: _with_weights_of(self.model.stage_2, variant) for name, variant in VARIANTS.items()}
+        self.stage_2s = {name: with_weights_of(self.model.stage_2, variant) for name, variant in VARIANTS.items()}
         self.objectives = {
             name: variant.objective(LossConfig(), NUM_CLASSES, [1] * NUM_CLASSES) for name, variant in VARIANTS.items()
         }
@@ -136,7 +136,7 @@ class VariantRunner:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
 
-def _with_weights_of(stage_2: MaskedViT, variant: Variant) -> MaskedViT:
+def with_weights_of(stage_2: MaskedViT, variant: Variant) -> MaskedViT:
     """A stage 2 of the variant that shares the parameters of `stage_2`."""
     other = variant.stage_2(stage_2.backbone, NUM_CLASSES, variant.path)
     other.fc_norm, other.head = stage_2.fc_norm, stage_2.head
