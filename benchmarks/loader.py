@@ -20,10 +20,11 @@ from PIL import Image
 from benchmarks.harness import Section, log, parser, report
 from common.errors import exit_on_user_error
 from common.ranges import PositiveInt
-from datasets import load_split
+from datasets import Sample, collate, load_split
 from datasets.config import DataConfig
 
 PHOTOGRAPHS = 24
+BATCH = 16
 SIDES = ((375, 500), (500, 375), (333, 500))
 """Height and width of the made-up photographs, pixels: usual sizes in CUB."""
 METHOD = (
@@ -31,7 +32,9 @@ METHOD = (
     "not matter as long as it leaves the caches alone; medians over the rounds. `train`: cub_original. `annotations`: "
     "with masks, key points and boxes, as a model that is given masks needs; without them as in all other training. "
     "`test`: the evaluation transform, which keeps annotations for the metrics. `check`: the pass over validation and "
-    "test images before training (`data.check_images`), without a transform. Files are in the page cache."
+    "test images before training (`data.check_images`), without a transform. `batches`: also collated, "
+    f"{BATCH} images at a time, and moved to shared memory, as a loading process hands them over: normalised, or as "
+    "bytes that the device normalises (training and evaluation). Files are in the page cache."
 )
 
 
@@ -76,14 +79,31 @@ def images_per_second(read: Callable[[int, int], object], images: int, rounds: i
     return found[1:]
 
 
+def handing_over(sample: Callable[[tuple[int, int]], Sample]) -> Callable[[int, int], None]:
+    """Read by (round, index); `BATCH` samples at a time are collated in shared memory."""
+    samples: list[Sample] = []
+
+    def read(number: int, index: int) -> None:
+        samples.append(sample((number, index)))
+        if len(samples) == BATCH:
+            collate(samples).image.share_memory_()
+            samples.clear()
+
+    return read
+
+
 def measure(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """The rows of the table."""
     rows = []
 
-    def add(size: int | str, name: str, annotations: bool, read: Callable[[int, int], object], count: int) -> None:
+    def add(
+        size: int | str, name: str, annotations: bool, read: Callable[[int, int], object], count: int,
+        batches: str = "no",
+    ) -> None:  # fmt: skip
         speeds = images_per_second(read, options.images, options.rounds, min(options.images, count))
-        row = {"size": size, "split": name, "annotations": annotations, "images_per_second": median(speeds)}
-        rows.append(row | {"milliseconds_per_image": 1000 / median(speeds), "each_round": speeds})
+        row: dict[str, Any] = {"size": size, "split": name, "annotations": annotations, "batches": batches}
+        row |= {"images_per_second": median(speeds), "milliseconds_per_image": 1000 / median(speeds)}
+        rows.append(row | {"each_round": speeds})
         log(str(rows[-1]))
 
     for size in options.sizes:
@@ -92,6 +112,10 @@ def measure(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             split = load_split(config, name, train=name == "train", seed=0)
             split.annotations = annotations
             add(size, name, annotations, lambda number, index, split=split: split[number, index], len(split))  # type: ignore[misc]
+        split = load_split(config, "train", train=True, seed=0)
+        split.annotations = False
+        for batches, sample in (("float32", split.__getitem__), ("uint8", split.pixels)):
+            add(size, "train", False, handing_over(sample), len(split), batches)
     add("any", "check", True, lambda number, index: split.raw.read(index), len(split))
     return rows
 
@@ -101,7 +125,7 @@ def parse(args: Sequence[str] | None) -> argparse.Namespace:
     flags = parser(__doc__, rounds=3, precisions=["fp32"])
     flags.add_argument("--root", type=Path, help="folder of CUB, instead of made-up photographs")
     flags.add_argument("--sizes", type=PositiveInt, nargs="+", default=[224, 518], help="sides of the input, pixels")
-    flags.add_argument("--images", type=PositiveInt, default=60, help="images per round")
+    flags.add_argument("--images", type=PositiveInt, default=64, help="images per round")
     return flags.parse_args(args)
 
 

@@ -72,7 +72,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
     checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked, through_resize(args, split, own))
     examples = ExampleCollector(split, *data.normalisation)
-    loader, start = split_loader(split, data), processes().block(len(split)).start
+    loader, start = split_loader(split, data, run.device), processes().block(len(split)).start
     if 0 < start < len(split):  # some metrics use the image before, which another process measures
         previous = collate([split[start - 1]]).to(run.device)
         evaluator.start_after(previous)

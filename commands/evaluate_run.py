@@ -50,9 +50,9 @@ def evaluate_run(args: argparse.Namespace, overrides: list[str]) -> None:
     fit_split = read_fit_split(run.config, args.limit, metrics.to_fit, args.run) if metrics.to_fit else None
     with part_map_writer(args, run, split, model) as writer:
         results = evaluate(
-            model, split_loader(split, run.config.data), metrics, run.device, run.precision,
+            model, split_loader(split, run.config.data, run.device), metrics, run.device, run.precision,
             observers=[recorder, predictions, *([writer] if writer else [])], options=options,
-            training=split_loader(fit_split, run.config.data) if fit_split else (),
+            training=split_loader(fit_split, run.config.data, run.device) if fit_split else (),
         )  # fmt: skip
     records, table = recorder.gathered(), predictions.csv()  # gathered: every process must take part
     if not processes().is_main:

@@ -33,7 +33,7 @@ def leave_one_part_out(args: argparse.Namespace, overrides: list[str]) -> None:
         )
 
     # 3. measure
-    loader = split_loader(split, run.config.data)
+    loader = split_loader(split, run.config.data, run.device)
     with run.progress("leave one part out", len(loader)) as advance:
         changed = measure(model, loader, settings, metrics, run.device, run.precision, advance)
 

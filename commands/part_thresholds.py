@@ -53,7 +53,7 @@ def main() -> None:
     model = require_two_stage(run.load_model(split.info))
 
     # 3. measure
-    loader = split_loader(split, run.config.data)
+    loader = split_loader(split, run.config.data, run.device)
     with run.progress("thresholds", len(loader)) as advance:
         thresholds = measure_thresholds(model, loader, run.device, args.quantiles, run.precision, advance)
 

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from datasets.config import DataConfig
-from datasets.loader import BatchLoader, Split, eval_loader, steps_per_epoch, train_loader
+from datasets.loader import BatchLoader, eval_loader, steps_per_epoch, train_loader
 from datasets.readers.mask_folder import MaskedDataset
 from datasets.registry import DATASETS
+from datasets.split import Split
 from datasets.transforms import build_transform
 from datasets.types import Batch, DatasetInfo, RawDataset, RawSample, Sample, collate
 

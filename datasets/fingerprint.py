@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from datasets.loader import Split
 from datasets.readers.files import FileDataset
+from datasets.split import Split
 from datasets.types import RawDataset
 
 MEANING = {

@@ -6,7 +6,7 @@ import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -15,16 +15,14 @@ from common.errors import UserError
 from common.processes import Processes, processes
 from common.seeds import stable_seed
 from datasets.formats.images import UnreadableImageError
-from datasets.readers.files import read_bare
-from datasets.transforms import Transform
-from datasets.types import Batch, DatasetInfo, RawDataset, Sample, collate
+from datasets.normalise import constants_of, normalise
+from datasets.split import Key, Split
+from datasets.types import Batch, Sample, collate
 
 # torch's advice where data.workers exceeds the cores: four lines for every loader
 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
 LOADING_SECONDS = 600.0
 """Longest wait for a batch from the loading processes."""
-Key = tuple[int, int]
-"""(epoch, index): determines a sample, augmentation included."""
 
 
 @dataclass(frozen=True)
@@ -38,63 +36,16 @@ class Problem:
 Collate = Callable[[list[Sample | Problem]], Batch | Problem]
 
 
-class Split(Dataset[Sample]):
-    """A raw data set with a transform. `split[epoch, index]` is one Sample, augmented by (seed, epoch, index).
-
-    In a DataLoader of your own, with `collate_fn=datasets.collate`: `split[index]` is the sample of the epoch that
-    `set_epoch` was called with, in all loading processes, also those that live on; 0 before.
-    """
-
-    def __init__(
-        self, raw: RawDataset, transform: Transform, *, train: bool, seed: int, max_unreadable: float = 1.0
-    ) -> None:
-        """`seed`: of the augmentation. `max_unreadable`: data.max_unreadable, by default any fraction."""
-        self.raw, self.transform, self.train, self.seed = raw, transform, train, seed
-        self.max_unreadable = max_unreadable
-        self.annotations = True
-        """False: samples have no masks, key points, boxes and part labels, and their files are not read."""
-        # In shared memory: persistent workers keep the copy of the Split that they were started with.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set_epoch(self, epoch: int) -> None:
-        """Augment `split[index]` as in this epoch from now on. Without it every epoch has the same augmentation."""
-        self._epoch.fill_(epoch)
-
-    def over(self, raw: RawDataset) -> "Split":
-        """Other records with the same transform and settings."""
-        other = Split(raw, self.transform, train=self.train, seed=self.seed, max_unreadable=self.max_unreadable)
-        other.annotations = self.annotations
-        return other
-
-    @property
-    def info(self) -> DatasetInfo:
-        """What the labels mean."""
-        return self.raw.info
-
-    @property
-    def labels(self) -> Sequence[int]:
-        """Label of every sample, without reading images."""
-        return self.raw.labels
-
-    def __len__(self) -> int:
-        return len(self.raw)
-
-    def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
-        whole = self.annotations or getattr(self.transform, "needs_mask", False)
-        raw = self.raw.read(index) if whole else read_bare(self.raw, index)
-        return self.transform(raw, stable_seed("augment", self.seed, epoch, index))
-
-
 class _Guarded(Dataset[Sample | Problem]):
     """A Split that returns a Problem instead of raising: torch wraps exceptions of workers in a long traceback."""
 
-    def __init__(self, split: Split) -> None:
-        self.split = split
+    def __init__(self, split: Split, pixels: bool) -> None:
+        """`pixels`: samples as `Split.pixels` gives them."""
+        self.split, self.pixels = split, pixels
 
     def __getitem__(self, key: Key) -> Sample | Problem:
         try:
-            return self.split[key]
+            return self.split.pixels(key) if self.pixels else self.split[key]
         except UnreadableImageError as error:
             return Problem(error.path, str(error))
         except UserError as error:
@@ -123,13 +74,20 @@ def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
 class BatchLoader(DataLoader[Batch]):
     """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker.
 
+    With a `device`, workers hand over images of 8 bits where they can, a quarter of the bytes, and batches come on the
+    device, normalised there; without one, on the CPU, normalised by the workers. The values are equal to the last bit.
+
     Its workers live as long as it does: `batches` may be changed between two passes.
     """
 
-    def __init__(self, split: Split, batches: list[list[Key]], workers: int, join: Collate) -> None:
-        self.batches, self.max_unreadable = batches, split.max_unreadable
+    def __init__(
+        self, split: Split, batches: list[list[Key]], workers: int, join: Collate, device: torch.device | None = None
+    ) -> None:
+        self.batches, self.max_unreadable, self.device = batches, split.max_unreadable, device
+        last_step = split.normalisation if device else None
+        self._constants = None if last_step is None else constants_of(last_step, device)
         super().__init__(
-            _Guarded(split),  # type: ignore[arg-type]  # the type of batches, after collation
+            _Guarded(split, pixels=last_step is not None),  # type: ignore[arg-type]  # the type of batches, after collation
             batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
@@ -150,11 +108,15 @@ class BatchLoader(DataLoader[Batch]):
                 skipped += item.skipped
                 say_skipped(item.skipped)
                 check_skipped(skipped, planned, self.max_unreadable)
-                yield item
+                yield self._on_device(item)
             if skipped:
                 logging.getLogger("datasets").warning(f"{len(skipped)} of {planned} images could not be read")
         except (RuntimeError, OSError, EOFError) as error:
             raise self._silent(error) or lost_worker(error) or error from None
+
+    def _on_device(self, batch: Batch) -> Batch:
+        batch = batch if self.device is None else batch.to(self.device)
+        return batch if self._constants is None else replace(batch, image=normalise(batch.image, self._constants))
 
     def _silent(self, error: Exception) -> UserError | None:
         """The UserError for workers that gave no batch in time; None for any other error. Suspended ones go on."""
@@ -236,16 +198,17 @@ def steps_per_epoch(split: Split, batch_size: int, *, world_size: int = 1) -> in
 
 def train_loader(
     split: Split, *, batch_size: int, seed: int, epoch: int, start_batch: int = 0, workers: int,
-    rank: int = 0, world_size: int = 1,
+    rank: int = 0, world_size: int = 1, device: torch.device | None = None,
 ) -> BatchLoader:  # fmt: skip
     """The shuffled batches of one epoch, starting at `start_batch`; the same batches as without a restart.
 
     `batch_size` is per process; process `rank` of `world_size` gets its part of every global batch. Unreadable images
     are left out and listed in `Batch.skipped`; iterating raises UserError if all images of a batch are unreadable.
+    `device`: as for BatchLoader.
     """
     steps = steps_per_epoch(split, batch_size, world_size=world_size)
     batches = train_batches(len(split), batch_size, steps, seed, epoch, Processes(rank, world_size))
-    return BatchLoader(split, batches[start_batch:], workers, collate_train)
+    return BatchLoader(split, batches[start_batch:], workers, collate_train, device)
 
 
 def train_batches(count: int, batch_size: int, steps: int, seed: int, epoch: int, here: Processes) -> list[list[Key]]:
@@ -277,11 +240,14 @@ class BatchSampler:
         groups = steps_per_epoch(split, batch_size * multiple_of, world_size=processes().world_size)
         self.steps = groups * multiple_of
 
-    def loader(self, epoch: int, start_batch: int, workers: int) -> BatchLoader:
-        """Return the batches of one epoch, starting at `start_batch`; they depend on (seed, epoch) only."""
+    def loader(self, epoch: int, start_batch: int, workers: int, device: torch.device | None = None) -> BatchLoader:
+        """Return the batches of one epoch, starting at `start_batch`; they depend on (seed, epoch) only.
+
+        `device`: as for BatchLoader.
+        """
         batches = self.batches(epoch)[start_batch:]
-        if self._loader is None or self._loader.num_workers != workers:
-            self._loader = BatchLoader(self.split, batches, workers, collate_train)
+        if self._loader is None or (self._loader.num_workers, self._loader.device) != (workers, device):
+            self._loader = BatchLoader(self.split, batches, workers, collate_train, device)
         self._loader.batches[:] = batches
         return self._loader
 
@@ -290,11 +256,14 @@ class BatchSampler:
         return train_batches(len(self.split), self.batch_size, self.steps, self.seed, epoch, processes())
 
 
-def eval_loader(split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1) -> BatchLoader:
+def eval_loader(
+    split: Split, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1,
+    device: torch.device | None = None,
+) -> BatchLoader:  # fmt: skip
     """Return every sample exactly once, in order; process `rank` of `world_size` gets its `Processes.block`.
 
-    Iterating raises UserError for the first unreadable image.
+    Iterating raises UserError for the first unreadable image. `device`: as for BatchLoader.
     """
     keys = [(0, i) for i in Processes(rank, world_size).block(len(split))]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return BatchLoader(split, batches, workers, _collate_eval)
+    return BatchLoader(split, batches, workers, _collate_eval, device)

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.errors import UserError
 from common.processes import gather, gather_blocks, processes
 from datasets.formats.images import UnreadableImageError
-from datasets.loader import LOADING_SECONDS, Split, lost_worker, quiet_worker
+from datasets.loader import LOADING_SECONDS, lost_worker, quiet_worker
+from datasets.split import Split
 from datasets.types import RawDataset
 
 VERSION = "1"

@@ -11,8 +11,9 @@ from common.errors import UserError
 from common.processes import processes
 from common.seeds import stable_seed
 from datasets.config import SemiConfig
-from datasets.loader import BatchSampler, Key, Split, steps_per_epoch
+from datasets.loader import BatchSampler, steps_per_epoch
 from datasets.readers.files import FileDataset
+from datasets.split import Key, Split
 from datasets.subset import subset
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.loader import Split
+from datasets.split import Split
 from datasets.types import DatasetInfo, RawDataset, RawSample
 
 

@@ -16,7 +16,7 @@ from common.files import parse_json, read_file
 from common.schema import from_values
 from datasets.config import DataConfig, Triple, earlier_view
 from datasets.formats.notices import say_once
-from datasets.loader import Split
+from datasets.split import Split
 from datasets.types import UNLABELLED, DatasetInfo, RawDataset, RawSample
 
 INPUT = ("image_size", "mean", "std", "evaluation", "interpolation", "crop")

@@ -27,6 +27,7 @@ from datasets.geometry import (
     labels_inside,
     resize_to_cover,
 )  # fmt: skip
+from datasets.normalise import Normalisation, constants_of, normalise
 from datasets.registry import with_input, with_own_augmentation
 from datasets.types import RawSample, Sample
 
@@ -69,19 +70,44 @@ def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
     return resize_to_cover(raw, config.size_hw, RESAMPLING[config.interpolation])
 
 
-class EvalTransform:
+class NormalisedLast:
+    """A transform that ends with `normalise`, which a loader can leave to the device (`pixels`)."""
+
+    config: DataConfig
+    erases = False
+    """Random erasing follows the normalisation, so that `pixels` includes both."""
+
+    @property
+    def normalisation(self) -> Normalisation | None:
+        """Mean and standard deviation of the last step; None if it is not the last, or `__call__` is a subclass's."""
+        plain = type(self).__call__ is NormalisedLast.__call__ and not self.erases
+        return self.config.normalisation if plain else None
+
+    def pixels(self, raw: RawSample, seed: int) -> Sample:
+        """Everything but the last step: `image` is [3, H, W] uint8."""
+        raise NotImplementedError
+
+    def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
+        """Sample of config.size_hw with draws from `seed`; all annotations are transformed with the image."""
+        sample = self.pixels(raw, seed)
+        if self.erases:
+            return sample
+        return replace(sample, image=normalise(sample.image, constants_of(self.config.normalisation)))
+
+
+class EvalTransform(NormalisedLast):
     """`eval_geometry`, then normalise. Not random."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = with_input(config, {})
 
-    def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
-        """Sample of config.size_hw; `seed` is ignored."""
+    def pixels(self, raw: RawSample, seed: int) -> Sample:
+        """As for all; `seed` is ignored."""
         raw = eval_geometry(raw, self.config)
-        return replace(finish(raw, self.config), frame=frame_of(raw), box_labels=labels_inside(raw))
+        return replace(finish(raw), frame=frame_of(raw), box_labels=labels_inside(raw))
 
 
-class AugmentTransform:
+class AugmentTransform(NormalisedLast):
     """An albumentations pipeline from `STEPS`, seeded for each sample.
 
     `flip`, `siim_acr`: the evaluation geometry, flipped with p = 0.5. `cub_original`: iFAM's augmentation.
@@ -98,11 +124,8 @@ class AugmentTransform:
         labels = {"part_labels": "mask"}
         self.pipeline = A.Compose(steps, bbox_params=boxes, keypoint_params=points, additional_targets=labels)
 
-    def __call__(self, raw: RawSample, seed: int) -> Sample:
-        """Sample of config.size_hw, augmented with draws from `seed`; all annotations are transformed with the image.
-
-        Raises UserError if the augmentation needs a mask and the record has none.
-        """
+    def pixels(self, raw: RawSample, seed: int) -> Sample:
+        """As for all. Raises UserError if the augmentation needs a mask and the record has none."""
         if self.needs_mask and raw.mask is None:
             raise UserError(
                 f"data.augmentation=foreground_crop needs a mask for every image, and {raw.path} has none; "
@@ -112,7 +135,7 @@ class AugmentTransform:
         for position, step in enumerate(self.pipeline.transforms):
             # With one seed for all steps their draws would be equal: flipped images would all be jittered alike.
             step.set_random_seed(stable_seed(seed, position))
-        return finish(_apply(self.pipeline, raw), self.config)
+        return finish(_apply(self.pipeline, raw))
 
 
 def cub_steps(size_hw: tuple[int, int]) -> list[A.BasicTransform]:
@@ -189,38 +212,37 @@ def _apply(pipeline: A.Compose, raw: RawSample) -> RawSample:
     return replace(raw, image=done["image"], mask=mask, keypoints=keypoints, boxes=boxes, part_labels=labels)
 
 
-class TimmTransform:
-    """timm's ImageNet policy (`data.timm`). Images only: annotations are dropped."""
+class TimmTransform(NormalisedLast):
+    """timm's ImageNet policy (`data.timm`). Images only: annotations are dropped.
+
+    Random erasing may fill in normal noise: then timm normalises, too.
+    """
 
     def __init__(self, config: DataConfig) -> None:
         """Raises UserError for a policy that timm does not know."""
+        self.config, self.erases = config, config.timm.re_prob > 0
         mean, std = config.normalisation
-        options = asdict(config.timm)
+        options = asdict(config.timm) | {"mean": mean, "std": std, "normalize": self.erases}
         try:
-            self.policy = create_transform((3, *config.size_hw), is_training=True, mean=mean, std=std, **options)
+            self.policy = create_transform((3, *config.size_hw), is_training=True, **options)
         except (AssertionError, AttributeError, IndexError, KeyError, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise UserError(
                 f"data.timm.auto_augment={config.timm.auto_augment}: timm has no such policy ({reason})"
             ) from None
 
-    def __call__(self, raw: RawSample, seed: int) -> Sample:
-        """Sample of config.size_hw without mask, key points, boxes and part labels."""
+    def pixels(self, raw: RawSample, seed: int) -> Sample:
+        """As for all, without annotations; with random erasing the image is normalised float32."""
         with seeded_globals(seed):
-            image = self.policy(Image.fromarray(raw.image))
+            image = self.policy(Image.fromarray(raw.image)).contiguous()
         return Sample(image, raw.label, raw.path, raw.group, present=_tensor(raw.present, torch.bool))
 
 
-def finish(raw: RawSample, config: DataConfig) -> Sample:
-    """Normalise the image, clip key points and boxes to it, and convert arrays to tensors."""
+def finish(raw: RawSample) -> Sample:
+    """Clip key points and boxes to the image, and convert arrays to tensors."""
     size = raw.image.shape[:2]
-    pixels = np.empty((3, *size), np.float32)
-    for index, (channel, mean, std) in enumerate(zip(pixels, *config.normalisation, strict=True)):
-        np.divide(raw.image[..., index], np.float32(255), out=channel)
-        channel -= np.float32(mean)  # channel by channel, which the processor's cache can hold
-        channel /= np.float32(std)
     return Sample(
-        image=torch.from_numpy(pixels),
+        image=torch.from_numpy(raw.image.transpose(2, 0, 1).copy()),
         label=raw.label,
         path=raw.path,
         group=raw.group,

@@ -50,7 +50,7 @@ def measure_set(model: nn.Module, split: Split, config: RunConfig, device: torch
     """The default metrics of one variant."""
     metrics = build_metrics(default_metrics(split.info, has_mask=gives_mask(model)), split.info)
     precision = precision_of(config.train.precision, device)
-    return evaluate(model, split_loader(split, config.data), metrics, device, precision)
+    return evaluate(model, split_loader(split, config.data, device), metrics, device, precision)
 
 
 def background_gaps(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
@@ -69,13 +69,13 @@ def run_challenge(
     processes, each evaluates its own objects on all backgrounds.
     """
     info, precision = sets[FOREGROUNDS].info, precision_of(config.train.precision, device)
-    loader = eval_loader(sets[BACKGROUNDS], batch_size=config.data.eval_batch_size, workers=config.data.workers)
-    backgrounds = torch.cat([batch.image.to(device) for batch in loader])
-    chunks = list(backgrounds.split(config.data.eval_batch_size))
+    size, workers = config.data.eval_batch_size, config.data.workers
+    loader = eval_loader(sets[BACKGROUNDS], batch_size=size, workers=workers, device=device)
+    backgrounds = torch.cat([batch.image for batch in loader])
+    chunks = list(backgrounds.split(size))
     total, correct = [0] * info.num_classes, [0] * info.num_classes
     with evaluation_mode(model, device, seed=0):
-        for batch in split_loader(sets[FOREGROUNDS], config.data):
-            batch = batch.to(device)
+        for batch in split_loader(sets[FOREGROUNDS], config.data, device):
             for i, label in enumerate(batch.label.tolist()):
                 advance(1)
                 total[label] += 1

@@ -65,9 +65,13 @@ def evaluate(
     return metrics.compute()
 
 
-def split_loader(split: Split, data: DataConfig) -> BatchLoader:
-    """Evaluation batches of this process's part of the split; over all processes, each image occurs exactly once."""
+def split_loader(split: Split, data: DataConfig, device: torch.device | None = None) -> BatchLoader:
+    """Evaluation batches of this process's part of the split; over all processes, each image occurs exactly once.
+
+    `device`: where they are moved and normalised (`BatchLoader`).
+    """
     here = processes()
     return eval_loader(
-        split, batch_size=data.eval_batch_size, workers=data.workers, rank=here.rank, world_size=here.world_size
-    )
+        split, batch_size=data.eval_batch_size, workers=data.workers, rank=here.rank, world_size=here.world_size,
+        device=device,
+    )  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from common.errors import UserError
 from common.processes import gather
 from datasets.fingerprint import MEANING, fingerprint
-from datasets.loader import Split
+from datasets.split import Split
 from engine.run.config import RunConfig, flat
 from engine.run.resume import ALLOW, MAY_CHANGE, is_one_of
 

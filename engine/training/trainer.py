@@ -129,7 +129,7 @@ class Trainer:
         """Metrics of one split, with keys prefixed by its name; `observers` get its batches with their predictions."""
         model = self.evaluated_model()
         if split not in self._loaders:  # kept, so that their workers are started once
-            self._loaders[split] = split_loader(self.splits[split], self.config.data)
+            self._loaders[split] = split_loader(self.splits[split], self.config.data, self.device)
         loader = self._loaders[split]
         broadcast_buffers(model)
         agreement = Agreement(model, self.config.loss.consistency)
@@ -141,7 +141,7 @@ class Trainer:
 
     def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
         config, progress = self.config, self.progress
-        loader = self.sampler.loader(progress.epoch, progress.batch, config.data.workers)
+        loader = self.sampler.loader(progress.epoch, progress.batch, config.data.workers, self.device)
         self.model.train()
         self.state.means = EpochMeans(self.device, self.state.own_sums())
         started = time.perf_counter()

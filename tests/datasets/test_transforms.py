@@ -209,7 +209,7 @@ def test_records_without_annotations_and_unchanged_input(augmentation: str) -> N
         assert np.array_equal(getattr(raw, name), getattr(fresh, name)), "a record may be read twice"
 
 
-TIMM = replace(CONFIG, image_size=48, augmentation="timm")
+TIMM = DataConfig(image_size=48, augmentation="timm")
 COLOURED = replace(scene(), image=np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8))
 DIALS = TimmConfig(
     train_crop_mode="rkrr", scale=(0.5, 1.0), ratio=(0.9, 1.1), interpolation="bilinear", hflip=0.3, vflip=0.7,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datasets.config import DataConfig
-from datasets.loader import Split
+from datasets.split import Split
 from datasets.transforms import EvalTransform
 from datasets.types import Batch, DatasetInfo, RawSample, collate
 from engine.explanation.masked_classifier import MaskedClassifier

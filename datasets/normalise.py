@@ -1,0 +1,27 @@
+"""From pixel values of 0..255 to the numbers that a network gets."""
+
+import torch
+from torch import Tensor
+
+from datasets.config import Triple
+
+Normalisation = tuple[Triple, Triple]
+"""Mean and standard deviation of each colour channel, pixel values in [0, 1]."""
+
+
+def constants_of(normalisation: Normalisation, device: torch.device | None = None) -> Tensor:
+    """[3, 3, 1, 1] float32: 255, mean and standard deviation of each channel, for `normalise`.
+
+    255 too is a tensor: by a Python number CUDA does not divide but multiplies with its rounded reciprocal.
+    """
+    mean, std = normalisation
+    return torch.tensor(((255.0,) * 3, mean, std), dtype=torch.float32, device=device)[..., None, None]
+
+
+def normalise(pixels: Tensor, constants: Tensor) -> Tensor:
+    """[..., 3, H, W] uint8 -> float32, (pixels / 255 - mean) / std, rounded to float32 after each step.
+
+    Equal to the last bit on every device, one image at a time or in a batch. `constants` are on the device of `pixels`.
+    """
+    top, mean, std = constants
+    return pixels.div(top).sub_(mean).div_(std)
