@@ -8,6 +8,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -34,7 +35,8 @@ METHOD = (
     "`test`: the evaluation transform, which keeps annotations for the metrics. `check`: the pass over validation and "
     "test images before training (`data.check_images`), without a transform. `batches`: also collated, "
     f"{BATCH} images at a time, and moved to shared memory, as a loading process hands them over: normalised, or as "
-    "bytes that the device normalises (training and evaluation). Files are in the page cache."
+    "bytes that the device normalises (training and evaluation); `image_cache`: with images that are stored already. "
+    "Files are in the page cache."
 )
 
 
@@ -92,8 +94,8 @@ def handing_over(sample: Callable[[tuple[int, int]], Sample]) -> Callable[[int, 
     return read
 
 
-def measure(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The rows of the table."""
+def measure(root: Path, cache: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of the table; `cache`: an empty folder for data.image_cache."""
     rows = []
 
     def add(
@@ -112,10 +114,13 @@ def measure(root: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
             split = load_split(config, name, train=name == "train", seed=0)
             split.annotations = annotations
             add(size, name, annotations, lambda number, index, split=split: split[number, index], len(split))  # type: ignore[misc]
-        split = load_split(config, "train", train=True, seed=0)
-        split.annotations = False
-        for batches, sample in (("float32", split.__getitem__), ("uint8", split.pixels)):
-            add(size, "train", False, handing_over(sample), len(split), batches)
+        plain, stored = (
+            load_split(replace(config, image_cache=folder), "train", train=True, seed=0) for folder in ("", cache)
+        )
+        plain.annotations = stored.annotations = False
+        ways = {"float32": plain.__getitem__, "uint8": plain.pixels, "uint8, image_cache": stored.pixels}
+        for batches, sample in ways.items():
+            add(size, "train", False, handing_over(sample), len(plain), batches)
     add("any", "check", True, lambda number, index: split.raw.read(index), len(split))
     return rows
 
@@ -138,7 +143,7 @@ def main(args: Sequence[str] | None = None) -> None:
     unused = ("root", "image_size", "device", "precision", "threads")  # of the flags that all benchmarks have
     kept = argparse.Namespace(**{name: value for name, value in vars(options).items() if name not in unused})
     with tempfile.TemporaryDirectory() as folder:
-        rows = measure(options.root or make_photographs(Path(folder)), options)
+        rows = measure(options.root or make_photographs(Path(folder)), f"{folder}/cache", options)
     what, stem = ("photographs of CUB", "loader_cub") if options.root else ("made-up photographs", "loader_made_up")
     report("Loading images", [Section(what, rows)], METHOD, kept, f"{stem}_cpu")
 

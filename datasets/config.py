@@ -168,6 +168,11 @@ class DataConfig:
     check_images: bool = True
     """Read every validation and test image before training, once until a file changes: a broken one is then found
     before it costs training time."""
+    image_cache: str = ""
+    """Folder for images as the fixed first step of the transform leaves them: each is decoded and resized once, for all
+    epochs and runs. Empty: off."""
+    image_cache_gb: PositiveFloat = 20.0
+    """Size at which the folder gets no more files."""
     val_fraction: HalfOpenUnitInterval = 0.1
     """Fraction of the training split held out for validation if the data set publishes no validation split."""
     seed: int = 0

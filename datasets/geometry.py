@@ -40,13 +40,16 @@ def resize(raw: RawSample, size_hw: tuple[int, int], resampling: Image.Resamplin
     (height, width), (new_h, new_w) = raw.image.shape[:2], size_hw
     if (new_h, new_w) == (height, width):
         return raw
-    image = Image.fromarray(raw.image).resize((new_w, new_h), resampling)
+    if raw.image.strides == (0, 0, 0):  # the same colour everywhere
+        image = np.broadcast_to(raw.image[:1, :1], (new_h, new_w, 3))
+    else:
+        image = np.asarray(Image.fromarray(raw.image).resize((new_w, new_h), resampling))
     mask = None if raw.mask is None else _nearest(raw.mask, size_hw).astype(bool)
     part_labels = None if raw.part_labels is None else _nearest(raw.part_labels, size_hw).astype(np.int16)
     scale = np.array([new_w / width, new_h / height])
     keypoints = None if raw.keypoints is None else np.hstack([raw.keypoints[:, :2] * scale, raw.keypoints[:, 2:]])
     boxes = None if raw.boxes is None else raw.boxes * np.tile(scale, 2)
-    return replace(raw, image=np.asarray(image), mask=mask, keypoints=keypoints, boxes=boxes, part_labels=part_labels)
+    return replace(raw, image=image, mask=mask, keypoints=keypoints, boxes=boxes, part_labels=part_labels)
 
 
 def _nearest(values: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -6,9 +6,11 @@ import torch
 from torch.utils.data import Dataset
 
 from common.seeds import stable_seed
+from datasets.fixed_steps import NormalisedLast
+from datasets.image_cache import images_from
 from datasets.normalise import Normalisation
 from datasets.readers.files import read_bare
-from datasets.transforms import NormalisedLast, Transform
+from datasets.transforms import Transform
 from datasets.types import DatasetInfo, RawDataset, Sample
 
 Key = tuple[int, int]
@@ -77,5 +79,6 @@ class Split(Dataset[Sample]):
     def _sample(self, key: Key | int, transform: Transform) -> Sample:
         epoch, index = key if isinstance(key, tuple) else (int(self._epoch), key)
         whole = self.annotations or getattr(self.transform, "needs_mask", False)
-        raw = self.raw.read(index) if whole else read_bare(self.raw, index)
+        with images_from(getattr(self.transform, "image_cache", None)):
+            raw = self.raw.read(index) if whole else read_bare(self.raw, index)
         return transform(raw, stable_seed("augment", self.seed, epoch, index))

@@ -18,16 +18,8 @@ from torch import Tensor
 from common.errors import UserError
 from common.seeds import seeded_globals, stable_seed
 from datasets.config import DataConfig
-from datasets.geometry import (
-    RESAMPLING,
-    evaluation_view,
-    frame_of,
-    inside_boxes,
-    inside_keypoints,
-    labels_inside,
-    resize_to_cover,
-)  # fmt: skip
-from datasets.normalise import Normalisation, constants_of, normalise
+from datasets.fixed_steps import NormalisedLast
+from datasets.geometry import frame_of, inside_boxes, inside_keypoints, labels_inside
 from datasets.registry import with_input, with_own_augmentation
 from datasets.types import RawSample, Sample
 
@@ -46,7 +38,7 @@ class PublishedPlanckianJitter(A.PlanckianJitter):
         return {"temperature": 500 * self.py_random.randint(6, 30)}
 
 
-def build_transform(config: DataConfig, train: bool) -> Transform:
+def build_transform(config: DataConfig, train: bool) -> NormalisedLast:
     """The transform of a split: `config.augmentation` if `train`, else the evaluation transform."""
     config = with_input(with_own_augmentation(config), {})
     if train and config.augmentation == "timm":
@@ -56,54 +48,15 @@ def build_transform(config: DataConfig, train: bool) -> Transform:
     return EvalTransform(config)
 
 
-def eval_geometry(raw: RawSample, config: DataConfig) -> RawSample:
-    """Resize and crop as `config.evaluation` says."""
-    return evaluation_view(raw, config.size_hw, config)
-
-
-def start_geometry(raw: RawSample, config: DataConfig) -> RawSample:
-    """Resize and crop before the steps of an augmentation."""
-    if config.augmentation == "atcon_voc":
-        return raw  # its random crop resizes
-    if config.augmentation in ("flip", "siim_acr", "atcon_svhn"):
-        return eval_geometry(raw, config)
-    return resize_to_cover(raw, config.size_hw, RESAMPLING[config.interpolation])
-
-
-class NormalisedLast:
-    """A transform that ends with `normalise`, which a loader can leave to the device (`pixels`)."""
-
-    config: DataConfig
-    erases = False
-    """Random erasing follows the normalisation, so that `pixels` includes both."""
-
-    @property
-    def normalisation(self) -> Normalisation | None:
-        """Mean and standard deviation of the last step; None if it is not the last, or `__call__` is a subclass's."""
-        plain = type(self).__call__ is NormalisedLast.__call__ and not self.erases
-        return self.config.normalisation if plain else None
-
-    def pixels(self, raw: RawSample, seed: int) -> Sample:
-        """Everything but the last step: `image` is [3, H, W] uint8."""
-        raise NotImplementedError
-
-    def __call__(self, raw: RawSample, seed: int = 0) -> Sample:
-        """Sample of config.size_hw with draws from `seed`; all annotations are transformed with the image."""
-        sample = self.pixels(raw, seed)
-        if self.erases:
-            return sample
-        return replace(sample, image=normalise(sample.image, constants_of(self.config.normalisation)))
-
-
 class EvalTransform(NormalisedLast):
-    """`eval_geometry`, then normalise. Not random."""
+    """Resize and crop as data.evaluation says, then normalise. Not random."""
 
     def __init__(self, config: DataConfig) -> None:
         self.config = with_input(config, {})
 
     def pixels(self, raw: RawSample, seed: int) -> Sample:
         """As for all; `seed` is ignored."""
-        raw = eval_geometry(raw, self.config)
+        raw = self.first_step(raw)
         return replace(finish(raw), frame=frame_of(raw), box_labels=labels_inside(raw))
 
 
@@ -118,6 +71,8 @@ class AugmentTransform(NormalisedLast):
     def __init__(self, config: DataConfig) -> None:
         self.config = config
         self.needs_mask = config.augmentation == "foreground_crop"
+        self.crops_first = config.augmentation == "atcon_voc"
+        self.covers = config.augmentation not in ("flip", "siim_acr", "atcon_svhn")
         steps = STEPS[config.augmentation](config.size_hw)
         boxes = A.BboxParams(format="pascal_voc", clip=True, filter_invalid_bboxes=True)
         points = A.KeypointParams("xy", remove_invisible=False)
@@ -131,7 +86,7 @@ class AugmentTransform(NormalisedLast):
                 f"data.augmentation=foreground_crop needs a mask for every image, and {raw.path} has none; "
                 "give data.mask_folder or another augmentation"
             )
-        raw = start_geometry(raw, self.config)
+        raw = self.first_step(raw)
         for position, step in enumerate(self.pipeline.transforms):
             # With one seed for all steps their draws would be equal: flipped images would all be jittered alike.
             step.set_random_seed(stable_seed(seed, position))
@@ -217,6 +172,8 @@ class TimmTransform(NormalisedLast):
 
     Random erasing may fill in normal noise: then timm normalises, too.
     """
+
+    crops_first = True
 
     def __init__(self, config: DataConfig) -> None:
         """Raises UserError for a policy that timm does not know."""

@@ -5,22 +5,17 @@ tokens of each input (an image and its flip, say) once, and every later epoch, r
 reads them. Views that are drawn anew, such as those of the equivariance term, are not stored.
 """
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from common.array_cache import ArrayCache
 from common.errors import UserError
-from common.files import check_regular
 from models.backbone import patch_tokens
 from models.transformer import ViT, describe
-
-RECOUNT = 200
-"""Files written between two looks at the folder's size, to which other processes may have added."""
 
 
 class TokenCache:
@@ -31,12 +26,7 @@ class TokenCache:
 
     def __init__(self, folder: Path, max_bytes: float) -> None:
         """When the files in `folder` reach `max_bytes`, no more are written. Raises UserError if it cannot be made."""
-        self.folder, self.max_bytes = folder, max_bytes
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"train.token_cache: cannot create {folder} ({error.strerror})") from None
-        self._bytes, self._written = 0.0, 0
+        self.files = ArrayCache("train.token_cache", folder, max_bytes)
         self._versions: tuple[int, ...] = ()
         self._weights = b""
 
@@ -50,36 +40,14 @@ class TokenCache:
     def _tokens(self, vit: ViT, image: Tensor, state: bytes) -> Tensor:
         pixels = image.detach().cpu().contiguous()
         key = hashlib.blake2b(pixels.numpy().tobytes(), key=state, digest_size=20).hexdigest()
-        file = self.folder / key[:2] / f"{key}.npy"
-        # A file that is missing, damaged or of another shape is computed anew.
-        with contextlib.suppress(OSError, ValueError, EOFError):
-            check_regular(file)
-            stored = torch.from_numpy(np.load(file, allow_pickle=False))
-            if stored.ndim == 2 and stored.shape[1] == vit.embed_dim and stored.isfinite().all():
-                return stored.to(image.device)
+        stored = self.files.read(key)
+        # What is damaged or of another shape is computed anew.
+        if stored is not None and stored.ndim == 2 and stored.shape[1] == vit.embed_dim and np.isfinite(stored).all():
+            return torch.from_numpy(stored).to(image.device)
         with torch.no_grad():
             tokens = patch_tokens(vit, image[None])[0].float()
-        self._write(file, tokens.cpu().numpy())
+        self.files.write(key, tokens.cpu().numpy())
         return tokens
-
-    def _write(self, file: Path, tokens: np.ndarray) -> None:
-        if self._written % RECOUNT == 0:
-            self._bytes = sum(entry.stat().st_size for entry in self.folder.rglob("*.npy"))
-        self._written += 1
-        if self._bytes + tokens.nbytes > self.max_bytes:
-            return
-        self._bytes += tokens.nbytes
-        temporary = file.with_name(f".{file.stem}.{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as stream:
-                np.save(stream, tokens)
-            os.replace(temporary, file)
-        except OSError as error:  # training works without; the cache is only faster
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            self.max_bytes = 0.0
-            print(f"train.token_cache: {self.folder} takes no more files ({error.strerror}); training goes on without")
 
     def _state(self, vit: ViT, images: Tensor) -> bytes:
         """A hash of all that the tokens depend on besides the image."""

@@ -11,6 +11,7 @@ import numpy as np
 from common.errors import UserError
 from datasets.config import DataConfig
 from datasets.formats.images import read_image, read_mask, size_advice
+from datasets.image_cache import stored_image
 from datasets.types import SPLITS, DatasetInfo, RawDataset, RawSample
 
 _masks_read: ContextVar[bool] = ContextVar("masks_read", default=True)
@@ -82,7 +83,8 @@ class FileDataset:
     def read(self, index: int) -> RawSample:
         """Image, mask and annotations. Raises UserError where a file is unreadable or the sizes differ."""
         record = self.records[index]
-        image = self.pixels(record.path)
+        reader = f"{type(self).pixels.__qualname__} {self.rotate}"
+        image = stored_image(record.path, reader, lambda: self.pixels(record.path))
         mask = self.object(record.mask) if record.mask is not None and masks_are_read() else None
         if mask is not None:
             check_mask_size(mask, record.mask, image, record.path)

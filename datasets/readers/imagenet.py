@@ -15,6 +15,7 @@ from datasets.formats.folders import class_folders, class_images
 from datasets.formats.images import read_image
 from datasets.formats.tables import read_spaced
 from datasets.holdout import check_fraction, hold_out, split_origin
+from datasets.image_cache import stored_image
 from datasets.readers.files import check_files, check_split, open_root
 from datasets.readers.synsets import class_list, imagenet_classes, known_folders
 from datasets.types import DatasetInfo, RawSample
@@ -80,7 +81,7 @@ class ImageNet:
     def read(self, index: int) -> RawSample:
         """Image, label and, where the data set has them, boxes. Raises UserError for an unreadable file."""
         path = self._image(index)
-        image = read_image(path, rotate=self.rotate)
+        image = stored_image(path, f"read_image {self.rotate}", lambda: read_image(path, rotate=self.rotate))
         boxes = read_boxes(self._xml(path.name), image.shape[:2]) if self.boxes else None
         return RawSample(image, self.labels[index], str(path), boxes=boxes)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.processes import gather_blocks, processes
 from datasets import Split
 from datasets.config import DataConfig
-from datasets.transforms import eval_geometry
+from datasets.fixed_steps import eval_geometry
 from datasets.types import Batch, RawSample
 from engine.explanation.masked_classifier import MaskedClassifier
 from metrics.class_mapping import class_logits

@@ -13,7 +13,9 @@ from datasets.split import Split
 from engine.run.config import RunConfig, flat
 from engine.run.resume import ALLOW, MAY_CHANGE, is_one_of
 
-MAY_DIFFER = ("data.root", "data.workers", "wandb", "train.device", "train.threads", "train.token_cache")
+MAY_DIFFER = (
+    "data.root", "data.workers", "data.image_cache", "wandb", "train.device", "train.threads", "train.token_cache",
+)  # fmt: skip
 """Keys and groups of keys that may differ between the processes of a job, which may be on several machines."""
 
 

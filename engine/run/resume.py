@@ -12,9 +12,10 @@ from engine.run.folder import CONFIG_FILE, LAST, run_config
 
 MAY_CHANGE = (
     "out", "resume", "overwrite", "allow_change", "wandb", "data.root", "data.workers", "data.eval_batch_size",
-    "data.max_unreadable", "data.check_images", "model.weights", "model.stage_1_weights", "model.selector_weights",
-    "model.init_from", "optim.zero", "train.device", "train.threads", "train.sheet_every", "train.save_every_steps",
-    "train.keep_every", "train.log_test", "train.token_cache", "train.token_cache_gb", "train.trackers",
+    "data.max_unreadable", "data.check_images", "data.image_cache", "data.image_cache_gb", "model.weights",
+    "model.stage_1_weights", "model.selector_weights", "model.init_from", "optim.zero", "train.device",
+    "train.threads", "train.sheet_every", "train.save_every_steps", "train.keep_every", "train.log_test",
+    "train.token_cache", "train.token_cache_gb", "train.trackers",
 )  # fmt: skip
 """Keys and groups of keys that may change when a run is resumed: neither weights nor the best epoch depend on them."""
 ALLOW = "--resume.allow-change"

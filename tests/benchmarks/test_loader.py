@@ -17,6 +17,6 @@ def test_it_measures_made_up_photographs(tmp_path: Path) -> None:
     (section,) = json.loads((tmp_path / "table.json").read_text())["sections"]
     rows = [(row["size"], row["split"], row["annotations"], row["batches"]) for row in section["rows"]]
     samples = [(28, "train", True, "no"), (28, "train", False, "no"), (28, "test", True, "no")]
-    batches = [(28, "train", False, "float32"), (28, "train", False, "uint8")]
+    batches = [(28, "train", False, way) for way in ("float32", "uint8", "uint8, image_cache")]
     assert rows == [*samples, *batches, ("any", "check", True, "no")]
     assert all(row["images_per_second"] > 0 and len(row["each_round"]) == 1 for row in section["rows"])

@@ -85,7 +85,7 @@ def test_a_changed_key_is_taken_with_leave(flag: str, run: Path) -> None:
 MAY_CHANGE = {
     "out", "resume", "overwrite", "allow_change", "wandb.mode", "wandb.project", "wandb.entity", "wandb.name",
     "wandb.group", "wandb.job_type", "wandb.tags", "data.root", "data.workers", "data.eval_batch_size",
-    "data.max_unreadable", "data.check_images", "model.weights",
+    "data.max_unreadable", "data.check_images", "data.image_cache", "data.image_cache_gb", "model.weights",
     "model.stage_1_weights", "model.selector_weights", "model.init_from", "optim.zero", "train.device",
     "train.threads", "train.sheet_every", "train.save_every_steps", "train.keep_every", "train.log_test",
     "train.token_cache", "train.token_cache_gb", "train.trackers",
