@@ -68,7 +68,9 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
-    source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
+    source, stored = None, args.maps or args.save_maps
+    if stored:  # not otherwise: the fingerprint in it reads all weights
+        source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
     checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked, through_resize(args, split, own))
     examples = ExampleCollector(split, *data.normalisation)
@@ -77,9 +79,9 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         previous = collate([split[start - 1]]).to(run.device)
         evaluator.start_after(previous)
         checks.start_after(previous)
-    evaluator.reader = MapReader(args.maps, source) if args.maps else None
+    evaluator.reader = MapReader(args.maps, source) if args.maps and source else None
     with contextlib.ExitStack() as stack:
-        if args.save_maps:
+        if args.save_maps and source:
             stack.enter_context(sigterm_unwinds())  # so that a stopped job leaves no partial file behind
             evaluator.writer = stack.enter_context(MapWriter(args.save_maps, source))
         advance = stack.enter_context(progress_bar(console, "explain", len(loader) * len(methods)))
@@ -96,7 +98,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     protocols = {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
     details = settings_of(args, run, split) | {
-        "stage": stage, "model_metrics": model_metrics, "methods": source.methods,
+        "stage": stage, "model_metrics": model_metrics, "methods": options_of(methods),
         "protocol": protocols | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
     report = write_outputs(run, records, details, images)

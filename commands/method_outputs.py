@@ -1,6 +1,6 @@
 """Outputs of an evaluation of explanation methods: the table's records, the metrics of every image, example maps."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import pandas as pd
 from torch import Tensor
 
 from common.processes import gather, gather_blocks, processes
+from common.transfer import on_device, on_host
 from datasets import Split
 from datasets.types import Batch
 from engine.explanation.evaluator import ExplanationEvaluator
@@ -38,10 +39,15 @@ class ExampleCollector:
 
     def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
         """Collect the first images of every group, or of every class if there are no groups."""
-        groups = (batch.label if batch.group is None else batch.group).tolist()
-        for i, group in enumerate(groups):
-            if self._has_room(group, self.collected):
-                self.collected.append((group, self._example(batch, logits, maps, i)))
+        if len(self.collected) == self.limit:
+            return
+        chosen: list[tuple[int, int]] = []  # group and position in the batch
+        for i, group in enumerate((batch.label if batch.group is None else batch.group).tolist()):
+            if self._has_room(group, [*self.collected, *chosen]):
+                chosen.append((group, i))
+        if chosen:
+            examples = self._examples(batch, logits, maps, [i for _, i in chosen])
+            self.collected += zip([group for group, _ in chosen], examples, strict=True)
 
     def images(self) -> list[ExplainedImage]:
         """The first images over all processes; every process must call."""
@@ -51,20 +57,31 @@ class ExampleCollector:
                 chosen.append((group, image))
         return [image for _, image in chosen]
 
-    def _has_room(self, group: int, collected: list[tuple[int, ExplainedImage]]) -> bool:
+    def _has_room(self, group: int, collected: Sequence[tuple[int, object]]) -> bool:
         return len(collected) < self.limit and sum(other == group for other, _ in collected) < self.per_group
 
-    def _example(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], i: int) -> ExplainedImage:
-        info, predicted, label = self.split.info, int(logits[i].argmax()), int(batch.label[i])
-        names, scores = info.class_names, logits[i].float()
-        probability = float((scores.sigmoid() if info.multi_label else scores.softmax(0))[predicted])
-        return ExplainedImage(
-            pixels=denormalise(batch.image[i], self.mean, self.std),
-            caption=f"{names[predicted]} {probability:.0%}" + ("" if predicted == label else f"\nis {names[label]}"),
-            correct=predicted == label,
-            maps={name: heat[i].cpu() for name, heat in maps.items()},
-            truth=None if batch.mask is None else batch.mask[i].cpu(),
-        )
+    def _examples(
+        self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor], rows: list[int]
+    ) -> Iterator[ExplainedImage]:
+        """The images `rows` of the batch."""
+        index = on_device(rows, logits.device)
+        tensors = [logits.float(), batch.label, batch.image, *maps.values()]
+        tensors += [] if batch.mask is None else [batch.mask]
+        scores, labels, images, *others = on_host(tensor[index] for tensor in tensors)
+        heats, masks = dict(zip(maps, others, strict=False)), others[len(maps) :]
+        probabilities = scores.sigmoid() if self.split.info.multi_label else scores.softmax(1)
+        names = self.split.info.class_names
+        for i, label in enumerate(labels.tolist()):
+            predicted = int(scores[i].argmax())
+            correct = predicted == label
+            yield ExplainedImage(
+                pixels=denormalise(images[i], self.mean, self.std),
+                caption=f"{names[predicted]} {probabilities[i, predicted]:.0%}"
+                + ("" if correct else f"\nis {names[label]}"),
+                correct=correct,
+                maps={name: heat[i] for name, heat in heats.items()},
+                truth=masks[0][i] if masks else None,
+            )
 
 
 def method_records(evaluator: ExplanationEvaluator, others: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:

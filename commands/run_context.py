@@ -79,7 +79,8 @@ class RunContext:
 
     def load_model(self, info: DatasetInfo) -> ImageClassifier:
         """The run's model with the weights of `checkpoint`, on the device."""
-        return load_run_model(self.source, self.config, self.checkpoint, info.num_outputs).to(self.device)
+        model = load_run_model(self.source, self.config, self.checkpoint, info.num_outputs)
+        return model.to(self.device, non_blocking=True)
 
     def progress(self, description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
         """A progress bar, shown by the main process; see `progress_bar`."""

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.transfer import on_device, on_host
 from explain.attention_capture import record
 from explain.explained_model import ExplainedModel
 from explain.rollout import Fusion, fuse_heads, require_averages
@@ -61,15 +62,16 @@ class AttentionFlow(Explainer):
         fused_LBNN = torch.stack([fuse_heads(block, self.head_fusion, head=self.head) for block in last_first])
         M_LBNN = fused_LBNN + torch.eye(fused_LBNN.shape[-1], device=images.device)
         M_LBNN /= M_LBNN.sum(-1, keepdim=True)
-        entry_BN = _capacities(explained.readout_row(fused_LBNN[0]))
-        graphs = [FlowGraph(*pair) for pair in zip(entry_BN, _capacities(M_LBNN.transpose(0, 1)), strict=True)]
+        weights = explained.readout_row(fused_LBNN[0]), M_LBNN.transpose(0, 1)
+        entry_BN, M_BLNN = (capacities.numpy() for capacities in on_host(_capacities(each) for each in weights))
+        graphs = [FlowGraph(*pair) for pair in zip(entry_BN, M_BLNN, strict=True)]
         prefix = explained.num_prefix
         flows = [[0] * prefix + [graph.flow_to(i) for i in range(prefix, len(graph.entry))] for graph in graphs]
-        return explained.on_grid(fused_LBNN.new_tensor(flows) / SCALE, images)
+        return explained.on_grid(on_device(flows, images.device, fused_LBNN.dtype) / SCALE, images)
 
 
-def _capacities(weights: Tensor) -> np.ndarray:
-    return (weights.double() * SCALE).round().int().contiguous().cpu().numpy()
+def _capacities(weights: Tensor) -> Tensor:
+    return (weights.double() * SCALE).round().int().contiguous()
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from explain.vits import (
 )
 from explain.wrappers import eager, inner_vit, unwrapped, why_unread
 from models.interface import ImageClassifier, Readout, Stage, selects_patches
-from models.masked_attention import key_mask, visible_first
+from models.masked_attention import key_mask, token_counts, visible_first
 from models.masked_vit import MaskedViT
 from models.selection import Selection
 
@@ -184,7 +184,7 @@ def explained_model(
 def selected(model: ImageClassifier, images: Tensor, graph: bool = False) -> Selection:
     """What stage 2 of a model that selects patches sees of images [B, 3, H, W]."""
     with evaluated(model), torch.inference_mode(False), torch.set_grad_enabled(graph):
-        return model.selection(images if graph else usable(images))
+        return model.selection(images if graph else usable(images)).counted()
 
 
 def check_explainable(model: ImageClassifier) -> None:
@@ -200,16 +200,16 @@ def with_selection(explained: ExplainedModel, selection: Selection) -> Explained
 
 
 def without_hidden(explained: ExplainedModel) -> ExplainedModel:
-    """The same stage 2 with a sequence of the visible tokens, padded to the largest count of the batch; the logits are
-    the same. What else than stage 2, or has a gate, is returned as it is. One host sync.
-    """
+    """Stage 2 with only visible tokens in its sequence, padded to the largest count of the batch: the same logits.
+    What is not stage 2, or has a gate, is returned as it is."""
     selection, network = explained.selection, explained.network
     stage_2 = [part for part in explained.module.modules() if isinstance(part, MaskedViT) and part.backbone is network]
     if selection is None or selection.gate is not None or not stage_2:
         return explained
     with torch.inference_mode(False):
         mask_BN = usable(selection.mask).flatten(1)
-        kept = visible_first(key_mask(mask_BN, explained.num_prefix))
+        lengths = token_counts(selection.counts, mask_BN.shape[1], explained.num_prefix)
+        kept = visible_first(key_mask(mask_BN, explained.num_prefix), lengths)
     # Fewer tokens than patches: the number of tokens then tells which of the two a tensor holds.
     return replace(explained, kept=kept) if kept.shape[1] < mask_BN.shape[1] else explained
 

@@ -10,6 +10,7 @@ ViT-S/14 by up to 2.7 times that difference. See `steps` and `completeness_gap`.
 """
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from common.errors import UserError
+from common.transfer import on_device
 from explain.explained_model import ExplainedModel, with_selection
 from explain.gradients import PixelExplainer, at_least_float, image_gradient
 from explain.types import METHODS
@@ -69,17 +71,23 @@ class IntegratedGradients(PixelExplainer):
         if self.steps != "auto" and (self.absolute or explained.graph):
             return attribution
         gap = completeness_gap(explained, images, targets, attribution)
-        while self.steps == "auto" and steps < MOST_STEPS and not (gap <= self.max_gap).all():
-            rows, steps = (~(gap <= self.max_gap)).nonzero()[:, 0], 2 * steps  # a nan gap is too large as well
-            some = _rows(explained, rows)
+        late = self._late(gap)
+        while self.steps == "auto" and steps < MOST_STEPS and late:
+            some, rows, steps = _rows(explained, late), on_device(late, images.device), 2 * steps
             better = images[rows] * mean_gradient(some, images[rows], targets[rows], steps)
             attribution = attribution.index_copy(0, rows, better)
             gap = gap.index_copy(0, rows, completeness_gap(some, images[rows], targets[rows], better))
-        if not (gap <= self.max_gap).all():
+            late = self._late(gap)
+        if late:
             hint = "" if self.steps == "auto" else " (see completeness_gap); use steps=auto"
             what = f"some maps do not sum to y(x) - y(mean colour) within {self.max_gap:.0%}"
             warnings.warn(f"integrated_gradients with {steps} steps: {what}{hint}", stacklevel=2)
         return attribution
+
+    def _late(self, gap: Tensor) -> list[int]:
+        """The images whose gap [B] is too large. One wait for the device."""
+        small = (gap <= self.max_gap).tolist()  # a nan gap is too large as well
+        return [image for image, ok in enumerate(small) if not ok]
 
 
 @torch.no_grad()
@@ -98,12 +106,12 @@ def completeness_gap(explained: ExplainedModel, images: Tensor, targets: Tensor,
 def mean_gradient(explained: ExplainedModel, images: Tensor, targets: Tensor, steps: int) -> Tensor:
     """The integral of dy/dx over the line to each of images [B, 3, H, W], by `steps` points; same shape."""
     total = torch.zeros_like(at_least_float(images))
-    nodes, weights = (total.new_tensor(values) for values in gauss_legendre(steps))
+    nodes, weights = (on_device(values, total.device, total.dtype) for values in gauss_legendre(steps))
     count = max(1, IMAGES_AT_ONCE // len(images))
     for alpha, weight in zip(torch.split(nodes, count), torch.split(weights, count), strict=True):
         points = alpha.to(images.dtype).view(-1, 1, 1, 1, 1) * images  # [s, B, 3, H, W]
-        rows = torch.arange(len(images), device=images.device).repeat(len(alpha))
-        gradient = image_gradient(_rows(explained, rows), points.flatten(0, 1), targets[rows])
+        rows = list(range(len(images))) * len(alpha)
+        gradient = image_gradient(_rows(explained, rows), points.flatten(0, 1), targets.repeat(len(alpha)))
         total += torch.einsum("s,sbchw->bchw", weight, gradient.reshape(points.shape))
     return total
 
@@ -114,9 +122,7 @@ def gauss_legendre(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return (nodes + 1) / 2, weights / 2
 
 
-def _rows(explained: ExplainedModel, rows: Tensor) -> ExplainedModel:
+def _rows(explained: ExplainedModel, rows: Sequence[int]) -> ExplainedModel:
     """The explained model for these images of its batch: the selection of stage 2 has a row per image."""
     selection = explained.selection
-    if selection is None:
-        return explained
-    return with_selection(explained, selection.each(lambda t: t[rows]))
+    return explained if selection is None else with_selection(explained, selection.part(rows))

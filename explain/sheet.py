@@ -96,7 +96,7 @@ class ExplanationSheet:
             copies = images.expand(len(classes), -1, -1, -1)
             chosen = classes if explained.has_classes or self.targets else None
             wanted = chosen if self.other is None else self.other[1][None]
-            shown = explained.selection and explained.selection.joined([explained.selection] * (len(classes) - 1))
+            shown = explained.selection and explained.selection.part([0] * len(classes))
             maps[name] = explain(model, copies, method, wanted, stage=self.stage, selection=shown).cpu()
         return ExplainedImage(path, pixels, probability, targets, self._parts(pixels, images, explained), maps)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.metric_info import MetricInfo, declare
 from common.processes import gather
+from common.transfer import on_host
 from datasets.types import Batch
 from metrics.types import Explanation, Prediction
 
@@ -85,7 +86,19 @@ class ExactMetric(torchmetrics.Metric):
     def follow(self, prediction: Prediction | Explanation) -> None:
         """Move the states to the device of the logits. This replaces the lists of `add_values`."""
         if self.device != prediction.logits.device:
-            self.to(prediction.logits.device)
+            self.to(prediction.logits.device, non_blocking=True)
+
+
+def states_on_host(metrics: Iterable[ExactMetric]) -> None:
+    """Move the states of all metrics to the CPU together, so that `compute` does not wait for each of its values."""
+    metrics = list(metrics)
+    states = [(metric, name, getattr(metric, name)) for metric in metrics for name in metric._defaults]
+    listed = [t for _, _, state in states for t in ([state] if isinstance(state, Tensor) else state)]
+    moved = iter(on_host(listed))
+    for metric, name, state in states:
+        setattr(metric, name, next(moved) if isinstance(state, Tensor) else [next(moved) for _ in state])
+    for metric in metrics:
+        metric._device = torch.device("cpu")  # `to` would copy the unused initial values, each on its own
 
 
 class FittedMetric(ExactMetric):

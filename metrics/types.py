@@ -4,6 +4,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from datasets.types import Batch
@@ -40,6 +41,14 @@ class Metric(Protocol):
     def compute(self) -> dict[str, float]: ...
 
 
+class Images(Protocol):
+    """Normalised images [M, 3, H, W] that are read in slices: a tensor, or images that are made when they are read."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, piece: slice, /) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Explanation:
     """Heat maps of one batch and the model they explain, as the map metrics see them."""
@@ -52,6 +61,15 @@ class Explanation:
     """Normalised images [M, 3, H, W], any M -> logits [M, C], without gradients; called with perturbed images."""
     of_batch: dict[Hashable, Tensor] = field(default_factory=dict)
     """What `once` has computed. Explanations of the same batch and model may share it."""
+    predict_lazily: Callable[[Images], Tensor] | None = None
+    """`predict` for images that need not exist together, if it can choose how many it reads at a time."""
+
+    def predict_all(self, images: Images, at_once: int) -> Tensor:
+        """Logits [M, C]; `at_once`: the largest number of images that `predict` is called with."""
+        if self.predict_lazily is not None:
+            return self.predict_lazily(images)
+        pieces = (slice(start, start + at_once) for start in range(0, len(images), at_once))
+        return torch.cat([self.predict(images[piece]) for piece in pieces])
 
     def once(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """What does not depend on the maps, computed on first use; `key` must hold everything that it depends on."""

@@ -14,7 +14,7 @@ Shape legend: B images, P prefix tokens, S = P + N tokens, T packed tokens, L to
 head width, D width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -29,6 +29,8 @@ LENGTHS = 64
 """On a GPU, `gathered` pads the visible tokens to a multiple of this; slicing ends at the number of tokens."""
 Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """(q, k, v [B, H, S, E], scale) -> [B, H, S, E]"""
+PatchCounts = Callable[[], Sequence[int]]
+"""The number of visible patches of each image, on the host: `Selection.counts`."""
 
 
 def key_mask(mask_BN: Tensor, num_prefix: int) -> Tensor:
@@ -40,7 +42,14 @@ def key_mask(mask_BN: Tensor, num_prefix: int) -> Tensor:
     return F.pad(keys_BN, (num_prefix, 0), value=True)
 
 
-def dense(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
+def token_counts(counts: PatchCounts | None, patches: int, num_prefix: int) -> list[int] | None:
+    """The number of tokens that `key_mask` shows of each image, if the numbers of patches are known."""
+    if counts is None:
+        return None
+    return [count + num_prefix if count or num_prefix else patches for count in counts()]
+
+
+def dense(vit: ViT, tokens: Tokens, mask_BN: Tensor, counts: PatchCounts | None = None) -> Tensor:
     """Hidden tokens stay in the sequence, but no token attends to them."""
     described = describe(vit)
     # [B, 1, 1, S]: the same keys for every head and query.
@@ -48,33 +57,37 @@ def dense(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
     return described.read(_run_blocks(described, tokens, keys), _weights(described, mask_BN))
 
 
-def gathered(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
+def gathered(vit: ViT, tokens: Tokens, mask_BN: Tensor, counts: PatchCounts | None = None) -> Tensor:
     """Like `dense`, on the visible tokens only; shorter images are padded with masked tokens.
 
-    One host sync: the largest number of visible tokens determines the shapes.
+    One host sync, unless `counts` are known: the largest number of visible tokens determines the shapes.
     """
     described = describe(vit)
     keys = key_mask(mask_BN, described.num_prefix_tokens)
-    order = visible_first(keys)
+    order = visible_first(keys, token_counts(counts, mask_BN.shape[1], described.num_prefix_tokens))
     x_BLD = _run_blocks(described, tokens.gather(order), keys.gather(1, order)[:, None, None, :])  # False at padding
     return described.read(x_BLD, _weights(described, mask_BN).gather(1, order))
 
 
-def visible_first(keys_BS: Tensor) -> Tensor:
-    """[B, L] int64: the tokens that `gathered` runs, visible ones first, in order of position; the rest is padding."""
-    longest = int(keys_BS.sum(1).max())
+def visible_first(keys_BS: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
+    """[B, L] int64: the tokens that `gathered` runs, visible ones first, in order of position; the rest is padding.
+
+    `lengths`: see `Packing.of`.
+    """
+    longest = int(keys_BS.sum(1).max()) if lengths is None else max(lengths)
     if keys_BS.is_cuda:  # few lengths, for kernels that are planned for each one
         longest += -longest % LENGTHS
     return keys_BS.byte().argsort(dim=1, descending=True, stable=True)[:, :longest]
 
 
-def packed(vit: ViT, tokens: Tokens, mask_BN: Tensor) -> Tensor:
+def packed(vit: ViT, tokens: Tokens, mask_BN: Tensor, counts: PatchCounts | None = None) -> Tensor:
     """Like `dense`, with the visible tokens of all images in one row, so that linear layers see no padding.
 
-    One host sync: the number of visible tokens determines the shapes.
+    One host sync, unless `counts` are known: the number of visible tokens determines the shapes.
     """
     described = describe(vit)
-    packing = Packing.of(key_mask(mask_BN, described.num_prefix_tokens))
+    prefix = described.num_prefix_tokens
+    packing = Packing.of(key_mask(mask_BN, prefix), token_counts(counts, mask_BN.shape[1], prefix))
     tokens = tokens.pack(packing.index)
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

@@ -54,7 +54,7 @@ class MaskedViT(nn.Module):
         tokens = describe(self.backbone).embed(selection.shown(images))
         if selection.gate is None:
             drop_hidden = getattr(masked_attention, self.chosen_path())
-            features = drop_hidden(self.backbone, tokens, selection.mask.flatten(1))
+            features = drop_hidden(self.backbone, tokens, selection.mask.flatten(1), selection.counts)
         elif soft:
             features = masked_attention.soft(self.backbone, tokens, selection.gate.flatten(1))
         else:

@@ -4,12 +4,15 @@ Shape legend: B images, N patches (h x w grid), K foreground parts; channel K (t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from common.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Selection:
     """[B, h, w] fp32 in [0, 1]: a mask with a gradient (straight-through) or a soft mask; None: `mask` alone counts."""
     empty: Tensor | None = None
     """[B] bool: no patch was selected (before the fallback)."""
+    counts: Callable[[], Sequence[int]] | None = field(default=None, init=False)  # `replace` then leaves it out
+    """The number of patches in each image's `mask`, where the host knows it or can ask once for many; see `counted`."""
 
     def __post_init__(self) -> None:
         """Raise TypeError for a mask that is not bool: of other types, `~` and indexing mean something else."""
@@ -41,14 +46,35 @@ class Selection:
         return self.mask if self.pixels is None else self.pixels
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Selection":
-        """The selection with every tensor changed, such as to some of the images."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: change(value) for name, value in given.items() if value is not None})
+        """The selection with every tensor changed; without `counts`."""
+        changed: dict[str, Any] = {name: change(value) for name, value in self._tensors().items()}
+        return replace(self, **changed)
+
+    def counted(self) -> "Selection":
+        """The selection with `counts`, which come to the host together, with one wait, when the first is needed."""
+        return self._with_counts(cache(lambda: self.mask.flatten(1).sum(1).tolist()))
+
+    def part(self, images: slice | Sequence[int]) -> "Selection":
+        """The selection of some images of the batch, with their `counts`."""
+        rows = images if isinstance(images, slice) else on_device(images, self.mask.device, torch.int64)
+        counts, chosen = self.counts, range(len(self.mask))[images] if isinstance(images, slice) else images
+        known = None if counts is None else lambda: [counts()[image] for image in chosen]
+        return self.each(lambda t: t[rows])._with_counts(known)
+
+    def _with_counts(self, counts: Callable[[], Sequence[int]] | None) -> "Selection":
+        found = replace(self)
+        object.__setattr__(found, "counts", counts)
+        return found
+
+    def _tensors(self) -> dict[str, Tensor]:
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in given.items() if isinstance(value, Tensor)}
 
     def joined(self, others: Sequence["Selection"]) -> "Selection":
-        """The selections of several batches as one; all have the same fields."""
-        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        parts = {name: torch.cat([getattr(part, name) for part in (self, *others)]) for name in given}
+        """The selections of several batches as one, without `counts`; all have the same fields."""
+        parts: dict[str, Any] = {
+            name: torch.cat([getattr(part, name) for part in (self, *others)]) for name in self._tensors()
+        }
         return replace(self, **parts)
 
     def shown(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ head width.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -45,10 +45,16 @@ class Packing:
     """[B, L] bool: False at padding."""
 
     @staticmethod
-    def of(visible_BS: Tensor) -> "Packing":
-        """Pack the tokens where `visible_BS` [B, S] bool is True. Every row must have one. One host sync: the sizes."""
+    def of(visible_BS: Tensor, lengths: Sequence[int] | None = None) -> "Packing":
+        """Pack the tokens where `visible_BS` [B, S] bool is True. Every row must have one.
+
+        `lengths`: how many each row has; None: asks the device for their sum and maximum, one host sync.
+        """
         counts = visible_BS.sum(1)
-        total, longest = torch.stack((counts.sum(), counts.max())).tolist()
+        if lengths is None:
+            total, longest = torch.stack((counts.sum(), counts.max())).tolist()
+        else:
+            total, longest = sum(lengths), max(lengths)
         ends = counts.cumsum(0)
         starts = ends - counts
         visible = visible_BS.flatten()

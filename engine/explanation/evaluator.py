@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.errors import UserError, printable
 from common.processes import gather
+from common.transfer import on_device
 from datasets.types import Batch, DatasetInfo
 from engine.evaluation.predict import check_logits
 from engine.explanation.map_store import MapReader, MapWriter, Target
@@ -18,12 +19,15 @@ from explain import METHODS, Explainer, run_method
 from explain.explained_model import explained_model, selected
 from explain.options import build_methods
 from explain.wrappers import unwrapped
+from metrics.base import states_on_host
 from metrics.class_mapping import best_outputs, class_logits
 from metrics.maps.per_image import MapMetric
-from metrics.types import Explanation
+from metrics.types import Explanation, Images
 from models.interface import selects_patches
 from models.selection import Selection
 
+Mark = float | torch.cuda.Event
+"""A moment, as `_mark` gives it."""
 Observer = Callable[[Batch, Tensor, Mapping[str, Tensor]], None]
 """Gets each batch, its logits [B, C], and each method's maps of the predicted class."""
 
@@ -39,6 +43,20 @@ class MethodTiming:
     def seconds_per_map(self) -> float:
         """Mean over all maps, including those of the true class."""
         return self.seconds / self.maps
+
+
+@dataclass(frozen=True)
+class ToExplain:
+    """Images of a batch with the outputs that are explained, the same for all methods."""
+
+    rows: Tensor
+    """[R] int64: the images, by their positions in the batch."""
+    images: Tensor
+    """[R, 3, H, W]"""
+    outputs: Tensor
+    """[R] int64"""
+    selection: Selection | None
+    """What stage 2 sees of them, if there is a stage 1 and stage 2 is explained."""
 
 
 @dataclass
@@ -62,8 +80,11 @@ class ExplanationEvaluator:
     """Method -> its timing; none for maps read from a file."""
     measured: Callable[[int], object] = int
     """Called after each method of a batch with the number of images."""
-    _selection: Selection | None = field(default=None, init=False)
-    """Of the current batch: what stage 2 sees, the same for all methods and targets."""
+    _to_explain: dict[Target, ToExplain] = field(default_factory=dict, init=False)
+    """Of the current batch: all images with their predicted class; and, if there are any, the misclassified ones with
+    their label, which is another map for these alone."""
+    _laps: list[tuple[MethodTiming, Mark, Mark]] = field(default_factory=list, init=False)
+    """Calls of methods that are not in `timings` yet."""
     _of_batch: dict[Hashable, Tensor] = field(default_factory=dict, init=False)
     """Of the current batch: what metrics compute without maps, such as predictions for the blurred images."""
 
@@ -73,41 +94,66 @@ class ExplanationEvaluator:
         """Update all metrics, and the writer if there is one. `start`: index of the first image in the split."""
         for batch in batches:
             batch = batch.to(device)
-            outputs = self.outputs(batch.image)
+            selection = None if self.reader else self._select(batch.image, torch.float32)
+            # In another precision, stage 1 can choose other patches.
+            outputs = self.outputs(batch.image, selection if self.precision == torch.float32 else None)
             check_logits(outputs, batch.paths)
+            self._add_laps()  # those of the batch before: the device has finished them, as `check_logits` waited
             logits = class_logits(outputs, self.info)
             predicted = logits.argmax(1)
             if self.reader:
                 self.reader.check(start, batch.paths, predicted)
             if self.writer:
                 self.writer.add_images(batch.paths, predicted)
-            self._selection = None if self.reader else self._select(batch.image)
+            self._to_explain = {} if self.reader else self._to_be_explained(batch, outputs, predicted, selection)
             self._of_batch = {}
-            maps = {name: self._score(name, batch, outputs, predicted, start) for name in self.methods}
+            maps = {name: self._score(name, batch, logits, start) for name in self.methods}
             for observe in observers:
                 observe(batch, logits, maps)
             start += len(batch)
+        self._add_laps()
+        states_on_host(metric for metrics in self.metrics.values() for metric in metrics.values())
 
     @torch.inference_mode()
-    def outputs(self, images: Tensor) -> Tensor:
-        """Normalised images [M, 3, H, W] -> outputs [M, outputs] of the explained stage."""
+    def outputs(self, images: Images, selection: Selection | None = None) -> Tensor:
+        """Normalised images [M, 3, H, W] -> outputs [M, outputs] of the explained stage.
+
+        `selection`: of these images, if it is known. Otherwise all of them go through stage 1 before the first goes
+        through stage 2, so that the host asks once how many patches they keep. Images made when they are read are
+        made twice.
+        """
+        seen = selection or self._select(images, self.precision, only_patches=True)
 
         def logits(piece: slice) -> Tensor:
-            with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
-                outputs = explained_model(self.model, images[piece], self.stage).logits(images[piece])
+            some, part = images[piece], None if seen is None else seen.part(piece)
+            with self._autocast(some.device, self.precision):
+                outputs = explained_model(self.model, some, self.stage, selection=part).logits(some)
             return outputs if self.precision == torch.float32 else outputs.float()
 
         return self.auto_batch(logits, len(images))
 
-    def _select(self, images: Tensor) -> Selection | None:
-        """The selection of images [B, 3, H, W], if there is a stage 1 and stage 2 is explained."""
+    def _select(self, images: Images, precision: torch.dtype, only_patches: bool = False) -> Selection | None:
+        """The selection of images [M, 3, H, W], if there is a stage 1 and stage 2 is explained; `only_patches`: without
+        its maps of parts.
+        """
         model = unwrapped(self.model)
         if self.stage == 1 or not selects_patches(model):
             return None
-        pieces = self.auto_batch.pieces(lambda piece: selected(model, images[piece]), len(images))
-        return pieces[0].joined(pieces[1:])
 
-    def predict(self, images: Tensor) -> Tensor:
+        def select(piece: slice) -> Selection:
+            some = images[piece]
+            with self._autocast(some.device, precision):
+                found = selected(model, some)
+            return replace(found, maps=None, logits=None, empty=None) if only_patches else found
+
+        pieces = self.auto_batch.pieces(select, len(images))
+        return pieces[0].joined(pieces[1:]).counted()
+
+    @staticmethod
+    def _autocast(device: torch.device, precision: torch.dtype) -> torch.autocast:
+        return torch.autocast(device.type, precision, enabled=precision != torch.float32)
+
+    def predict(self, images: Images) -> Tensor:
         """Normalised images [M, 3, H, W] -> logits [M, C] of the data set's classes."""
         return class_logits(self.outputs(images), self.info)
 
@@ -127,18 +173,15 @@ class ExplanationEvaluator:
                 total.maps += timing.maps
         return totals
 
-    def _score(self, name: str, batch: Batch, outputs: Tensor, predicted: Tensor, start: int) -> Tensor:
+    def _score(self, name: str, batch: Batch, logits: Tensor, start: int) -> Tensor:
         """Update the metrics with one method's maps of a batch; returns those of the predicted class."""
         metrics = self.metrics[name].values()
         # A file of maps must serve all metrics, so it always gets the maps of both classes.
         label_too = self.writer is not None or any(metric.target == "label" for metric in metrics)
-        if self.reader:
-            maps = self._read(name, batch, start)
-        else:
-            maps = self._explain(name, batch, outputs, predicted, label_too)
-        logits = class_logits(outputs, self.info)
+        maps = self._read(name, batch, start) if self.reader else self._explain(name, label_too)
         for metric in metrics:
-            metric.update(batch, Explanation(maps[metric.target], logits, self.predict, self._of_batch))
+            explanation = Explanation(maps[metric.target], logits, self.predict, self._of_batch, self.predict)
+            metric.update(batch, explanation)
         self.measured(len(batch))
         return maps["predicted"]
 
@@ -146,50 +189,69 @@ class ExplanationEvaluator:
         reader, targets = cast(MapReader, self.reader), cast(tuple[Target, ...], ("predicted", "label"))
         return {target: reader.read(name, target, start, len(batch)).to(batch.image.device) for target in targets}
 
-    def _explain(
-        self, name: str, batch: Batch, outputs: Tensor, predicted: Tensor, label_too: bool
-    ) -> dict[Target, Tensor]:
-        """Maps of the predicted and, with `label_too`, of the true class; equal maps are computed once.
+    def _to_be_explained(
+        self, batch: Batch, outputs: Tensor, predicted: Tensor, selection: Selection | None
+    ) -> dict[Target, ToExplain]:
+        """See `_to_explain`. If several outputs belong to a class, the highest one is explained."""
+        device = batch.image.device
+        chosen = best_outputs(outputs, predicted, self.info)
+        found: dict[Target, ToExplain] = {
+            "predicted": ToExplain(torch.arange(len(batch), device=device), batch.image, chosen, selection)
+        }
+        wrong = [row for row, right in enumerate((predicted == batch.label).tolist()) if not right]
+        if wrong:
+            rows = on_device(wrong, device)
+            chosen = best_outputs(outputs[rows], batch.label[rows], self.info)
+            found["label"] = ToExplain(rows, batch.image[rows], chosen, selection and selection.part(wrong))
+        return found
 
-        If several outputs belong to a class, the highest one is explained.
-        """
-        targets = best_outputs(outputs, predicted, self.info)
-        everywhere = torch.arange(len(batch), device=targets.device)
-        maps: dict[Target, Tensor] = {"predicted": self._maps(name, batch.image, targets, everywhere)}
+    def _explain(self, name: str, label_too: bool) -> dict[Target, Tensor]:
+        """Maps of the predicted and, with `label_too`, of the true class; equal maps are computed once."""
+        maps: dict[Target, Tensor] = {"predicted": self._maps(name, self._to_explain["predicted"])}
         if label_too:
             maps["label"] = maps["predicted"]
-            # Only misclassified images have another map for the true class.
-            wrong = (predicted != batch.label).nonzero().flatten()
-            if self.methods[name].class_specific and len(wrong):
-                targets = best_outputs(outputs[wrong], batch.label[wrong], self.info)
-                others = self._maps(name, batch.image, targets, wrong)
-                maps["label"] = maps["label"].index_copy(0, wrong, others)
+            if self.methods[name].class_specific and (wrong := self._to_explain.get("label")):
+                maps["label"] = maps["label"].index_copy(0, wrong.rows, self._maps(name, wrong))
         if self.writer:
             for target, of_target in maps.items():
                 self.writer.add(name, target, of_target)
         return maps
 
-    def _maps(self, name: str, images: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """Maps [R, h, w] of the images `rows` [R] of a batch [B, 3, H, W] for targets [R]."""
+    def _maps(self, name: str, wanted: ToExplain) -> Tensor:
+        """Maps [R, h, w]."""
 
         def explain(piece: slice) -> Tensor:
-            chosen, some = images[rows[piece]], rows[piece]
-            selection = None if self._selection is None else self._selection.each(lambda t: t[some])
-            explained = explained_model(self.model, chosen, self.stage, selection=selection)
-            return run_method(self.methods[name], explained, chosen, targets[piece])
+            images, selection = wanted.images[piece], wanted.selection and wanted.selection.part(piece)
+            explained = explained_model(self.model, images, self.stage, selection=selection)
+            return run_method(self.methods[name], explained, images, wanted.outputs[piece])
 
-        timing, started = self.timings.setdefault(name, MethodTiming()), _now(images.device)
-        maps = self.auto_batch(explain, len(rows))
-        timing.seconds += _now(images.device) - started
-        timing.maps += len(rows)
+        timing, started = self.timings.setdefault(name, MethodTiming()), _mark(wanted.images.device)
+        maps = self.auto_batch(explain, len(wanted.rows))
+        self._laps.append((timing, started, _mark(wanted.images.device)))
+        timing.maps += len(wanted.rows)
         return maps
 
+    def _add_laps(self) -> None:
+        for timing, started, ended in self._laps:
+            timing.seconds += _seconds(started, ended)
+        self._laps.clear()
 
-def _now(device: torch.device) -> float:
-    """Time in seconds after all work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+
+def _mark(device: torch.device) -> Mark:
+    """This moment; on a GPU the one when all work so far is done, for which the host does not wait."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(started: Mark, ended: Mark) -> float:
+    if isinstance(started, float):
+        return cast(float, ended) - started
+    last = cast(torch.cuda.Event, ended)
+    last.synchronize()
+    return float(started.elapsed_time(last)) / 1000
 
 
 def chosen_methods(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from common.transfer import on_device
 from datasets.config import DataConfig
 from engine.run.memory import AutoBatchSize
 from models.interface import ImageClassifier
@@ -32,7 +33,7 @@ class MaskedClassifier:
             return self.model.selection(self._renormalised(images[piece]))
 
         pieces = self.auto_batch.pieces(select, len(images))
-        return pieces[0].joined(pieces[1:])
+        return pieces[0].joined(pieces[1:]).counted()
 
     def keep_ratio(self, images: Tensor) -> Tensor:
         """[B]: fraction of patches that its stage 1 keeps."""
@@ -41,10 +42,11 @@ class MaskedClassifier:
     @torch.no_grad()
     def predict(self, images: Tensor, selection: Selection) -> Tensor:
         """Logits [B, C] of stage 2, with `selection` in place of stage 1's own."""
+        selection = selection if selection.counts else selection.counted()
 
         def logits(piece: slice) -> Tensor:
             with torch.autocast(images.device.type, self.precision, enabled=self.precision != torch.float32):
-                outputs = self.model.predict(self._renormalised(images[piece]), selection.each(lambda t: t[piece]))
+                outputs = self.model.predict(self._renormalised(images[piece]), selection.part(piece))
             return outputs if self.precision == torch.float32 else outputs.float()
 
         return self.auto_batch(logits, len(images))
@@ -54,6 +56,7 @@ class MaskedClassifier:
         if self.shown.normalisation == self.own.normalisation:
             return images
         mean, std, own_mean, own_std = (
-            images.new_tensor(values)[:, None, None] for values in (*self.shown.normalisation, *self.own.normalisation)
+            on_device(values, images.device, images.dtype)[:, None, None]
+            for values in (*self.shown.normalisation, *self.own.normalisation)
         )
         return (images * std + mean - own_mean) / own_std

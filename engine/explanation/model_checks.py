@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.processes import gather_blocks
@@ -19,7 +21,7 @@ from metrics.maps.background_swap import BackgroundSwap
 from metrics.maps.certificate import Certificate, masked_explanation
 from metrics.maps.per_image import bootstrap, weighted_mean
 from metrics.types import Prediction
-from models.selection import selection_of
+from models.selection import Selection, selection_of
 
 OWN_MASK, TRUE_MASK = "(its own mask)", "(true mask)"
 PROTOCOLS: dict[str, dict[str, object]] = {
@@ -53,7 +55,8 @@ class ModelChecks:
     """The two-stage model that classifies with maps as masks."""
     through_resize: ThroughResize | None = None
     """`--through-resize`."""
-    right: list[bool] = field(default_factory=list)
+    right: list[Tensor] = field(default_factory=list)
+    """Of each batch [B] bool: which images are classified correctly."""
 
     def __post_init__(self) -> None:
         info, masked = self.split.info, self.masked_classifier
@@ -69,10 +72,10 @@ class ModelChecks:
                 ),
             )
 
-    def _answer(self, images: Tensor, logits: Tensor) -> Prediction:
+    def _answer(self, images: Tensor, logits: Tensor, selection: Selection | None = None) -> Prediction:
         if self.own is None:
             return Prediction(logits)
-        selection = self.own.select(images)
+        selection = selection or self.own.select(images)
         return Prediction(logits, mask=selection.mask, pixels=selection.pixels)
 
     def start_after(self, previous: Batch) -> None:
@@ -84,10 +87,12 @@ class ModelChecks:
 
     def __call__(self, batch: Batch, logits: Tensor, maps: Mapping[str, Tensor]) -> None:
         """Update all metrics with one batch."""
-        self.right += is_correct(logits, batch.label).tolist()
+        self.right.append(is_correct(logits, batch.label))
+        compared = self.comparison and self.masked_classifier is self.own
+        needed = self.certificate or self.through_resize or self.wanted.background_swap or compared
+        fixed = self.own.select(batch.image) if self.own and needed else None
         if self.wanted.background_swap:
-            self.swap.update(batch, self._answer(batch.image, logits))
-        fixed = self.own.select(batch.image) if self.own and (self.certificate or self.through_resize) else None
+            self.swap.update(batch, self._answer(batch.image, logits, fixed))
         if self.through_resize and fixed:
             self.through_resize.update(batch, fixed)
         if self.certificate and (own := self.own) and fixed:
@@ -100,11 +105,13 @@ class ModelChecks:
                 ),
             )
         if self.comparison and self.masked_classifier:
-            self.comparison.update(batch, self.masked_classifier.select(batch.image).visible, maps)
+            learned = fixed if compared else self.masked_classifier.select(batch.image)
+            self.comparison.update(batch, cast(Selection, learned).visible, maps)
 
     def model_results(self) -> dict[str, float]:
         """Metrics of the model, independent of the methods. Every process must call this, and `rows` too."""
-        right = np.array(gather_blocks(self.right), float)
+        own = torch.cat(self.right).tolist() if self.right else []
+        right = np.array(gather_blocks(own), float)
 
         def results(weight: np.ndarray) -> dict[str, float]:
             return {"accuracy": weighted_mean(right, weight)}

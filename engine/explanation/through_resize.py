@@ -111,7 +111,7 @@ class ThroughResize:
 
     def _measured(self, batch: Batch, fixed: Selection, visible: Tensor, inputs: list[Tensor]) -> tuple[Tensor, Tensor]:
         """For each image: the largest change of a logit, and the fraction of its visible pixels that changed."""
-        changed = torch.stack(inputs).to(batch.image)
+        changed = torch.stack(inputs).to(batch.image, non_blocking=True)
         moved = (changed != batch.image).any(1).cpu() & visible
         before, after = (
             class_logits(self.own.predict(images, fixed), self.split.info) for images in (batch.image, changed)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.metric_info import MetricInfo, declare
 from common.processes import gather, gather_blocks
 from datasets.types import Batch, DatasetInfo
+from metrics.base import states_on_host
 from metrics.maps.removal import on_grid, rank_cells
 from metrics.registry import MetricSet, build_metrics
 from metrics.types import Prediction
@@ -77,9 +79,11 @@ class MaskComparison:
 
     def compute(self) -> dict[str, dict[str, float]]:
         """Metrics by source: `learned`, `truth` (for data sets with masks), then the methods."""
+        states_on_host(metric for metrics in self.sources.values() for metric in metrics.metrics.values())
+        nan_maps = torch.stack(list(self.nan_maps.values())).tolist() if self.nan_maps else []
         sources = dict.fromkeys(gather_blocks(list(self.sources)))  # a process without images has none
         results = {source: self._metrics(source).compute() for source in sources}
-        for nan_maps in gather({name: int(count) for name, count in self.nan_maps.items()}):
-            for name, count in nan_maps.items():
+        for counts in gather(dict(zip(self.nan_maps, nan_maps, strict=True))):
+            for name, count in counts.items():
                 results[name]["count/nan_maps"] = results[name].get("count/nan_maps", 0.0) + count
         return results

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from datasets.types import Batch
+from metrics.types import Explanation
 
 Edges = Literal["exact", "inclusive", "strict"]
 """exact: a box holds the pixels whose centres it encloses. inclusive, as AGCAM published: coordinates are
@@ -55,19 +56,17 @@ def fill_components(masks: Tensor, edges: Edges = "exact") -> Tensor:
     """[B, H, W] bool on the device of masks [B, H, W] bool: the union of the boxes around each mask's components."""
     arrays = masks.cpu().numpy()
     filled = [fill_boxes(component_boxes(mask), mask.shape, edges) for mask in arrays]
-    return torch.from_numpy(np.stack(filled)).to(masks.device)
+    return torch.from_numpy(np.stack(filled)).to(masks.device, non_blocking=True)
 
 
-def true_objects(batch: Batch, metric: str, edges: Edges = "exact") -> dict[str, Tensor]:
+def true_objects(batch: Batch, explanation: Explanation, metric: str, edges: Edges = "exact") -> dict[str, Tensor]:
     """Pixels of the objects, [B, H, W] bool, under "boxes" (filled) and "mask", whichever the batch has.
 
     Raises UserError, naming the metric, where it has neither.
     """
     objects = {}
     if batch.boxes is not None:
-        size = (batch.image.shape[2], batch.image.shape[3])
-        filled = [fill_boxes(boxes.cpu().numpy(), size, edges) for boxes in batch.boxes]
-        objects["boxes"] = torch.from_numpy(np.stack(filled)).to(batch.image.device)
+        objects["boxes"] = explanation.once(("true boxes", edges), lambda: _filled_boxes(batch, edges))
     if batch.mask is not None:
         objects["mask"] = batch.mask
     if not objects:
@@ -75,3 +74,9 @@ def true_objects(batch: Batch, metric: str, edges: Edges = "exact") -> dict[str,
             f"metric {metric!r} needs boxes or masks, and this data set has neither; drop it from --metrics"
         )
     return objects
+
+
+def _filled_boxes(batch: Batch, edges: Edges) -> Tensor:
+    size = (batch.image.shape[2], batch.image.shape[3])
+    filled = [fill_boxes(boxes.cpu().numpy(), size, edges) for boxes in batch.boxes or ()]
+    return torch.from_numpy(np.stack(filled)).to(batch.image.device, non_blocking=True)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.metric_info import MetricInfo
+from common.transfer import on_device
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.as_masks import PredictMasked, keep_largest
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
@@ -33,13 +34,13 @@ def movement(before: Tensor, after: Tensor, label: Tensor) -> Tensor:
     at_label = shift.gather(1, label[:, None]).squeeze(1)
     flipped = (after.argmax(1) != before.argmax(1)).double()
     moved = torch.stack([change, at_label, shift.sum(1) / 2, flipped], 1)
-    worst = moved.new_tensor([torch.inf, 1, 1, 1])
+    worst = on_device([torch.inf, 1, 1, 1], moved.device, moved.dtype)
     return torch.where(change.isnan()[:, None], worst, moved)
 
 
 def overwritten(images: Tensor, visible: Tensor, other: Tensor) -> dict[str, Tensor]:
     """By `FILLS`: images [B, 3, H, W], the pixels outside visible [B, H, W] bool overwritten. `other`: as images."""
-    noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images)
+    noise = torch.randn(images.shape[1:], generator=torch.Generator().manual_seed(0)).to(images, non_blocking=True)
     fills = {"noise": noise, "zeros": images.new_zeros(()), "other": other}
     return {name: torch.where(visible[:, None], images, fills[name]) for name in FILLS}
 
@@ -110,6 +111,7 @@ class Certificate(MapMetric):
         images, mask = batch.image, self.mask(batch.image, explanation)
         visible = enlarge(mask, (images.shape[2], images.shape[3]))
         changed = overwritten(images, visible, self.predecessors(images))
+        # Each in a batch of its own, as the clean images were: only in equal batches are equal logits the same bits.
         moved = [movement(explanation.logits, explanation.predict(changed[fill]), batch.label) for fill in FILLS]
         numbers = torch.cat([*moved, mask.flatten(1).double().mean(1, keepdim=True)], 1)
         return self.with_flags(numbers, explanation.maps)
@@ -123,7 +125,7 @@ class Certificate(MapMetric):
         if callable(kept):
             fraction = explanation.once(("kept", kept), lambda: kept(images))
         else:
-            fraction = torch.as_tensor(kept, device=images.device)
+            fraction = torch.full((), kept, dtype=torch.float32, device=images.device)
         return keep_largest(cells, (fraction * cells[0].numel()).round().long().expand(len(images)))
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:

@@ -85,4 +85,4 @@ def boxes_of_class(batch: Batch, classes: Tensor) -> Tensor:
         fill_boxes(boxes[of == c].cpu().numpy(), size, "strict")
         for boxes, of, c in zip(batch.boxes, labels, classes.cpu(), strict=True)
     ]
-    return torch.from_numpy(np.stack(filled)).to(batch.image.device)
+    return torch.from_numpy(np.stack(filled)).to(batch.image.device, non_blocking=True)

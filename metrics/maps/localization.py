@@ -52,7 +52,7 @@ class Localization(MapMetric):
 
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, columns]: scores of each truth, nan where the image has none."""
-        objects = true_objects(batch, "localization", self.edges)
+        objects = true_objects(batch, explanation, "localization", self.edges)
         size = (batch.image.shape[2], batch.image.shape[3])
         found = foreground(heat(explanation.maps, size), self.threshold)
         failed, constant = silent_maps(explanation.maps)

@@ -14,7 +14,7 @@ from torch import Tensor
 from datasets.types import Batch, DatasetInfo
 from metrics.maps.per_image import Columns, MapMetric, count_flags, weighted_mean
 from metrics.maps.pixels import silent_maps
-from metrics.maps.removal import Colour, Fill, Removal, blur, rank_cells
+from metrics.maps.removal import Colour, CoveredImages, Fill, Removal, blur, rank_cells
 from metrics.types import Explanation
 
 
@@ -119,10 +119,10 @@ class CurveMetric(MapMetric):
         return self.removal.covered(rank_cells(torch.cat([maps, -maps])))
 
     def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, covered: Tensor) -> Tensor:
-        """`Removal.logits` of [2 B] images, two for each image, as [B, 2, S, C]."""
+        """Logits of the `CoveredImages` of [2 B] images, two for each image, as [B, 2, S, C]."""
         count = len(images) // 2
-        logits = self.removal.logits(explanation.predict, images, cover, covered, count)
-        return logits.reshape(2, count, *logits.shape[1:]).transpose(0, 1)
+        logits = explanation.predict_all(CoveredImages(images, cover, covered), self.removal.chunk or count)
+        return logits.view(2, count, covered.shape[1], -1).transpose(0, 1)
 
     def blank(self, batch: Batch, explanation: Explanation) -> Tensor:
         """Logits [B, C] of the fully covered images; for a fill of one colour they are computed once for all images."""
@@ -136,8 +136,10 @@ class CurveMetric(MapMetric):
 
     def blurred(self, batch: Batch, explanation: Explanation) -> Tensor:
         """Logits [B, C] of the blurred images."""
-        removal = self.removal
-        return explanation.once(("blurred", removal.chunk), lambda: removal.run(explanation.predict, blur(batch.image)))
+        chunk = self.removal.chunk
+        return explanation.once(
+            ("blurred", chunk), lambda: explanation.predict_all(blur(batch.image), chunk or len(batch))
+        )
 
     def area(self, curves: Tensor) -> Tensor:
         """Trapezoid area [B, L] under curves [B, L, S]; the width of [0, 1] is the whole image."""

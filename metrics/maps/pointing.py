@@ -52,7 +52,7 @@ class Pointing(MapMetric):
 
     def rows(self, batch: Batch, explanation: Explanation) -> Tensor:
         """[B, columns]: scores of each truth, nan where the image has none."""
-        objects = true_objects(batch, "pointing")
+        objects = true_objects(batch, explanation, "pointing")
         failed, constant = silent_maps(explanation.maps)
         # Before enlarging, which would turn a constant map into rounding noise with a peak.
         silent = (failed | constant)[:, None, None]
@@ -76,7 +76,7 @@ class Pointing(MapMetric):
         if not self.tolerance:
             return truth
         grown = [isotropic_dilation(mask, self.tolerance) for mask in truth.cpu().numpy()]
-        return torch.from_numpy(np.stack(grown)).to(truth.device)
+        return torch.from_numpy(np.stack(grown)).to(truth.device, non_blocking=True)
 
     def summarise(self, columns: Columns, weight: np.ndarray) -> dict[str, float]:
         """The values named in the class docstring."""

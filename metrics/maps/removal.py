@@ -5,7 +5,6 @@ A cell is a pixel, or a square of `patch` x `patch` pixels that is covered as a 
 Shape legend: M image and order pairs, S steps, h x w cells, H x W pixels, C classes.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
@@ -16,6 +15,7 @@ from torchvision.transforms.v2.functional import gaussian_blur
 
 from common.errors import UserError
 from common.maps import to_pixels
+from common.transfer import on_device
 
 Colour = tuple[float, float, float]
 Fill = Literal["grey", "black", "mean", "blur"]
@@ -76,7 +76,7 @@ class Removal:
     patch: int = 1
     """Side of a cell in pixels."""
     chunk: int | None = None
-    """Images per forward pass; None: as many as the batch has."""
+    """Images per call of the model; None: as many as the batch has."""
 
     def __post_init__(self) -> None:
         if self.fill not in get_args(Fill):
@@ -90,7 +90,7 @@ class Removal:
         """The pixels that replace covered ones of images [B, 3, H, W]; same shape."""
         if self.fill == "blur":
             return blur(images)
-        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
+        mean, std = (on_device(colour, images.device, images.dtype) for colour in (self.mean, self.std))
         raw = {"grey": torch.full_like(mean, 0.5), "black": torch.zeros_like(mean), "mean": mean}[self.fill]
         return ((raw - mean) / std)[:, None, None].expand_as(images)
 
@@ -104,27 +104,29 @@ class Removal:
 
     def covered(self, rank: Tensor) -> Tensor:
         """The cells that are covered after each inner step, [M, S, h, w] bool, for rank [M, h, w] from `rank_cells`."""
-        counts = torch.tensor(self.counts(rank[0].numel()), device=rank.device)
+        counts = on_device(self.counts(rank[0].numel()), rank.device)
         return rank[:, None] < counts[:, None, None]
 
-    def run(self, predict: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-        """Logits [B, C] of images [B, 3, H, W], at most `chunk` at a time."""
-        return torch.cat([predict(part) for part in images.split(self.chunk or len(images))])
 
-    def logits(
-        self, predict: Callable[[Tensor], Tensor], images: Tensor, cover: Tensor, covered: Tensor, batch: int
-    ) -> Tensor:
-        """Logits [M, S, C] after each of the S = steps - 1 inner steps.
+@dataclass(frozen=True)
+class CoveredImages:
+    """M images after each of S steps, as `metrics.types.Images`: image m after step s is number m * S + s.
 
-        images, cover [M, 3, H, W]; covered [M, S, h, w] bool, the cells that are covered after each step; `batch`:
-        images per forward pass without `chunk`. Every step starts from the clean image, and all M * S images share
-        forward batches.
-        """
-        inner, size = covered.shape[1], (images.shape[2], images.shape[3])
-        logits = []
-        # Job m * S + s is step s of image m.
-        for job in torch.arange(len(images) * inner, device=images.device).split(self.chunk or batch):
-            image, step = job // inner, job % inner
-            hidden = enlarge(covered[image, step], size)
-            logits.append(predict(torch.where(hidden[:, None], cover[image], images[image])))
-        return torch.cat(logits).view(len(images), inner, -1)
+    They are made when they are read. Every step starts from the clean image.
+    """
+
+    images: Tensor
+    """[M, 3, H, W]"""
+    cover: Tensor
+    """[M, 3, H, W]: the pixels of covered cells."""
+    covered: Tensor
+    """[M, S, h, w] bool: the cells that are covered after each step."""
+
+    def __len__(self) -> int:
+        return self.covered.shape[0] * self.covered.shape[1]
+
+    def __getitem__(self, piece: slice, /) -> Tensor:
+        number = torch.arange(*piece.indices(len(self)), device=self.images.device)
+        image, step = number // self.covered.shape[1], number % self.covered.shape[1]
+        hidden = enlarge(self.covered[image, step], (self.images.shape[2], self.images.shape[3]))
+        return torch.where(hidden[:, None], self.cover[image], self.images[image])

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from common.errors import UserError
 from common.metric_info import MetricInfo
+from common.transfer import on_device
 from datasets.types import Batch
-from metrics.base import mean, ratio
+from metrics.base import count_by, mean, ratio
 from metrics.maps.per_image import MAP_METRICS, Columns, MapMetric, count_flags, weighted_mean
 from metrics.maps.pixels import count_pixels, each, foreground, heat, silent_maps
 from metrics.types import Explanation
@@ -113,32 +114,37 @@ def pixels_above(pixels: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
 
     All thresholds share one histogram.
     """
-    edges = torch.tensor(THRESHOLDS, dtype=pixels.dtype, device=pixels.device)
+    edges = on_device(THRESHOLDS, pixels.device, pixels.dtype)
     below = torch.bucketize(pixels, edges)  # number of thresholds below each pixel
     bins = len(THRESHOLDS) + 1
     image = torch.arange(len(pixels), device=pixels.device)[:, None, None]
     index = (2 * image + truth.long()) * bins + below  # one histogram per image and true class
-    histogram = torch.bincount(index.flatten(), minlength=2 * bins * len(pixels)).view(-1, 2, bins)
-    above = histogram.flip(-1).cumsum(-1).flip(-1)[..., 1:]
+    histogram = index.new_zeros(2 * bins * len(pixels))
+    count_by(index.flatten(), into=histogram)
+    above = histogram.view(-1, 2, bins).flip(-1).cumsum(-1).flip(-1)[..., 1:]
     return above[:, 1], above[:, 0]
 
 
-def average_precision(scores: Tensor, truth: Tensor) -> Tensor:
-    """Area under the precision-recall steps, scalar float64: scores [n] float, truth [n] bool. Ties are one step.
+def average_precision(right: Tensor, wrong: Tensor) -> Tensor:
+    """Area under the precision-recall steps, scalar float64, from the scores of the elements that are true, [n] float,
+    and of those that are not, [m]. Ties are one step.
 
     Equal to scikit-learn's `average_precision_score`, but stays on the GPU instead of sorting 2 H W scores per image on
     the CPU. nan without a true element.
     """
-    right, wrong = scores[truth].sort().values, scores[~truth].sort().values
+    right, wrong = right.sort().values, wrong.sort().values
     tp = len(right) - torch.searchsorted(right, right)  # found at the threshold of each true element
     fp = len(wrong) - torch.searchsorted(wrong, right)
     return (tp.double() / (tp + fp)).mean()
 
 
 def both_classes_ap(pixels: Tensor, truth: Tensor) -> Tensor:
-    """`average_precision` of the background and object scores of one image together: pixels [H, W] in [0, 1]."""
-    scores = torch.cat([1 - pixels.flatten(), pixels.flatten()])
-    return average_precision(scores, torch.cat([~truth.flatten(), truth.flatten()]))
+    """`average_precision` of the background and object scores of one image together: pixels [H, W] in [0, 1].
+
+    Each pixel is a true element of one of the two classes and an untrue one of the other.
+    """
+    right, wrong = torch.where(truth, pixels, 1 - pixels), torch.where(truth, 1 - pixels, pixels)
+    return average_precision(right.flatten(), wrong.flatten())
 
 
 def row_f1(found: Tensor, truth: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The fixture `gpu`: the test runs as on a machine with one GPU."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models import varlen
-from tests.device.simulated import GPU, AnyGenerator, SimulatedGpu
+from tests.device.simulated import GPU, SYNC, AnyGenerator, SimulatedGpu
 
 
 def flash_attention(
@@ -25,6 +26,22 @@ def flash_attention(
         mine = (t[start:end].transpose(0, 1) for t in (q, k, v))
         pieces.append(torch.nn.functional.scaled_dot_product_attention(*mine, scale=scale).transpose(0, 1))
     return torch.cat(pieces)
+
+
+class Event:
+    """torch.cuda.Event of a device that has always done its work; only waits of the host are counted elsewhere."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.moment = 0.0
+
+    def record(self) -> None:
+        self.moment = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.moment, "not recorded"
+
+    def elapsed_time(self, end: "Event") -> float:
+        return (end.moment - self.moment) * 1000
 
 
 @pytest.fixture
@@ -50,7 +67,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimulatedGpu]:
 
     monkeypatch.setattr(torch, "autocast", on_the_cpu)
     monkeypatch.setattr(torch, "Generator", AnyGenerator)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device=None: simulated.count(SYNC, "synchronize"))
+    monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.get_rng_state())
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: torch.set_rng_state(state))

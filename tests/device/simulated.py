@@ -144,6 +144,8 @@ class SimulatedGpu(TorchFunctionMode):
             self._check(name, args, kwargs, given)
         elif wants is not None and wants.type == "cuda" and func in (torch.tensor, torch.as_tensor):
             self.count(TO_GPU, name)
+        if func is Tensor.new_tensor and on and wants is None:
+            self.count(TO_GPU, name)
         out = func(*args, **kwargs)
         if name in ("tolist", "item", "numpy"):
             return out

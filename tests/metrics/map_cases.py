@@ -68,7 +68,7 @@ def take(batch: Batch, explanation: Explanation, rows: Sequence[int]) -> tuple[B
         boxes=None if batch.boxes is None else tuple(batch.boxes[i] for i in rows),
         box_labels=None if batch.box_labels is None else tuple(batch.box_labels[i] for i in rows),
     )
-    return part, replace(explanation, maps=explanation.maps[rows], logits=explanation.logits[rows])
+    return part, replace(explanation, maps=explanation.maps[rows], logits=explanation.logits[rows], of_batch={})
 
 
 def feed(metric: MapMetric, batch: Batch, explanation: Explanation, size: int, order: Sequence[int] = ()) -> MapMetric:

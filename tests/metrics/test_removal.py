@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import UserError
-from metrics.maps.removal import Removal, rank_cells
+from metrics.maps.removal import CoveredImages, Removal, rank_cells
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -17,8 +17,10 @@ def test_published_pixel_counts_and_colour() -> None:
     cover = removal.cover(image)
     assert torch.equal(cover, torch.zeros_like(image))  # mid-grey, the published code's multiplication by 0
     rank = rank_cells(torch.rand(1, 224, 224, generator=torch.Generator().manual_seed(0)))
-    counts = removal.logits(lambda x: (x == 0).sum((2, 3)), image, cover, removal.covered(rank), batch=2)
-    assert counts[0, :, 0].tolist() == [5017, 10035, 15052, 20070, 25088, 30105, 35123, 40140, 45158]
+    covered = CoveredImages(image, cover, removal.covered(rank))
+    counts = (covered[:] == 0).sum((2, 3))
+    assert counts[:, 0].tolist() == [5017, 10035, 15052, 20070, 25088, 30105, 35123, 40140, 45158]
+    assert len(covered) == 9 and torch.equal(covered[7:99], covered[:][7:])
 
 
 def test_black_is_raw_black() -> None:

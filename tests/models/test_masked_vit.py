@@ -59,6 +59,8 @@ def test_three_paths_give_the_same_logits_and_gradients(name: str, training: boo
     counts = mask.flatten(1).sum(1)
     assert len(set(counts.tolist())) > 1 and counts.max() < mask[0].numel()
     dense, *others = (logits_and_gradients(on_path(model, p), x, Selection(mask)) for p in PATHS)
+    counted = Selection(torch.cat([mask[1:], mask])).counted().part(slice(3, None))  # those of `mask`
+    others += [logits_and_gradients(on_path(model, p), x, counted) for p in PATHS[1:]]
     for other in others:
         assert_same(dense, other)
     assert dense["input"].abs().max() > 1e-3

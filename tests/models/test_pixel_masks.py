@@ -14,7 +14,7 @@ from models.config import ModelConfig
 from models.given_mask import select_given
 from models.part_discovery import Intervention, PartNoise
 from models.selection import Selection, drop_border, selection_of
-from models.two_stage import TwoStageModel
+from models.two_stage import TwoStageModel, with_mask
 from tests.models.small import config, images, shaken
 
 SIZE, GRID, PATCH, CLASSES, PARTS = (32, 48), (4, 6), 8, 5, 3
@@ -196,6 +196,10 @@ def test_selection_of_patches_or_pixels() -> None:
     assert coarse.pixels is None and coarse.visible is fine.mask
     twice = Selection(fine.mask, pixels).each(lambda t: torch.cat([t, t]))
     assert twice.pixels.shape[0] == 4 and twice.maps is None
+    one = fine.counted().part([1, 0, 0]).part(slice(1, None))
+    assert torch.equal(one.pixels, pixels[[0, 0]]) and one.counts is not None and list(one.counts()) == [1, 1]
+    others = fine.counted().joined([fine]), fine.part([0]), with_mask(fine.counted(), ~fine.mask)
+    assert all(other.counts is None for other in others)
 
 
 def test_attributions_at_hidden_pixels_are_zero() -> None:

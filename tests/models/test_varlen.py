@@ -23,6 +23,8 @@ def test_packing(counts: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)
     visible = torch.stack([torch.randperm(6, generator=generator) < count for count in counts])
     packing, longest = Packing.of(visible), max(counts)
+    for mine, known in zip(vars(packing).values(), vars(Packing.of(visible, counts)).values(), strict=True):
+        assert torch.equal(mine, known)
     assert torch.equal(packing.index, visible.flatten().nonzero()[:, 0])
     assert packing.bounds.tolist() == [sum(counts[:i]) for i in range(len(counts) + 1)]
     assert packing.bounds.dtype == torch.int32 and packing.starts.tolist() == packing.bounds[:-1].tolist()
