@@ -151,11 +151,17 @@ def test_part_maps_of_a_split(
         assert file["group"][:].tolist() == predicted["group"].tolist()
         maps, mask = file["part_maps"][:], file["mask"][:]
         assert maps.shape == (12, 4, 4, 4) and np.allclose(maps.astype(float).sum(1), 1, atol=2e-3)
-        assert np.array_equal(mask, maps.argmax(1) < 3)
+        lead = maps[:, :3].max(1).astype(float) - maps[:, 3]
+        # float16 rounds close decisions away; without a foreground patch the best one stays.
+        clear = (abs(lead) > 1e-3) & (lead > 0).any((1, 2), keepdims=True)
+        assert np.array_equal(mask[clear], lead[clear] > 0) and 0 < mask[clear].mean() < 1
+        assert (mask[~(lead > -1e-3).any((1, 2))].sum((1, 2)) == 1).all()
         assert json.loads(file.attrs["source"])["remove_parts"] == [] and len(other["mask"]) == 5
         assert json.loads(other.attrs["source"])["remove_parts"] == [0]
         rows = [file["paths"].asstr()[:].tolist().index(path) for path in other["paths"].asstr()]
-        assert np.array_equal(other["mask"][:], mask[rows] & (maps[rows].argmax(1) != 0))
+        left, found = mask[rows] & (maps[rows].argmax(1) != 0), other["mask"][:]
+        some = left.any((1, 2))
+        assert some.any() and np.array_equal(found[some], left[some]) and (found[~some].sum((1, 2)) <= 1).all()
     for arguments in (["--run", str(runs / "plain")], ["--run", str(runs / "two"), "--leave-one-part-out"]):
         assert "--save-part-maps" in fails([*arguments, "--save-part-maps", "no.h5"], monkeypatch, capsys)
     assert not Path("no.h5").exists()

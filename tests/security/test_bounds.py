@@ -111,7 +111,7 @@ def nested_keys() -> bytes:
 
 
 def long_numbers() -> bytes:
-    """Two megabytes: 250,000 copies of a text of 4 kB each, more than a test process has unused in its heap."""
+    """Six megabytes: 750,000 copies of a text of 4 kB each, more than a test process has unused in its heap."""
     make = by_hand(asked("numpy", "dtype"), text("U999"), b"\x89\x88\x87Rq\0")[2:]
     return (
         b"\x80\x04]"
@@ -122,7 +122,7 @@ def long_numbers() -> bytes:
         + "\U0001f600".encode("utf-32-le") * 999
         + b"q\x01"
         + b"0"
-        + (asked("numpy._core.multiarray", "scalar") + b"q\x020" + b"(" + b"h\x02h\0h\x01\x86R" * 250_000 + b"e.")
+        + (asked("numpy._core.multiarray", "scalar") + b"q\x020" + b"(" + b"h\x02h\0h\x01\x86R" * 750_000 + b"e.")
     )
 
 

@@ -65,7 +65,8 @@ def trusted_pickle(path: Path) -> Any:
 
 
 def trusted_torch(path: Path) -> Any:
-    return torch.load(path, weights_only=False)
+    with path.open("rb") as file:  # by its name, torch would take it for a safetensors file
+        return torch.load(file, weights_only=False)
 
 
 def trusted_array(path: Path) -> Any:
