@@ -1,6 +1,7 @@
 """What all benchmarks share: flags, timing in interleaved rounds, peak memory, and result files with provenance."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -134,6 +135,7 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else torch 2.14 writes a line at each start and stop
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as record:
         work()
     # Kineto's raw events: record.events() groups memory by operator and loses the order of allocations and frees.
