@@ -75,7 +75,7 @@ def png_bytes(image: Image.Image, texts: Mapping[str, str] | None = None) -> byt
     buffer, info = io.BytesIO(), PngInfo()
     for key, text in (texts or {}).items():
         info.add_text(key, text)
-    image.save(buffer, format="PNG", optimize=True, pnginfo=info)
+    image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 
