@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from common.transfer import on_device
 from datasets.config import Triple
 
 Normalisation = tuple[Triple, Triple]
@@ -15,7 +16,8 @@ def constants_of(normalisation: Normalisation, device: torch.device | None = Non
     255 too is a tensor: by a Python number CUDA does not divide but multiplies with its rounded reciprocal.
     """
     mean, std = normalisation
-    return torch.tensor(((255.0,) * 3, mean, std), dtype=torch.float32, device=device)[..., None, None]
+    constants = ((255.0,) * 3, mean, std)
+    return on_device(constants, device or torch.device("cpu"), torch.float32)[..., None, None]
 
 
 def normalise(pixels: Tensor, constants: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ def test_it_runs_as_a_module_from_the_root(tmp_path: Path) -> None:
 def test_a_variant_that_reads_hidden_patches_is_not_timed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(masked_attention, "packed", lambda vit, x, mask: masked_attention.dense(vit, x, ~mask))
+    monkeypatch.setattr(masked_attention, "packed", lambda vit, x, mask, _: masked_attention.dense(vit, x, ~mask))
     with pytest.raises(SystemExit) as stopped:
         train_step.main([*TINY, f"--out={tmp_path / 'table'}"])
     assert stopped.value.code == 1
@@ -73,7 +73,7 @@ def test_a_variant_that_reads_hidden_patches_is_not_timed(
 def test_a_variant_that_loses_a_gradient_is_seen(runner: VariantRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = runner.gradients("published", *inputs(runner))
     dense = masked_attention.dense
-    monkeypatch.setattr(masked_attention, "dense", lambda vit, t, m: dense(vit, replace(t, x=t.x.detach()), m))
+    monkeypatch.setattr(masked_attention, "dense", lambda vit, t, m, _: dense(vit, replace(t, x=t.x.detach()), m))
     worst, where = train_step.difference(runner.gradients("dense", *inputs(runner)), expected)
     assert worst == torch.inf
     assert "stage_2.backbone.pos_embed" in where
