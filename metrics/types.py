@@ -64,10 +64,14 @@ class Explanation:
     predict_lazily: Callable[[Images], Tensor] | None = None
     """`predict` for images that need not exist together, if it can choose how many it reads at a time."""
 
-    def predict_all(self, images: Images, at_once: int) -> Tensor:
-        """Logits [M, C]; `at_once`: the largest number of images that `predict` is called with."""
-        if self.predict_lazily is not None:
+    def predict_all(self, images: Images, at_once: int | None) -> Tensor:
+        """Logits [M, C]; `at_once`: the largest number of images that `predict` is called with.
+
+        None: as many as `predict_lazily` chooses; without it, as many as the batch has.
+        """
+        if at_once is None and self.predict_lazily is not None:
             return self.predict_lazily(images)
+        at_once = at_once or len(self.logits)
         pieces = (slice(start, start + at_once) for start in range(0, len(images), at_once))
         return torch.cat([self.predict(images[piece]) for piece in pieces])
 

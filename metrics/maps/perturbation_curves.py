@@ -121,7 +121,7 @@ class CurveMetric(MapMetric):
     def inner(self, explanation: Explanation, images: Tensor, cover: Tensor, covered: Tensor) -> Tensor:
         """Logits of the `CoveredImages` of [2 B] images, two for each image, as [B, 2, S, C]."""
         count = len(images) // 2
-        logits = explanation.predict_all(CoveredImages(images, cover, covered), self.removal.chunk or count)
+        logits = explanation.predict_all(CoveredImages(images, cover, covered), self.removal.chunk)
         return logits.view(2, count, covered.shape[1], -1).transpose(0, 1)
 
     def blank(self, batch: Batch, explanation: Explanation) -> Tensor:
@@ -137,9 +137,7 @@ class CurveMetric(MapMetric):
     def blurred(self, batch: Batch, explanation: Explanation) -> Tensor:
         """Logits [B, C] of the blurred images."""
         chunk = self.removal.chunk
-        return explanation.once(
-            ("blurred", chunk), lambda: explanation.predict_all(blur(batch.image), chunk or len(batch))
-        )
+        return explanation.once(("blurred", chunk), lambda: explanation.predict_all(blur(batch.image), chunk))
 
     def area(self, curves: Tensor) -> Tensor:
         """Trapezoid area [B, L] under curves [B, L, S]; the width of [0, 1] is the whole image."""

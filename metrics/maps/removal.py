@@ -76,7 +76,7 @@ class Removal:
     patch: int = 1
     """Side of a cell in pixels."""
     chunk: int | None = None
-    """Images per call of the model; None: as many as the batch has."""
+    """Images per call of the model; None: see `metrics.types.Explanation.predict_all`."""
 
     def __post_init__(self) -> None:
         if self.fill not in get_args(Fill):

@@ -1,12 +1,15 @@
 """How an image is covered: published numbers of pixels, colours, ties, and options that cannot be."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from common.errors import UserError
 from metrics.maps.removal import CoveredImages, Removal, rank_cells
+from metrics.types import Explanation
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
@@ -40,3 +43,19 @@ def test_ties_go_by_position() -> None:
 def test_bad_options_are_named(options: dict[str, Any], word: str) -> None:
     with pytest.raises(UserError, match=word):
         Removal(**{"mean": MEAN, "std": STD, "fill": "grey"} | options)
+
+
+def test_as_many_images_at_once_as_were_asked_for() -> None:
+    """Also where the model could choose."""
+    sizes: list[int] = []
+
+    def predict(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return images.flatten(1)
+
+    images = torch.arange(14.0).view(7, 2, 1, 1)
+    plain = Explanation(torch.zeros(3, 1, 1), torch.zeros(3, 2), predict)
+    choosing = replace(plain, predict_lazily=lambda some: predict(some[0 : len(some)]))
+    for explanation, at_once in ((plain, None), (plain, 2), (choosing, 2), (choosing, None)):
+        assert torch.equal(explanation.predict_all(images, at_once), images.flatten(1))
+    assert sizes == [3, 3, 1] + 2 * [2, 2, 2, 1] + [7]
