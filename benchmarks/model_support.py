@@ -50,19 +50,20 @@ TOLERANCE = 1e-6
 """Largest difference to the textbook in float64, relative to the map's largest value."""
 TEXT = """# Models that can be explained
 
-From Python, any module from images to logits; from the command line, `--model timm/NAME`, `--model torchvision/NAME`
-and others. A method that cannot explain a model says why in one line. Our own models, and what each
-method needs: [explanations.md](explanations.md#methods).
+Which explanation method works on which model. In Python, `explain` takes any module from images to logits; on the
+command line, models are `timm/NAME`, `torchvision/NAME`, `hf/NAME` or a run. The methods:
+[explanations.md](explanations.md#methods).
 
 - `attention_flow` explains the models that `rollout` explains; `input_x_gradient` and `integrated_gradients` those that
   `gradient` explains.
 - Methods with attention need one attention matrix between all patches in every block. They explain timm's
   `VisionTransformer` (ViT, DeiT, DINOv2, SigLIP, CLIP), `Eva` (DINOv3, EVA, EVA-02, Perception Encoder, ViTs with
   rotary positions), `Beit`, `VisionTransformerRelPos`, `NaFlexVit` and, partly, `Cait`.
-- **CaiT.** The blocks between patches mix their heads after the softmax ("talking heads"): what the values are
-  multiplied with can be negative. `rollout` and `attention_flow`, which need averages, refuse. `grad_rollout` takes
-  these mixed weights; `raw_attention` and `agcam` read the blocks of class attention, which are numbered after the
-  others. In the product of `grad_rollout` the class token has no row in the blocks between patches.
+- **CaiT.** The blocks between patches mix their heads after the softmax ("talking heads"), so the matrix that
+  multiplies the values can be negative and its rows have any sum. `rollout`, `attention_flow` and `lrp` refuse it;
+  `grad_rollout` takes it as A (in the product, the class token has the identity's row in these blocks, and the patches
+  in the blocks of class attention). `raw_attention`, `agcam` and `gradcam` with `compat=chefer` read the blocks of
+  class attention, which are numbered after the others.
 - **NaFlexViT** takes images of its ordinary kind, [B, 3, H, W], in any size that its patches divide.
 - **Without a classifier** (`num_classes=0`: DINOv2, DINOv3, encoders): `raw_attention`, `rollout`, `attention_flow`;
   the other methods with a [feature as target](explanations.md#features-instead-of-classes).
@@ -72,7 +73,7 @@ method needs: [explanations.md](explanations.md#methods).
 - `gradcam` reads timm's last feature stage or, of other networks, the last module that returns a feature map. Tokens
   are laid out as by timm's `forward_intermediates`, or refused. Where the class score reads only a class token after
   that stage, name an earlier module with `--module`.
-- Models of one class can differ in their layers: a family marked "yes" can have a model that is refused.
+- The models of a family can differ in their layers: one of a family marked "yes" may be refused.
 
 The table is written by `python -m benchmarks.model_support` ([CSV]({csv})), which tries one small model of each family
 of timm {timm} and torchvision {torchvision} with random weights; of models with more than {large} million weights, a
