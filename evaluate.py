@@ -1,4 +1,4 @@
-"""Measure a trained run or a pretrained classifier on a split, or explanation methods on a run or any timm ViT.
+"""Evaluate a trained run or a pretrained classifier on a split, or explanation methods on a run or a pretrained ViT.
 
     python evaluate.py --run runs/quickstart/two_stage-seed0
     python evaluate.py --run runs/waterbirds-k8 --split val --metrics accuracy groups --data.root /data/CUB_200_2011
@@ -7,14 +7,11 @@
     python evaluate.py --run runs/quickstart/vit-seed0 --method all --limit 100
     python evaluate.py --model timm/vit_base_patch16_224 --method lrp --data.name imagenet --data.root /data/ilsvrc
 
---plugin FILE.py imports a file of yours that registers a data set, model or metric.
-
 Any config key of the run can be overridden with a flag. Writes results.json, tables, the prediction for every image
 (predictions.csv), contact sheets and a self-contained report.html to RUN/evaluation/SPLIT; with --method to
-RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out (with --model NAME
-runs/NAME stands for RUN). Two evaluations of
-one checkpoint on the CPU give bitwise equal results. Several processes split the images among them:
-torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md).
+RUN/evaluation/SPLIT-methods; with --leave-one-part-out to RUN/evaluation/SPLIT-leave-one-part-out. With --model NAME,
+RUN is runs/NAME. --plugin FILE.py imports a file of yours that registers a data set, model, metric or method. Several
+GPUs: torchrun --nproc-per-node 8 -- evaluate.py ... (docs/cluster.md). What is measured: docs/metrics.md.
 """
 
 import argparse

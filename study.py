@@ -3,14 +3,14 @@
     python study.py studies/quickstart.yaml --out runs/quickstart
     python study.py studies/real_birds.yaml --out runs/real_birds --seeds 0 1 2 --rows vit two_stage
 
---plugin FILE.py imports a file of yours that registers a data set, model or metric.
-
 Every row and seed is an ordinary run in OUT/ROW-seedN. All are checked before the first trains. Finished runs are
-read and interrupted runs resumed, so an interrupted study continues with the same command; a run that diverges is
-listed as such and the others go on. slurm/study.sbatch trains the runs as an array. Writes OUT/results.json (row ->
-metrics, means over seeds), table.{json,csv,md}, differences.{json,csv,md} (rows of the study file's `compare`, with
-95 % intervals over images and seeds), curves and a self-contained report.html; with train.log_test also worst-group
-accuracy over epochs and seconds. The format of the study file: docs/training.md.
+read and interrupted runs resumed, so an interrupted study continues with the same command. A run that diverges is a
+row of the table; the others are still trained. slurm/study.sbatch trains the runs as a job array.
+
+Writes OUT/results.json (row -> metrics, means over seeds), table.{json,csv,md}, differences.{json,csv,md} (rows of the
+study file's `compare`, with 95 % intervals over images and seeds), curves and a self-contained report.html; with
+train.log_test also worst-group accuracy over epochs and seconds. The format of the study file: docs/training.md.
+--plugin FILE.py imports a file of yours that registers a data set, model or metric.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from engine.run.launch import one_process_only
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path, help="YAML file: title, about, config, seeds, rows")
+    parser.add_argument("study", type=Path, help="YAML file with title, config and rows (docs/training.md)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     parser.add_argument("--seeds", type=int, nargs="+", help="default: the seeds of the study file")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="run only these rows")

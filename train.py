@@ -3,9 +3,9 @@
     python train.py --config configs/quickstart.yaml --out runs/mine --model.parts.num_parts 8
 
 Writes to the run folder: config.yaml, metrics.jsonl, curves.png, sheets/, checkpoints/last.safetensors, best/ (for
-`from_pretrained`), results.json. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true` continues
-exactly there. `--plugin FILE.py` (also evaluate.py, study.py, python -m explain) imports a file of yours that registers
-a data set, model, metric or method. Several GPUs: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md).
+`from_pretrained`), results.json, predictions.csv. Ctrl-C, SIGTERM and SIGUSR1 finish the step and save; `--resume=true`
+continues exactly there. `--plugin FILE.py` imports a file of yours that registers a data set, model or metric. Several
+GPUs: torchrun --nproc-per-node 8 train.py ..., or srun (docs/cluster.md). All keys: --help=all, docs/training.md.
 """
 
 import shlex

@@ -106,14 +106,17 @@ def _add_metric_options(group: argparse._ArgumentGroup) -> None:
         help="pointing: distance from the object that still counts as a hit; default: 0",
     )  # fmt: skip
     group.add_argument(
-        "--removal-steps", type=int, default=10, metavar="N", help=removal + "steps to a fully covered image"
-    )
+        "--removal-steps", type=int, default=10, metavar="N",
+        help=removal + "steps to a fully covered image; default: 10",
+    )  # fmt: skip
     group.add_argument(
-        "--removal-fill", choices=("grey", "black", "mean", "blur"), help=removal + "default: the published one"
-    )
+        "--removal-fill", choices=("grey", "black", "mean", "blur"),
+        help=removal + "what covers; default: the published one",
+    )  # fmt: skip
     group.add_argument(
-        "--removal-cell", type=int, default=1, metavar="PIXELS", help=removal + "side of the squares that are covered"
-    )
+        "--removal-cell", type=int, default=1, metavar="PIXELS",
+        help=removal + "side of the covered squares; default: 1",
+    )  # fmt: skip
     group.add_argument(
         "--ties", choices=("position", "published"), default="position",
         help="abpc: order of equal values: row-major position, or as the published code leaves them; default: position",

@@ -66,12 +66,16 @@ class Training:
 def parse_args() -> tuple[argparse.Namespace, list[str]]:
     """The flags of this script, and those of train.py. Raises UserError."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm")
-    parser.add_argument("--nodes", type=_count, default=1)
-    parser.add_argument("--gpus", type=int, default=1, help="GPUs per node; 0 trains on CPUs")
+    parser.add_argument("--cluster", choices=("slurm", "local", "debug"), default="slurm", help="default: slurm")
+    parser.add_argument("--nodes", type=_count, default=1, help="default: 1")
+    parser.add_argument("--gpus", type=int, default=1, help="GPUs per node; 0 trains on CPUs; default: 1")
     parser.add_argument("--tasks", type=_count, help="processes per node; default: one per GPU")
-    parser.add_argument("--cpus", type=_count, default=8, help="CPUs per process: data.workers and a few more")
-    parser.add_argument("--time", type=_minutes, default="12:00:00", metavar="[DAYS-]HH:MM:SS")
+    parser.add_argument(
+        "--cpus", type=_count, default=8, help="CPUs per process: data.workers and a few more; default: 8"
+    )
+    parser.add_argument(
+        "--time", type=_minutes, default="12:00:00", metavar="[DAYS-]HH:MM:SS", help="time limit; default: 12:00:00"
+    )
     parser.add_argument("--partition")
     parser.add_argument(
         "--sbatch", nargs="+", default=[], metavar="KEY=VALUE", help="further options of sbatch, such as qos=long"
