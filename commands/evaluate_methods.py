@@ -186,7 +186,9 @@ def read_masked_classifier(
         raise UserError(f"--masks-for: {folder} is not a two-stage run; only those classify with a given mask")
     if config.data.size_hw != run.config.data.size_hw:
         sizes = f"{config.data.size_hw}, not {run.config.data.size_hw}"
-        raise UserError(f"--masks-for: {folder} takes images of {sizes} pixels")
+        raise UserError(
+            f"--masks-for: {folder} takes images of {sizes} pixels; give a run with the same data.image_size"
+        )
     return MaskedClassifier(model.to(run.device).eval(), run.config.data, config.data, auto_batch, precision)
 
 

@@ -41,7 +41,7 @@ def read_file(path: Path | str, largest: int = LARGEST_TEXT) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for a key that stands twice in one object, and as json.loads does."""
+    """The value of a JSON text. Raises ValueError as json.loads does, and for a key that appears twice in an object."""
     return json.loads(text, object_pairs_hook=_object)
 
 
@@ -50,5 +50,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice[:80]!r} stands twice")
+        raise ValueError(f"the key {twice[:80]!r} appears twice")
     return found

@@ -58,7 +58,7 @@ def _check_node(events: Iterator[yaml.Event]) -> yaml.Event | None:
             while not isinstance(key := _check_node(events), yaml.MappingEndEvent):
                 if isinstance(key, yaml.ScalarEvent):
                     if key.value in keys:
-                        raise yaml.YAMLError(f"the key {key.value[:80]!r} stands twice")
+                        raise yaml.YAMLError(f"the key {key.value[:80]!r} appears twice")
                     keys.add(key.value)
                 _check_node(events)
             return event

@@ -142,7 +142,7 @@ def with_trained_labels(split: Split, trained: TrainedOn, source: str) -> Split:
     if unknown:
         raise UserError(
             f"{source} was not trained on the class{'es' * (len(unknown) > 1)} {listed(unknown)}, which "
-            f"{info.name} has; its classes are {listed(trained.keys)}; rename or move away what it does not know"
+            f"{info.name} has; its classes are {listed(trained.keys)}; rename these classes, or move them away"
         )
     new_labels = [known.get(key, folded.get(key.casefold(), 0)) for key in info.keys]
     if len(set(new_labels)) < len(new_labels):

@@ -44,8 +44,8 @@ def explain(
 ) -> Tensor:
     """Heat maps of a batch: [B, h, w] on the patch grid or [B, H, W] at pixels, unnormalised, detached.
 
-    `model`: any ViT of timm or Hugging Face, a PlainViT, Cnn, PDiscoFormer or TwoStageModel (`stage`: which of its
-    stages to explain).
+    `model`: any module from images to logits; methods with attention need a ViT of timm, Hugging Face or this project
+    (docs/models.md). `stage`: which stage of a TwoStageModel to explain.
     images [B, 3, H, W], floats, normalised as the model expects. targets: a class for all images or one per image, [B],
     as index or, if the model knows them, as name; None: the predicted class. Without classifier, what of the features
     to explain: see `explain.feature_targets`. `selection`: what stage 2 sees of these images, if it is known already

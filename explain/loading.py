@@ -126,7 +126,7 @@ def load_vit(
         kind = type(getattr(found.model, "model", found.model)).__name__
         kind += "" if found.has_classes else " without classifier"
         name = source.partition("/")[2]
-        raise UserError(f"--model: {name!r} is a {kind}; give a timm ViT classifier, such as VisionTransformer or Eva")
+        raise UserError(f"--model: {name!r} is a {kind}; give a ViT classifier of timm or Hugging Face, or --run DIR")
     return found
 
 

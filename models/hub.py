@@ -28,7 +28,7 @@ class SavedModel(PyTorchModelHubMixin):
         source = pretrained_model_name_or_path
         try:
             if (file := Path(source) / "config.json").exists():
-                parse_json(read_file(file, LARGEST))  # refuses a key that stands twice
+                parse_json(read_file(file, LARGEST))  # refuses a key that appears twice
             return super().from_pretrained(source, **kwargs)
         except Exception as error:  # a config.json of another project can fail anywhere in the constructor
             if isinstance(error, UserError):

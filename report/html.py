@@ -86,9 +86,9 @@ class Figure:
         try:
             content = self.png.read_bytes() if isinstance(self.png, Path) else self.png
         except OSError as error:
-            raise UserError(f"cannot read figure {source}: {error.strerror or error}") from None
+            raise UserError(f"cannot read image {source}: {error.strerror or error}") from None
         if not content.startswith(PNG_MAGIC):
-            raise UserError(f"figure {source} is not a PNG")
+            raise UserError(f"image {source} is not a PNG")
         return content
 
     @property

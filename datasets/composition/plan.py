@@ -117,7 +117,7 @@ def _placings(split: str, objects: Sequence[ObjectFile], options: PlanOptions) -
             raise UserError(f"--{split} is {wanted}; it must be even, since every object is placed on both kinds")
         total = wanted // 2 if pairs else wanted
         if total < 2:
-            raise UserError(f"--{split} is {wanted}; that is not an object of each class")
+            raise UserError(f"--{split} is {wanted}; it must have an object of each class")
         waterbirds = total // 2 if options.balance_classes else _rounded(total * sizes[1] / sum(sizes))
         waterbirds = min(max(1, waterbirds), total - 1)
         counts = [total - waterbirds, waterbirds]

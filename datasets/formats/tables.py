@@ -103,7 +103,7 @@ def read_csv(
             known = " or ".join(", ".join(names) for names in (columns, *others))
             raise UserError(f"{path}: no column {missing}; its header must have {known}")
         if twice := next((name for name in (*found, *optional) if header.count(name) > 1), None):
-            raise UserError(f"{path}: column {twice} stands twice in the header; remove one of them")
+            raise UserError(f"{path}: column {twice} appears twice in the header; remove one of them")
         reader.fieldnames = header
         extra = [name for name in optional if name in header]
         for cells in reader:

@@ -132,8 +132,8 @@ def refuse_third_split(root: Path, name: str, folders: Sequence[str], reading: s
     """
     if any((root / name / folder).is_dir() for folder in folders):
         raise UserError(
-            f"{root} has {name}/ with class folders, but {reading}; use data.name=folder, which reads train/, val/ and "
-            "test/ as what they are, or move it away"
+            f"{root} has {name}/ with class folders, but {reading}; use data.name=folder, which uses {name}/ as the "
+            f"{name} split, or move it away"
         )
 
 

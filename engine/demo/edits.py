@@ -70,7 +70,7 @@ class Edits:
                 _read_patches(query, "hide") - _read_patches(query, "show"),
             )
         except ValueError:
-            raise UserError("the link is damaged: its numbers cannot be read; make it anew") from None
+            raise UserError("the link is damaged: its numbers cannot be read; make a new one") from None
 
     def check(self, parts: int, grid: tuple[int, int]) -> None:
         """Raise UserError for a part, number or patch that the model does not have."""

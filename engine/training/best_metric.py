@@ -90,6 +90,6 @@ def check_direction(name: str) -> None:
     """Raise UserError unless it is known whether higher or lower values of the metric are better."""
     if direction(name) is None:
         raise UserError(
-            f"train.best_metric={name}: neither its highest nor its lowest value is known to be the best; choose "
-            "another metric, or declare which in your metric's `shown`: MetricInfo(better=...)"
+            f"train.best_metric={name}: whether higher or lower values are better is not declared; choose another "
+            "metric, or declare it in your metric's `shown`: MetricInfo(better=...)"
         )

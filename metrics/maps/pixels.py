@@ -40,7 +40,7 @@ def foreground(pixels: Tensor, threshold: float | None) -> Tensor:
 def check_threshold(threshold: float | None) -> None:
     """Raise UserError unless a threshold of maps in [0, 1] is in [0, 1) or None."""
     if threshold is not None and not 0 <= threshold < 1:
-        raise UserError(f"metric option threshold={threshold} must be in [0, 1), or none for the mean of each map")
+        raise UserError(f"metric option threshold={threshold} must be in [0, 1), or None for the mean of each map")
 
 
 class Counts(NamedTuple):

@@ -247,7 +247,7 @@ def test_unknown_sources(source: str, message: str) -> None:
     ("name", "kind"), [("test_resnet", "a ResNet"), ("vit_small_patch16_dinov3", "without classifier")]
 )
 def test_evaluation_takes_vit_classifiers_only(name: str, kind: str) -> None:
-    with pytest.raises(UserError, match=f"{kind}; give a timm ViT classifier"):
+    with pytest.raises(UserError, match=f"{kind}; give a ViT classifier of timm"):
         load_timm(name, "none")
 
 

@@ -154,7 +154,7 @@ def test_structure(page: Page) -> None:
 
 
 def test_figures_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"cannot read figure .*no\.png"):
+    with pytest.raises(UserError, match=r"cannot read image .*no\.png"):
         write_report(tmp_path / "r.html", "T", [Figure(tmp_path / "no.png")])
     with pytest.raises(UserError, match="given as bytes is not a PNG"):
         write_report(tmp_path / "r.html", "T", [Figure(b"GIF89a")])

@@ -258,7 +258,7 @@ def test_a_config_never_reads_another_file(tmp_path: Path, key: str, capsys: pyt
 
 def test_keys_that_stand_twice(tmp_path: Path) -> None:
     """Parsers take the last; a reader of the file may see the first."""
-    with pytest.raises(ValueError, match="the key 'a' stands twice"):
+    with pytest.raises(ValueError, match="the key 'a' appears twice"):
         parse_json('{"b": {"a": 1, "c": 2, "a": 3}}')
     assert parse_json('{"a": {"a": 1}, "b": [{"a": 1}, {"a": 1}]}')["a"] == {"a": 1}
     tables: dict[str, tuple[str, Callable[[Path], Any]]] = {
@@ -271,7 +271,7 @@ def test_keys_that_stand_twice(tmp_path: Path) -> None:
     }
     for name, (content, read) in tables.items():
         (tmp_path / name).write_text(content)
-        with pytest.raises(UserError, match=f"{name}.*stands twice|stands twice.*{name}"):
+        with pytest.raises(UserError, match=f"{name}.*appears twice|appears twice.*{name}"):
             read(tmp_path / name)
 
 

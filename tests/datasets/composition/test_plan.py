@@ -202,7 +202,7 @@ def test_the_order_of_the_files_does_not_matter() -> None:
         (2, 9, (20, 20), {}, "the train split has no object that belongs on land"),
         (9, 9, (20, 20), {"split_by": "given"}, "--split-by given: the objects' source states no splits"),
         (9, 9, (20, 20), {"images": {**ALL, "test": 5}}, "--test is 5; it must be even"),
-        (9, 9, (20, 20), {"images": {**ALL, "val": 2}}, "--val is 2; that is not an object of each class"),
+        (9, 9, (20, 20), {"images": {**ALL, "val": 2}}, "--val is 2; it must have an object of each class"),
     ],
 )
 def test_too_few(land: int, water: int, backgrounds: tuple[int, int], changes: dict[str, object], message: str) -> None:

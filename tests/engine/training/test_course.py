@@ -153,7 +153,8 @@ def test_the_best_model_has_the_lowest_value_where_lower_is_better(
 
 @pytest.mark.parametrize("name", ["keep_ratio", "count/images", "agreement_std", "score"])
 def test_a_best_metric_of_which_no_value_is_best_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=rf"^train\.best_metric={name}: neither its highest nor its lowest value"):
+    match = rf"^train\.best_metric={name}: whether higher or lower values are better is not declared"
+    with pytest.raises(UserError, match=match):
         check_direction(name)
 
 
