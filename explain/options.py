@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             methods_with.setdefault(option, []).append(method)
     for option, methods in sorted(methods_with.items()):
         values = "; ".join(dict.fromkeys(describe(METHODS[method].options()[option]) for method in methods))
-        text = f"{values} ({', '.join(methods)})"
+        text = f"{values}{_default(option, methods)} ({', '.join(methods)})"
         group.add_argument(_flag(option), dest=option, metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
 
@@ -41,6 +41,13 @@ def build_methods(names: Iterable[str], given: Mapping[str, Any]) -> dict[str, E
     for option in sorted((options & given.keys()) - used):
         raise UserError(f"{_flag(option)}: none of the chosen methods has this option ({', '.join(chosen)})")
     return {name: build_method(name, **_parse(name, texts)) for name, texts in chosen.items()}
+
+
+def _default(option: str, methods: Iterable[str]) -> str:
+    """The default of an option as help shows it; "" for none, or if it differs between methods."""
+    values = {getattr(METHODS[method], option, None) for method in methods}
+    value = values.pop()
+    return "" if values or value in ("", None) else f"; default: {str(value).lower()}"
 
 
 def _parse(method: str, texts: Mapping[str, str]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_help_of_evaluate_lists_names_on_request(
             evaluate.parse_args()
         shown = " ".join(capsys.readouterr().out.split())
         assert stopped.value.code == 0 and "--keep-ratio RATIO" in shown and "--leave-one-part-out" in shown
-        for words in ("--head-fusion VALUE", "integrated_gradients", "multilabel_intervals"):
+        for words in ("--head-fusion VALUE", "min; default: mean", "integrated_gradients", "multilabel_intervals"):
             assert (words in shown) == listed, words
         assert ("--help=all" in shown) != listed
 
