@@ -156,7 +156,7 @@ class DataConfig:
     """Training images per optimiser step, over all processes and micro-batches, which follow from it. 0: as many as
     batch_size, optim.grad_accum_steps and the number of processes give."""
     max_batch_per_device: PositiveInt = 16
-    """With global_batch: the most images of a process at once; more micro-batches make up for a smaller one."""
+    """With global_batch: the largest micro-batch of a process."""
     batch_size: PositiveInt = 16
     """Training images per batch and process, if global_batch is 0."""
     eval_batch_size: PositiveInt = 64
@@ -166,11 +166,9 @@ class DataConfig:
     """Fraction of an epoch's training images that may be unreadable and left out; more are an error. In evaluation any
     unreadable image is."""
     check_images: bool = True
-    """Read every validation and test image before training, once until a file changes: a broken one is then found
-    before it costs training time."""
+    """Before training, read every validation and test image that was not read since it changed, to find broken ones."""
     image_cache: str = ""
-    """Folder for images as the fixed first step of the transform leaves them: each is decoded and resized once, for all
-    epochs and runs. Empty: off."""
+    """Folder for resized images: each is decoded and resized once, for all epochs and runs. Empty: off."""
     image_cache_gb: PositiveFloat = 20.0
     """Size at which the folder gets no more files."""
     val_fraction: HalfOpenUnitInterval = 0.1

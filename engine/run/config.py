@@ -71,9 +71,9 @@ class OptimConfig:
     step_epochs: PositiveInt = 10
     step_decay: PositiveFloat = 0.1
     stage_1_epochs: NonNegativeInt = 0
-    """The first epochs, this many, train stage 1 alone (two-stage model) with their own schedule."""
+    """Number of first epochs that train stage 1 alone (two-stage model), with their own schedule."""
     stage_1_lr_mult: NonNegativeFloat = 1.0
-    """Multiplies the learning rates in those epochs."""
+    """Multiplies the learning rates in these epochs."""
 
 
 @dataclass(frozen=True)
