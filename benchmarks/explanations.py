@@ -25,7 +25,7 @@ from common.errors import exit_on_user_error
 from common.ranges import PositiveInt
 from datasets.types import Batch, DatasetInfo
 from explain import explain
-from explain.loading import load_timm
+from explain.loading import load_any
 from metrics.maps.perturbation import ABPC
 from metrics.types import Explanation
 
@@ -74,7 +74,7 @@ class Models:
     def __init__(self, name: str, size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> None:
         """Raises UserError for a model that timm cannot make or the published code cannot explain."""
         torch.manual_seed(SEED)
-        vit = load_timm(name, "none", (size, size)).model
+        vit = load_any(f"timm/{name}", "none", (size, size)).model
         assert isinstance(vit, VisionTransformer)
         for module in vit.modules():
             if isinstance(module, nn.Linear):  # timm's initial weights give nearly uniform attention: errors would hide

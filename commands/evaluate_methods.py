@@ -1,4 +1,4 @@
-"""`evaluate.py --method`: measure explanation methods on a run or any ViT of timm or Hugging Face."""
+"""`evaluate.py --method`: measure explanation methods on a run or a classifier of timm, torchvision or Hugging Face."""
 
 import argparse
 import contextlib
@@ -37,7 +37,7 @@ from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
 from explain import METHODS
-from explain.loading import load_vit, patch_size
+from explain.loading import patch_size
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import ExplainedImage, method_sheet, write_explanation_report
 from report.files import check_folder
@@ -50,7 +50,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     """
     # 1. model and data
     check_method_flags(args)
-    run, split, model = load_run_subject(args, overrides) if args.run else load_timm_subject(args, overrides)
+    run, split, model = load_run_subject(args, overrides) if args.run else load_pretrained_subject(args, overrides)
     model = model.eval()
     sample = collate([split[0]]).to(run.device)
 
@@ -64,7 +64,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     own = MaskedClassifier(model, data, data, auto_batch, precision) if selects_patches(model) else None
     masked = read_masked_classifier(args.masks_for, run, split, auto_batch, precision) if args.masks_for else own
     wanted = wanted_metrics(args.metrics, sample, masked is not None)
-    options = read_metric_options(args, data, patch_size(model), masked)
+    options = read_metric_options(args, data, patch_size(model, data.size_hw), masked)
     metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
@@ -149,12 +149,12 @@ def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[Ru
     return run, split, run.load_model(split.info)
 
 
-def load_timm_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
+def load_pretrained_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:
     """The same for `--model`. Raises UserError if the model has another number of classes than the data set."""
     folder = f"evaluation/{args.split}-methods"
     check_mode(check_folder(args.out or Path("runs") / args.model / folder, "--out"), METHODS_FILE)
     run, split, found = open_pretrained(
-        args, overrides, folder, lambda config: read_split(config, args.split, args.limit), load_vit
+        args, overrides, folder, lambda config: read_split(config, args.split, args.limit)
     )
     check_classes(found, args.model, split.info)
     return run, split, found.model

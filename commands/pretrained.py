@@ -36,9 +36,8 @@ class PretrainedClassifier(nn.Module):
 
 
 def open_pretrained(
-    args: argparse.Namespace, overrides: list[str], folder: str, read: Callable[[RunConfig], T],
-    load: Callable[..., Classifier] = load_any,
-) -> tuple[RunContext, T, Classifier]:  # fmt: skip
+    args: argparse.Namespace, overrides: list[str], folder: str, read: Callable[[RunConfig], T]
+) -> tuple[RunContext, T, Classifier]:
     """The model `--model` with `--weights`, with the image size and preprocessing that it was made for, and its data.
 
     `folder`: output folder below runs/NAME, used without --out. `read`: reads the data. Raises UserError.
@@ -55,7 +54,7 @@ def open_pretrained(
         read(given)  # before a download, which may take minutes
     weights = args.weights or "hub"
     sized = any(flag.partition("=")[0] == "--data.image_size" for flag in overrides)
-    found = load(args.model, weights, given.data.size_hw if sized else None)
+    found = load_any(args.model, weights, given.data.size_hw if sized else None)
     # timm's preprocessing follows from the name of the backbone
     own = [f"--model.backbone={name}"] if place == "timm" else view_flags(found.view)
     config = parse_config([f"--data.image_size={list(found.size)}", *own, *overrides])

@@ -83,11 +83,14 @@ class Classifier:
         return logits.float().sigmoid() if self.multi_label else logits.float().softmax(-1)
 
 
-def patch_size(model: nn.Module) -> int:
-    """Side of a patch of one of timm's ViTs (`explain.vits`) or of a model of this project, pixels."""
+def patch_size(model: nn.Module, image_size: tuple[int, int]) -> int:
+    """Side of a patch of a ViT (`explain.vits`) or of a model of this project, pixels.
+
+    Of another network: 32, the stride of most, or the largest power of two below it that divides (height, width).
+    """
     if isinstance(model, ImageClassifier):
         return model.patch_size
-    return patch_side(cast(ReadableViT, model))[0]
+    return patch_side(model)[0] if isinstance(model, ReadableViT) else math.gcd(32, *image_size)
 
 
 @dataclass(frozen=True)
@@ -107,27 +110,6 @@ class Preprocessing:
             config["crop_pct"] = 1.0
         given = {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
         config.update({key: value for key, value in given.items() if value is not None})
-
-
-def load_timm(
-    name: str, weights: str = "hub", size: tuple[int, int] | None = None, preprocessing: Preprocessing = Preprocessing()
-) -> Classifier:
-    """timm's ViT classifier `name`. See `load_vit`."""
-    return load_vit(f"timm/{name}", weights, size, preprocessing)
-
-
-def load_vit(
-    source: str, weights: str = "hub", size: tuple[int, int] | None = None,
-    preprocessing: Preprocessing = Preprocessing(),
-) -> Classifier:  # fmt: skip
-    """A ViT classifier of a class in `explain.vits`. See `load_any`. Raises UserError for another model, too."""
-    found = load_any(source, weights, size, preprocessing)
-    if not isinstance(found.model, ReadableViT) or not found.has_classes:
-        kind = type(getattr(found.model, "model", found.model)).__name__
-        kind += "" if found.has_classes else " without classifier"
-        name = source.partition("/")[2]
-        raise UserError(f"--model: {name!r} is a {kind}; give a ViT classifier of timm or Hugging Face, or --run DIR")
-    return found
 
 
 def load_any(

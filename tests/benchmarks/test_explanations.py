@@ -15,7 +15,7 @@ from benchmarks.explanations import FORWARD, FORWARD_BACKWARD, MODULES, TASKS, I
 from benchmarks.harness import Case
 from common.errors import UserError
 from explain import METHODS
-from explain.loading import load_timm
+from explain.loading import load_any
 
 ROOT = Path(__file__).parents[2]
 TINY = ["--models=vit_nano_patch8", "--image-size=32", "--rounds=1", "--device=cpu"]
@@ -109,7 +109,7 @@ def test_agcam_leaves_the_model_as_it_was(models: Models) -> None:
 
 
 def test_a_vit_that_the_published_code_cannot_explain_is_refused() -> None:
-    vit: Any = load_timm("vit_nano_patch8", "none", (32, 64)).model
+    vit: Any = load_any("timm/vit_nano_patch8", "none", (32, 64)).model
     with pytest.raises(UserError, match="--models: the published code explains only ViTs with plain blocks"):
         published_explanations.explicit(vit)
 

@@ -17,7 +17,7 @@ from common.errors import UserError
 from explain import METHODS, explain
 from explain import __main__ as cli
 from explain.features import last_stage
-from explain.loading import Preprocessing, load_any, load_timm
+from explain.loading import Preprocessing, load_any
 from tests.models.small import shaken
 
 ATTENTION = ("raw_attention", "rollout", "attention_flow", "grad_rollout", "agcam", "lrp")
@@ -241,14 +241,6 @@ def test_torchvisions_preprocessing_is_that_of_its_weights() -> None:
 def test_unknown_sources(source: str, message: str) -> None:
     with pytest.raises(UserError, match=f"^--model: .*{message}"):
         load_any(source, "none")
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"), [("test_resnet", "a ResNet"), ("vit_small_patch16_dinov3", "without classifier")]
-)
-def test_evaluation_takes_vit_classifiers_only(name: str, kind: str) -> None:
-    with pytest.raises(UserError, match=f"{kind}; give a ViT classifier of timm"):
-        load_timm(name, "none")
 
 
 def test_all_methods_are_tested_here_or_refused() -> None:

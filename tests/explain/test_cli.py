@@ -19,7 +19,7 @@ from engine.run.folder import open_run
 from explain import __main__ as cli
 from explain import explain
 from explain import sheet as drawing
-from explain.loading import load_run, load_timm
+from explain.loading import load_any, load_run
 from tests.tiny import tiny_config, tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -158,17 +158,17 @@ def test_options_reach_the_methods_that_have_them(photos: Path, tmp_path: Path, 
 
 
 def test_images_are_turned_as_their_tag_asks(photos: Path) -> None:
-    classifier = load_timm("vit_nano_patch8", "none", (64, 64))
+    classifier = load_any("timm/vit_nano_patch8", "none", (64, 64))
     upright, turned = (classifier.preprocess(read_image(photos / name)) for name in ("bird1.png", "turned.png"))
     assert torch.equal(upright, turned)
 
 
 def test_weights_from_a_file_bring_their_classes_and_fit_the_size(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    source = load_timm("vit_tiny_patch16_224", "none").model
+    source = load_any("timm/vit_tiny_patch16_224", "none").model
     state = source.state_dict() | {"head.weight": torch.randn(7, 192), "head.bias": torch.randn(7)}
     save_file(state, tmp_path / "vit.safetensors")
-    fitted = load_timm("vit_tiny_patch16_224", str(tmp_path / "vit.safetensors"), (96, 64))
+    fitted = load_any("timm/vit_tiny_patch16_224", str(tmp_path / "vit.safetensors"), (96, 64))
     assert fitted.num_classes == 7 and fitted.size == (96, 64) and fitted.mean == (0.5, 0.5, 0.5)
     assert torch.equal(fitted.model.state_dict()["blocks.3.mlp.fc1.weight"], state["blocks.3.mlp.fc1.weight"])
     assert explain(fitted.model, torch.randn(1, 3, 96, 64)).shape == (1, 6, 4)

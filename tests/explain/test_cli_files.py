@@ -21,7 +21,7 @@ from datasets.synthetic.dataset import SyntheticBirds
 from explain import METHODS, explain, loading
 from explain import __main__ as cli
 from explain.explained_model import explained_model
-from explain.loading import Preprocessing, load_any, load_timm
+from explain.loading import Preprocessing, load_any
 from models.two_stage import TwoStageModel
 from report.legend import SCALED_ALONE
 from tests.explain.small import CASES
@@ -65,7 +65,7 @@ def test_saved_maps_are_those_of_explain(photos: Path, tmp_path: Path) -> None:
     flags = (*FAST, "--method", "gradcam", "--target", "3", "5", "--out", tmp_path / "a.png", "--save-maps", out)
     run(bird, *flags)
     torch.manual_seed(0)
-    classifier = load_timm("vit_nano_patch8", "none", (32, 48))
+    classifier = load_any("timm/vit_nano_patch8", "none", (32, 48))
     image = classifier.preprocess(np.asarray(Image.open(bird)))
     maps = explain(classifier.model, image.expand(2, -1, -1, -1), "gradcam", [3, 5])
     assert np.allclose(np.load(out)[0], maps.numpy(), atol=1e-6) and np.load(out).shape == (1, 2, 4, 6)
@@ -91,7 +91,7 @@ def test_vit_explain_from_its_command_line_to_the_map(method: str, photos: Path,
 
     pixels = torch.from_numpy(np.array(Image.open(wide).resize((32, 32)))).permute(2, 0, 1)[None] / 255
     torch.manual_seed(0)
-    explained = explained_model(load_timm("vit_nano_patch8", "none", (32, 32)).model, (pixels - 0.5) / 0.5)
+    explained = explained_model(load_any("timm/vit_nano_patch8", "none", (32, 32)).model, (pixels - 0.5) / 0.5)
     layers = explicit_layers(explained, (pixels - 0.5) / 0.5, 243)
     if method == "rollout":
         fused = [dropped(layer.A.max(0).values, 0.9, keep_first=True) for layer in layers]
@@ -178,7 +178,7 @@ def test_crop_and_squash() -> None:
     wide[:, 128:] = 255
     wide[:, :16] = 255
     crop, squash = (
-        load_timm("vit_nano_patch8", "none", (32, 32), Preprocessing(crop)) for crop in ("center", "squash")
+        load_any("timm/vit_nano_patch8", "none", (32, 32), Preprocessing(crop)) for crop in ("center", "squash")
     )
     middle, whole = (c.preprocess(wide)[0, 16] * c.std[0] + c.mean[0] for c in (crop, squash))
     assert middle[0] < 0.1 < 0.9 < whole[0] and middle[-1] > 0.9
@@ -190,7 +190,7 @@ def test_one_scale_for_all_maps(photos: Path, tmp_path: Path) -> None:
     from explain.sheet import ExplanationSheet
 
     torch.manual_seed(0)
-    classifier = load_timm("vit_nano_patch8", "none", (32, 32))
+    classifier = load_any("timm/vit_nano_patch8", "none", (32, 32))
     sheet = ExplanationSheet(classifier, build_methods(["gradcam"], {}), list(map(str, range(1000))), [1, 2], 2, True)
     image = sheet.explain(Path("bird0.png"), classifier.preprocess(np.asarray(Image.open(photos / "bird0.png"))))
     low, high = torch.linspace(0, 1, 16).view(4, 4), torch.linspace(0, 4, 16).view(4, 4)
@@ -266,7 +266,7 @@ def test_a_sheet_selects_the_patches_once(monkeypatch: pytest.MonkeyPatch) -> No
     case = CASES["stage_2"]
     model, image = case.model(), case.images(1)[0]
     assert isinstance(model, TwoStageModel)
-    classifier = load_timm("vit_nano_patch8", "none", (32, 32))
+    classifier = load_any("timm/vit_nano_patch8", "none", (32, 32))
     classifier = type(classifier)(**{**vars(classifier), "model": model})
     calls: list[int] = []
     select = model.select

@@ -17,7 +17,7 @@ from explain import __main__ as cli
 from explain import explain
 from explain.huggingface import HuggingFaceViT
 from explain.huggingface_loading import data_config
-from explain.loading import load_any, load_vit
+from explain.loading import load_any
 from tests.explain.test_huggingface import SHAPE, SIZES
 
 transformers: Any = pytest.importorskip("transformers")
@@ -178,8 +178,3 @@ def test_what_cannot_be_loaded_is_one_line(folders: Path, tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError, match="needs the package transformers"):
         load_any(f"hf/{folders / 'vit'}")
-
-
-def test_evaluation_takes_classifiers_only(folders: Path) -> None:
-    with pytest.raises(UserError, match="a CLIPVisionModelWithProjection without classifier; give a"):
-        load_vit(f"hf/{folders / 'clip'}")

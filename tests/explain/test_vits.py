@@ -161,7 +161,7 @@ def test_a_vit_on_the_features_of_a_cnn() -> None:
     stem = nn.Sequential(nn.Conv2d(3, 8, 8, stride=8), nn.GELU())
     model = shaken(vit(img_size=(32, 48), embed_layer=partial(HybridEmbed, stem), patch_size=1)).eval()
     images = torch.randn(1, 3, 32, 48)
-    assert patch_size(model) == 8
+    assert patch_size(model, (64, 64)) == 8
     assert explain(model, images, "rollout").shape == (1, 4, 6)
     with pytest.raises(UserError, match="this model takes 32 x 48"):
         explain(model, images[:, :, :4, :6], "rollout")

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pandas as pd
 import pytest
 import timm
@@ -15,6 +16,7 @@ import evaluate
 from commands import imagenet9
 from datasets import collate, load_split
 from engine.run.command_line import parse_config
+from explain import explain
 from tests.tiny import flags
 from tests.trees import imagenet9_tree
 
@@ -52,6 +54,32 @@ def test_a_cnn_of_timm(tmp_path: Path) -> None:
     assert results["test/nll"] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, batch.label)), rel=1e-4)
     assert {"test/accuracy", "test/worst_group_accuracy", "test/ece", "test/auroc"} <= results.keys()
     assert results["run"] == "timm/test_resnet" and results["checkpoint"].endswith("two.safetensors")
+
+
+def test_explanations_of_a_cnn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--method all` measures the methods that need no attention, with the maps of `explain`."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=2).eval()
+    save_file(model.state_dict(), tmp_path / "two.safetensors")
+    keys = KEYS | {"data.synthetic.test_images": 4}
+    results = measured(
+        evaluate, tmp_path / "out", "--model", "timm/test_resnet", "--weights", str(tmp_path / "two.safetensors"),
+        *flags(keys), "--method", "all", "--steps", "2", "--metrics", "pointing", "certificate",
+        "--save-maps", str(tmp_path / "maps.h5"),
+    )  # fmt: skip
+    assert "rollout is left out: --method: a ResNet is not a ViT" in " ".join(capsys.readouterr().out.split())
+    rows = {row["row"]: row for row in results["rows"]}
+    assert set(rows) == {"gradcam", "gradient", "guided_backprop", "input_x_gradient", "integrated_gradients"}
+    assert results["protocol"]["certificate"]["patch_pixels"] == 32
+    assert rows["gradcam"]["certificate/keep_ratio"] == 0.25  # one of 2 x 2
+    config = parse_config([*flags(keys), "--data.mean=[0.5,0.5,0.5]", "--data.std=[0.5,0.5,0.5]"])
+    split = load_split(config.data, "test", train=False, seed=0)
+    batch = collate([split[index] for index in range(len(split))])
+    maps = explain(model, batch.image, "gradcam", batch.label)
+    with h5py.File(tmp_path / "maps.h5") as file:
+        stored = torch.from_numpy(file["gradcam/maps/label"][()]).float()
+        scale = torch.from_numpy(file["gradcam/scale/label"][()])
+    torch.testing.assert_close(stored * scale[:, None, None], maps, rtol=2e-3, atol=1e-6)
 
 
 def test_imagenet9_of_torchvision(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from engine.evaluation.loading import warm_start
 from engine.explanation.map_store import MapProvenance, MapReader
 from engine.run.checkpointing import read_checkpoint
 from engine.run.command_line import parse_config
-from explain.loading import load_run, load_timm
+from explain.loading import load_any, load_run
 from models.two_stage import TwoStageModel
 from models.weights.checkpoints import read_state
 from tests.bomb import Bomb
@@ -98,7 +98,7 @@ MALICIOUS: dict[str, tuple[str, Write, Callable[[Path], Any], Callable[[Path], A
     "a run's checkpoint": ("last.safetensors", packed, read_checkpoint, trusted_torch),
     "model.init_from": ("model.safetensors", bare, init_from, trusted_pickle),
     "commands.convert_checkpoint": ("w.pt", packed, conversion, trusted_torch),
-    "--weights": ("w.pt", packed, lambda path: load_timm("vit_nano_patch8", str(path)), trusted_torch),
+    "--weights": ("w.pt", packed, lambda path: load_any("timm/vit_nano_patch8", str(path)), trusted_torch),
     "tube labels": ("tubes.pkl", bare, read_tube_labels, trusted_pickle),
     "tube labels named json": ("tubes.json", bare, read_tube_labels, trusted_pickle),
     "a mask": ("mask.npy", array, read_mask, trusted_array),
