@@ -118,6 +118,7 @@ BAD = {
     "no models": ["--export=ALL,MODELS=", "--array=0", "slurm/eval_array.sbatch", "--limit", "3"],
     "no array": ["slurm/eval_array.sbatch"],
     "beyond the pairs": ["--array=2", "slurm/eval_array.sbatch"],
+    "no such model": ["--export=ALL,MODELS=torchvision/nobody", "--array=0", "slurm/eval_array.sbatch"],
     "a key that is none": ["--ntasks-per-node=1", "slurm/train.sbatch", "--bogus=1"],
 }
 LISTED = {"MODELS": "a b", "METHODS": "rollout"}
@@ -128,5 +129,6 @@ def test_mistakes_are_one_line_and_not_requeued(cluster: Cluster, tmp_path: Path
     jobs = {name: cluster.sbatch(*ONE, f"--output={logs[name]}", *words, **LISTED) for name, words in BAD.items()}
     for name, job in jobs.items():
         assert (job.finish(), job.facts("ExitCode"), job.facts("Restarts")) == (["FAILED"], ["2:0"], ["0"]), name
-        said = [line for line in logs[name].read_text().splitlines() if not line.startswith("srun: ")]
+        said = [line for line in logs[name].read_text().splitlines() if not line.startswith(("srun: ", "job "))]
         assert len(said) == 1 and said[0].startswith("error: "), name
+    assert "torchvision has no classifier 'nobody'" in logs["no such model"].read_text()
