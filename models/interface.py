@@ -143,6 +143,6 @@ def is_two_stage(model: nn.Module) -> TypeGuard[ImageClassifier]:
     return isinstance(model, ImageClassifier) and model.finds_parts and model.reads_selection
 
 
-def select_parts(model: ImageClassifier, images: Tensor) -> StageOneOutput:
+def select_parts(model: ImageClassifier, images: Tensor, **options: Any) -> StageOneOutput:
     """`model.select` with a fixed seed: `compat=reference` keeps the noise in evaluation."""
-    return model.select(images, generator=torch.Generator(images.device).manual_seed(0))
+    return model.select(images, generator=torch.Generator(images.device).manual_seed(0), **options)

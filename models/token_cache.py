@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor
 
@@ -35,11 +36,11 @@ class TokenCache:
         if vit.training and describe(vit).draws_positions:
             raise UserError("train.token_cache: this stage 1 draws its rotary positions anew in every training step")
         state = self._state(vit, images)
-        return torch.stack([self._tokens(vit, image, state) for image in images])
+        pixels = images.detach().cpu().numpy()  # of all images, with one wait for the device
+        keys = [hashlib.blake2b(each.tobytes(), key=state, digest_size=20).hexdigest() for each in pixels]
+        return torch.stack([self._tokens(vit, image, key) for image, key in zip(images, keys, strict=True)])
 
-    def _tokens(self, vit: ViT, image: Tensor, state: bytes) -> Tensor:
-        pixels = image.detach().cpu().contiguous()
-        key = hashlib.blake2b(pixels.numpy().tobytes(), key=state, digest_size=20).hexdigest()
+    def _tokens(self, vit: ViT, image: Tensor, key: str) -> Tensor:
         stored = self.files.read(key)
         # What is damaged or of another shape is computed anew.
         if stored is not None and stored.ndim == 2 and stored.shape[1] == vit.embed_dim and np.isfinite(stored).all():
@@ -64,5 +65,6 @@ class TokenCache:
             self._versions, self._weights = versions, digest.digest()
         device = images.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
-        where = f"{device} {autocast} {tuple(images.shape[1:])} {torch.__version__}"
+        products = torch.get_float32_matmul_precision()
+        where = f"{device} {autocast} {products} {tuple(images.shape[1:])} {torch.__version__} {timm.__version__}"
         return hashlib.blake2b(self._weights + where.encode(), digest_size=32).digest()

@@ -209,8 +209,10 @@ def _input_size(config: ModelConfig, image_size: tuple[int, int]) -> tuple[int, 
 
 
 def stage_1_view(model: ImageClassifier, stage_1: StageOne) -> NetworkView:
-    """Stage 1 of a model with parts, as a classifier of its own."""
-    return NetworkView(stage_1.backbone, lambda images: select_parts(model, images).class_logits, "patches")
+    """Stage 1 of a model with parts, as a classifier of its own. Its backbone always runs, for methods that read it."""
+    return NetworkView(
+        stage_1.backbone, lambda images: select_parts(model, images, one_time=True).class_logits, "patches"
+    )
 
 
 def _check(config: ModelConfig, model: TwoStageModel) -> None:

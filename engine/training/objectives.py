@@ -67,7 +67,7 @@ class TwoStageObjective:
     def __call__(self, model: ImageClassifier, batch: Batch, stage_1_only: bool = False) -> ObjectiveOutput:
         """Loss of one batch. `stage_1_only` skips stage 2 and its loss."""
         images, targets = self.mixup(batch.image, batch.targets)
-        stage_1 = model.select(images)
+        stage_1 = model.select(images, one_time=True) if self.mixup.active else model.select(images)
         stage_2 = None if stage_1_only else self._stage_2(model, images, stage_1)
         maps_back, valid = self._second_view(model, images)
         with torch.autocast(images.device.type, enabled=False):

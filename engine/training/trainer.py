@@ -89,7 +89,8 @@ class Trainer:
             for module in model.stages or (model,):  # in place: names of weights do not change
                 module.compile()
         if config.train.token_cache and isinstance(stage_1 := getattr(model, "stage_1", None), StageOne):
-            stage_1.token_cache = TokenCache(Path(config.train.token_cache), config.train.token_cache_gb * 1e9)
+            folder = Path(config.train.token_cache).expanduser()
+            stage_1.token_cache = TokenCache(folder, config.train.token_cache_gb * 1e9)
         self.step = TrainStep(config, self.state, objective, self.precision)
 
     @property

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from explain import explain
+from models import build_model
 from models.backbone import patch_tokens
 from models.token_cache import TokenCache
-from tests.models.small import backbone, images
+from tests.models.small import backbone, config, images
 
 
 class Counting(nn.Module):
@@ -58,6 +60,13 @@ def test_another_image_weight_size_or_precision_is_another_entry(tmp_path: Path)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cache.tokens(vit, x)
     assert len(files(tmp_path)) == 4
+    products = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        cache.tokens(vit, x)
+    finally:
+        torch.set_float32_matmul_precision(products)
+    assert len(files(tmp_path)) == 5
     other = backbone("vit_t_dino", seed=1)
     torch.testing.assert_close(cache.tokens(other, x), patch_tokens(other, x).detach())
 
@@ -75,12 +84,13 @@ def test_a_damaged_file_is_computed_anew(damage: bytes | None, tmp_path: Path) -
     assert torch.equal(torch.from_numpy(np.load(file)), expected[0]), "and written again"
 
 
-def test_the_folder_stops_growing(tmp_path: Path) -> None:
-    vit, x = backbone("vit_t_dino"), images(6)
-    size = patch_tokens(vit, x[:1]).detach().numpy().nbytes
-    cache = TokenCache(tmp_path, 3.5 * size)
-    torch.testing.assert_close(cache.tokens(vit, x), patch_tokens(vit, x).detach())
-    assert len(files(tmp_path)) <= 3
+@pytest.mark.parametrize("method", ["gradcam", "rollout", "input_x_gradient"])
+def test_stage_1_is_explained_as_without_stored_tokens(method: str, tmp_path: Path) -> None:
+    model, x = build_model(config(name="pdiscoformer"), 5, (32, 32)).eval(), images(2)
+    expected = explain(model, x, method, stage=1)
+    model.stage_1.token_cache = TokenCache(tmp_path, 1e9)
+    model.select(x)
+    assert torch.equal(explain(model, x, method, stage=1), expected) and len(files(tmp_path)) == 2
 
 
 def test_a_folder_that_takes_no_files_costs_speed_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

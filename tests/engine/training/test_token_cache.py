@@ -10,8 +10,9 @@ from tests.tiny import Remains, Session, assert_same_run, tiny_config
 FROZEN = {"optim.freeze_stage_1": True, "optim.freeze_stage_1_tokens": True, "data.augmentation": "flip"}
 
 
-def test_a_run_with_stored_tokens_is_the_run_without_them(tmp_path: Path) -> None:
-    stored = FROZEN | {"train.token_cache": str(tmp_path / "tokens")}
+def test_a_run_with_stored_tokens_is_the_run_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stored = FROZEN | {"train.token_cache": "~/tokens"}
     plain = Remains.of(Path(Session(tiny_config(tmp_path / "plain", FROZEN)).go().config.out))
     for name in ("first", "second"):
         Session(tiny_config(tmp_path / name, stored)).go()
