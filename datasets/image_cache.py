@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from numpy.lib.mixins import NDArrayOperatorsMixin
 from PIL import features
 
 from common.array_cache import ArrayCache
@@ -72,8 +71,11 @@ def stored_image(path: Path, reader: str, decode: Decode) -> np.ndarray:
     return cast(np.ndarray, StoredImage(images, path, reader, key, decode))
 
 
-class StoredImage(NDArrayOperatorsMixin):
-    """An image of a record, decoded only if its first step is not stored or something else asks for its pixels."""
+class StoredImage:
+    """An image of a record: its `shape`, and its pixels for `np.asarray`.
+
+    It is decoded only if its first step is not stored or something else asks for its pixels.
+    """
 
     def __init__(self, images: ImageCache, path: Path, reader: str, key: str, decode: Decode) -> None:
         self._images, self._path, self._reader, self._key, self._decode = images, path, reader, key, cache(decode)
@@ -88,25 +90,14 @@ class StoredImage(NDArrayOperatorsMixin):
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._decode(), dtype)
 
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
-        arrays = (np.asarray(each) if isinstance(each, StoredImage) else each for each in inputs)
-        return getattr(ufunc, method)(*arrays, **options)
-
-    def __getitem__(self, index: Any) -> Any:
-        return np.asarray(self)[index]
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(np.asarray(self), name)
-
     def keep(self, pixels: np.ndarray) -> None:
         """Store what the first step makes of the image, unless the file has changed since it was read."""
-        if self._images.key(self._path, self._reader) != self._key:
+        files = self._images.files
+        if files.full or self._images.key(self._path, self._reader) != self._key:
             return
         entry = np.empty((), [("size", "<u4", (2,)), ("pixels", "u1", pixels.shape)])
         entry["size"], entry["pixels"] = self.shape[:2], pixels
-        self._images.files.write(self._key, entry)
+        files.write(self._key, entry)
 
 
 def blank(shape: tuple[int, ...]) -> np.ndarray:

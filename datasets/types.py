@@ -64,7 +64,7 @@ class RawSample:
     """One record as read from disk, with annotations in the coordinates of the original image."""
 
     image: np.ndarray
-    """[H, W, 3] uint8 RGB."""
+    """[H, W, 3] uint8 RGB. In a Split with `data.image_cache` an object of this shape, and an array by `np.asarray`."""
     label: int
     path: str
     group: int | None = None

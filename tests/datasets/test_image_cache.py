@@ -126,7 +126,9 @@ def test_the_folder_stops_growing(layout: Path, tmp_path: Path) -> None:
 
 
 class Inverted:
-    """A user's data set: another one with inverted colours."""
+    """A user's data set: another one with inverted colours. `as_array`: what makes an array of its images."""
+
+    as_array: Callable[[object], np.ndarray] = staticmethod(np.asarray)
 
     def __init__(self, raw: RawDataset) -> None:
         self.raw, self.info, self.labels, self.groups = raw, raw.info, raw.labels, raw.groups
@@ -136,7 +138,7 @@ class Inverted:
 
     def read(self, index: int) -> RawSample:
         record = self.raw.read(index)
-        return replace(record, image=255 - record.image)
+        return replace(record, image=255 - self.as_array(record.image))
 
 
 def test_code_that_asks_for_pixels_gets_those_of_the_file(layout: Path, tmp_path: Path) -> None:
@@ -145,6 +147,9 @@ def test_code_that_asks_for_pixels_gets_those_of_the_file(layout: Path, tmp_path
     inverted = [Split(Inverted(split.raw), split.transform, train=True, seed=0) for split in (cached, plain)]
     assert same([inverted[0][0, 0]], [inverted[1][0, 0]]) and len(stored(tmp_path)) == 1
     assert isinstance(cached.raw.read(0).image, np.ndarray)
+    inverted[0].raw.as_array = lambda image: image  # type: ignore[attr-defined]
+    with pytest.raises(TypeError, match="StoredImage"):
+        inverted[0][0, 0]
 
 
 def test_what_cannot_be_stored_is_refused(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
