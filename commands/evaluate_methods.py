@@ -196,8 +196,8 @@ def map_provenance(config: RunConfig, split: str, stage: int, model: nn.Module) 
     """Everything that determines the maps, except the methods."""
     data = asdict(config.data)
     images = (
-        "name", "variant", "output_rule", "image_folder", "evaluation", "interpolation", "crop", "mean", "std", "seed",
-        "val_fraction", "synthetic",
+        "name", "variant", "output_rule", "image_folder", "exif", "evaluation", "interpolation", "crop", "mean", "std",
+        "seed", "val_fraction", "synthetic",
     )  # fmt: skip
     return {
         "weights": fingerprint(model), "stage": stage, "split": split, "image size": config.data.size_hw,

@@ -101,10 +101,11 @@ class ExplanationEvaluator:
             self._add_laps()  # those of the batch before: the device has finished them, as `check_logits` waited
             logits = class_logits(outputs, self.info)
             predicted = logits.argmax(1)
+            classes: dict[Target, Tensor] = {"predicted": predicted, "label": batch.label}
             if self.reader:
-                self.reader.check(start, batch.paths, predicted)
+                self.reader.check(start, batch.paths, classes)
             if self.writer:
-                self.writer.add_images(batch.paths, predicted)
+                self.writer.add_images(batch.paths, classes)
             self._to_explain = {} if self.reader else self._to_be_explained(batch, outputs, predicted, selection)
             self._of_batch = {}
             maps = {name: self._score(name, batch, logits, start) for name in self.methods}

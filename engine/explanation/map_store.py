@@ -1,8 +1,9 @@
 """Explanation maps on disk: written once, then read by any number of evaluations.
 
 An HDF5 file with one group per method, in the order of the split: `maps/predicted` and `maps/label` [n, h, w] float16,
-compressed. Each map is divided by its largest magnitude, which is stored in `scale/...` [n] float32. Float16 keeps
-three digits of each value. A map at patch resolution takes about half a kilobyte.
+compressed, of the classes in `predicted` and `label` [n] int32. Each map is divided by its largest magnitude, which is
+stored in `scale/...` [n] float32. Float16 keeps three digits of each value. A map at patch resolution takes about half
+a kilobyte.
 """
 
 import contextlib
@@ -25,6 +26,11 @@ from engine.run.hdf_writer import HdfWriter, line_of
 from engine.run.renamed_keys import converted_value
 
 Target = Literal["predicted", "label"]
+REWRITE: Mapping[Target, str] = {
+    "predicted": "predicted classes; write it again on this device",
+    "label": "labels of the images; write it again",
+}
+"""What another class of an image's map means."""
 FORMAT = "faithful-vit maps 1"
 LARGEST = 2**22
 """Limit of values per map in files that are read."""
@@ -65,10 +71,11 @@ class MapWriter(HdfWriter):
         self.append(f"{method}/maps/{target}", unit.half().numpy())
         self.append(f"{method}/scale/{target}", scale.numpy())
 
-    def add_images(self, paths: Sequence[str], predicted: Tensor) -> None:
-        """Append a batch's image paths and predicted classes [B]."""
+    def add_images(self, paths: Sequence[str], classes: Mapping[Target, Tensor]) -> None:
+        """Append a batch's image paths, and the classes [B] that its maps explain."""
         self.paths += paths
-        self.append("predicted", predicted.cpu().numpy().astype(np.int32))
+        for target, of_target in classes.items():
+            self.append(target, _int32(of_target))
 
     def complete(self) -> None:
         """Write the paths and the provenance."""
@@ -91,7 +98,7 @@ class MapReader:
             stored = self.file.attrs.get("map_provenance") or self.file.attrs["made_of"]  # the key in older files
             inputs = {key: converted_value(key, value) for key, value in dict(json.loads(stored)).items()}
             earlier = earlier_view({"evaluation": inputs.get("data.evaluation")})
-            inputs = {f"data.{key}": value for key, value in earlier.items()} | inputs
+            inputs = {f"data.{key}": value for key, value in (earlier | {"exif": "auto"}).items()} | inputs
             methods = dict(json.loads(self.file.attrs["methods"]))
             self.paths = [text.decode() for text in self._dataset("paths", 1, h5py.string_dtype())[()]]
         for key, wanted in _plain(provenance.inputs).items():
@@ -103,15 +110,20 @@ class MapReader:
             if methods[name] != options:
                 raise UserError(f"--maps: {path} holds {name} with the options {methods[name]}, not {options}")
 
-    def check(self, start: int, paths: Sequence[str], predicted: Tensor) -> None:
-        """Raise UserError unless the images from `start` on have these paths and predicted classes [B]."""
+    def check(self, start: int, paths: Sequence[str], classes: Mapping[Target, Tensor]) -> None:
+        """Raise UserError unless the images from `start` on have these paths, and their maps explain these classes [B].
+
+        Files of earlier versions do not hold the labels.
+        """
         stop = start + len(paths)
         if self.paths[start:stop] != list(paths):
             raise UserError(f"--maps: {self.path} was made with other images; image {start + 1} should be {paths[0]}")
-        with self._as_user_error():
-            stored = self._dataset("predicted", 1, np.int32)[start:stop]
-        if not np.array_equal(stored, predicted.cpu().numpy()):
-            raise UserError(f"--maps: {self.path} was made for other predicted classes; write it again on this device")
+        for target, advice in REWRITE.items():
+            with self._as_user_error():
+                known = target == "predicted" or target in self.file
+                stored = self._dataset(target, 1, np.int32)[start:stop] if known else None
+            if stored is not None and not np.array_equal(stored, _int32(classes[target])):
+                raise UserError(f"--maps: {self.path} was made for other {advice}")
 
     def read(self, method: str, target: Target, start: int, count: int) -> Tensor:
         """Maps [count, h, w] float32 of the images from `start` on."""
@@ -148,6 +160,10 @@ class MapReader:
             raise
         except Exception as error:  # no such file, not HDF5, truncated, or damaged in any other way
             raise UserError(f"--maps: cannot read {self.path} ({line_of(error)})") from None
+
+
+def _int32(classes: Tensor) -> np.ndarray:
+    return classes.cpu().numpy().astype(np.int32)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:

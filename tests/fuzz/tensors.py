@@ -9,7 +9,7 @@ from scipy.io import savemat
 from torch import Tensor, nn
 
 from datasets.formats.matlab import read_mat, read_numbers
-from engine.explanation.map_store import MapProvenance, MapReader, MapWriter
+from engine.explanation.map_store import MapProvenance, MapReader, MapWriter, Target
 from engine.run.checkpointing import load_weights, read_checkpoint, write_safetensors
 from models.backbone import load_backbone_weights
 from models.published import load_published
@@ -19,6 +19,7 @@ from tests.models.published_states import published_state
 from tests.models.small import backbone, config
 
 MAPS = MapProvenance({"weights": "abc", "image size": (32, 48)}, {"rollout": {"ratio": 0.9}})
+CLASSES: dict[Target, torch.Tensor] = {"predicted": torch.tensor([0, 1]), "label": torch.tensor([1, 0])}
 
 
 def _small() -> nn.Module:
@@ -69,7 +70,7 @@ def read_published(path: Path) -> None:
 def maps() -> list[File]:
     def write(path: Path) -> None:
         with MapWriter(path, MAPS) as writer:
-            writer.add_images(["a.jpg", "b.jpg"], torch.tensor([0, 1]))
+            writer.add_images(["a.jpg", "b.jpg"], CLASSES)
             writer.add("rollout", "predicted", torch.rand(2, 4, 6, generator=torch.Generator().manual_seed(0)))
 
     return [content(write, ".h5")]
@@ -78,7 +79,7 @@ def maps() -> list[File]:
 def read_maps(path: Path) -> None:
     reader = MapReader(path, MAPS)
     try:
-        reader.check(0, ["a.jpg", "b.jpg"], torch.tensor([0, 1]))
+        reader.check(0, ["a.jpg", "b.jpg"], CLASSES)
         assert reader.read("rollout", "predicted", 0, 2).shape[0] == 2
     finally:
         reader.file.close()

@@ -15,8 +15,13 @@ from engine.explanation.map_store import MapProvenance, MapReader, MapWriter, Ta
 SOURCE = MapProvenance({"weights": "abc", "stage": 2, "image size": (32, 48)}, {"rollout": {"ratio": 0.9}, "agcam": {}})
 PATHS = [f"bird {i}.jpg" for i in range(7)]
 PREDICTED = torch.tensor([0, 1, 2, 1, 0, 2, 1])
+LABELS = torch.tensor([0, 1, 2, 2, 0, 2, 1])
 TARGETS: tuple[Target, ...] = ("predicted", "label")
 EACH = [(name, target) for name in SOURCE.methods for target in TARGETS]
+
+
+def classes(rows: slice = slice(None)) -> dict[Target, Tensor]:
+    return {"predicted": PREDICTED[rows], "label": LABELS[rows]}
 
 
 def maps_of(method: str, target: Target, size: tuple[int, int] = (4, 6)) -> Tensor:
@@ -29,7 +34,7 @@ def write(path: Path, batch: int = 3, source: MapProvenance = SOURCE, make: Call
     with MapWriter(path, source) as writer:
         for start in range(0, 7, batch):
             rows = slice(start, start + batch)
-            writer.add_images(PATHS[rows], PREDICTED[rows])
+            writer.add_images(PATHS[rows], classes(rows))
             for name, target in EACH:
                 writer.add(name, target, make(name, target)[rows])
     return path
@@ -43,8 +48,8 @@ def test_maps_survive_a_round_trip(batch: int, tmp_path: Path) -> None:
         read = torch.cat([reader.read(name, target, start, 2) for start in range(0, 7, 2)])
         assert read.dtype == torch.float32 and read.shape == maps.shape
         assert ((read - maps).abs() / scale).max() <= 2**-11  # half a unit in float16's last place below 1
-    reader.check(0, PATHS[:4], PREDICTED[:4])
-    reader.check(4, PATHS[4:], PREDICTED[4:])
+    reader.check(0, PATHS[:4], classes(slice(4)))
+    reader.check(4, PATHS[4:], classes(slice(4, 7)))
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["maps.h5"]
 
 
@@ -89,7 +94,7 @@ def test_failed_writer_leaves_only_existing_files(stop: BaseException, old: byte
 
 def test_a_new_file_replaces_an_old_one(tmp_path: Path) -> None:
     (tmp_path / "maps.h5").write_bytes(b"an older file")
-    MapReader(write(tmp_path / "maps.h5"), SOURCE).check(0, PATHS, PREDICTED)
+    MapReader(write(tmp_path / "maps.h5"), SOURCE).check(0, PATHS, classes())
 
 
 def test_write_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,21 +138,28 @@ def test_maps_with_another_provenance_are_refused(source: MapProvenance, named: 
 
 
 @pytest.mark.parametrize(
-    ("start", "paths", "predicted", "named"),
+    ("start", "paths", "changed", "named"),
     [
-        (0, ["other.jpg", *PATHS[1:3]], PREDICTED[:3], "other images"),
-        (1, PATHS[:3], PREDICTED[:3], "other images"),
-        (5, [*PATHS[5:], "one more.jpg"], torch.tensor([2, 1, 0]), "other images"),
-        (0, PATHS[:3], torch.tensor([0, 1, 1]), "predicted classes"),
+        (0, ["other.jpg", *PATHS[1:3]], {}, "other images"),
+        (1, PATHS[:3], {}, "other images"),
+        (5, [*PATHS[5:], "one more.jpg"], {}, "other images"),
+        (0, PATHS[:3], {"predicted": torch.tensor([0, 1, 1])}, "other predicted classes"),
+        (0, PATHS[:3], {"label": torch.tensor([0, 1, 1])}, "other labels"),
     ],
 )
-def test_other_images_and_predictions_are_refused(
-    start: int, paths: list[str], predicted: Tensor, named: str, tmp_path: Path
+def test_other_images_predictions_and_labels_are_refused(
+    start: int, paths: list[str], changed: dict[Target, Tensor], named: str, tmp_path: Path
 ) -> None:
-    reader = MapReader(write(tmp_path / "maps.h5"), SOURCE)
+    path, now = write(tmp_path / "maps.h5"), classes(slice(start, start + 3)) | changed
+    reader = MapReader(path, SOURCE)
     with pytest.raises(UserError, match=f"--maps: .*{named}") as refused:
-        reader.check(start, paths, predicted)
+        reader.check(start, paths, now)
     assert "\n" not in str(refused.value)
+    if "label" in changed:  # of which files of earlier versions know nothing
+        reader.file.close()
+        with h5py.File(path, "a") as file:
+            del file["label"]
+        MapReader(path, SOURCE).check(start, paths, now)
 
 
 def foreign(path: Path) -> None:

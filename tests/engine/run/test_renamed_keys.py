@@ -196,7 +196,7 @@ def test_saved_maps_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     """Earlier versions called the provenance `made_of` and stored the old value of data.evaluation."""
     path, methods = tmp_path / "maps.h5", {"rollout": {}}
     with MapWriter(path, MapProvenance({"weights": "abc", "data.evaluation": "cover"}, methods)) as writer:
-        writer.add_images(["a.jpg"], torch.tensor([1]))
+        writer.add_images(["a.jpg"], {"predicted": torch.tensor([1])})
         writer.add("rollout", "label", torch.ones(1, 2, 2))
     with h5py.File(path, "a") as file:
         file.attrs["made_of"] = file.attrs["map_provenance"]
