@@ -98,7 +98,8 @@ def _problems(raw: RawDataset, block: range, workers: int, advance: Callable[[fl
 def _mark(raw: RawDataset) -> Path | None:
     """The file that says that these files were read; None if one of them is missing or there is no home."""
     files: Sequence[Path] = raw.files()  # type: ignore[attr-defined]
-    digest = hashlib.blake2b(f"{VERSION} {PIL.__version__} {type(raw).__name__}".encode(), digest_size=16)
+    rotate = getattr(getattr(raw, "raw", raw), "rotate", "")  # decides whether a mask has the size of its image
+    digest = hashlib.blake2b(f"{VERSION} {PIL.__version__} {type(raw).__name__} {rotate}".encode(), digest_size=16)
     try:
         with ThreadPoolExecutor(16) as pool:  # a network file system answers many at once
             for path, found in zip(files, pool.map(os.stat, files), strict=True):
