@@ -60,7 +60,7 @@ def collate_train(items: list[Sample | Problem]) -> Batch | Problem:
     samples = [item for item in items if isinstance(item, Sample)]
     if not samples:
         return Problem(problems[0].path, f"no image of a training batch can be read; first: {problems[0].message}")
-    return collate(samples, [problem.path for problem in problems])
+    return _joined(samples, [problem.path for problem in problems])
 
 
 def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
@@ -68,7 +68,14 @@ def _collate_eval(items: list[Sample | Problem]) -> Batch | Problem:
     for item in items:
         if isinstance(item, Problem):
             return item
-    return collate([item for item in items if isinstance(item, Sample)])
+    return _joined([item for item in items if isinstance(item, Sample)])
+
+
+def _joined(samples: list[Sample], skipped: Sequence[str] = ()) -> Batch | Problem:
+    try:
+        return collate(samples, skipped)
+    except UserError as error:
+        return Problem("", str(error))
 
 
 class BatchLoader(DataLoader[Batch]):

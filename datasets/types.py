@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.errors import printable
+from common.errors import UserError, printable
 from datasets.config import SPLITS as SPLITS
 
 UNLABELLED = -1
@@ -194,27 +194,31 @@ class Batch:
 def collate(samples: Sequence[Sample], skipped: Sequence[str] = ()) -> Batch:
     """Stack samples of one data set into a Batch; the `collate_fn` of a DataLoader over a Split.
 
-    Raises ValueError on an empty list.
+    Raises ValueError on an empty list, and UserError where some samples have an annotation that others do not have.
     """
     if not samples:
         raise ValueError("cannot collate an empty list of samples")
 
-    def stack(name: str) -> Tensor | None:
-        values = [getattr(sample, name) for sample in samples]
-        return None if values[0] is None else torch.stack(values)
+    def values(name: str) -> list[Any]:
+        """Of every sample; empty if none has one."""
+        found = [getattr(sample, name) for sample in samples]
+        lacking = [sample.path for sample, value in zip(samples, found, strict=True) if value is None]
+        if lacking and len(lacking) < len(samples):
+            raise UserError(f"{lacking[0]} has no {name}, which other images have; give it for all images or for none")
+        return [] if lacking else found
 
-    groups = [sample.group for sample in samples]
-    boxes = tuple(sample.boxes for sample in samples if sample.boxes is not None)
-    box_labels = tuple(sample.box_labels for sample in samples if sample.box_labels is not None)
+    def stack(name: str) -> Tensor | None:
+        return torch.stack(found) if (found := values(name)) else None
+
     return Batch(
         image=torch.stack([sample.image for sample in samples]),
         label=torch.tensor([sample.label for sample in samples]),
         paths=tuple(sample.path for sample in samples),
-        group=None if groups[0] is None else torch.tensor(groups),
+        group=torch.tensor(groups) if (groups := values("group")) else None,
         mask=stack("mask"),
         keypoints=stack("keypoints"),
-        boxes=boxes or None,
-        box_labels=box_labels or None,
+        boxes=tuple(values("boxes")) or None,
+        box_labels=tuple(values("box_labels")) or None,
         part_labels=stack("part_labels"),
         frame=stack("frame"),
         present=stack("present"),
