@@ -1,6 +1,8 @@
 """Batches whose order and augmentation depend on (seed, epoch) only, not on workers or on a resume."""
 
+import atexit
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -131,7 +133,7 @@ class BatchLoader(DataLoader[Batch]):
             return None
         pids = [worker.pid for worker in getattr(self._iterator, "_workers", ())]
         for pid in pids:
-            os.kill(pid, signal.SIGCONT)  # this process could not end before they do
+            os.kill(pid, signal.SIGCONT)  # else this process waits seconds for each of them before it ends
         return UserError(
             f"the loading processes (pid {', '.join(map(str, pids))}) gave no batch for {self.timeout:.0f} seconds: "
             "they are suspended, or the data cannot be reached; saved checkpoints are intact, continue with "
@@ -188,6 +190,18 @@ def quiet_worker(worker: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the loading processes of loaders that still exist when the program ends.
+
+    multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
+    """
+    if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch raises an error for each one
+        for worker in workers:
+            worker.kill()
 
 
 def steps_per_epoch(split: Split, batch_size: int, *, world_size: int = 1) -> int:

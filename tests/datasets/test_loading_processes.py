@@ -4,6 +4,9 @@ import itertools
 import os
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +83,19 @@ def test_loading_processes_live_across_epochs_and_broken_off_epochs() -> None:
         assert all(torch.equal(a.image, b.image) for a, b in zip(batches, expected, strict=True))
     assert len(pids) == 1 and str(os.getpid()) not in pids
     assert {path for batch in sampler.loader(0, 0, 0) for path in batch.paths} == {str(os.getpid())}
+
+
+SCRIPT = """
+from datasets import train_loader
+from tests.datasets.test_loader import split_of
+
+loader = train_loader(split_of(8), batch_size=4, seed=0, epoch=0, workers=1)
+print(len(next(iter(loader))))
+"""
+
+
+@pytest.mark.slow
+def test_a_script_ends_while_its_loader_exists() -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
