@@ -59,9 +59,7 @@ class NormalisedLast:
         if not isinstance(image, StoredImage):
             return self._geometry(raw)
         if image.step is not None:
-            done = self._geometry(replace(raw, image=blank(image.shape)))
-            if done.image.shape == image.step.shape:  # else it is damaged
-                return replace(done, image=image.step)
+            return replace(self._geometry(replace(raw, image=blank(image.shape))), image=image.step)
         done = self._geometry(replace(raw, image=np.asarray(image)))
         image.keep(done.image)
         return done

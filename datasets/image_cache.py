@@ -80,12 +80,9 @@ class StoredImage:
     def __init__(self, images: ImageCache, path: Path, reader: str, key: str, decode: Decode) -> None:
         self._images, self._path, self._reader, self._key, self._decode = images, path, reader, key, cache(decode)
         entry = images.files.read(key)
-        if entry is not None and entry.dtype.names == ("size", "pixels"):
-            self.step: np.ndarray | None = entry["pixels"]
-            """What the first step makes of the image; None if it is not stored."""
-            self.shape: tuple[int, ...] = (*map(int, entry["size"]), 3)
-        else:
-            self.step, self.shape = None, self._decode().shape
+        self.step: np.ndarray | None = None if entry is None else entry["pixels"]
+        """What the first step makes of the image; None if it is not stored."""
+        self.shape: tuple[int, ...] = self._decode().shape if entry is None else (*map(int, entry["size"]), 3)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._decode(), dtype)
