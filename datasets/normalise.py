@@ -24,6 +24,9 @@ def normalise(pixels: Tensor, constants: Tensor) -> Tensor:
     """[..., 3, H, W] uint8 -> float32, (pixels / 255 - mean) / std, rounded to float32 after each step.
 
     Equal to the last bit on every device, one image at a time or in a batch. `constants` are on the device of `pixels`.
+    Raises TypeError for other types: floats may be in [0, 1] already.
     """
+    if pixels.dtype != torch.uint8:
+        raise TypeError(f"normalise takes pixels of 0..255 as uint8, not {pixels.dtype}")
     top, mean, std = constants
     return pixels.div(top).sub_(mean).div_(std)

@@ -32,6 +32,8 @@ def test_every_value_is_rounded_after_each_step(device: str) -> None:
     assert torch.equal(normalise(pixels, constants).cpu(), expected)
     batch = normalise(pixels.expand(4, 3, 2, 256), constants).cpu()
     assert batch.dtype == torch.float32 and all(torch.equal(image, expected) for image in batch)
+    with pytest.raises(TypeError, match="uint8, not torch.float32"):
+        normalise(pixels / 255, constants)
 
 
 class Darker(EvalTransform):
