@@ -9,7 +9,6 @@ from zlib import crc32
 
 import numpy as np
 
-from common.errors import UserError
 from common.files import read_file
 
 CHECKSUM_BYTES = 4
@@ -20,21 +19,19 @@ LEAST = 200
 class ArrayCache:
     """A folder with one file per key, which appears in one step: processes may write the same one at once.
 
-    A file is a .npy file, followed by its CRC-32: a power cut can leave zeros in a file.
+    A file is a .npy file, followed by its CRC-32: a power cut can leave zeros in it. A folder that takes no files, or
+    cannot be made, as on another machine, costs one line: all works without, only slower.
     """
 
     def __init__(self, setting: str, folder: Path, max_bytes: float) -> None:
-        """When the files in `folder` reach `max_bytes`, no more are written. `setting`: its config key, for messages.
-
-        Raises UserError if the folder cannot be made.
-        """
+        """When the files in `folder` reach `max_bytes`, no more are written. `setting`: its config key."""
         self.setting, self.folder, self.max_bytes = setting, folder, max_bytes
+        self.full = False
+        """The folder takes no more files."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{setting}: cannot create {folder} ({error.strerror})") from None
-        self.full = False
-        """The folder takes no more files."""
+            self._stop(error)
         self._size = self._own = self._left = 0.0
         """Bytes in the folder when it was listed; of this process since then; that it may write before the next time"""
 
@@ -49,7 +46,7 @@ class ArrayCache:
         return None
 
     def write(self, key: str, values: np.ndarray) -> None:
-        """Keep an array, if there is room. A folder that takes no files costs one line."""
+        """Keep an array, if there is room."""
         if self.full:
             return
         buffer = io.BytesIO()
@@ -63,11 +60,14 @@ class ArrayCache:
             file.parent.mkdir(exist_ok=True)
             temporary.write_bytes(buffer.getbuffer())
             os.replace(temporary, file)
-        except OSError as error:  # all works without; the cache is only faster
+        except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-            self.full = True
-            print(f"{self.setting}: {self.folder} takes no more files ({error.strerror}); the run goes on without")
+            self._stop(error)
+
+    def _stop(self, error: OSError) -> None:
+        self.full = True
+        print(f"{self.setting}: {self.folder} takes no more files ({error.strerror}); the run goes on without")
 
     def _take(self, count: int) -> bool:
         """Whether there is room for `count` more bytes, which are then counted."""

@@ -25,7 +25,7 @@ class TokenCache:
     """
 
     def __init__(self, folder: Path, max_bytes: float) -> None:
-        """When the files in `folder` reach `max_bytes`, no more are written. Raises UserError if it cannot be made."""
+        """When the files in `folder` reach `max_bytes`, no more are written."""
         self.files = ArrayCache("train.token_cache", folder, max_bytes)
         self._versions: tuple[int, ...] = ()
         self._weights = b""
