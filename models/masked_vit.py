@@ -49,9 +49,13 @@ class MaskedViT(nn.Module):
         """Class logits [B, C] of images [B, 3, H, W] given `selection`.
 
         Without a gate, hidden patches are dropped or masked, with the same result. With a gate all tokens stay in the
-        sequence: as the straight-through mask in training or, with `soft`, as the soft-mask ablation.
+        sequence: as the straight-through mask in training or, with `soft`, as the soft-mask ablation. Raises ValueError
+        for a mask on another grid than that of the patches.
         """
-        tokens = describe(self.backbone).embed(selection.shown(images))
+        described, shape = describe(self.backbone), tuple(selection.mask.shape)
+        if shape[1:] != described.grid:  # the number of patches could fit by chance
+            raise ValueError(f"Selection.mask has the shape {shape}; the patch grid is {described.grid}")
+        tokens = described.embed(selection.shown(images))
         if selection.gate is None:
             drop_hidden = getattr(masked_attention, self.chosen_path())
             features = drop_hidden(self.backbone, tokens, selection.mask.flatten(1), selection.counts)

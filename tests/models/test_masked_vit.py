@@ -196,6 +196,13 @@ def test_autocast_stays_near_full_precision(path: str) -> None:
     assert (half.float() - full).abs().max() < 0.05 * full.abs().max()
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_mask_on_another_grid_is_refused(soft: bool) -> None:
+    model, x, mask = model_of(size=(16, 32)), images(3, (16, 32)), grid_mask((32, 16))
+    with pytest.raises(ValueError, match=r"shape \(3, 4, 2\); the patch grid is \(2, 4\)"):
+        model(x, Selection(mask, gate=mask.float() if soft else None), soft)
+
+
 def test_stochastic_depth_gathers_while_training() -> None:
     model = model_of(drop_path=0.5)
     assert model.chosen_path() == "packed"
