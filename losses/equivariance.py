@@ -8,6 +8,7 @@ Two forms. Default: one view per image, one bilinear inverse, and a mask of the 
 positions out of view are zeros.
 """
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -15,8 +16,6 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2.functional import affine
 
 from common.errors import UserError
 from common.processes import own_rows
@@ -241,23 +240,38 @@ def _warp_published(images: Tensor, view: AffineView) -> Tensor:
     angle, shift_x, shift_y, scale = _published_parameters(view)
     height, width = images.shape[-2:]
     shift = [float(round(shift_x * width)), float(round(shift_y * height))]
-    return _torchvision_affine(images, angle, shift, scale, InterpolationMode.BILINEAR)
+    return _torchvision_affine(images, angle, shift, scale, "bilinear")
 
 
 def _unwarp_published(maps: Tensor, view: AffineView) -> Tensor:
     angle, shift_x, shift_y, scale = _published_parameters(view)
     height, width = maps.shape[-2:]
-    maps = _torchvision_affine(maps, 0.0, [-shift_x * width, -shift_y * height], 1.0, InterpolationMode.NEAREST)
-    return _torchvision_affine(maps, -angle, [0.0, 0.0], 1 / scale, InterpolationMode.NEAREST)
+    maps = _torchvision_affine(maps, 0.0, [-shift_x * width, -shift_y * height], 1.0, "nearest")
+    return _torchvision_affine(maps, -angle, [0.0, 0.0], 1 / scale, "nearest")
 
 
 def _torchvision_affine(
-    images: Tensor, angle: float, shift: list[float], scale: float, interpolation: InterpolationMode
+    images: Tensor, angle: float, shift: list[float], scale: float, interpolation: Literal["bilinear", "nearest"]
 ) -> Tensor:
-    # Its coordinates come from a matrix product, which autocast would do in bf16.
-    with torch.autocast(images.device.type, enabled=False):
-        warped: Tensor = affine(images, angle, shift, scale, shear=[0.0, 0.0], interpolation=interpolation)
-    return warped
+    """`torchvision.transforms.v2.functional.affine` without shear, to the last bit; zeros come in from outside.
+
+    Its grid is made on the CPU and copied once: torchvision would copy constants to the device, and the host would wait
+    for each of them.
+    """
+    height, width = images.shape[-2:]
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    matrix = [cos / scale, sin / scale, 0.0, -sin / scale, cos / scale, 0.0]
+    for row in (0, 3):
+        matrix[row + 2] = -matrix[row] * shift[0] - matrix[row + 1] * shift[1]
+    half = torch.tensor([0.5 * width, 0.5 * height], dtype=images.dtype)
+    theta = torch.tensor(matrix, dtype=images.dtype).view(2, 3).T / half
+    base = torch.ones(height, width, 3, dtype=images.dtype)
+    base[..., 0] = torch.linspace((1.0 - width) * 0.5, (width - 1.0) * 0.5, width)
+    base[..., 1] = torch.linspace((1.0 - height) * 0.5, (height - 1.0) * 0.5, height)[:, None]
+    with torch.autocast("cpu", enabled=False):  # a matrix product, which autocast would do in bf16
+        grid_hw2 = (base.view(1, -1, 3) @ theta[None]).view(height, width, 2)
+    grid = grid_hw2.to(images.device, non_blocking=True).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
 
 
 def _check_batch(images: Tensor, view: AffineView) -> None:

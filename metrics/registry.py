@@ -6,7 +6,7 @@ from typing import TypeAlias
 from common.errors import UserError
 from common.registry import Registry
 from datasets.types import Batch, DatasetInfo, Sample
-from metrics.base import ExactMetric, FittedMetric
+from metrics.base import ExactMetric, FittedMetric, states_on_host
 from metrics.types import Prediction
 
 MetricFactory: TypeAlias = Callable[[DatasetInfo], ExactMetric]
@@ -42,7 +42,8 @@ class MetricSet:
                 metric.fit(batch, prediction)
 
     def compute(self) -> dict[str, float]:
-        """All metrics. Raises ValueError when two metrics report under one key."""
+        """All metrics. Waits for the device once or twice. Raises ValueError when two metrics report under one key."""
+        states_on_host(self.metrics.values())
         results: dict[str, float] = {}
         owner: dict[str, str] = {}
         for name, metric in self.metrics.items():

@@ -99,9 +99,10 @@ def first_component(vit: ViT, images: Tensor) -> Tensor:
         gram = x_BND @ x_BND.mT if by_patch else x_BND.mT @ x_BND
         first = torch.linalg.eigh(gram).eigenvectors[..., -1:]  # ascending eigenvalues
         scores_BN = (first if by_patch else x_BND @ first)[..., 0]
-    at_border = torch.ones(grid, dtype=torch.bool, device=images.device)
+    at_border = torch.ones(grid, dtype=torch.bool)
     at_border[1:-1, 1:-1] = False
-    inwards = scores_BN[:, at_border.flatten()].mean(1, keepdim=True) <= 0
+    border = at_border.flatten().nonzero()[:, 0].to(images.device, non_blocking=True)  # no wait for their number
+    inwards = scores_BN.index_select(1, border).mean(1, keepdim=True) <= 0
     return torch.where(inwards, scores_BN, -scores_BN)
 
 
@@ -115,7 +116,7 @@ def random_scores(images: Tensor, patches: int) -> Tensor:
         digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=8).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest, "little"))
         rows.append(torch.rand(patches, generator=generator))
-    return torch.stack(rows).to(images.device)
+    return torch.stack(rows).to(images.device, non_blocking=True)
 
 
 def select_largest(scores_BN: Tensor, grid: tuple[int, int], keep: float, size: tuple[int, int] | None) -> Selection:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from common.processes import gather_blocks
+from common.transfer import on_host
 from datasets.types import Batch, DatasetInfo
 from metrics.comparison import LOGIT, PRESENT
 from metrics.registry import MAX_NAMED_CLASSES
@@ -25,27 +27,31 @@ class ImageRecord:
 
 
 class RecordCollector:
-    """Evaluation observer that collects one ImageRecord per image."""
+    """Evaluation observer that collects one ImageRecord per image. It waits for the device when it is read."""
 
     def __init__(self) -> None:
-        self.records: list[ImageRecord] = []
+        self.paths: list[str] = []
+        self.columns: list[Tensor] = []
+        """Of each batch, [3, B] float64: label, predicted, wrong_confidence."""
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
         """Add the images of one batch."""
-        probability = prediction.logits.double().softmax(1).cpu()
+        probability = prediction.logits.double().softmax(1)
         predicted = probability.argmax(1)
-        true = torch.zeros_like(probability, dtype=torch.bool).scatter(1, batch.label.cpu()[:, None], True)
-        if batch.present is not None:
-            true = batch.present.cpu()
-        wrong = probability.masked_fill(true, 0.0).amax(1)
-        self.records += [
-            ImageRecord(
-                path=path,
-                label=int(predicted[i] if true[i, predicted[i]] else batch.label[i]),
-                predicted=int(predicted[i]),
-                wrong_confidence=float(wrong[i]),
-            )
-            for i, path in enumerate(batch.paths)
+        true = batch.present
+        if true is None:
+            true = torch.zeros_like(probability, dtype=torch.bool).scatter(1, batch.label[:, None], True)
+        label = torch.where(true.gather(1, predicted[:, None])[:, 0], predicted, batch.label)
+        self.paths += batch.paths
+        self.columns.append(torch.stack([label, predicted, probability.masked_fill(true, 0.0).amax(1)]))
+
+    @property
+    def records(self) -> list[ImageRecord]:
+        """Those of this process."""
+        columns = [column for batch in on_host(self.columns) for column in zip(*batch.tolist(), strict=True)]
+        return [
+            ImageRecord(path, int(label), int(predicted), wrong)
+            for path, (label, predicted, wrong) in zip(self.paths, columns, strict=True)
         ]
 
     def gathered(self) -> list[ImageRecord]:
@@ -64,19 +70,31 @@ class PredictionTable:
 
     def __init__(self, info: DatasetInfo) -> None:
         self.info = info
-        self.frames: list[pd.DataFrame] = []
+        self.paths: list[str] = []
+        self.columns: dict[str, list[Tensor]] = {}
+        """Of each batch, [B] int64, or [B, classes]. They stay on the device until the table is made."""
 
     def __call__(self, batch: Batch, prediction: Prediction) -> None:
         """Add the images of one batch."""
-        frame = pd.DataFrame({"path": batch.paths, "label": batch.label.cpu().numpy()})
-        frame["predicted"] = prediction.logits.argmax(1).cpu().numpy()
-        frame["group"] = None if batch.group is None else batch.group.cpu().numpy()
+        found = {"label": batch.label, "predicted": prediction.logits.argmax(1), "group": batch.group}
         if batch.present is not None and self.info.num_classes <= MAX_NAMED_CLASSES:
-            for kind, values in ((PRESENT, batch.present.int()), (LOGIT, prediction.logits)):
-                frame[[f"{kind}{name}" for name in self.info.class_names]] = values.cpu().numpy()
-        self.frames.append(frame)
+            found |= {PRESENT: batch.present.int(), LOGIT: prediction.logits}
+        self.paths += batch.paths
+        for name, values in found.items():
+            if values is not None:
+                self.columns.setdefault(name, []).append(values)
 
     def csv(self) -> str:
         """The table of all processes as CSV, in the order of the split; every process must call this."""
-        frames = gather_blocks(self.frames)
+        frames = gather_blocks([self._frame()] if self.paths else [])
         return pd.concat(frames).to_csv(index=False, float_format="%.9g")
+
+    def _frame(self) -> pd.DataFrame:
+        """The rows of this process."""
+        joined = dict(zip(self.columns, on_host(map(torch.cat, self.columns.values())), strict=True))
+        frame = pd.DataFrame({"path": self.paths} | {name: joined[name].numpy() for name in ("label", "predicted")})
+        frame["group"] = joined["group"].numpy() if "group" in joined else None
+        for kind in (PRESENT, LOGIT):
+            if kind in joined:
+                frame[[f"{kind}{name}" for name in self.info.class_names]] = joined[kind].numpy()
+        return frame

@@ -5,10 +5,15 @@ from typing import Any
 
 import pytest
 
+from datasets import eval_loader
+from engine.evaluation.loop import evaluate
+from engine.evaluation.records import PredictionTable, RecordCollector
 from engine.training.objectives import OBJECTIVES
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
-from tests.device.simulated import GPU, SYNC, SimulatedGpu
+from metrics.registry import build_metrics, default_metrics
+from models.interface import finds_parts, gives_mask
+from tests.device.simulated import GPU, SYNC, TO_HOST, SimulatedGpu
 from tests.tiny import tiny_config, tiny_model, tiny_splits
 
 STEPS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -19,10 +24,13 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "straight_through": ({"model.mask_gradient": "straight_through"}, {SYNC: 1}),
     "soft": ({"model.mask_kind": "soft"}, {SYNC: 1}),
     "pixels": ({"model.mask_resolution": "pixel"}, {SYNC: 2}),
+    "published view": ({"loss.equivariance.published": True, "loss.equivariance.padding": "zeros"}, {SYNC: 2}),
     "selector": ({"model.selector": "attention", "model.selector_keep": 0.3}, {SYNC: 2}),
+    "selector, pca": ({"model.selector": "pca", "model.selector_keep": 0.3}, {SYNC: 2}),
     "vit": ({"model.name": "vit"}, {SYNC: 1}),
     "pdiscoformer": ({"model.name": "pdiscoformer"}, {SYNC: 1}),
-    "late_masking": ({"model.name": "late_masking"}, {SYNC: 1}),
+    "late_masking, average": ({"model.name": "late_masking", "train.ema_decay": 0.9}, {SYNC: 1}),
+    "decoupled": ({"model.name": "decoupled"}, {SYNC: 2}),
 }
 """Config keys; what a GPU machine waits for in a step: whether the loss is finite and, to drop tokens, their number."""
 EVALUATIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
@@ -31,6 +39,8 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "vit": ({"model.name": "vit"}, {}),
 }
 """The same for a batch of an evaluation."""
+END = {SYNC: 1, TO_HOST: 2}
+"""The same at its end: are the logits finite, and the states of all metrics, of two dtypes."""
 
 
 def trainer_on_gpu(out: Path, keys: dict[str, Any]) -> Trainer:
@@ -58,13 +68,19 @@ def test_step(gpu: SimulatedGpu, name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", EVALUATIONS)
 def test_evaluation(gpu: SimulatedGpu, name: str, tmp_path: Path) -> None:
-    """Per batch: the difference between four batches and two."""
+    """Of four batches and of two: what `evaluate.py` collects of each image waits for nothing before the end."""
     keys, expected = EVALUATIONS[name]
-    counts = []
-    for batch_size in (4, 8, 4):
-        trainer = trainer_on_gpu(tmp_path, {**keys, "data.eval_batch_size": batch_size})
+    config = tiny_config(tmp_path, keys)
+    model, split = tiny_model(config).to(GPU), tiny_splits(config)["val"]
+    for size in (4, 8):
+        records, table = RecordCollector(), PredictionTable(split.info)
+        metrics = build_metrics(
+            default_metrics(split.info, gives_mask(model), split[0] if finds_parts(model) else None), split.info
+        )
         gpu.reset()
-        trainer.evaluate("val")
-        counts.append(gpu.counts.copy())
-    counts[2].subtract(counts[1])
-    assert {what: number / 2 for what, number in counts[2].items() if number} == expected, gpu.log
+        evaluate(
+            model, eval_loader(split, batch_size=size, workers=0, device=GPU), metrics, GPU, observers=[records, table]
+        )
+        batches = len(split) // size
+        assert gpu.counts == {what: batches * expected.get(what, 0) + END[what] for what in END}, gpu.log
+        assert len(records.gathered()) == len(table.csv().splitlines()) - 1 == len(split)
