@@ -86,8 +86,9 @@ class Trainer:
         intervals = ("multilabel_intervals" if info.multi_label else "f1",) if explained else ()
         self.metrics = build_metrics((*default_metrics(info, gives_mask(model), sample), *intervals), info)
         if config.train.compile:
-            for module in model.stages or (model,):  # in place: names of weights do not change
-                module.compile()
+            for each in [model, ema.module] if ema else [model]:
+                for module in each.stages or (each,):  # in place: names of weights do not change
+                    module.compile()
         if config.train.token_cache and isinstance(stage_1 := getattr(model, "stage_1", None), StageOne):
             folder = Path(config.train.token_cache).expanduser()
             stage_1.token_cache = TokenCache(folder, config.train.token_cache_gb * 1e9)

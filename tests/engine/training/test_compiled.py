@@ -19,7 +19,7 @@ CASES: dict[str, tuple[dict[str, Any], int]] = {
     "dense": ({"model.stage_2_path": "dense"}, 0),
     "straight_through": ({"model.mask_gradient": "straight_through", "loss.equivariance.images": 4}, 4),
     "soft": ({"model.mask_kind": "soft"}, 0),
-    "vit": ({"model.name": "vit"}, 0),
+    "vit": ({"model.name": "vit", "train.ema_decay": 0.5}, 0),
     "pdiscoformer": ({"model.name": "pdiscoformer"}, 0),
 }
 """Keys of a config; the most graph breaks: a function that was compiled before has fewer."""
@@ -33,6 +33,10 @@ def losses(out: Path, keys: dict[str, Any]) -> list[float]:
     for batch, _ in zip(trainer.sampler.loader(0, 0, 0), range(2), strict=False):
         found.append(trainer.step(batch, 1.0, 1.0).loss.item())
         trainer.progress.batch += 1
+    if trainer.state.ema:
+        before = counters["stats"]["unique_graphs"]
+        trainer.evaluate("val")
+        assert (counters["stats"]["unique_graphs"] > before) is trainer.config.train.compile, "the average's own graph"
     return found
 
 
