@@ -50,8 +50,9 @@ class IntegratedGradients(PixelExplainer):
     """Sum the channels' magnitudes instead of the signed values; completeness does not hold for these."""
 
     def __post_init__(self) -> None:
-        """Raise UserError for fewer than one step, or a largest gap that is not positive."""
-        if self.steps != "auto" and (not isinstance(self.steps, int) or self.steps < 1):
+        """Raise UserError for a value of another type, fewer than one step, or a largest gap that is not positive."""
+        super().__post_init__()
+        if self.steps != "auto" and self.steps < 1:
             raise UserError(f"--steps: {self.steps!r} is neither a whole number above 0 nor auto")
         if not self.max_gap > 0:
             raise UserError(f"--max-gap: {self.max_gap} is not above 0")

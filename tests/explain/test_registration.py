@@ -101,3 +101,10 @@ def test_in_an_evaluation(
 def save_two_class_vit(path: Path) -> None:
     torch.manual_seed(0)
     save_file(timm.create_model("vit_nano_patch8", num_classes=2, img_size=32).state_dict(), path)
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_values_of_another_type_are_refused(name: str) -> None:
+    for option in METHODS[name].options():
+        with pytest.raises(UserError, match=f"--{option.replace('_', '-')}: <object"):
+            METHODS[name](**{option: object()})
