@@ -45,18 +45,17 @@ class ViTSize:
         return self.depth * (24 * tokens * self.width**2 + 4 * tokens**2 * self.width)
 
 
-def size_of(config: RunConfig) -> ViTSize:
-    """Of the config's backbone; built without memory."""
-    height, width = config.data.size_hw
+def size_of(backbone: str, image_size: tuple[int, int]) -> ViTSize:
+    """Of one of timm's ViTs for images of (height, width) pixels; built without memory."""
     with torch.device("meta"):
-        vit: Any = timm.create_model(config.model.backbone, pretrained=False, img_size=(height, width))
+        vit: Any = timm.create_model(backbone, pretrained=False, img_size=image_size)
     patches = vit.patch_embed.grid_size[0] * vit.patch_embed.grid_size[1]
     return ViTSize(vit.embed_dim, len(vit.blocks), vit.num_prefix_tokens, patches)
 
 
 def step_flops(config: RunConfig) -> float:
     """FLOPs of a training step per image."""
-    size, name = size_of(config), config.model.name
+    size, name = size_of(config.model.backbone, config.data.size_hw), config.model.name
     if name in ("vit", "decoupled", "late_masking"):
         return 3 * size.forward(KEEP if name == "decoupled" else 1.0)
     backward = not (config.optim.freeze_stage_1 and config.optim.freeze_stage_1_tokens)

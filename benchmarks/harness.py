@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from statistics import median
@@ -17,8 +16,10 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks import gpu
 from common.ranges import NonNegativeInt, PositiveInt
-from engine.run.machine import pick_device, provenance
+from engine.run.config import RunConfig
+from engine.run.machine import pick_device, prepare_gpu, provenance
 from report.files import json_text, write_atomic
 from report.tables import TableText
 from report.tables import markdown as markdown_table
@@ -42,14 +43,23 @@ class Case:
     """See `peak_bytes`."""
     seconds: list[float] = field(default_factory=list)
     """Seconds of one call, one entry per round."""
+    flops: float = 0.0
+    """FLOPs that the model needs for one call; 0: not known."""
+    clocks: list[float] = field(default_factory=list)
+    """Of a GPU after each call, MHz, where it can be read."""
 
     def times_faster(self, baseline: "Case") -> float:
         """Seconds per image of the baseline divided by those of this case: the median of each round's ratio."""
         scale = self.images / baseline.images
         return median(scale * b / a for a, b in zip(self.seconds, baseline.seconds, strict=True))
 
+    def utilisation(self, peak: float | None) -> dict[str, float]:
+        """Column `mfu`: the fraction of the `peak` FLOP/s that the model's own FLOPs are; none without a peak."""
+        return {"mfu": self.flops / median(self.seconds) / peak} if peak else {}
+
     def row(self, **ratios: float | None) -> dict[str, Any]:
         """Labels and measurements, with `ratios` as further columns. None becomes an empty cell."""
+        clock = {"sm_MHz": median(self.clocks)} if self.clocks else {}
         return {
             **self.labels,
             "images_per_second": self.images / median(self.seconds),
@@ -57,6 +67,7 @@ class Case:
             "min_seconds": min(self.seconds),
             "p90_seconds": float(np.quantile(self.seconds, 0.9)),
             "peak_MiB": self.peak_bytes / MIB,
+            **clock,
             **ratios,
             "seconds": self.seconds,
         }
@@ -81,7 +92,9 @@ def parser(description: str | None, rounds: int, precisions: Sequence[str]) -> a
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     found.add_argument("--image-size", type=PositiveInt, default=224, help="pixels")
-    found.add_argument("--rounds", type=PositiveInt, default=rounds, help="timed calls per row")
+    found.add_argument(
+        "--rounds", type=PositiveInt, default=rounds, help=f"timed calls per row; on a GPU at least {gpu.ROUNDS}"
+    )
     found.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     found.add_argument("--precision", choices=precisions, default="fp32")
     found.add_argument("--threads", type=NonNegativeInt, default=0, help="CPU threads; 0: torch's default")
@@ -91,10 +104,17 @@ def parser(description: str | None, rounds: int, precisions: Sequence[str]) -> a
 
 
 def start(options: argparse.Namespace) -> torch.device:
-    """Set the number of threads; return the device. Raises UserError for a device that does not exist."""
+    """Set the number of threads, and on a GPU the kernels of training and the fewest rounds; return the device.
+
+    Raises UserError for a device that does not exist.
+    """
     if options.threads:
         torch.set_num_threads(options.threads)
-    return pick_device(options.device)
+    device = pick_device(options.device)
+    if device.type == "cuda":
+        prepare_gpu(device, RunConfig().train.matmul_precision)
+        options.rounds = max(options.rounds, gpu.ROUNDS)
+    return device
 
 
 def require_equal(differences: dict[str, float], tolerance: float) -> None:
@@ -110,15 +130,20 @@ def measure(cases: Sequence[Case], rounds: int, device: torch.device, warm_up: i
     """Fill in memory and seconds of all cases.
 
     Rounds are interleaved: each case gets one call per round, so that a slow phase of the machine affects all of them.
-    The memory pass comes first and warms up; `warm_up` is the number of calls before it.
+    The memory pass comes first and warms up; `warm_up` is the number of calls before it, on a GPU at least
+    `gpu.WARM_UP`. There, events measure the seconds, and the clock is read after each call.
     """
+    on_gpu = device.type == "cuda"
     for case in cases:
-        for number in range(warm_up):
+        for number in range(max(warm_up, gpu.WARM_UP) if on_gpu else warm_up):
             case.prepare(number)()
         case.peak_bytes = peak_bytes(case.prepare(0), device)
     for number in range(rounds):
         for case in cases:
-            case.seconds.append(_seconds(case.prepare(number), device))
+            work = case.prepare(number)
+            case.seconds.append(gpu.timed(work, device) if on_gpu else _seconds(work))
+            if on_gpu and (clock := gpu.sm_clock(device)):
+                case.clocks.append(clock)
         log(f"round {number + 1}/{rounds}: {sum(case.seconds[-1] for case in cases):.0f} s")
 
 
@@ -144,12 +169,9 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int:
     return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())), default=0)
 
 
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    synchronise = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
-    synchronise()  # the device may still be busy with earlier work
+def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
-    synchronise()
     return time.perf_counter() - started
 
 

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from timm.layers import LayerScale
 from torch import Tensor, nn
 
+from benchmarks.estimates import size_of
 from benchmarks.fixed_masks import NUM_CLASSES, FixedMaskModel, random_mask
+from benchmarks.gpu import peak_flops
 from benchmarks.harness import MIB, SEED, Case, Section, measure, parser, report, require_equal, start
 from benchmarks.published_step import VARIANTS, Variant
 from common.errors import exit_on_user_error
@@ -43,7 +45,8 @@ METHOD = (
     "Left out are its further costs: a [B, D, K+1, h, w] product, a D x D Gram matrix, host synchronisations. The "
     "stage-1 backbone is frozen as in the recommended runs. `times faster` and `memory ratio` compare with the first "
     "row; times faster is the median over the rounds of the ratio within a round. Peak MiB: tensors in addition to "
-    "weights and optimiser state."
+    "weights and optimiser state. On a GPU: seconds by its events after 10 calls to warm up; `sm MHz`: median clock "
+    "after a call; `mfu`: FLOPs of the two stages (published: without stage 2 on the view) per second, of the peak."
 )
 
 
@@ -189,10 +192,15 @@ def check(runner: VariantRunner, options: argparse.Namespace) -> dict[str, float
 def cases(runner: VariantRunner, options: argparse.Namespace) -> dict[str, list[Case]]:
     """Title of a table -> its cases; the first one is the baseline."""
     batch = random_batch(options.batch, options.image_size, runner.device)
+    size = size_of(options.backbone, (options.image_size, options.image_size))
 
     def case(work: Callable[..., None], variant: str, keep: float | None) -> Case:
         mask = random_mask(options.batch, runner.grid, keep or options.keep[0], options.spread).to(runner.device)
-        return Case({"variant": variant, "keep": keep}, options.batch, lambda _: partial(work, variant, mask, batch))
+        found = Case({"variant": variant, "keep": keep}, options.batch, lambda _: partial(work, variant, mask, batch))
+        stage_1 = 4 * size.forward() if work == runner.train_step else 0  # image and view, forward and to the tokens
+        kept = 1.0 if keep is None or variant == "dense" else keep
+        found.flops = options.batch * (stage_1 + 3 * size.forward(kept))
+        return found
 
     # Dense work does not depend on the fraction of patches kept: one row.
     dense = ["published", *(variant for variant in options.variants if variant == "dense")]
@@ -208,13 +216,14 @@ def cases(runner: VariantRunner, options: argparse.Namespace) -> dict[str, list[
     }
 
 
-def rows(measured: list[Case]) -> list[dict[str, Any]]:
-    """The table of cases, each compared with the first."""
+def rows(measured: list[Case], peak: float | None = None) -> list[dict[str, Any]]:
+    """The table of cases, each compared with the first. `peak`: of the device, FLOP/s."""
     first = measured[0]
-    return [
-        case.row(times_faster=case.times_faster(first), memory_ratio=case.peak_bytes / max(1, first.peak_bytes))
+    ratios = [
+        {"times_faster": case.times_faster(first), "memory_ratio": case.peak_bytes / max(1, first.peak_bytes)}
         for case in measured
     ]
+    return [case.row(**ratio, **case.utilisation(peak)) for case, ratio in zip(measured, ratios, strict=True)]
 
 
 @exit_on_user_error
@@ -227,7 +236,8 @@ def main(args: Sequence[str] | None = None) -> None:
     tables = cases(runner, options)
     tables["Training step"][0].prepare(0)()  # creates the optimiser state, which belongs to no step
     measure([case for table in tables.values() for case in table], options.rounds, device, int(options.compile))
-    sections = [Section(title, rows(table)) for title, table in tables.items()]
+    peak = peak_flops(device, options.precision)
+    sections = [Section(title, rows(table, peak)) for title, table in tables.items()]
     sections[0].notes = [
         f"weights and optimiser state: {runner.resident_bytes() / MIB:.0f} MiB",
         *(f"relative difference from published, {name}: {value:.1e}" for name, value in differences.items()),

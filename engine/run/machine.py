@@ -66,14 +66,15 @@ def prepare_process(config: RunConfig) -> torch.device:
     torch.backends.cudnn.benchmark = not config.train.deterministic
     device = pick_device(config.train.device)
     if device.type == "cuda":
-        _prepare_gpu(config, device)
+        prepare_gpu(device, config.train.matmul_precision)
     return device
 
 
-def _prepare_gpu(config: RunConfig, device: torch.device) -> None:
+def prepare_gpu(device: torch.device, matmul_precision: str) -> None:
+    """Make a GPU the current one and choose the kernels of float32 products and of attention."""
     if device.index is not None:
         torch.cuda.set_device(device)  # NCCL uses the current device
-    torch.set_float32_matmul_precision(config.train.matmul_precision)
+    torch.set_float32_matmul_precision(matmul_precision)
     # cuDNN's attention, preferred on an H100, builds a plan for every new number of tokens, which changes every step.
     torch.backends.cuda.enable_cudnn_sdp(False)
 
