@@ -126,7 +126,7 @@ def load_run(run: Path, options: argparse.Namespace) -> MeasuredModel:
     config = run_config(run, options.overrides)
     split = read_split(config, options.split, options.images, run)
     model = load_run_model(run, config, "best", split.info.num_outputs)
-    batches = list(eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.workers))
+    batches = list(eval_loader(split, batch_size=config.data.eval_batch_size, workers=config.data.loading_processes))
     masks = [batch.mask for batch in batches if batch.mask is not None]
     return MeasuredModel(
         run.name or str(run),

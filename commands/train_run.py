@@ -72,7 +72,7 @@ def _train(config: RunConfig) -> MetricsRow:
     info = splits["train"].info
     check_labels(config, info, config.out if resumes else config.model.init_from)
     if config.data.check_images:
-        check_images(splits, config.data.workers)
+        check_images(splits, config.data.loading_processes)
 
     # 2. model and objective
     fresh = not (resumes or config.model.init_from)

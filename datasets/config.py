@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from common.cores import own_cores
 from common.ranges import (
     ClosedUnitInterval,
     HalfOpenUnitInterval,
@@ -16,6 +17,7 @@ from common.ranges import (
 SPLITS = ("train", "val", "test")
 """Names of the splits; in the published index files a split is numbered by its position here."""
 
+MOST_WORKERS = 8
 Triple = tuple[float, float, float]
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -160,8 +162,9 @@ class DataConfig:
     batch_size: PositiveInt = 16
     """Training images per batch and process, if global_batch is 0."""
     eval_batch_size: PositiveInt = 64
-    workers: NonNegativeInt = 4
-    """Data loading processes; 0 loads in the main process."""
+    workers: NonNegativeInt | Literal["auto"] = "auto"
+    """Data loading processes; 0 loads in the main process. auto: one fewer than the CPU cores of this process, from 1
+    to 8."""
     max_unreadable: ClosedUnitInterval = 0.1
     """Fraction of an epoch's training images that may be unreadable and left out; more are an error. In evaluation any
     unreadable image is."""
@@ -188,6 +191,11 @@ class DataConfig:
     def size_hw(self) -> tuple[int, int]:
         """(height, width) of the network's input, pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    @property
+    def loading_processes(self) -> int:
+        """`workers` as a number."""
+        return min(MOST_WORKERS, max(1, own_cores() - 1)) if self.workers == "auto" else self.workers
 
     @property
     def normalisation(self) -> tuple[Triple, Triple]:

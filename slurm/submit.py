@@ -71,7 +71,7 @@ def parse_args() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--gpus", type=int, default=1, help="GPUs per node; 0 trains on CPUs; default: 1")
     parser.add_argument("--tasks", type=_count, help="processes per node; default: one per GPU")
     parser.add_argument(
-        "--cpus", type=_count, default=8, help="CPUs per process: data.workers and a few more; default: 8"
+        "--cpus", type=_count, default=8, help="CPUs per process, one of them not for loading; default: 8"
     )
     parser.add_argument(
         "--time", type=_minutes, default="12:00:00", metavar="[DAYS-]HH:MM:SS", help="time limit; default: 12:00:00"

@@ -69,7 +69,7 @@ def run_challenge(
     processes, each evaluates its own objects on all backgrounds.
     """
     info, precision = sets[FOREGROUNDS].info, precision_of(config.train.precision, device)
-    size, workers = config.data.eval_batch_size, config.data.workers
+    size, workers = config.data.eval_batch_size, config.data.loading_processes
     loader = eval_loader(sets[BACKGROUNDS], batch_size=size, workers=workers, device=device)
     backgrounds = torch.cat([batch.image for batch in loader])
     chunks = list(backgrounds.split(size))

@@ -72,6 +72,6 @@ def split_loader(split: Split, data: DataConfig, device: torch.device | None = N
     """
     here = processes()
     return eval_loader(
-        split, batch_size=data.eval_batch_size, workers=data.workers, rank=here.rank, world_size=here.world_size,
-        device=device,
+        split, batch_size=data.eval_batch_size, workers=data.loading_processes, rank=here.rank,
+        world_size=here.world_size, device=device,
     )  # fmt: skip

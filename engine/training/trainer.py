@@ -143,7 +143,7 @@ class Trainer:
 
     def _train_epoch(self, tracker: Tracker, stop: StopRequest) -> None:
         config, progress = self.config, self.progress
-        loader = self.sampler.loader(progress.epoch, progress.batch, config.data.workers, self.device)
+        loader = self.sampler.loader(progress.epoch, progress.batch, config.data.loading_processes, self.device)
         self.model.train()
         self.state.means = EpochMeans(self.device, self.state.own_sums())
         started = time.perf_counter()
