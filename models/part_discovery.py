@@ -14,6 +14,7 @@ from timm.layers import trunc_normal_
 from torch import Tensor, nn
 
 from common.processes import own_rows
+from common.transfer import on_device
 from models.config import PartsConfig
 from models.selection import foreground_margin, without_parts
 
@@ -217,7 +218,7 @@ class PartHead(nn.Module):
         """[1, K] bool: the parts that were not removed; None if no part was."""
         if not removed:
             return None
-        return torch.tensor([[part not in removed for part in range(self.config.num_parts)]], device=device)
+        return on_device([[part not in removed for part in range(self.config.num_parts)]], device)
 
     def _noisy(self, logits: Tensor, gumbel: Tensor | None) -> Tensor:
         # `logits` are already divided by the temperature.
@@ -228,7 +229,9 @@ class PartHead(nn.Module):
             return logits
         scale = self.config.logit_scale / self.config.temperature
         base = dots * scale if self.config.threshold_form == "dot_product" else logits
-        limits = torch.cat([thresholds.to(dots), dots.new_full((1,), -torch.inf)])  # the background has no threshold
+        limits = torch.cat(
+            [thresholds.to(dots.device, dots.dtype, non_blocking=True), dots.new_full((1,), -torch.inf)]
+        )  # the background has no threshold
         return base.masked_fill(dots < limits, -torch.inf)
 
 
@@ -236,4 +239,4 @@ def _argmax_in(maps: Tensor, parts: tuple[int, ...]) -> Tensor | None:
     """[B, N] bool: patches whose most probable part is in `parts`; None if `parts` is empty."""
     if not parts:
         return None
-    return torch.isin(maps.argmax(-1), torch.tensor(parts, device=maps.device))
+    return torch.isin(maps.argmax(-1), on_device(parts, maps.device))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from datasets import eval_loader
 from engine.evaluation.loop import evaluate
@@ -13,6 +14,7 @@ from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from metrics.registry import build_metrics, default_metrics
 from models.interface import finds_parts, gives_mask
+from models.part_discovery import Intervention
 from tests.device.simulated import GPU, SYNC, TO_HOST, SimulatedGpu
 from tests.tiny import tiny_config, tiny_model, tiny_splits
 
@@ -37,6 +39,7 @@ EVALUATIONS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "packed": ({}, {SYNC: 1}),
     "pixels": ({"model.mask_resolution": "pixel"}, {SYNC: 1}),
     "vit": ({"model.name": "vit"}, {}),
+    "without part 1": ({}, {SYNC: 1}),
 }
 """The same for a batch of an evaluation."""
 END = {SYNC: 1, TO_HOST: 2}
@@ -72,15 +75,15 @@ def test_evaluation(gpu: SimulatedGpu, name: str, tmp_path: Path) -> None:
     keys, expected = EVALUATIONS[name]
     config = tiny_config(tmp_path, keys)
     model, split = tiny_model(config).to(GPU), tiny_splits(config)["val"]
+    options = {"intervention": Intervention(torch.zeros(3), (1,))} if name == "without part 1" else {}
     for size in (4, 8):
         records, table = RecordCollector(), PredictionTable(split.info)
         metrics = build_metrics(
             default_metrics(split.info, gives_mask(model), split[0] if finds_parts(model) else None), split.info
         )
         gpu.reset()
-        evaluate(
-            model, eval_loader(split, batch_size=size, workers=0, device=GPU), metrics, GPU, observers=[records, table]
-        )
+        loader = eval_loader(split, batch_size=size, workers=0, device=GPU)
+        evaluate(model, loader, metrics, GPU, observers=[records, table], options=options)
         batches = len(split) // size
         assert gpu.counts == {what: batches * expected.get(what, 0) + END[what] for what in END}, gpu.log
         assert len(records.gathered()) == len(table.csv().splitlines()) - 1 == len(split)
