@@ -85,7 +85,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     """Of autocast. auto: bf16 on a GPU that has it, else fp32."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Of float32 matrix products on a GPU: highest = float32, high = TF32, medium = bfloat16."""
+    """Of float32 matrix products on a GPU: highest = float32, high = TF32, medium = bfloat16. Convolutions are in TF32
+    unless it is highest."""
     device: str = "auto"
     """auto (CUDA if available) | cpu | cuda | cuda:N"""
     threads: NonNegativeInt = 0

@@ -71,10 +71,11 @@ def prepare_process(config: RunConfig) -> torch.device:
 
 
 def prepare_gpu(device: torch.device, matmul_precision: str) -> None:
-    """Make a GPU the current one and choose the kernels of float32 products and of attention."""
+    """Make a GPU the current one and choose the kernels of float32 products, convolutions and attention."""
     if device.index is not None:
         torch.cuda.set_device(device)  # NCCL uses the current device
     torch.set_float32_matmul_precision(matmul_precision)
+    torch.backends.cudnn.allow_tf32 = matmul_precision != "highest"  # of convolutions; torch's default is TF32
     # cuDNN's attention, preferred on an H100, builds a plan for every new number of tokens, which changes every step.
     torch.backends.cuda.enable_cudnn_sdp(False)
 

@@ -23,11 +23,14 @@ def test_float32_products_and_attention(device: torch.device, tmp_path: Path, mo
     monkeypatch.setattr(machine, "pick_device", lambda name: device)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     products, cudnn = torch.get_float32_matmul_precision(), torch.backends.cuda.cudnn_sdp_enabled()
+    convolutions, changed = torch.backends.cudnn.allow_tf32, device == GPU  # on a CPU, "high" would round too
     try:
-        prepare_process(tiny_config(tmp_path, {"train.matmul_precision": "high"}))
-        changed = device == GPU  # on a CPU, "high" would round too
+        for value in ("highest", "high"):
+            prepare_process(tiny_config(tmp_path, {"train.matmul_precision": value}))
+            assert torch.backends.cudnn.allow_tf32 is (value == "high" if changed else convolutions)
         assert torch.get_float32_matmul_precision() == ("high" if changed else products)
         assert torch.backends.cuda.cudnn_sdp_enabled() is (cudnn and not changed)
     finally:
         torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
         torch.backends.cuda.enable_cudnn_sdp(cudnn)
