@@ -1,17 +1,16 @@
 """What all metrics share: states that add up exactly, on the prediction's device and across processes."""
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
 import torch
-import torchmetrics
 from torch import Tensor
 
 from common.metric_info import MetricInfo, declare
-from common.processes import gather
+from common.processes import gather, processes
 from common.transfer import on_host
 from datasets.types import Batch
 from metrics.types import Explanation, Prediction
@@ -23,42 +22,61 @@ def _on_the_device(method: Callable[..., None]) -> Callable[..., None]:
     @wraps(method)
     def moved(self: "ExactMetric", batch: Batch, prediction: Prediction | Explanation) -> None:
         self.follow(prediction)
-        method(self, batch, prediction)
+        with torch.no_grad():
+            method(self, batch, prediction)
 
     return moved
 
 
-class ExactMetric(torchmetrics.Metric):
+def _of_all_processes(method: Callable[..., dict[str, float]]) -> Callable[..., dict[str, float]]:
+    @wraps(method)
+    def gathered(self: "ExactMetric") -> dict[str, float]:
+        if not processes().is_distributed or self._gathered:  # a subclass may call the method of its base
+            return method(self)
+        own, device = dict(self.states()), self.device
+        try:
+            self._gathered = True
+            for name, state in own.items():
+                parts = gather(self.values(name).cpu() if isinstance(state, list) else state.cpu())
+                together = [torch.cat(parts)] if isinstance(state, list) else torch.stack(parts).sum(0)
+                setattr(self, name, together)
+            self.device = torch.device("cpu")
+            return method(self)
+        finally:
+            self._gathered, self.device = False, device
+            vars(self).update(own)
+
+    return gathered
+
+
+class ExactMetric(ABC):
     """A metric whose results depend neither on the batch size nor on the number of processes.
 
     It achieves this with two kinds of state: int64 counters, and float64 values per image that are kept until `compute`
-    adds them with a correctly rounded sum. `torchmetrics.Metric` provides the reset and the gathering across processes;
-    every process must hold different images, and all of them must call `compute`.
+    adds them with a correctly rounded sum. Every process must hold different images, and all of them must call
+    `compute`, whose body sees the states of all.
 
     Subclasses define `update` (and `fit`, see `FittedMetric`) and `compute`. Before the body of `update` or `fit` runs,
-    the states are moved to the device of the prediction.
+    the states are moved to the device of the prediction; no gradient is kept.
     """
 
-    full_state_update = False
     shown: ClassVar[Mapping[str, MetricInfo]] = {}
     """How tables, headline cards and curves show the keys of `compute`; a key left out is shown as a plain number."""
 
     def __init_subclass__(cls, **options: Any) -> None:
-        """Declare `shown`, and make `update` and `fit` move the states first."""
+        """Declare `shown`, make `update` and `fit` move the states first, and `compute` gather them."""
         super().__init_subclass__(**options)
         declare(cls.shown)
-        for name in ("update", "fit"):
+        for name, wrap in (("update", _on_the_device), ("fit", _on_the_device), ("compute", _of_all_processes)):
             if name in vars(cls):
-                setattr(cls, name, _on_the_device(vars(cls)[name]))
+                setattr(cls, name, wrap(vars(cls)[name]))
 
     def __init__(self) -> None:
-        super().__init__(dist_sync_fn=_of_all_processes)
-        self.set_dtype(torch.float64)
-
-    @property
-    def update_called(self) -> bool:
-        """Always true: torchmetrics warns of a process without images otherwise, and here an empty metric is nan."""
-        return True
+        self.device = torch.device("cpu")
+        """Of the states."""
+        self._initial: dict[str, tuple[int, ...] | None] = {}
+        """State -> the shape of a counter, None for values."""
+        self._gathered = False
 
     @abstractmethod
     def update(self, batch: Batch, prediction: Prediction) -> None:
@@ -68,37 +86,53 @@ class ExactMetric(torchmetrics.Metric):
     def compute(self) -> dict[str, float]:
         """The metrics over everything counted; nan where nothing was. Copies from the device once or a few times."""
 
+    def reset(self) -> None:
+        """Forget everything counted."""
+        for name, shape in self._initial.items():
+            if shape is None:
+                self.add_values(name)
+            else:
+                self.add_counter(name, *shape)
+
     def add_counter(self, name: str, *shape: int) -> None:
         """An int64 state of zeros, summed over processes."""
-        self.add_state(name, torch.zeros(shape, dtype=torch.int64), dist_reduce_fx="sum")
+        self._initial[name] = shape
+        setattr(self, name, torch.zeros(shape, dtype=torch.int64, device=self.device))
 
     def add_values(self, name: str) -> None:
         """A list of flat float64 tensors, concatenated over processes; read it with `values`."""
-        self.add_state(name, [], dist_reduce_fx="cat")
+        self._initial[name] = None
+        setattr(self, name, [])
+
+    def states(self) -> Iterator[tuple[str, Tensor | list[Tensor]]]:
+        """All states by name."""
+        return ((name, getattr(self, name)) for name in self._initial)
 
     def values(self, name: str) -> Tensor:
         """Everything appended to a state of `add_values`: [n] float64."""
-        state: list[Tensor] | Tensor = getattr(self, name)
-        if isinstance(state, Tensor):  # already concatenated by the gathering
-            return state
+        state: list[Tensor] = getattr(self, name)
         return torch.cat(state) if state else torch.zeros(0, dtype=torch.float64, device=self.device)
 
     def follow(self, prediction: Prediction | Explanation) -> None:
         """Move the states to the device of the logits. This replaces the lists of `add_values`."""
-        if self.device != prediction.logits.device:
-            self.to(prediction.logits.device, non_blocking=True)
+        if self.device != (device := prediction.logits.device):
+            for name, state in self.states():
+                tensors = state if isinstance(state, list) else [state]
+                moved = [tensor.to(device, non_blocking=True) for tensor in tensors]
+                setattr(self, name, moved if isinstance(state, list) else moved[0])
+            self.device = device
 
 
 def states_on_host(metrics: Iterable[ExactMetric]) -> None:
     """Move the states of all metrics to the CPU together, so that `compute` does not wait for each of its values."""
     metrics = list(metrics)
-    states = [(metric, name, getattr(metric, name)) for metric in metrics for name in metric._defaults]
+    states = [(metric, *state) for metric in metrics for state in metric.states()]
     listed = [t for _, _, state in states for t in ([state] if isinstance(state, Tensor) else state)]
     moved = iter(on_host(listed))
     for metric, name, state in states:
         setattr(metric, name, next(moved) if isinstance(state, Tensor) else [next(moved) for _ in state])
     for metric in metrics:
-        metric._device = torch.device("cpu")  # `to` would copy the unused initial values, each on its own
+        metric.device = torch.device("cpu")
 
 
 class FittedMetric(ExactMetric):
@@ -107,11 +141,6 @@ class FittedMetric(ExactMetric):
     @abstractmethod
     def fit(self, batch: Batch, prediction: Prediction) -> None:
         """Take in one batch of the training split, in its evaluation transform. All of them come before `update`."""
-
-
-def _of_all_processes(state: Tensor, group: Any = None) -> list[Tensor]:
-    """A state of every process, by rank, on this one's device: one without images is still on the CPU."""
-    return [other.to(state.device) for other in gather(state.cpu())]
 
 
 def ratio(part: float, whole: float) -> float:

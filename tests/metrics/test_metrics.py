@@ -59,8 +59,7 @@ def test_moving_the_states_loses_no_batch(info: DatasetInfo, monkeypatch: pytest
     expected = fed_alone(info, batch, prediction, 30)
 
     def move(metric: ExactMetric, prediction: Prediction) -> None:
-        for name in metric._defaults:
-            state = getattr(metric, name)
+        for name, state in metric.states():
             setattr(metric, name, list(state) if isinstance(state, list) else state.clone())
 
     monkeypatch.setattr(ExactMetric, "follow", move)
