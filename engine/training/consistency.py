@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from common.processes import gather_blocks
 from common.seeds import stable_seed
+from common.transfer import on_device
 from datasets.types import Batch
 from engine.training.objectives import Objective, ObjectiveOutput
 from explain import build_method, explain
@@ -119,8 +120,9 @@ class Agreement:
         chosen = [i for i, path in enumerate(batch.paths) if stable_seed("agreement", path) < limit]
         values = torch.full((2, len(batch)), torch.nan, dtype=torch.float64)
         if chosen:
-            classes = prediction.logits[chosen].argmax(1)
-            measured = self.consistency.measured(self.model, batch.image[chosen], classes)
+            rows = on_device(chosen, batch.image.device)
+            classes = prediction.logits[rows].argmax(1)
+            measured = self.consistency.measured(self.model, batch.image[rows], classes)
             values[:, chosen] = torch.stack(measured).double().cpu()
         for column, new in zip(self.columns.values(), values.tolist(), strict=True):
             column += new  # nan for images left out: `gather_blocks` needs one value per image

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
@@ -162,6 +163,9 @@ class SimulatedGpu(TorchFunctionMode):
                 self.count(TO_GPU if self.holds(args[0]) else TO_HOST, name)
             return
         if name in INDEXING:
+            for index in args[1] if isinstance(args[1], tuple) else (args[1],):
+                if isinstance(index, list | np.ndarray):
+                    self.count(TO_GPU, f"{name} with numbers of the host")
             for index in tensors_of(args[1]):
                 if index.dtype == torch.bool and index.dim() and not (name == "__setitem__" and not is_tensor(args[2])):
                     self.count(SYNC, f"{name} with a mask")

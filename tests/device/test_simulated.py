@@ -44,8 +44,8 @@ def test_what_is_counted(gpu: SimulatedGpu) -> None:
     assert gpu.counts == {SYNC: 5}, gpu.log
     torch.tensor([1, 2], device=GPU)
     torch.zeros(2).to(GPU)
-    x[torch.tensor([0, 1])]
-    assert gpu.counts == {SYNC: 5, TO_GPU: 3}, gpu.log
+    x[torch.tensor([0, 1])], x[[0, 1]]
+    assert gpu.counts == {SYNC: 5, TO_GPU: 4}, gpu.log
     gpu.reset()
     x[x > 1] = 0.0
     x[:2], x.masked_fill(x > 1, 0), x.shape, x.repeat_interleave(2), torch.where(x > 1, x, 0.0)

@@ -9,7 +9,8 @@ import torch
 from datasets import eval_loader
 from engine.evaluation.loop import evaluate
 from engine.evaluation.records import PredictionTable, RecordCollector
-from engine.training.objectives import OBJECTIVES
+from engine.training.consistency import ConsistencyObjective
+from engine.training.objectives import OBJECTIVES, Objective
 from engine.training.optim import PARAM_GROUP_RULES
 from engine.training.trainer import Trainer
 from metrics.registry import build_metrics, default_metrics
@@ -30,6 +31,7 @@ STEPS: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "selector": ({"model.selector": "attention", "model.selector_keep": 0.3}, {SYNC: 2}),
     "selector, pca": ({"model.selector": "pca", "model.selector_keep": 0.3}, {SYNC: 2}),
     "vit": ({"model.name": "vit"}, {SYNC: 1}),
+    "consistency": ({"model.name": "vit", "loss.consistency.weight": 1.0}, {SYNC: 1}),
     "pdiscoformer": ({"model.name": "pdiscoformer"}, {SYNC: 1}),
     "late_masking, average": ({"model.name": "late_masking", "train.ema_decay": 0.9}, {SYNC: 1}),
     "decoupled": ({"model.name": "decoupled"}, {SYNC: 2}),
@@ -49,7 +51,9 @@ END = {SYNC: 1, TO_HOST: 2}
 def trainer_on_gpu(out: Path, keys: dict[str, Any]) -> Trainer:
     config = tiny_config(out, keys)
     model = tiny_model(config).to(GPU)
-    objective = OBJECTIVES[model.objective](config.loss, 2, [17, 17])
+    objective: Objective = OBJECTIVES[model.objective](config.loss, 2, [17, 17])
+    if config.loss.consistency.weight:
+        objective = ConsistencyObjective(objective, config.loss.consistency, everywhere=True)
     return Trainer(
         config, model, objective, PARAM_GROUP_RULES[model.parameter_rules](config.optim), tiny_splits(config), GPU
     )
