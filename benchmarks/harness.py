@@ -46,7 +46,7 @@ class Case:
     flops: float = 0.0
     """FLOPs that the model needs for one call; 0: not known."""
     clocks: list[float] = field(default_factory=list)
-    """Of a GPU after each call, MHz, where it can be read."""
+    """Of a GPU after each round, MHz, where it can be read."""
 
     def times_faster(self, baseline: "Case") -> float:
         """Seconds per image of the baseline divided by those of this case: the median of each round's ratio."""
@@ -131,7 +131,7 @@ def measure(cases: Sequence[Case], rounds: int, device: torch.device, warm_up: i
 
     Rounds are interleaved: each case gets one call per round, so that a slow phase of the machine affects all of them.
     The memory pass comes first and warms up; `warm_up` is the number of calls before it, on a GPU at least
-    `gpu.WARM_UP`. There, events measure the seconds, and the clock is read after each call.
+    `gpu.WARM_UP`. There, events measure the seconds, and the clock is read after each round.
     """
     on_gpu = device.type == "cuda"
     for case in cases:
@@ -142,7 +142,8 @@ def measure(cases: Sequence[Case], rounds: int, device: torch.device, warm_up: i
         for case in cases:
             work = case.prepare(number)
             case.seconds.append(gpu.timed(work, device) if on_gpu else _seconds(work))
-            if on_gpu and (clock := gpu.sm_clock(device)):
+        if on_gpu and (clock := gpu.sm_clock(device)):  # not within a round: the GPU is idle meanwhile
+            for case in cases:
                 case.clocks.append(clock)
         log(f"round {number + 1}/{rounds}: {sum(case.seconds[-1] for case in cases):.0f} s")
 

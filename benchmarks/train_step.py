@@ -46,7 +46,7 @@ METHOD = (
     "stage-1 backbone is frozen as in the recommended runs. `times faster` and `memory ratio` compare with the first "
     "row; times faster is the median over the rounds of the ratio within a round. Peak MiB: tensors in addition to "
     "weights and optimiser state. On a GPU: seconds by its events after 10 calls to warm up; `sm MHz`: median clock "
-    "after a call; `mfu`: FLOPs of the two stages (published: without stage 2 on the view) per second, of the peak."
+    "after a round; `mfu`: FLOPs of the two stages (published: without stage 2 on the view) per second, of the peak."
 )
 
 
