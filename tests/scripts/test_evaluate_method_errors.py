@@ -78,7 +78,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "options of a method without one": ([*NANO, "--stage", "1"], "--stage"),
     "model of nobody": (["--model", "vit_nano_patch8", *FAST], "timm/NAME"),
     "unknown model": (["--model", "timm/vit_nanno", *FAST], "vit_nano"),
-    "no ViT": (["--model", "timm/resnet18", "--weights", "none", *FAST], "resnet18"),
     "other classes": ([*NANO, "--weights", "none", *FAST], "1000 classes, data set synthetic has 2"),
     "no weights": ([*NANO, "--weights", "nowhere.pt", *FAST], "nowhere.pt"),
     "weights that are none": ([*NANO, "--weights", "text.h5", *FAST], "text.h5"),
