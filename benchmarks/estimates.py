@@ -24,7 +24,7 @@ PRECISIONS = {"fp32": (67.0, 0.6), "TF32": (495.0, 0.3), "bf16": (989.0, 0.35)}
 KEEP = 0.3
 """Assumed fraction of the patches that stage 2 sees."""
 IMAGES = {
-    "cub": 5395, "waterbirds": 4795, "waterbirds_decoupled": 4795, "waterbirds_dinov3": 4795, "siim_acr": 10_000,
+    "cub": 5395, "waterbirds": 4795, "waterbirds_fast": 4795, "waterbirds_decoupled": 4795, "waterbirds_dinov3": 4795, "siim_acr": 10_000,
     "imagenet1k": 1_153_000, "cub_pdiscoformer": 5395,
 }  # fmt: skip
 """Config -> training images of an epoch; of SIIM-ACR about."""
@@ -59,7 +59,9 @@ def step_flops(config: RunConfig) -> float:
     if name in ("vit", "decoupled", "late_masking"):
         return 3 * size.forward(KEEP if name == "decoupled" else 1.0)
     backward = not (config.optim.freeze_stage_1 and config.optim.freeze_stage_1_tokens)
-    stage_1 = 2 * (1 + backward) * size.forward()
+    second_views = config.loss.equivariance.images
+    views = 1 + (second_views / config.data.max_batch_per_device if second_views else 1)
+    stage_1 = views * (1 + backward) * size.forward()
     return stage_1 + (3 * size.forward(KEEP) if name == "two_stage" else 0.0)
 
 

@@ -20,7 +20,7 @@ from tests.tiny import Session, tiny_config, tiny_splits
 
 ROOT = Path(__file__).parents[2]
 MEANT = {
-    "cub": 128, "waterbirds": 128, "waterbirds_decoupled": 128, "waterbirds_dinov3": 128,
+    "cub": 128, "waterbirds": 128, "waterbirds_fast": 128, "waterbirds_decoupled": 128, "waterbirds_dinov3": 128,
     "siim_acr": 128, "metashift": 128, "imagenet1k": 1024,
     "cub_pdiscoformer": 32, "flowers_pdiscoformer": 32, "part_imagenet_pdiscoformer": 32, "quickstart": 64,
     "nabirds_pdiscoformer": 32,
