@@ -24,8 +24,8 @@ PRECISIONS = {"fp32": (67.0, 0.6), "TF32": (495.0, 0.3), "bf16": (989.0, 0.35)}
 KEEP = 0.3
 """Assumed fraction of the patches that stage 2 sees."""
 IMAGES = {
-    "cub": 5395, "waterbirds": 4795, "waterbirds_fast": 4795, "waterbirds_decoupled": 4795, "waterbirds_dinov3": 4795, "siim_acr": 10_000,
-    "imagenet1k": 1_153_000, "cub_pdiscoformer": 5395,
+    "cub": 5395, "waterbirds": 4795, "waterbirds_fast": 4795, "waterbirds_decoupled": 4795, "waterbirds_dinov3": 4795,
+    "siim_acr": 10_000, "imagenet1k": 1_153_000, "cub_pdiscoformer": 5395,
 }  # fmt: skip
 """Config -> training images of an epoch; of SIIM-ACR about."""
 
