@@ -6,6 +6,7 @@ Everything of a user is in `gr.State` or in the values of widgets, and is passed
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,24 +39,25 @@ class Page:
 
     def wire(self, blocks: gr.Blocks) -> None:
         """Connect the widgets to the functions below."""
-        w, on = self.widgets, self._on
-        on(blocks.load, self.start, [], [*w.loaded, w.group, w.example])
-        on(w.upload.upload, self.uploaded, [w.upload], w.loaded)
-        on(w.group.input, self.list_group, [w.group], [w.example])
-        on(w.example.input, self.chosen, [w.example], w.loaded)
-        changing: list[Any] = [w.parts, w.mask, w.margin, *w.thresholds]
-        for widget in changing:
-            on(widget.input, self.changed, w.edits, w.predicted, trigger_mode="always_last")
+        w, edit, demand = self.widgets, self._on_edit, self._on_demand
+        edit(blocks.load, self.start, [], [*w.loaded, w.group, w.example])
+        edit(w.upload.upload, self.uploaded, [w.upload], w.loaded)
+        self._on(w.group.input, self.list_group, [w.group], [w.example], trigger_mode="always_last")
+        edit(w.example.input, self.chosen, [w.example], w.loaded)
+        edit(w.parts.input, self.parts_chosen, [w.parts, *w.edited], w.predicted)
+        sliding: list[Any] = [w.mask, w.margin, *w.thresholds]
+        for widget in sliding:
+            edit(widget.input, self.changed, w.edited, w.predicted, mode="always_last")
         for view in w.views:
-            on(view.select, self.clicked, [w.click, *w.edits], [w.painted, w.parts, *w.predicted])
-        on(w.reset.click, self.undo, [w.opened], w.loaded)
-        on(w.prove.click, self.proved, w.edits, [w.proof])
-        on(w.explain.click, self.explained, [w.one_scale, w.methods, w.target, *w.edits], [w.maps])
-        on(w.make.click, self.made, [w.methods, w.target, *w.edits], [w.files, w.python])
-        on(w.show_groups.click, self.grouped, [w.shown_groups, w.failures], [w.group_view, w.sheet, w.no_images])
-        on(w.group_view.select, self.picked, [w.sheet], w.loaded)
+            edit(view.select, self.clicked, [w.click, *w.edited], w.predicted)
+        edit(w.reset.click, self.undo, [w.opened], w.loaded)
+        demand(w.prove.click, self.proved, [], [w.proof])
+        demand(w.explain.click, self.explained, [w.one_scale, w.methods, w.target], [w.maps])
+        demand(w.make.click, self.made, [w.methods, w.target], [w.files, w.python])
+        self._on(w.show_groups.click, self.grouped, [w.shown_groups, w.failures], [w.group_view, w.sheet, w.no_images])
+        edit(w.group_view.select, self.picked, [w.sheet], w.loaded)
 
-    def _on(self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any], **options: Any) -> None:
+    def _on(self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any], **options: Any) -> Any:
         """Call `do` at the event. A UserError becomes a line on the page."""
         status = self.widgets.status
 
@@ -68,7 +70,32 @@ class Page:
                 return {**shown, status: problem(str(error))}
 
         every = outputs if status in outputs else [*outputs, status]
-        event(guarded, inputs, every, api_visibility="private", show_progress="minimal", **options)
+        return event(guarded, inputs, every, api_visibility="private", show_progress="minimal", **options)
+
+    def _on_edit(
+        self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any], mode: str = "multiple"
+    ) -> None:
+        """`_on` for what changes the prediction: one at a time, and none is dropped while another one is computed."""
+        self._on(event, do, inputs, outputs, trigger_mode=mode, concurrency_id="edit")
+
+    def _on_demand(self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any]) -> None:
+        """`_on` for `do(opened, edits, *inputs)`, whose result goes if the user edits the mask in the meantime."""
+        w, of = self.widgets, gr.State(None)
+
+        @functools.wraps(do)
+        def computed(opened: Opened | None, edits: Edits, *values: Any) -> Update:
+            if opened is None:
+                raise UserError("Choose an image first.")
+            return {of: (opened, edits), **do(opened, edits, *values)}
+
+        def check(computed_of: tuple[Opened, Edits] | None, opened: Opened | None, edits: Edits) -> Update:
+            if computed_of is None or (computed_of[0] is opened and computed_of[1] == edits):
+                return {of: None}
+            edited = problem("The mask was edited in the meantime: press again.")
+            return dict.fromkeys(outputs, "") | {of: None, w.status: edited}
+
+        done = self._on(event, computed, [w.opened, w.edits, *inputs], [*outputs, of])
+        self._on(done.then, check, [of, w.opened, w.edits], [*outputs, of])
 
     # What happens. Every function returns widget -> value.
 
@@ -101,49 +128,43 @@ class Page:
         """Open an example."""
         return {} if index is None else self._load(self.session.open_example(index))
 
-    def changed(self, opened: Opened | None, *values: Any) -> Update:
-        """Show the prediction for what is chosen now."""
-        return {} if opened is None else self._predicted(opened, self._edits(opened, *values))
+    def parts_chosen(self, kept: list[int], opened: Opened | None, edits: Edits, *values: Any) -> Update:
+        """Show the prediction from these parts."""
+        removed = tuple(part for part in range(self.main.parts) if part not in kept)
+        return self.changed(opened, replace(edits, remove_parts=removed), *values)
 
-    def clicked(self, event: gr.SelectData, click: str, opened: Opened | None, *values: Any) -> Update:
+    def changed(self, opened: Opened | None, edits: Edits, *values: Any) -> Update:
+        """Show the prediction for what is chosen now."""
+        return {} if opened is None else self._predicted(opened, self._edits(opened, edits, *values))
+
+    def clicked(self, event: gr.SelectData, click: str, opened: Opened | None, edits: Edits, *values: Any) -> Update:
         """A click on one of the images."""
         if opened is None:
             return {}
         height, width = views.pixels_of(opened.main).shape[:2]
         place = event.index[0] / width, event.index[1] / height
-        edits, why_not = self.session.clicked(opened, self._edits(opened, *values), click, place)
-        if why_not:
-            return {self.widgets.status: problem(why_not)}
-        kept = [part for part in range(self.main.parts) if part not in edits.remove_parts]
-        found = self._predicted(opened, edits)
-        return found | {self.widgets.painted: (edits.shown, edits.hidden), self.widgets.parts: kept}
+        edits, why_not = self.session.clicked(opened, self._edits(opened, edits, *values), click, place)
+        return {self.widgets.status: problem(why_not)} if why_not else self._predicted(opened, edits)
 
     def undo(self, opened: Opened | None) -> Update:
         """Back to the model's own prediction."""
         return {} if opened is None else self._load(opened)
 
-    def proved(self, opened: Opened | None, *values: Any) -> Update:
+    def proved(self, opened: Opened, edits: Edits) -> Update:
         """Overwrite what is hidden."""
-        if opened is None:
-            return {}
-        predicted = self.session.predicted(opened, self._edits(opened, *values))
-        return {self.widgets.proof: results.certificates(opened, predicted)}
+        return {self.widgets.proof: results.certificates(opened, self.session.predicted(opened, edits))}
 
-    def explained(self, one_scale: bool, methods: list[str], target: int, *values: Any) -> Update:
+    def explained(self, opened: Opened, edits: Edits, one_scale: bool, methods: list[str], target: int) -> Update:
         """Explanation maps."""
-        opened, *edits = values
-        if opened is None or not methods:
-            return {self.widgets.maps: problem("Choose an image and at least one method.")}
-        predicted = self.session.predicted(opened, self._edits(opened, *edits))
+        if not methods:
+            return {self.widgets.maps: problem("Choose at least one method.")}
+        predicted = self.session.predicted(opened, edits)
         heats, problems = results.heats_of(opened, predicted, methods, None if target < 0 else target)
         return {self.widgets.maps: results.explanations(opened, heats, problems, one_scale)}
 
-    def made(self, methods: list[str], target: int, *values: Any) -> Update:
+    def made(self, opened: Opened, edits: Edits, methods: list[str], target: int) -> Update:
         """Files to save, and Python lines."""
-        opened, *rest = values
-        if opened is None:
-            return {}
-        edits, of = self._edits(opened, *rest), None if target < 0 else target
+        of = None if target < 0 else target
         predicted = self.session.predicted(opened, edits)
         heats, _ = results.heats_of(opened, predicted, methods, of)
         lines = results.python_lines(self.session, opened, edits, methods, of)
@@ -160,16 +181,14 @@ class Page:
         index = None if sheet is None else sheet.at(*event.index)
         return {} if index is None else self._load(self.session.open_example(index))
 
-    def _edits(self, opened: Opened, *values: Any) -> Edits:
-        """The edits that the widgets show."""
-        (shown, hidden), kept, mask, margin, *thresholds = values
+    def _edits(self, opened: Opened, edits: Edits, mask: str, margin: float | None, *thresholds: float | None) -> Edits:
+        """The edits, with mask, margin and thresholds as the widgets show them."""
         method, of = read_mask_value(mask or OWN)
-        removed = tuple(part for part in range(len(thresholds)) if part not in kept)
         ranges = [steps(*ends) for ends in opened.main.threshold_ranges()]
         cut = tuple((k, float(v)) for k, v in enumerate(thresholds) if v is not None and v > ranges[k][0])
         step = steps(0, opened.main.largest_margin())[2]
         margin = 0.0 if margin is None or abs(margin) < step / 2 else float(margin)
-        return Edits(removed, cut, margin, method, of, shown, hidden)
+        return replace(edits, thresholds=cut, margin=margin, mask=method, mask_of=of)
 
     def _load(self, opened: Opened, edits: Edits = UNCHANGED) -> Update:
         """A new image, with the widgets set to the edits."""
@@ -177,21 +196,25 @@ class Page:
         labels, given = main.part_labels(), dict(edits.thresholds)
         mask = edits.mask if edits.mask in (OWN, TRUE) else mask_value(edits.mask, edits.mask_of)
         found: Update = {
-            w.opened: opened, w.painted: (edits.shown, edits.hidden), w.upload: None,
+            w.opened: opened, w.upload: None,
             w.methods: gr.update(choices=[(m.replace("_", " "), m) for m in self.session.methods(0, main)]),
             w.legend: views.legend(labels), w.others: results.others(opened),
         }  # fmt: skip
         if self.main.selects:
             found[w.mask] = gr.update(choices=self.session.masks(opened), value=mask)
         if self.main.two_stage is not None:
-            kept = [part for part in range(len(labels)) if part not in edits.remove_parts]
-            found[w.parts] = gr.update(choices=[(label, part) for part, label in enumerate(labels)], value=kept)
+            choices = [(label, part) for part, label in enumerate(labels)]
+            found[w.parts] = gr.update(choices=choices, value=self._kept(edits))
             most, step = steps(0, main.largest_margin())[1:]
             found[w.margin] = gr.update(minimum=-most, maximum=most, step=step, value=edits.margin)
             for part, (slider, ends) in enumerate(zip(w.thresholds, main.threshold_ranges(), strict=True)):
                 low, high, step = steps(*ends)
                 found[slider] = gr.update(minimum=low, maximum=high, step=step, value=given.get(part, low))
-        return found | self._predicted(opened, edits)
+        return self._predicted(opened, edits) | found
+
+    def _kept(self, edits: Edits) -> list[int]:
+        """The parts that stage 2 may see."""
+        return [part for part in range(self.main.parts) if part not in edits.remove_parts]
 
     def _predicted(self, opened: Opened, edits: Edits) -> Update:
         """The prediction after the edits. What was made on demand for other edits goes."""
@@ -200,7 +223,9 @@ class Page:
         images = [views.pixels_of(main), views.parts_view(main, predicted), views.seen_view(main, predicted)]
         address = views.text(results.link(opened, edits))
         where = "" if opened.example is not None else " (without the image, which is not kept)"
-        return dict(zip(w.views, images, strict=True)) | {
+        parts: Update = {} if main.subject.two_stage is None else {w.parts: self._kept(edits)}
+        return dict(zip(w.views, images, strict=True)) | parts | {
+            w.edits: edits,
             w.scores: views.score_table(main, predicted, opened.true_class),
             w.link: f'<p>Link to this state{where}: <a href="{address}">{address}</a></p>',
             w.status: note(self.session.notes(opened, edits, predicted)),

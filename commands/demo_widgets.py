@@ -14,7 +14,7 @@ from gradio.data_classes import Base64ImageData, ImageData
 from commands import demo_views as views
 from commands.demo_results import MOST_GROUPS
 from commands.demo_session import CLICKS, Session
-from engine.demo.edits import OWN
+from engine.demo.edits import OWN, Edits
 
 CSS = """
 .demo figure { margin: 0; max-width: 320px; flex: 1 1 200px; }
@@ -69,7 +69,7 @@ class Widgets:
 
     def __init__(self, session: Session) -> None:
         self.session, self.main = session, session.subjects[0]
-        self.opened, self.painted = gr.State(None), gr.State((frozenset(), frozenset()))
+        self.opened, self.edits = gr.State(None), gr.State(Edits())  # the edits that the prediction shown is of
         self.sheet = gr.State(None)
         names = ", ".join(views.text(subject.name) for subject in session.subjects)
         gr.HTML(f"<h1>What the model saw</h1><p>{names}</p>", elem_classes="demo")
@@ -81,21 +81,21 @@ class Widgets:
         self._tabs()
 
     @property
-    def edits(self) -> list[Any]:
+    def edited(self) -> list[Any]:
         """What the edits are read from."""
-        return [self.opened, self.painted, self.parts, self.mask, self.margin, *self.thresholds]
+        return [self.opened, self.edits, self.mask, self.margin, *self.thresholds]
 
     @property
     def predicted(self) -> list[Any]:
         """What an edit changes."""
         below = [self.proof, self.maps, self.files, self.python]
-        return [*self.views, self.scores, self.link, self.status, *below]
+        return [self.edits, self.parts, *self.views, self.scores, self.link, self.status, *below]
 
     @property
     def loaded(self) -> list[Any]:
         """What a new image changes."""
         choices = [self.upload, self.methods, self.legend, self.others]
-        return [*self.edits, *choices, *self.predicted]
+        return [self.opened, self.mask, self.margin, *self.thresholds, *choices, *self.predicted]
 
     def _groups(self) -> list[tuple[str, int]]:
         """The groups of the test split as (name, number)."""

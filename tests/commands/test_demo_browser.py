@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from commands import demo
+from commands import demo_results as results
 from engine.demo.edits import Edits
 from engine.demo.encoded import Encoded, Predicted, encode
 from engine.demo.subject import Subject, open_run
@@ -123,6 +126,58 @@ def test_a_part_is_clicked_away_and_the_certificate_holds(page: Any, subjects: l
     scores(page, one.own)
 
 
+def test_edits_made_while_a_prediction_is_computed_all_count(
+    page: Any, subjects: list[Subject], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, edited, heats_of = first(subjects[0], 0), Encoded.edited, results.heats_of
+    assert one.own.selection is not None and one.own.selection.maps is not None
+    parts = one.own.selection.maps[0].argmax(0)
+    row, column = (parts < 3).nonzero()[0].tolist()
+    scores(page, one.own)
+
+    def slowly(*args: Any) -> Predicted:
+        time.sleep(1)
+        return edited(*args)
+
+    monkeypatch.setattr(Encoded, "edited", slowly)
+    click_patch(page, "parts-view", row, column)
+    page.get_by_label("hide the patch").check()
+    for patch in ((3, 3), (2, 2), (1, 1)):
+        click_patch(page, "image", *patch)
+    removed = Edits(remove_parts=(int(parts[row, column]),))
+    scores(page, one.edited(removed.painted((3, 3), False).painted((2, 2), False).painted((1, 1), False)))
+    page.locator("#reset").click()
+    scores(page, one.own)
+    clicked = page.locator("#parts input")
+    for part in (0, 2):
+        clicked.nth(part).uncheck()
+    scores(page, one.edited(Edits(remove_parts=(0, 2))))
+    playwright.expect(clicked.nth(0)).not_to_be_checked()
+    playwright.expect(clicked.nth(1)).to_be_checked()
+
+    started, go_on = threading.Event(), threading.Event()
+
+    def explained(*args: Any) -> Any:
+        started.set()
+        assert go_on.wait(60)
+        return heats_of(*args)
+
+    monkeypatch.setattr(results, "heats_of", explained)
+    page.get_by_role("tab", name="Explanations").click()
+    page.locator("#methods").get_by_label("rollout", exact=True).check()
+    page.locator("#explain").click()
+    assert started.wait(60)
+    page.locator("#reset").click()
+    scores(page, one.own)
+    go_on.set()  # the maps are of the mask before
+    playwright.expect(page.locator("#status")).to_contain_text("edited in the meantime: press again")
+    playwright.expect(page.locator("#maps figure")).to_have_count(0)
+    page.locator("#explain").click()
+    playwright.expect(page.locator("#maps figure")).to_have_count(2)
+    page.wait_for_timeout(500)  # the maps stay: they are of this mask
+    playwright.expect(page.locator("#maps figure")).to_have_count(2)
+
+
 def test_an_upload_is_read_and_not_kept(
     page: Any, served: SimpleNamespace, subjects: list[Subject], tmp_path: Path
 ) -> None:
@@ -185,7 +240,7 @@ def test_a_plain_vit_alone_is_explained(subjects: list[Subject], tmp_path: Path)
     found = page.uploaded(str(tmp_path / "grey.png"))
     assert "depends on every pixel" in found[w.status] and "checked" in found[w.scores]
     assert [found[view] is None for view in w.views] == [False, True, True] and not w.mask.visible
-    edits = (found[w.opened], found[w.painted], [], "own", 0)
-    assert "<figure>" in page.explained(False, ["rollout"], 1, *edits)[w.maps]
-    files = page.made(["rollout"], 1, *edits)
+    shown = found[w.opened], found[w.edits]
+    assert "<figure>" in page.explained(*shown, False, ["rollout"], 1)[w.maps]
+    files = page.made(*shown, ["rollout"], 1)
     assert "rollout-0.npy" in files[w.files] and "encoded.heat('rollout', 1, predicted)" in files[w.python]
