@@ -2,13 +2,14 @@
 
 import atexit
 import logging
-import multiprocessing
 import os
 import re
 import signal
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -80,6 +81,9 @@ def _joined(samples: list[Sample], skipped: Sequence[str] = ()) -> Batch | Probl
         return Problem("", str(error))
 
 
+_LOADERS: "weakref.WeakSet[BatchLoader]" = weakref.WeakSet()
+
+
 class BatchLoader(DataLoader[Batch]):
     """A DataLoader over given batches of keys. Raises UserError in the main process for a Problem or a lost worker.
 
@@ -95,6 +99,7 @@ class BatchLoader(DataLoader[Batch]):
         self.batches, self.max_unreadable, self.device = batches, split.max_unreadable, device
         last_step = split.normalisation if device else None
         self._constants = None if last_step is None else constants_of(last_step, device)
+        _LOADERS.add(self)
         super().__init__(
             _Guarded(split, pixels=last_step is not None),  # type: ignore[arg-type]  # the type of batches, after collation
             batch_sampler=batches,
@@ -123,6 +128,11 @@ class BatchLoader(DataLoader[Batch]):
         except (RuntimeError, OSError, EOFError) as error:
             raise self._silent(error) or lost_worker(error) or error from None
 
+    @property
+    def loading_processes(self) -> list[Any]:
+        """The processes that load images for this one, as `multiprocessing.Process`."""
+        return list(getattr(self._iterator, "_workers", ()))
+
     def _on_device(self, batch: Batch) -> Batch:
         batch = batch if self.device is None else batch.to(self.device)
         return batch if self._constants is None else replace(batch, image=normalise(batch.image, self._constants))
@@ -131,7 +141,7 @@ class BatchLoader(DataLoader[Batch]):
         """The UserError for workers that gave no batch in time; None for any other error. Suspended ones go on."""
         if "DataLoader timed out" not in str(error):
             return None
-        pids = [worker.pid for worker in getattr(self._iterator, "_workers", ())]
+        pids = [worker.pid for worker in self.loading_processes]
         for pid in pids:
             os.kill(pid, signal.SIGCONT)  # else this process waits seconds for each of them before it ends
         return UserError(
@@ -198,7 +208,7 @@ def _end_workers() -> None:
 
     multiprocessing would send SIGTERM, which they ignore, and wait for them for ever.
     """
-    if workers := [child for child in multiprocessing.active_children() if child.daemon]:
+    if workers := [worker for loader in _LOADERS for worker in loader.loading_processes if worker.is_alive()]:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else torch raises an error for each one
         for worker in workers:
             worker.kill()

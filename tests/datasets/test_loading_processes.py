@@ -86,9 +86,23 @@ def test_loading_processes_live_across_epochs_and_broken_off_epochs() -> None:
 
 
 SCRIPT = """
+import multiprocessing
+import signal
+import sys
+
 from datasets import train_loader
 from tests.datasets.test_loader import split_of
 
+
+def child(ready):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(print("asked to end", flush=True)))
+    ready.set()
+    signal.pause()
+
+
+ready = multiprocessing.Event()
+multiprocessing.Process(target=child, args=(ready,), daemon=True).start()
+ready.wait()
 loader = train_loader(split_of(8), batch_size=4, seed=0, epoch=0, workers=1)
 print(len(next(iter(loader))))
 """
@@ -96,6 +110,7 @@ print(len(next(iter(loader))))
 
 @pytest.mark.slow
 def test_a_script_ends_while_its_loader_exists() -> None:
+    """Its loading processes are killed, and no process of its own."""
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "4\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "4\nasked to end\n", "")
