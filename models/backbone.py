@@ -17,8 +17,12 @@ from models.weights.checkpoints import fit_backbone_state, load_into, read_state
 from models.weights.foreign import backbone_part
 
 
-def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0.0) -> ViT:
+def create_backbone(
+    name: str, image_size: tuple[int, int], drop_path: float = 0.0, size_key: str = "data.image_size"
+) -> ViT:
     """timm's model `name`, randomly initialised and without a classifier, for `image_size` (height, width) in pixels.
+
+    `size_key`: config key of the size, for messages.
 
     Raises UserError for an unknown name, a model that is neither a VisionTransformer nor an Eva, or an image size that
     is not a multiple of the patch size.
@@ -37,7 +41,7 @@ def create_backbone(name: str, image_size: tuple[int, int], drop_path: float = 0
     cast(Any, model).attn_pool = None  # tokens are read, not timm's pooling
     patch = model.patch_embed.patch_size
     if image_size[0] % patch[0] or image_size[1] % patch[1]:
-        raise UserError(f"data.image_size: {image_size} is not a multiple of {name}'s patch size {patch}")
+        raise UserError(f"{size_key}: {image_size} is not a multiple of {name}'s patch size {patch}")
     return model
 
 

@@ -35,7 +35,8 @@ class StageOne(nn.Module):
         """`image_size`: (height, width) in pixels of the images passed in. Raises UserError."""
         super().__init__()
         name = config.stage_1_backbone or config.backbone
-        self.backbone = create_backbone(name, _input_size(config, image_size), config.stage_1_drop_path)
+        key = "model.stage_1_image_size" if config.stage_1_image_size else "data.image_size"
+        self.backbone = create_backbone(name, _input_size(config, image_size), config.stage_1_drop_path, key)
         self.parts = PartHead(self.backbone.embed_dim, num_classes, config.parts)
         self.config = config
         self.image_size = image_size

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from common.errors import UserError
 from engine.evaluation.part_thresholds import part_logits
 from engine.run.config import RunConfig
 from engine.run.config_checks import problems
@@ -41,6 +42,11 @@ def interpolated(logits_Chw: Tensor, size: int) -> Tensor:
             a, b = v - rows[0], u - columns[0]
             out[:, i, j] = (1 - a) * ((1 - b) * nw + b * ne) + a * ((1 - b) * sw + b * se)
     return out
+
+
+def test_a_size_that_is_no_multiple_of_the_patch_size_is_named() -> None:
+    with pytest.raises(UserError, match=r"^model\.stage_1_image_size: \(20, 20\) is not a multiple of"):
+        model_of(stage_1_image_size=20)
 
 
 @pytest.mark.parametrize("resolution", ["patch", "pixel"])
