@@ -15,7 +15,7 @@ from engine.run.folder import CONFIG_FILE, METRICS_FILE, RESULTS
 from engine.run.lives import count_life
 from engine.run.stopping import RunStopped
 from engine.run.tracking import MetricsRow, read_rows
-from engine.training.step import DivergedError
+from engine.training.finite import DivergedError
 from report.files import json_text, write_atomic
 from report.study import StudyRun, publish, write_study_report
 

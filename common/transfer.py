@@ -1,6 +1,6 @@
 """Values between the host and an accelerator, without a wait for each."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -24,3 +24,18 @@ def on_host(tensors: Iterable[Tensor]) -> list[Tensor]:
         for index, part in zip(indices, parts, strict=True):
             found[index] = part.view(found[index].shape)
     return found
+
+
+def start_copy_to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    """Start to copy a tensor to the CPU. The result waits for that copy, not for work given to the device after it."""
+    copy = tensor.detach().to("cpu", non_blocking=tensor.is_cuda)
+    if not tensor.is_cuda:
+        return lambda: copy
+    copied = torch.cuda.Event()
+    copied.record()
+
+    def wait() -> Tensor:
+        copied.synchronize()
+        return copy
+
+    return wait

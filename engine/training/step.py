@@ -1,38 +1,17 @@
 """One training step: forward, backward, finite check, clipping, optimiser step, weight average."""
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from common.errors import UserError
-from common.processes import largest
 from common.seeds import stable_seed
 from datasets.types import Batch
 from engine.run.config import RunConfig
-from engine.run.distributed import PeerFailed
+from engine.training.finite import FiniteCheck, MicroBatch
 from engine.training.objectives import Objective, ObjectiveOutput
 from engine.training.parallel import data_parallel
 from engine.training.state import RunState
-
-NO_STEP = "no step was taken and the last checkpoint is unchanged; lower optim.lr or use train.precision=fp32"
-
-
-class DivergedError(UserError):
-    """A loss or gradient that is not finite."""
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """What is kept of a micro-batch until its optimiser step, for the finite check and its error message."""
-
-    position: str
-    """Epoch and batch, for messages."""
-    loss: Tensor
-    terms: dict[str, Tensor]
-    paths: tuple[str, ...]
 
 
 class TrainStep:
@@ -44,13 +23,14 @@ class TrainStep:
         # `_output` reads `self.objective` at each call, so that an objective set later is used.
         self.ddp = data_parallel(state.model, self._output, config)
         self.pending: list[MicroBatch] = []
+        self.check = FiniteCheck(state.model, state.optimizer, fp16=state.scaler.is_enabled())
 
     def __call__(self, batch: Batch, weight: float, lr_factor: float | None, added_lr: float = 0.0) -> ObjectiveOutput:
         """Forward and backward pass of one micro-batch on its device.
 
         `weight`: factor of the loss in the step's gradient. `lr_factor`: learning-rate factor of the optimiser step
         after this micro-batch; None: only accumulate the gradient. `added_lr`: what is then added to every group's
-        rate. Raises DivergedError, before the weights change, if a loss or gradient of the step is not finite.
+        rate. Raises DivergedError if a loss or gradient of this step, or of the one before, is not finite.
         """
         progress, last = self.state.progress, lr_factor is not None
         # All noise of a step depends on (seed, epoch, batch) alone: resuming needs no generator state.
@@ -80,10 +60,8 @@ class TrainStep:
 
         # check
         scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
         pending, self.pending = self.pending, []
-        # Under fp16 the scaler handles an overflowing gradient: it skips the step and lowers its scale.
-        check_finite(pending, None if scaler.is_enabled() else norm, model)
+        norm = self.check(pending)
 
         # clip and step
         if self.config.optim.clip:
@@ -96,36 +74,3 @@ class TrainStep:
         # average
         if ema:
             ema.update(model, step=self.state.progress.step)
-
-
-def check_finite(micro_batches: Sequence[MicroBatch], norm: Tensor | None, model: nn.Module) -> None:
-    """Raise DivergedError unless all losses of a step and the gradient norm (None: not checked) are finite.
-
-    If only another process has a non-finite loss, that process raises DivergedError and this one PeerFailed.
-    """
-    values = torch.stack([each.loss.float() for each in micro_batches] + ([] if norm is None else [norm.float()]))
-    finite = values.isfinite().tolist()  # the only wait for the device in a step
-    # `finite` may have one more value, that of the norm.
-    bad = [each for each, ok in zip(micro_batches, finite, strict=False) if not ok]
-    if bad:
-        largest(len(bad))  # the other processes wait in `largest(0)` below
-        raise DivergedError(_about_loss(bad[0]))
-    if largest(0)[0]:
-        raise PeerFailed
-    if not all(finite):
-        raise DivergedError(_about_gradient(micro_batches[-1], model))
-
-
-def _about_loss(micro_batch: MicroBatch) -> str:
-    terms = ", ".join(f"{name}={value.item():g}" for name, value in micro_batch.terms.items())
-    return f"loss is not finite at {micro_batch.position}; {NO_STEP}; terms: {terms}; files: {_files(micro_batch)}"
-
-
-def _about_gradient(micro_batch: MicroBatch, model: nn.Module) -> str:
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    where = f"{', '.join(bad[:3])} and {len(bad) - 3} more" if len(bad) > 3 else ", ".join(bad) or "their norm"
-    return f"the gradient is not finite at {micro_batch.position} ({where}); {NO_STEP}; files: {_files(micro_batch)}"
-
-
-def _files(micro_batch: MicroBatch) -> str:
-    return ", ".join(micro_batch.paths)

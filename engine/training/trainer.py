@@ -208,6 +208,7 @@ class Trainer:
 
     def _finish_epoch(self) -> MetricsRow:
         """Close the epoch and return its row of metrics, with validation metrics if due."""
+        self.step.check.finish()
         config, progress = self.config, self.progress
         images, seconds = max(1, progress.images), progress.epoch_seconds
         row: MetricsRow = {"epoch": progress.epoch + 1, "step": progress.step}
@@ -225,6 +226,7 @@ class Trainer:
 
     def _measured(self, row: MetricsRow) -> MetricsRow:
         """The row with current validation metrics; saves the model if it is the best so far."""
+        self.step.check.finish()
         row |= self.evaluate("val")
         if self.config.train.log_test and "test" in self.splits:
             row |= self.evaluate("test")
@@ -254,6 +256,7 @@ class Trainer:
 
     def save(self, tracker: Tracker) -> None:
         """Write a checkpoint with the whole state of the run."""
+        self.step.check.finish()
         self._lap()
         self.progress.wandb_id = tracker.run_id
         self.progress.batch_images = self._batch_images()

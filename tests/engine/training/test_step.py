@@ -1,10 +1,13 @@
 """The training step: seeds and the finite check; one-line errors for out of memory and killed workers."""
 
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ from engine.evaluation.loop import evaluate, split_loader
 from engine.run.checkpointing import read_checkpoint
 from engine.run.folder import LAST
 from engine.run.machine import machine_errors
+from engine.training import finite
+from engine.training.finite import DivergedError, FiniteCheck, MicroBatch
 from metrics.registry import build_metrics
 from metrics.types import Prediction
 from tests.tiny import CPU, Session, assert_same_tensors, copied, tiny_config, tiny_splits, tiny_trainer
@@ -119,6 +124,71 @@ def test_non_finite_gradient_stops_before_the_step(clip: float, tmp_path: Path) 
         session.go()
     assert "synthetic/train/" in str(caught.value)
     assert_same_tensors(copied(trainer.model.state_dict()), before[0])
+
+
+class Copying:
+    """`start_copy_to_host` of a device that is done only when the host waits for it; counts what is not read yet."""
+
+    def __init__(self) -> None:
+        self.unread = 0
+
+    def __call__(self, tensor: torch.Tensor) -> Callable[[], torch.Tensor]:
+        self.unread += 1
+
+        def wait() -> torch.Tensor:
+            self.unread -= 1
+            return tensor
+
+        return wait
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize(("accumulation", "ends"), [(1, "next step"), (2, "next step"), (1, "save"), (1, "epoch")])
+def test_a_fused_optimizer_skips_the_step_and_the_error_follows(
+    what: str, accumulation: int, ends: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: the weights stay; the error names the batch before the next step, a save or the epoch's end."""
+    copying = Copying()
+    monkeypatch.setattr(finite, "start_copy_to_host", copying)
+    keys = {"optim.grad_accum_steps": accumulation, "train.save_every_steps": 2 if ends == "save" else 0}
+    session = Session(tiny_config(tmp_path, {"model.name": "vit", "train.ema_decay": 0.9, **keys}))
+    trainer, objective = session.trainer, session.trainer.step.objective
+    for options in (trainer.state.optimizer.defaults, *trainer.state.optimizer.param_groups):
+        options["fused"] = True
+    trainer.step.check = FiniteCheck(trainer.model, trainer.state.optimizer, fp16=False)
+    weights: list[dict[str, torch.Tensor]] = []
+    bad = trainer.steps if ends == "epoch" else 2  # micro-batch, from 1
+
+    def spoilt(model: nn.Module, batch: Batch, **options: Any) -> Any:
+        output = objective(model, batch, **options)
+        weights.append(copied(model.state_dict()))
+        if len(weights) != bad:
+            return output
+        if what == "loss":
+            return replace(output, loss=output.loss * math.nan)
+        handle = model.get_parameter("head.weight").register_hook(lambda g: [handle.remove(), g / 0][1])
+        return output
+
+    trainer.step.objective = spoilt
+    about = "loss is" if what == "loss" else r"the gradient is"
+    with pytest.raises(DivergedError, match=rf"{about} not finite at epoch 1, batch {bad}") as caught:
+        session.go()
+    assert what == "loss" or "(head.weight)" in str(caught.value)
+    assert len(weights) == {"next step": bad + accumulation, "save": bad, "epoch": bad}[ends] and copying.unread <= 1
+    assert_same_tensors(copied(trainer.model.state_dict()), weights[bad - 1])
+    steps = {int(state["step"]) for state in trainer.state.optimizer.state.values()}
+    assert steps == {(bad - 1) // accumulation}
+    assert not (tmp_path / LAST).exists()
+
+
+def test_the_norm_is_that_of_torch(tmp_path: Path) -> None:
+    trainer = Session(tiny_config(tmp_path, {"model.name": "vit"})).trainer
+    batch = next(iter(trainer.sampler.loader(0, 0, 0)))
+    loss = trainer.step.objective(trainer.model, batch, stage_1_only=False).loss
+    loss.backward()
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    norm = trainer.step.check([MicroBatch("", loss.detach(), {}, ())])
+    assert norm > 0 and torch.equal(norm, nn.utils.get_total_norm(gradients))
 
 
 def test_fp16_scaler_skips_overflowing_gradients(tmp_path: Path) -> None:
