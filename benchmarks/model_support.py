@@ -39,7 +39,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "gradient": ("gradient", {}),
 }
 """Column: the method that is tried, and its options."""
-COLUMNS = ("family", "class", "model", "size", *METHODS)
+COLUMNS = ("family", "version", "class", "model", "size", *METHODS)
 CLASSES = 10
 LARGE = 40_000_000
 """Weights from which on a model is made smaller, if it can be."""
@@ -106,6 +106,12 @@ def builder(family: str, name: str) -> Callable[..., nn.Module]:
     return functools.partial(torchvision.models.get_model, name, weights=None, num_classes=CLASSES)
 
 
+def version_of(family: str) -> str:
+    """Of the family's library."""
+    library = timm if family.startswith("timm/") else torchvision
+    return str(library.__version__.split("+")[0])
+
+
 def num_weights(family: str, name: str) -> int:
     """The number of weights, without allocating them."""
     if family.startswith("torchvision/"):
@@ -158,8 +164,15 @@ def try_model(family: str, name: str) -> dict[str, str]:
     outcomes = {column: outcome(model, image, *METHODS[column]) for column in METHODS}
     for method, difference in wrong_maps(model, image, [m for m in ATTENTION_METHODS if outcomes[m] == "yes"]).items():
         outcomes[method] = f"error: {difference:.1e} from the textbook, relative to the largest value"
-    size = str(image.shape[-1])
-    return {"family": family, "class": type(model).__name__, "model": name, "size": size, **outcomes}
+    size, version = str(image.shape[-1]), version_of(family)
+    return {
+        "family": family,
+        "version": version,
+        "class": type(model).__name__,
+        "model": name,
+        "size": size,
+        **outcomes,
+    }
 
 
 def outcome(model: nn.Module, image: Tensor, method: str, options: dict[str, Any]) -> str:
@@ -209,7 +222,7 @@ def at_most(seconds: int) -> Iterator[None]:
 def page(rows: Sequence[dict[str, str]]) -> str:
     """docs/models.md."""
     text = TEXT.format(
-        timm=timm.__version__, torchvision=torchvision.__version__.split("+")[0], csv=OUT.relative_to("docs"),
+        timm=version_of("timm/"), torchvision=version_of("torchvision/"), csv=OUT.relative_to("docs"),
         columns=" | ".join(METHODS), dashes=" --- |" * len(METHODS), tolerance=TOLERANCE,
         large=LARGE // 10**6, depth=SMALLER["depth"],
     )  # fmt: skip
@@ -232,12 +245,13 @@ def reason(row: dict[str, str], message: str) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV of this script that need not be tried again."""
+    """The rows of a CSV of this script that need not be tried again: those of this version of their library."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    return [row for row in rows if tuple(row) == COLUMNS and not any(cell.startswith("error") for cell in row.values())]
+    now = [row for row in rows if tuple(row) == COLUMNS and row["version"] == version_of(row["family"])]
+    return [row for row in now if not any(cell.startswith("error") for cell in row.values())]
 
 
 def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -272,7 +286,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows.append(try_model(family, name))
         except Exception as error:
             what = f"error: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            rows.append({"family": family, "class": "", "model": name, "size": "", **dict.fromkeys(METHODS, what)})
+            rows.append(dict.fromkeys(COLUMNS, "") | {"family": family, "model": name} | dict.fromkeys(METHODS, what))
         write_rows(args.out, rows)
         print(*(f"{key}={value[:70]}" for key, value in rows[-1].items()), sep="  ", flush=True)
     if not args.families:

@@ -5,13 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from benchmarks import model_support
-from benchmarks.model_support import COLUMNS, METHODS, OUT, PAGE, families, main, page, try_model, wrong_maps
+from benchmarks.model_support import (
+    COLUMNS,
+    METHODS,
+    OUT,
+    PAGE,
+    families,
+    main,
+    page,
+    read_rows,
+    try_model,
+    version_of,
+    wrong_maps,
+)
 from benchmarks.textbook_attention import ATTENTION_METHODS, textbook_maps
 from explain import explain
 from tests.explain.small import vit
@@ -25,10 +35,11 @@ SLOW = ("vision_transformer_relpos", "naflexvit")
 
 
 def test_the_page_is_the_csv_and_has_every_family() -> None:
-    libraries = f"timm {timm.__version__} and torchvision {torchvision.__version__.split('+')[0]} "
+    libraries = f"timm {version_of('timm/')} and torchvision {version_of('torchvision/')} "
     if libraries not in (ROOT / PAGE).read_text():
         pytest.skip(f"docs/models.md is of other versions than {libraries}")
     assert (ROOT / PAGE).read_text() == page(ROWS)
+    assert read_rows(ROOT / OUT) == ROWS  # all of these versions
     assert [row["family"] for row in ROWS] == sorted(families())
     for row in ROWS:
         assert not [cell for cell in row.values() if not cell or cell.startswith("error") or "\n" in cell], row
@@ -42,7 +53,8 @@ def test_the_page_is_the_csv_and_has_every_family() -> None:
 @pytest.mark.parametrize("family", [*QUICK, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
 def test_a_model_still_has_its_row(family: str) -> None:
     (wanted,) = [row for row in ROWS if row["family"] == f"timm/{family}"]
-    assert try_model(wanted["family"], wanted["model"]) == wanted
+    found = try_model(wanted["family"], wanted["model"])
+    assert found == wanted | {"version": found["version"]}
 
 
 def test_a_wrong_map_and_an_exception_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +98,10 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkey
     monkeypatch.setattr(
         model_support, "try_model", lambda family, name: {"family": family} | dict.fromkeys(METHODS, "yes")
     )
+    assert read_rows(out) == [row]
+    with monkeypatch.context() as patch:
+        patch.setattr(model_support, "version_of", lambda family: "0.1")
+        assert read_rows(out) == []  # to be tried again with another version
     main(["--families", "timm/resnet", "timm/vision_transformer", "--out", str(out)])  # keeps the row, adds another
     assert [each["family"] for each in csv.DictReader(out.read_text().splitlines())] == list(known)
     assert "test_resnet" not in capsys.readouterr().out
@@ -104,4 +120,4 @@ def test_a_model_that_takes_too_long_or_fails_is_an_error(tmp_path: Path, monkey
     out = tmp_path / "rows.csv"
     with pytest.raises(SystemExit):
         main(["--families", "timm/resnet", "--seconds", "1", "--out", str(out)])
-    assert "error: TimeoutError" in out.read_text() and model_support.read_rows(out) == []
+    assert "error: TimeoutError" in out.read_text() and read_rows(out) == []

@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
 OF_ATCON: dict[str, dict[str, Any]] = {
     "atcon_quickstart": {"data.semi.images_per_class": 2},
     "atcon_svhn": {"data.semi.images_per_class": 1},
-    "atcon_waterstamps": {"data.semi.images_per_class": 2},
+    "atcon_real_birds": {"data.semi.images_per_class": 2},
     "atcon_voc": {"data.semi.images_per_class": 0, "data.semi.unlabelled": "labelled"},
 }
 """The tiny trees have few images, and none of most classes."""

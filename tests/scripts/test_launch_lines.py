@@ -24,7 +24,7 @@ MEANT = {
     "siim_acr": 128, "metashift": 128, "imagenet1k": 1024,
     "cub_pdiscoformer": 32, "flowers_pdiscoformer": 32, "part_imagenet_pdiscoformer": 32, "quickstart": 64,
     "nabirds_pdiscoformer": 32,
-    "real_birds": 32, "atcon_quickstart": 20, "atcon_waterstamps": 16,
+    "real_birds": 32, "atcon_quickstart": 20, "atcon_real_birds": 16,
     "atcon_voc": 4, "atcon_svhn": 4,
 }  # fmt: skip
 """Images per step that each config is for: published, or those of docs/results."""
