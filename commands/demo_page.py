@@ -76,7 +76,7 @@ class Page:
         self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any], mode: str = "multiple"
     ) -> None:
         """`_on` for what changes the prediction: one at a time, and none is dropped while another one is computed."""
-        self._on(event, do, inputs, outputs, trigger_mode=mode, concurrency_id="edit")
+        self._on(event, do, inputs, outputs, trigger_mode=mode, concurrency_id="edit", concurrency_limit=1)
 
     def _on_demand(self, event: Any, do: Callable[..., Update], inputs: list[Any], outputs: list[Any]) -> None:
         """`_on` for `do(opened, edits, *inputs)`, whose result goes if the user edits the mask in the meantime."""
