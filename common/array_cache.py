@@ -67,7 +67,7 @@ class ArrayCache:
 
     def _stop(self, error: OSError) -> None:
         self.full = True
-        print(f"{self.setting}: {self.folder} takes no more files ({error.strerror}); the run goes on without")
+        print(f"{self.setting}: {self.folder} takes no more files ({error.strerror or error}); the run goes on without")
 
     def _take(self, count: int) -> bool:
         """Whether there is room for `count` more bytes, which are then counted."""
