@@ -2,20 +2,24 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import pandas as pd
 import torch
 import yaml
 from rich.console import Console
 from torch import nn
 
 from commands.flags import check_method_flags, read_metric_options
-from commands.method_outputs import ExampleCollector, method_records, write_per_image
+from commands.method_outputs import (
+    ExampleCollector,
+    method_records,
+    metric_table,
+    remove_other_methods,
+    write_per_image,
+)
 from commands.pretrained import check_classes, open_pretrained
 from commands.run_context import METHODS_FILE, RunContext, check_mode
 from common.errors import UserError
@@ -36,7 +40,6 @@ from engine.run.machine import PRECISIONS, provenance
 from engine.run.memory import AutoBatchSize
 from engine.run.stopping import sigterm_unwinds
 from engine.run.tracking import progress_bar
-from explain import METHODS
 from explain.loading import patch_size
 from models.interface import Stage, finds_parts, is_two_stage, selects_patches
 from report.explanations import ExplainedImage, method_sheet, write_explanation_report
@@ -68,9 +71,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     metrics = {name: build_map_metrics(wanted.maps, split.info, options) for name in methods}
 
     # 3. measure
-    source, stored = None, args.maps or args.save_maps
-    if stored:  # not otherwise: the fingerprint in it reads all weights
-        source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
+    source = MapProvenance(map_provenance(run.config, args.split, stage, model), options_of(methods))
     evaluator = ExplanationEvaluator(model, methods, metrics, auto_batch, split.info, stage, precision=precision)
     checks = ModelChecks(split, wanted, options, evaluator.predict, own, masked, through_resize(args, split, own))
     examples = ExampleCollector(split, *data.normalisation)
@@ -79,9 +80,9 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         previous = collate([split[start - 1]]).to(run.device)
         evaluator.start_after(previous)
         checks.start_after(previous)
-    evaluator.reader = MapReader(args.maps, source) if args.maps and source else None
+    evaluator.reader = MapReader(args.maps, source) if args.maps else None
     with contextlib.ExitStack() as stack:
-        if args.save_maps and source:
+        if args.save_maps:
             stack.enter_context(sigterm_unwinds())  # so that a stopped job leaves no partial file behind
             evaluator.writer = stack.enter_context(MapWriter(args.save_maps, source))
         advance = stack.enter_context(progress_bar(console, "explain", len(loader) * len(methods)))
@@ -98,7 +99,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
         return
     protocols = {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
     details = settings_of(args, run, split) | {
-        "stage": stage, "model_metrics": model_metrics, "methods": options_of(methods),
+        "stage": stage, "model_metrics": model_metrics, "inputs": source.inputs, "methods": source.methods,
         "protocol": protocols | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
     report = write_outputs(run, records, details, images)
@@ -124,21 +125,6 @@ def settings_of(args: argparse.Namespace, run: RunContext, split: Split) -> dict
         "split_origin": split.info.split_origin, "images": len(split), "predict_precision": args.predict_precision,
         "masks_for": args.masks_for and str(args.masks_for), "maps": args.maps and str(args.maps),
     }  # fmt: skip
-
-
-def metric_table(records: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
-    """The metrics as text, without counts and intervals: one line per metric, one column per row of the table of
-    methods; "-": not measured. Columns that do not fit into `width` characters go below.
-    """
-    frame = pd.DataFrame(records).set_index("row").T.rename_axis(columns=None)
-    extra = [key for key in frame.index if "count" in key.split("/") or key.endswith(("/low", "/high"))]
-    return str(frame.drop(extra).to_string(float_format="{:.4g}".format, na_rep="-", line_width=width))
-
-
-def remove_other_methods(out: Path, methods: Iterable[str]) -> None:
-    """Delete the tables per image that an earlier evaluation of other methods left in the same folder."""
-    for name in set(METHODS) - set(methods):
-        (out / "per_image" / f"{name}.csv").unlink(missing_ok=True)
 
 
 def load_run_subject(args: argparse.Namespace, overrides: list[str]) -> tuple[RunContext, Split, nn.Module]:

@@ -1,6 +1,6 @@
 """Outputs of an evaluation of explanation methods: the table's records, the metrics of every image, example maps."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from common.transfer import on_device, on_host
 from datasets import Split
 from datasets.types import Batch
 from engine.explanation.evaluator import ExplanationEvaluator
+from explain import METHODS
 from report.explanations import ExplainedImage
 from report.files import write_atomic
 from report.overlays import denormalise
@@ -116,3 +117,18 @@ def write_per_image(out: Path, evaluator: ExplanationEvaluator) -> None:
             if processes().is_main:
                 text = frame.to_csv(index_label="path", float_format="%.8g")
                 write_atomic(out / "per_image" / f"{method}.csv", text)
+
+
+def metric_table(records: Sequence[Mapping[str, Any]], width: int | None = None) -> str:
+    """The metrics as text, without counts and intervals: one line per metric, one column per row of the table of
+    methods; "-": not measured. Columns that do not fit into `width` characters go below.
+    """
+    frame = pd.DataFrame(records).set_index("row").T.rename_axis(columns=None)
+    extra = [key for key in frame.index if "count" in key.split("/") or key.endswith(("/low", "/high"))]
+    return str(frame.drop(extra).to_string(float_format="{:.4g}".format, na_rep="-", line_width=width))
+
+
+def remove_other_methods(out: Path, methods: Iterable[str]) -> None:
+    """Delete the tables per image that an earlier evaluation of other methods left in the same folder."""
+    for name in set(METHODS) - set(methods):
+        (out / "per_image" / f"{name}.csv").unlink(missing_ok=True)

@@ -17,7 +17,7 @@ from engine.run.stopping import RunStopped
 from engine.run.tracking import MetricsRow, read_rows
 from engine.training.finite import DivergedError
 from report.files import json_text, write_atomic
-from report.study import StudyRun, publish, write_study_report
+from report.study import StudyRun, check_publish, publish, write_study_report
 
 
 def run_study(args: argparse.Namespace) -> None:
@@ -28,6 +28,8 @@ def run_study(args: argparse.Namespace) -> None:
     if args.job is not None:
         todo = [one_of(todo, args.job)]
         count_life(Path(todo[0].config.out))
+    elif args.publish:
+        check_publish(args.publish, ((job.row, job.seed) for job in todo))
     check_jobs(todo)
     results, diverged = [], []
     try:

@@ -53,14 +53,15 @@ def write_explanation_report(
     out: Path,
     title: str,
     records: Sequence[Mapping[str, Any]],
-    sheet: Path,
+    sheet: Path | None,
     details: Mapping[str, Any],
-    config: str,
+    config: str | None,
 ) -> Path:
     """Write methods.{json,csv,md,tex} and report.html to `out`; returns the path of the report.
 
     `records`: one per method: its name as "row", and its metrics. The Markdown, LaTeX and HTML tables have the headline
-    metrics and any counts of nan maps that are not 0; the JSON and CSV files contain all metrics.
+    metrics and any counts of nan maps that are not 0; the JSON and CSV files contain all metrics. `sheet` and `config`
+    are left out if None.
     """
     failed = dict.fromkeys(key for record in records for key in record if key.endswith("/nan_maps") and record[key])
     keys = headlines(key for record in records for key in record) + list(failed)
@@ -69,7 +70,7 @@ def write_explanation_report(
     write_atomic(out / "methods.tex", latex(table))
     sections: list[Section] = [
         Table(table, title="Methods", caption="All metrics and confidence intervals: methods.json, methods.csv."),
-        Figure(sheet, title="Maps", caption=SCALED_ALONE),
+        *([Figure(sheet, title="Maps", caption=SCALED_ALONE)] if sheet else []),
         Text("The protocol of each metric is listed under Protocol and provenance."),
         *provenance_sections(details, config, title="Protocol and provenance"),
     ]

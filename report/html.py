@@ -133,9 +133,10 @@ class Code:
 Section: TypeAlias = Text | Cards | Table | Figure | Code
 
 
-def provenance_sections(details: Mapping[str, Any], config: str, title: str = "Provenance") -> list[Section]:
-    """The last sections of a report: what was measured, as JSON, and the config (YAML)."""
-    return [Code(json.dumps(details, indent=2, default=str), title=title), Code(config, title="Config")]
+def provenance_sections(details: Mapping[str, Any], config: str | None, title: str = "Provenance") -> list[Section]:
+    """The last sections of a report: what was measured, as JSON, and the config (YAML), if there is one."""
+    measured = Code(json.dumps(details, indent=2, default=str), title=title)
+    return [measured] if config is None else [measured, Code(config, title="Config")]
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section]) -> Path:

@@ -2,15 +2,17 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from common.errors import UserError
+from common.files import parse_json, read_file
 from report.curves import compare_runs, has_curves, training_curves
-from report.files import png_bytes, write_atomic
+from report.files import check_folder, png_bytes, write_atomic
 from report.html import Card, Cards, Code, Figure, Section, Table, Text, write_report
 from report.names import number
 from report.tables import present, table_text, write_tables
@@ -91,6 +93,25 @@ def write_study_report(
         *(Code(run.config, title=f"Config of {run.row}") for run in _firsts(runs)),
     ]
     return write_report(out / "report.html", title, sections)
+
+
+def check_publish(target: Path, runs: Iterable[tuple[str, int]]) -> None:
+    """Raise UserError if `target` cannot be written, or holds a table with other runs (row, seed) than `runs`, which
+    `publish` would replace.
+    """
+    table = check_folder(target, "--publish") / "table.json"
+    if not table.exists():
+        return
+    try:
+        published = [(str(record["row"]), int(record["seed"])) for record in parse_json(read_file(table))["runs"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"--publish: {table} is not the table of a study; choose another folder") from None
+    planned = set(runs)
+    if lost := [run for run in published if run not in planned]:
+        raise UserError(
+            f"--publish: {table} also holds {len(lost)} run(s) that this call does not have, such as {lost[0][0]}, "
+            f"seed {lost[0][1]}; run them too, choose another folder, or delete the table"
+        )
 
 
 def publish(out: Path, runs: Sequence[StudyRun], target: Path, sheets: bool = True) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.evaluate_methods import metric_table, remove_other_methods
+from commands.method_outputs import metric_table, remove_other_methods
 from commands.run_context import METHODS_FILE, check_mode
 from common.errors import UserError
 from engine.evaluation.records import PREDICTIONS_FILE

@@ -65,7 +65,8 @@ def make_input(folder: Path) -> None:
         assert call(study.main, ["in/study.yaml", "--out", "in/runs", "--no-sheets"])[0] == 0
         shutil.copytree("in/runs/a-seed0", "in/run")
         assert call(evaluate.main, [*MEASURE.split(), "--save-maps", "in/maps.h5"])[0] == 0
-    shutil.rmtree(folder / "out")
+        shutil.move("out", "in/measured")
+        assert call(evaluate.main, [*MEASURE.split(), "--method", "lrp", "--out", "in/of_lrp"])[0] == 0
     shutil.copy(folder / "in/run/predictions.csv", folder / "in/other.csv")
 
 

@@ -26,6 +26,7 @@ from commands import (
     convert_checkpoint,
     export,
     imagenet9,
+    join_methods,
     part_thresholds,
     prepare_waterbirds,
     push_to_hub,
@@ -77,6 +78,10 @@ COMMANDS: dict[str, tuple[Callable[[], Any], str, str]] = {
     ),
     "export": (export.main, "in/run --format torch_export --to out/model.pt2", RUN),
     "imagenet9": (imagenet9.main, "--run in/run --data.root in/data --out out", RUN),
+    "join_methods": (
+        join_methods.main, "in/measured in/of_lrp --out out",
+        "measured/results.json measured/per_image/rollout.csv of_lrp/results.json",
+    ),
     "part_thresholds": (part_thresholds.main, "--run in/run --out out", f"{RUN} {DATA}"),
     "prepare_waterbirds": (
         prepare_waterbirds.main,

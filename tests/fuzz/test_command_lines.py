@@ -48,7 +48,8 @@ def test_spoilt_arguments_and_files(name: str, source: Path) -> None:
 
 
 WHOLE = (
-    "compare_evaluations", "convert_checkpoint", "explain", "prepare_siim_acr", "prepare_waterbirds", "push_to_hub",
+    "compare_evaluations", "convert_checkpoint", "explain", "join_methods", "prepare_siim_acr", "prepare_waterbirds",
+    "push_to_hub",
 )  # fmt: skip
 
 

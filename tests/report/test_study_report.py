@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.errors import UserError
 from report.evaluation import write_evaluation_report
-from report.study import StudyRun, publish, write_study_report
+from report.study import StudyRun, check_publish, publish, write_study_report
 
 
 @pytest.fixture
@@ -47,6 +48,21 @@ def test_publish_copies_tables_comparisons_and_one_sheet_per_row(tmp_path: Path,
     assert names == {"table.json", "table.csv", "table.md", "sheet_two_stage.png"} | curves
     publish(tmp_path, runs, tmp_path / "unseen", sheets=False)
     assert {path.name for path in (tmp_path / "unseen").iterdir()} == names - {"sheet_two_stage.png"}
+
+
+def test_publishing_does_not_drop_published_runs(tmp_path: Path) -> None:
+    runs, docs = [run("vit", 0, 0.1, None), run("two_stage", 0, 0.8, None)], tmp_path / "docs"
+    check_publish(docs, [("vit", 0)])
+    write_study_report(tmp_path, "Title", "About.", runs)
+    publish(tmp_path, runs, docs)
+    check_publish(docs, [("vit", 0), ("two_stage", 0), ("k8", 0)])
+    with pytest.raises(UserError, match=r"also holds 1 run\(s\) .* such as two_stage, seed 0; "):
+        check_publish(docs, [("vit", 0), ("two_stage", 1)])
+    (docs / "table.json").write_text('{"runs": [{"row": "vit"}]}')
+    with pytest.raises(UserError, match=r"--publish: .*table.json is not the table of a study"):
+        check_publish(docs, [("vit", 0)])
+    with pytest.raises(UserError, match=r"--publish: cannot write to .*table.json"):
+        check_publish(docs / "table.json" / "below", [])
 
 
 def test_a_diverged_run_is_a_row_that_says_so(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 import evaluate
-from commands import compare_evaluations, demo, export, imagenet9, part_thresholds, prepare_waterbirds, push_to_hub
+from commands import (
+    compare_evaluations,
+    demo,
+    export,
+    imagenet9,
+    join_methods,
+    part_thresholds,
+    prepare_waterbirds,
+    push_to_hub,
+)
 from engine.run.command_line import parse_config
 from explain import __main__ as explain_images
 from slurm import submit
@@ -51,6 +60,7 @@ ONLY_PARSED: dict[str, Callable[[], object]] = {
     "-m commands.compare_evaluations": compare_evaluations.parse_args,
     "-m commands.demo": lambda: demo.parse_args(None),
     "-m commands.export": export.parse_args,
+    "-m commands.join_methods": join_methods.parse_args,
     "-m commands.push_to_hub": push_to_hub.parse_args,
     "-m commands.prepare_waterbirds": prepare_waterbirds.parse_args,
 }
