@@ -8,6 +8,7 @@ image and report.html to OUT. The contact sheets stay in the folders.
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -92,7 +93,7 @@ class Evaluation:
         shared = {key: (ours[key], theirs[key]) for key in BY_METRIC}
         shared |= {f"row {name}": (row, other.rows[name]) for name, row in self.rows.items() if name in other.rows}
         for name, (first, second) in shared.items():
-            for key in [key for key in first if key in second and first[key] != second[key]]:
+            for key in [key for key in first if key in second and not _same(first[key], second[key])]:
                 return f"{name}: {key} {_changed(first[key], second[key])}"
         tables = [next(iter(evaluation.images.values()), None) for evaluation in (self, other)]
         if tables[0] is not None and tables[1] is not None and list(tables[0].index) != list(tables[1].index):
@@ -103,6 +104,13 @@ class Evaluation:
 def has_numbers(row: dict[str, Any]) -> bool:
     """Whether all metrics of a row are numbers, or None for nan."""
     return all(value is None or isinstance(value, int | float) for key, value in row.items() if key != "row")
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Equal up to rounding: jobs may run on different devices. One image more or less is no rounding."""
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-6, abs_tol=1e-6)
+    return bool(first == second)
 
 
 def _changed(first: Any, second: Any) -> str:

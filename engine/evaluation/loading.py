@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from common.errors import UserError
+from common.transfer import on_host
 from datasets import Split, load_split
 from datasets.formats.notices import say_once
 from datasets.subset import sample_split
@@ -81,7 +82,8 @@ def read_fit_split(config: RunConfig, limit: int | None, metrics: Sequence[str],
 def fingerprint(model: nn.Module) -> str:
     """A hash of the model's weights (names and values), 16 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    named = sorted(model.state_dict().items())
+    for (name, _), tensor in zip(named, on_host(tensor for _, tensor in named), strict=True):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -22,8 +22,8 @@ EACH = {
     TO_HOST: 1,  # localization: components are found on the CPU
 }
 """What a GPU machine waits for with each method in each batch."""
-REST = {SYNC: 30, TO_HOST: 13}
-"""Everything else: what the methods themselves wait for, predictions without a method, examples, results."""
+REST = {SYNC: 30, TO_HOST: 14}
+"""Everything else: methods themselves, predictions without a method, fingerprint of the weights, examples, results."""
 
 PREDICTIONS = (320, 1562)
 """Calls of stage 2 and images in them."""
