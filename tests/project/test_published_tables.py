@@ -25,6 +25,17 @@ AS_MASKS = {
     "mask IoU (%)": "as_mask/mask_iou",
 }  # fmt: skip
 VIT, TWO_STAGE = {"plain ViT": "vit"}, {"two-stage": "two_stage", "two-stage ViT": "two_stage"}
+ATCON = {"accuracy (%)": STUDY["accuracy (%)"], "worst group (%)": STUDY["worst group (%)"]} | {
+    "agreement of the maps": "test/agreement", "consistency loss": "test/consistency",
+}  # fmt: skip
+BIRDS = {"birds: accuracy (%)": ATCON["accuracy (%)"]} | ATCON
+ALTERNATING, SHRINK = "alternating (`mask_by_second`", "alternating (`shrink`)"
+ATCON_ROWS = {
+    "continued": "continued_1e5", ALTERNATING: "alternating_3e6", SHRINK: "alternating_shrink_3e5",
+    "unsupervised": "unsupervised_3e6", "two-stage model": "two_stage",
+}  # fmt: skip
+BIRDS_ROWS = {name: f"birds_{row}" for name, row in {ALTERNATING: "alternating", SHRINK: "alternating_shrink"}.items()}
+BIRDS_ROWS |= {name: f"birds_{name}" for name in ("supervised", "continued", "unsupervised")}
 MASKS = {"true mask": "(true mask)", "its own": "(its own mask)"}
 
 
@@ -41,7 +52,7 @@ class Shown:
     rows: dict[str, str] = field(default_factory=dict)
     """Name of a row up to the first comma -> row in the results, if that is another."""
     later: str = ""
-    """Results of the rows with a dagger."""
+    """Results of the rows with a dagger, if they are not those of the others."""
 
 
 TABLES = [
@@ -53,6 +64,8 @@ TABLES = [
         "docs/real_photographs.md", "Row of the study", "real_birds/table.csv", STUDY,
         later="real_birds_second_machine/table.csv",
     ),
+    Shown("docs/atcon.md", "Test, mean ± std over 3 seeds | learning", "atcon_real_birds/table.csv", ATCON, ATCON_ROWS),
+    Shown("docs/atcon.md", "Test, mean ± std over 3 seeds | birds", "atcon_quickstart/table.csv", BIRDS, BIRDS_ROWS),
     Shown("docs/real_photographs.md", "Mask of stage 2", "explanations_real_birds/methods.csv", AS_MASKS, MASKS),
     Shown("docs/explanations.md", "Plain ViT, 300", "explanations_real_birds/methods.csv", MAPS),
     Shown("docs/explanations.md", "Stage 2, 300", "explanations_real_birds/methods_two_stage.csv", MAPS),
@@ -73,9 +86,8 @@ def read(shown: Shown) -> list[dict[str, str]]:
 
 def numbers(cell: str) -> list[tuple[float, float]]:
     """The numbers in a cell, with half a unit of their last digit."""
-    found = re.findall(r"\d+(?:\.(\d+))?", cell)
-    texts = re.findall(r"\d+(?:\.\d+)?", cell)
-    return [(float(text), 0.5 * 10.0 ** -len(digits)) for text, digits in zip(texts, found, strict=True)]
+    texts = re.findall(r"-?\d+(?:\.\d+)?", cell.replace("−", "-"))  # a minus sign
+    return [(float(text), 0.5 * 10.0 ** -len(text.partition(".")[2])) for text in texts]
 
 
 def published(name: str) -> pd.DataFrame:
@@ -93,7 +105,7 @@ def test_a_table_shows_what_was_published(shown: Shown) -> None:
     for row in read(shown):
         name = re.split(r"[,:]| †", row["row"])[0]
         name = shown.rows.get(name, name).strip("`")
-        results = files[shown.later if "†" in row["row"] else shown.results].loc[name]
+        results = files[shown.later if shown.later and "†" in row["row"] else shown.results].loc[name]
         for title, cell in row.items():
             key = shown.columns.get(title)
             if key is None or key not in results or pd.isna(results[key]):
@@ -101,7 +113,7 @@ def test_a_table_shows_what_was_published(shown: Shown) -> None:
                 continue
             ends = ("", "_std") if "±" in cell else ("", "/low", "/high")
             for (number, tolerance), end in zip(numbers(cell), ends, strict="±" in cell):
-                value = 100 * results[key + end]
+                value = results[key + end] * (100 if "(%)" in title else 1)
                 assert abs(number - value) <= tolerance + 1e-9, f"{name}, {title}: {cell}, published {value:.4f}"
                 checked += 1
     assert checked > 3
