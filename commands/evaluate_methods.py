@@ -100,6 +100,7 @@ def evaluate_methods(args: argparse.Namespace, overrides: list[str]) -> None:
     protocols = {name: metric.protocol() for name, metric in metrics[next(iter(metrics))].items()}
     details = settings_of(args, run, split) | {
         "stage": stage, "model_metrics": model_metrics, "inputs": source.inputs, "methods": source.methods,
+        "masks_for_weights": fingerprint(masked.model) if args.masks_for and masked else None,
         "protocol": protocols | checks.protocols(), "provenance": provenance(),
     }  # fmt: skip
     report = write_outputs(run, records, details, images)

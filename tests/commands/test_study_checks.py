@@ -97,3 +97,17 @@ def test_the_folder_of_a_study_has_a_name(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(SystemExit):
         script.main()
     assert not (tmp_path / "a-seed3").exists()
+
+
+def test_published_runs_are_kept_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    docs, path = tmp_path / "docs", study_file(tmp_path, rows=small_rows(), seeds=[0])
+    docs.mkdir()
+    (docs / "table.json").write_text(json.dumps({"runs": [{"row": "a", "seed": 0}, {"row": "b", "seed": 0}]}))
+    out = tmp_path / "runs"
+    flags = ["--out", str(out), "--publish", str(docs), "--rows", "a"]
+    monkeypatch.setattr("sys.argv", ["study.py", str(path), *flags])
+    with pytest.raises(SystemExit, match="2"):
+        script.main()
+    assert "such as b, seed 0; run them too" in capsys.readouterr().err and not out.exists()

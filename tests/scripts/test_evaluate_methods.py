@@ -123,6 +123,7 @@ def test_maps_of_a_plain_run_as_masks_of_a_two_stage_run(measure: Measure) -> No
     for key in ("as_mask/keep_ratio", "certificate/keep_ratio"):
         assert rows["rollout"][key] == pytest.approx(own["(its own mask)"]["as_mask/keep_ratio"])
     assert "certificate/holds" not in rows["(its own mask)"]  # the model under explanation has no mask
+    assert len({results["masks_for_weights"], results["inputs"]["weights"], None}) == 3
     assert results["masks_for"] == "two" and set(results["protocol"]) == {"certificate", "as_masks"}
 
 

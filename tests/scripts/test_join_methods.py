@@ -100,6 +100,7 @@ def test_a_joined_folder_takes_further_methods(monkeypatch: pytest.MonkeyPatch) 
         ({"model_metrics": {"accuracy": 1.0}}, "model_metrics: accuracy is 0.5 and 1.0"),
         ({"protocol": {"abpc": {"steps": 20}}}, "protocol: abpc steps is 10 and 20"),
         ({"masks_for": "runs/b"}, "masks_for is None and runs/b"),
+        ({"masks_for_weights": "bad"}, "masks_for_weights is None and bad"),
         ({"rows": [{"row": "rollout"}, {"row": "(true mask)", "iou": 0.5}]}, "row (true mask): iou is 1.0 and 0.5"),
         ({"rows": []}, "damaged or of an earlier version: 'rollout'); give a folder of evaluate.py --method"),
         ({"rows": [{"row": "rollout", "abpc": [1]}]}, "damaged or of an earlier version: rows)"),
